@@ -1,0 +1,49 @@
+# What a newcomer needs: make demo, make test. Everything lives in .venv; nothing needs root.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: setup demo test test-sweep lint format lock bench-memory clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# KEEP=1 leaves pools and daemon running and prints how to look around.
+demo: setup
+	$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+
+test: setup
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+
+# Kills the daemon at every single call that changes something; takes about ten minutes.
+test-sweep: setup
+	XOREPD_SWEEP=all $(BIN)/python -m pytest -n 4 tests/faults/test_killed_at_every_call.py
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Needs uv on the PATH; run it after a change of dependencies in pyproject.toml.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --group dev --output-file requirements.lock pyproject.toml
+
+# Peak memory of the daemon while it moves an 8 GiB disk that is full of data.
+bench-memory: setup
+	$(BIN)/python -m tests.bench.memory
+
+clean:
+	rm -rf .venv build dist

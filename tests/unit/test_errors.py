@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from xorepd import errors
+from xorepd.errors import (
+    Broken,
+    CertificateRefused,
+    ConfigError,
+    ControlError,
+    DataError,
+    DigestMismatch,
+    LoginRefused,
+    NotAllowed,
+    NotMaster,
+    ObjectBusy,
+    ObjectGone,
+    OutcomeUnknown,
+    ProtocolViolation,
+    Refused,
+    Remedy,
+    SessionLost,
+    StateError,
+    StreamCut,
+    TransferFailed,
+    XapiFailure,
+    XapiUnreachable,
+    XorepdError,
+)
+
+FILE = Path("/etc/xorepd/xorepd.toml")
+
+EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
+    (ConfigError(FILE, "jobs.web", "no such pool"), Remedy.OPERATOR, ["jobs.web", "no such pool"]),
+    (XapiUnreachable("prod", "10.0.0.1", "refused"), Remedy.RECONNECT, ["prod", "10.0.0.1"]),
+    (SessionLost("prod"), Remedy.RECONNECT, ["prod"]),
+    (NotMaster("prod", "10.0.0.2"), Remedy.RECONNECT, ["prod", "10.0.0.2"]),
+    (LoginRefused("prod", "root", "bad"), Remedy.OPERATOR, ["prod", "'root'", "password"]),
+    (CertificateRefused("prod", "h", "expired"), Remedy.OPERATOR, ["prod", "h", "fingerprint"]),
+    (ObjectGone("prod", "VDI", "OpaqueRef:1"), Remedy.RESYNC, ["prod", "VDI", "OpaqueRef:1"]),
+    (ObjectBusy("prod", "VDI", "OpaqueRef:1", "clone"), Remedy.RETRY, ["prod", "VDI", "clone"]),
+    (NotAllowed("prod", "LICENCE_RESTRICTION", ["x"]), Remedy.OPERATOR, ["prod", "x", "licence"]),
+    (XapiFailure("prod", "SR_FULL", ["1", "2"]), Remedy.OPERATOR, ["prod", "SR_FULL", "1, 2"]),
+    (Refused("VM web01: gone"), Remedy.OPERATOR, ["VM web01: gone"]),
+    (StreamCut("disk 0", 10, 20), Remedy.RETRY, ["disk 0", "10 of 20 bytes"]),
+    (StreamCut("disk 0", 10), Remedy.RETRY, ["disk 0", "after 10 bytes"]),
+    (ProtocolViolation("disk 0", "no VHD"), Remedy.RETRY, ["disk 0", "no VHD"]),
+    (TransferFailed("disk 0", "IO", ["a"], hint="look"), Remedy.RETRY, ["disk 0", "IO", "look"]),
+    (OutcomeUnknown("disk 0", "task gone"), Remedy.RETRY, ["disk 0", "unknown (task gone)"]),
+    (DigestMismatch("disk 0", "aa", "bb"), Remedy.RETRY, ["disk 0", "aa", "bb", "discarded"]),
+    (StateError("locked"), Remedy.OPERATOR, ["locked"]),
+    (ControlError("no such job", status=404), Remedy.OPERATOR, ["no such job"]),
+    (Broken(KeyError("x")), Remedy.OPERATOR, ["KeyError: 'x'", "please report it"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy", "texts"), EXAMPLES, ids=[type(each[0]).__name__ for each in EXAMPLES]
+)
+def test_error_has_its_remedy_and_names_its_object(
+    error: XorepdError, remedy: Remedy, texts: list[str]
+) -> None:
+    message = str(error)
+
+    assert error.remedy is remedy
+    assert all(text in message for text in texts), message
+
+
+def test_every_error_has_an_example_here() -> None:
+    shown = {cls for error, _, _ in EXAMPLES for cls in type(error).__mro__}
+    classes = [
+        cls
+        for _, cls in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(cls, XorepdError)
+    ]
+
+    assert set(classes) <= shown
+
+
+def test_every_error_is_drawn_in_the_tree() -> None:
+    drawn = errors.__doc__ or ""
+
+    assert all(cls.__name__ in drawn for error, _, _ in EXAMPLES for cls in [type(error)])
+
+
+def test_error_of_the_configuration_shows_value_and_hint() -> None:
+    error = ConfigError(FILE, "jobs.web.keep", "too small", value=0, hint="at least 1")
+
+    assert str(error) == f"{FILE}: jobs.web.keep = 0: too small; at least 1"
+
+
+def test_error_of_the_whole_configuration_file_names_the_file_only() -> None:
+    assert str(ConfigError(FILE, "", "no such file")) == f"{FILE}: no such file"
+
+
+def test_errors_of_data_are_told_from_errors_of_xapi() -> None:
+    assert issubclass(TransferFailed, DataError)
+    assert not issubclass(TransferFailed, errors.XapiError)
+
+
+def test_control_error_keeps_its_http_status() -> None:
+    assert ControlError("gone", status=410).status == 410
+    assert ControlError("bad").status == 400

@@ -1,0 +1,1 @@
+"""Incremental, agentless VM replication between XCP-ng and XenServer pools."""

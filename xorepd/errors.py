@@ -1,0 +1,252 @@
+"""Every exception that xorepd raises, each with what its reader should do about it.
+
+    XorepdError                    .remedy
+     ├─ ConfigError                OPERATOR   file, key, value, reason, hint
+     ├─ XapiError
+     │   ├─ XapiUnreachable        RECONNECT  wraps the cause
+     │   ├─ SessionLost            RECONNECT
+     │   ├─ NotMaster              RECONNECT  master
+     │   ├─ LoginRefused           OPERATOR
+     │   ├─ CertificateRefused     OPERATOR
+     │   ├─ ObjectGone             RESYNC     kind, ref
+     │   ├─ ObjectBusy             RETRY      kind, ref, operation
+     │   ├─ NotAllowed             OPERATOR   code, params
+     │   └─ XapiFailure            OPERATOR   code, params: any code not named above
+     ├─ Refused                    OPERATOR   preflight found a reason not to start
+     ├─ DataError
+     │   ├─ StreamCut              RETRY      the stream ended before its end
+     │   ├─ ProtocolViolation      RETRY      the stream is not what it claims to be
+     │   ├─ TransferFailed         RETRY      the pool says that the transfer failed
+     │   ├─ OutcomeUnknown         RETRY      the pool does not say how the transfer ended
+     │   └─ DigestMismatch         RETRY      what arrived is not what was sent
+     ├─ StateError                 OPERATOR   the history database cannot be used
+     ├─ ControlError               OPERATOR   a request on the control socket was refused
+     └─ Broken                     OPERATOR   a fault of xorepd itself
+
+A message is one sentence that names the object and the next thing to try. It never holds a secret:
+session references and URLs that carry them are credentials.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+
+class Remedy(Enum):
+    """What to do about an error, decided where it is understood and obeyed where it is handled."""
+
+    RETRY = "retry"
+    """The same work may succeed later, unchanged."""
+    RECONNECT = "reconnect"
+    """Open the connection anew, then as RETRY."""
+    RESYNC = "resync"
+    """What we believed about the pool is out of date: read it again and plan anew."""
+    OPERATOR = "operator"
+    """A person has to change something first."""
+
+
+def _details(code: str, params: list[str]) -> str:
+    """Return a XAPI error for people: its code, and what it says besides."""
+    said = ", ".join(param for param in params if param)
+    return f"{code} ({said})" if said else code
+
+
+class XorepdError(Exception):
+    """Base of everything that xorepd raises on purpose."""
+
+    remedy: Remedy = Remedy.OPERATOR
+
+
+class ConfigError(XorepdError):
+    """The configuration cannot be used; nothing of it has taken effect."""
+
+    def __init__(
+        self, file: Path, key: str, reason: str, *, value: object = None, hint: str = ""
+    ) -> None:
+        self.file, self.key, self.reason, self.value, self.hint = file, key, reason, value, hint
+        shown = f" = {value!r}" if value is not None else ""
+        where = f"{file}: {key}{shown}" if key else str(file)
+        super().__init__(f"{where}: {reason}" + (f"; {hint}" if hint else ""))
+
+
+class XapiError(XorepdError):
+    """Something between us and a pool's XAPI."""
+
+
+class XapiUnreachable(XapiError):
+    """No answer from a pool: refused, reset, timed out, or not HTTP."""
+
+    remedy = Remedy.RECONNECT
+
+    def __init__(self, pool: str, address: str, reason: str) -> None:
+        self.pool, self.address, self.reason = pool, address, reason
+        super().__init__(
+            f"pool {pool}: no answer from {address} ({reason}); "
+            "check the address, the network and that the toolstack runs"
+        )
+
+
+class SessionLost(XapiError):
+    """The pool no longer knows our session (restart, expiry, logout)."""
+
+    remedy = Remedy.RECONNECT
+
+    def __init__(self, pool: str) -> None:
+        self.pool = pool
+        super().__init__(f"pool {pool}: the session was lost; it is renewed at the next call")
+
+
+class NotMaster(XapiError):
+    """We spoke to a member; `master` is the address it named."""
+
+    remedy = Remedy.RECONNECT
+
+    def __init__(self, pool: str, master: str) -> None:
+        self.pool, self.master = pool, master
+        super().__init__(f"pool {pool}: the pool master is now {master}")
+
+
+class LoginRefused(XapiError):
+    """User name or password is wrong, or the user has no role."""
+
+    def __init__(self, pool: str, username: str, detail: str) -> None:
+        self.pool, self.username = pool, username
+        super().__init__(
+            f"pool {pool}: login of {username!r} was refused ({detail}); "
+            "check username and password of this pool in the configuration"
+        )
+
+
+class CertificateRefused(XapiError):
+    """The pool's TLS certificate is not the one that the configuration trusts."""
+
+    def __init__(self, pool: str, address: str, reason: str) -> None:
+        self.pool, self.address = pool, address
+        super().__init__(
+            f"pool {pool}: the certificate of {address} is not trusted ({reason}); "
+            "set ca_file or fingerprint of this pool to match it"
+        )
+
+
+class ObjectGone(XapiError):
+    """An object was destroyed, or never existed."""
+
+    remedy = Remedy.RESYNC
+
+    def __init__(self, pool: str, kind: str, ref: str) -> None:
+        self.pool, self.kind, self.ref = pool, kind, ref
+        super().__init__(f"pool {pool}: {kind} {ref} no longer exists")
+
+
+class ObjectBusy(XapiError):
+    """An object is in use or in the middle of another operation."""
+
+    remedy = Remedy.RETRY
+
+    def __init__(self, pool: str, kind: str, ref: str, operation: str) -> None:
+        self.pool, self.kind, self.ref, self.operation = pool, kind, ref, operation
+        super().__init__(
+            f"pool {pool}: {kind} {ref} is in use ({operation}); "
+            "the next run tries again, look for what holds it if that persists"
+        )
+
+
+class NotAllowed(XapiError):
+    """The pool refuses on principle: role, licence, blocked operation."""
+
+    def __init__(self, pool: str, code: str, params: list[str]) -> None:
+        self.pool, self.code, self.params = pool, code, params
+        super().__init__(
+            f"pool {pool}: refused with {_details(code, params)}; "
+            "check the role and licence of the account that xorepd uses there"
+        )
+
+
+class XapiFailure(XapiError):
+    """Any other failure, as XAPI reports it."""
+
+    def __init__(self, pool: str, code: str, params: list[str]) -> None:
+        self.pool, self.code, self.params = pool, code, params
+        super().__init__(
+            f"pool {pool}: XAPI failed with {_details(code, params)}; "
+            "the log of its master (/var/log/xensource.log) says more"
+        )
+
+
+class Refused(XorepdError):
+    """A run was not started, or was given up before its commit, for the reason in the message."""
+
+
+class DataError(XorepdError):
+    """Something went wrong with the bytes of a disk."""
+
+    remedy = Remedy.RETRY
+
+
+class StreamCut(DataError):
+    """A stream ended before the end that its own header announces."""
+
+    def __init__(self, what: str, received: int, expected: int | None = None) -> None:
+        self.what, self.received, self.expected = what, received, expected
+        of = f" of {expected}" if expected is not None else ""
+        super().__init__(f"{what}: the stream was cut after {received}{of} bytes")
+
+
+class ProtocolViolation(DataError):
+    """A stream contradicts itself or the format it claims to have."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        self.what, self.reason = what, reason
+        super().__init__(f"{what}: {reason}")
+
+
+class TransferFailed(DataError):
+    """The pool reports that an import or export of ours failed."""
+
+    def __init__(self, what: str, code: str, params: list[str], *, hint: str = "") -> None:
+        self.what, self.code, self.params = what, code, params
+        super().__init__(
+            f"{what}: XAPI failed with {_details(code, params)}" + (f"; {hint}" if hint else "")
+        )
+
+
+class OutcomeUnknown(DataError):
+    """Nobody can say whether an import or export of ours succeeded: it counts as failed."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        self.what, self.reason = what, reason
+        super().__init__(f"{what}: how it ended is unknown ({reason})")
+
+
+class DigestMismatch(DataError):
+    """What was read back from the target differs from what was read from the source."""
+
+    def __init__(self, what: str, expected: str, found: str) -> None:
+        self.what, self.expected, self.found = what, expected, found
+        super().__init__(
+            f"{what}: read back from the target it differs from what was sent "
+            f"(digest {found}, expected {expected}); this point is discarded"
+        )
+
+
+class StateError(XorepdError):
+    """The state directory or its database cannot be used."""
+
+
+class ControlError(XorepdError):
+    """A request on the control socket was refused; `status` is the HTTP status that says so."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class Broken(XorepdError):
+    """A fault of ours: the log has the traceback."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(
+            f"internal error, {type(cause).__name__}: {cause}; "
+            "please report it with the traceback in the daemon's log"
+        )

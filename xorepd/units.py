@@ -1,0 +1,62 @@
+"""Sizes and durations as people write and read them."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
+TiB = 1024 * GiB
+
+_SIZES = {"": 1, "B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}
+_DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a text such as `64MiB`, `1.5 GiB` or `4096` means.
+
+    Raises:
+        ValueError: it is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write it like 64MiB or 1.5GiB")
+    return int(Fraction(match[1]) * _SIZES[match[2] or ""])
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that a text such as `15m`, `1h30m` or `20s` means.
+
+    Raises:
+        ValueError: it is not a duration.
+    """
+    compact = text.replace(" ", "")
+    if not compact or _DURATION_PART.sub("", compact):
+        raise ValueError(f"{text!r} is not a duration; write it like 30s, 15m or 1h30m")
+    return sum(float(n) * _DURATIONS[unit] for n, unit in _DURATION_PART.findall(compact))
+
+
+def format_size(size: float) -> str:
+    """Return a size for people: `512 B`, `2.0 MiB`, `8.0 GiB`."""
+    for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+        if abs(size) >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration for people: `0.4 s`, `42 s`, `3 m 20 s`, `2 h 5 m`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} m"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
