@@ -1,0 +1,103 @@
+"""What the disk handlers have in common: who may, which VDI, which host, which task.
+
+Source: xapi: ocaml/xapi/xapi_http.ml, importexport.ml.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from xorepd.lab.calls import OutsideCall
+from xorepd.lab.failures import NULL, ApiError
+from xorepd.lab.faults import Fault
+from xorepd.lab.http import Connection, Request
+from xorepd.lab.pools import Pool
+from xorepd.lab.rules import hosts_of
+
+FORMATS = {"raw": "application/octet-stream", "vhd": "application/vhd"}
+IO_ERROR = ApiError("VDI_IO_ERROR", "Device I/O errors")
+
+
+class Unauthorised(Exception):
+    """No or bad credentials: 401."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One request at a door."""
+
+    pool: Pool
+    host: str
+    request: Request
+    connection: Connection
+    record: OutsideCall
+    fault: Fault | None
+
+    @property
+    def format(self) -> str:
+        return self.request.parameter("format") or "raw"
+
+
+@asynccontextmanager
+async def credentials(visit: Visit) -> AsyncIterator[str]:
+    """Give the session of a request; one of our own for a user and password, while it lasts.
+
+    Raises:
+        Unauthorised: There is none, or it is not good.
+    """
+    request, sessions = visit.request, visit.pool.sessions
+    session = request.cookies.get("session_id", request.query.get("session_id"))
+    if session is not None:
+        try:
+            sessions.check(session)
+        except ApiError as error:
+            raise Unauthorised from error
+        yield session
+        return
+    given = request.basic_credentials
+    if given is None:
+        raise Unauthorised
+    try:
+        session = await sessions.login(visit.host, *given, originator="")
+    except ApiError as error:
+        raise Unauthorised from error
+    try:
+        yield session
+    finally:
+        sessions.logout(session)
+
+
+def find(pool: Pool, cls: str, name: str) -> str:
+    """Return an object by reference or UUID; UUID_INVALID when it is neither."""
+    return name if pool.db.exists(cls, name) else pool.db.by_uuid(cls, name)
+
+
+def other_host(visit: Visit, sr: str) -> str | None:
+    """Return where to send the client when this host does not see the SR, else None.
+
+    Raises:
+        ApiError: NO_HOSTS_AVAILABLE.
+    """
+    hosts = hosts_of(visit.pool.db, sr)
+    if visit.host in hosts:
+        return None
+    if not hosts:
+        raise ApiError("NO_HOSTS_AVAILABLE")
+    address = visit.pool.address(visit.pool.db.rng.choice(hosts))
+    # Real hosts listen on 443 and the Location has no port; here it needs one to lead anywhere.
+    request = visit.request
+    query = f"?{request.raw_query}" if request.raw_query else ""
+    return f"https://{address}:{visit.pool.https_port}{request.path}{query}"
+
+
+@asynccontextmanager
+async def task_of(visit: Visit, label: str) -> AsyncIterator[str]:
+    """Give the task of a request: the client's, or one of our own that goes at the end."""
+    tasks = visit.pool.tasks
+    given = visit.request.parameter("task_id")
+    if given is not None and given != NULL:
+        visit.pool.db.row("task", given)
+        yield given
+        return
+    with tasks.temporary(label) as task:
+        yield task

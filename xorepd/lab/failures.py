@@ -1,0 +1,58 @@
+"""What a XAPI call can fail with: a code and a list of strings, nothing else."""
+
+NULL = "OpaqueRef:NULL"
+
+
+class ApiError(Exception):
+    """A failure that the client sees, as `[code, *params]`.
+
+    Codes and parameters follow xapi: ocaml/xapi-consts/api_errors.ml and the code raising them.
+    """
+
+    def __init__(self, code: str, *params: str) -> None:
+        super().__init__(code, *params)
+        self.code = code
+        self.params = params
+
+    @property
+    def description(self) -> list[str]:
+        return [self.code, *self.params]
+
+    def __str__(self) -> str:
+        return f"{self.code}: [ {'; '.join(self.params)} ]"
+
+
+def handle_invalid(cls: str, ref: str) -> ApiError:
+    return ApiError("HANDLE_INVALID", cls, ref)
+
+
+def internal_error(text: str) -> ApiError:
+    return ApiError("INTERNAL_ERROR", text)
+
+
+BACKEND_TEXTS = {
+    24: "The VDI is currently in use",
+    43: "The VDI already exists",
+    44: "There is insufficient space",
+    46: "The VDI is not available",
+    47: "The SR is not available",
+    64: "Failed to remove VDI",
+    65: "Failed to load VDI",
+    78: "VDI Creation failed",
+    79: "VDI Invalid size",
+    80: "Failed to mark VDI hidden",
+    81: "Failed to clone VDI",
+    82: "Failed to snapshot VDI",
+    109: "The snapshot chain is too long",
+    110: "VDI resize failed",
+    200: "General IO error",
+}
+"""From sm: libs/sm/core/XE_SR_ERRORCODES.xml."""
+
+
+def backend_failure(number: int, detail: str = "") -> ApiError:
+    """Return a storage driver's fault as xapi: ocaml/xapi/sm_exec.ml reports it."""
+    text = BACKEND_TEXTS.get(number, "General backend error")
+    if detail:
+        text = f"{text} [opterr={detail}]"
+    return ApiError(f"SR_BACKEND_FAILURE_{number}", "", text, "")

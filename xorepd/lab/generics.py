@@ -1,0 +1,137 @@
+"""The calls that every class has: records, lookups, getters, setters, members of sets and maps.
+
+Source: xapi: ocaml/idl/datamodel_utils.ml (new_messages_of_field, messages of objects).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from xorepd.lab.datamodel import CLASSES
+from xorepd.lab.dispatch import Call, Handler, Method, Parameter, register
+from xorepd.lab.failures import ApiError, internal_error
+from xorepd.lab.filters import parse_filter
+from xorepd.lab.schema import ClassSpec, Field, Type, coerce
+
+WITHOUT_LISTS = {"session", "event"}
+STRING = Type("string")
+
+
+def create_arguments(cls: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Check the struct of a `create` call and return its fields, defaults filled in.
+
+    Unknown members are ignored. Raises INTERNAL_ERROR for a missing required one, as the real
+    dispatcher does.
+    """
+    found: dict[str, Any] = {}
+    for name, field in CLASSES[cls].fields.items():
+        if not field.required and not field.optional:
+            continue
+        if name in record:
+            found[name] = coerce(field.type, record[name], name)
+        elif field.required:
+            raise internal_error(f'Server_helpers.Dispatcher_FieldNotFound("{name}")')
+        else:
+            found[name] = field.fresh()
+    return found
+
+
+def add_to_map(call: Call, cls: str, ref: str, field: str, key: str, value: Any) -> None:
+    """Add one key; MAP_DUPLICATE_KEY when it is there."""
+    db = call.pool.db
+    if key in db.get(cls, ref, field):
+        raise ApiError("MAP_DUPLICATE_KEY", cls, field, db.get(cls, ref, "uuid"), key)
+    db.put(cls, ref, field, key, value)
+
+
+def register_generics() -> None:
+    """Declare the implicit messages of all classes."""
+    for spec in CLASSES.values():
+        for method in _of_class(spec):
+            register(method, replace=False)
+        for field in spec.fields.values():
+            for method in _of_field(spec, field):
+                register(method, replace=False)
+
+
+def _method(name: str, parameters: list[Parameter], handler: Handler) -> Method:
+    return Method(name, tuple(parameters), handler, asynchronous=False, tracked=False)
+
+
+def _self(spec: ClassSpec) -> Parameter:
+    return Parameter("self", Type("ref", spec.name), mandatory=True)
+
+
+def _string(name: str) -> Parameter:
+    return Parameter(name, STRING, mandatory=True)
+
+
+def _of_class(spec: ClassSpec) -> Iterator[Method]:
+    cls = spec.name
+
+    def get_record(call: Call, ref: str) -> dict[str, Any]:
+        return call.pool.db.record(cls, ref)
+
+    def get_by_uuid(call: Call, uuid: str) -> str:
+        return call.pool.db.by_uuid(cls, uuid)
+
+    def get_by_name_label(call: Call, label: str) -> list[str]:
+        return list(call.pool.db.select(cls, name_label=label))
+
+    def get_all(call: Call) -> list[str]:
+        return call.pool.db.refs(cls)
+
+    def get_all_records(call: Call) -> dict[str, Any]:
+        return {ref: call.pool.db.record(cls, ref) for ref in call.pool.db.refs(cls)}
+
+    def get_all_records_where(call: Call, expr: str) -> dict[str, Any]:
+        matches = parse_filter(expr)
+        return {ref: record for ref, record in get_all_records(call).items() if matches(record)}
+
+    yield _method(f"{cls}.get_record", [_self(spec)], get_record)
+    yield _method(f"{cls}.get_by_uuid", [_string("uuid")], get_by_uuid)
+    if "name_label" in spec.fields:
+        yield _method(f"{cls}.get_by_name_label", [_string("label")], get_by_name_label)
+    if cls not in WITHOUT_LISTS:
+        yield _method(f"{cls}.get_all", [], get_all)
+        yield _method(f"{cls}.get_all_records", [], get_all_records)
+        yield _method(f"{cls}.get_all_records_where", [_string("expr")], get_all_records_where)
+
+
+def _of_field(spec: ClassSpec, field: Field) -> Iterator[Method]:
+    cls, name = spec.name, field.name
+
+    def getter(call: Call, ref: str) -> Any:
+        return call.pool.db.get(cls, ref, name)
+
+    def setter(call: Call, ref: str, value: Any) -> None:
+        call.pool.db.set(cls, ref, **{name: value})
+
+    def add_key(call: Call, ref: str, key: str, value: Any) -> None:
+        add_to_map(call, cls, ref, name, key, value)
+
+    def remove_key(call: Call, ref: str, key: str) -> None:
+        call.pool.db.drop(cls, ref, name, key)
+
+    def add_member(call: Call, ref: str, value: str) -> None:
+        present = call.pool.db.get(cls, ref, name)
+        if value not in present:
+            call.pool.db.set(cls, ref, **{name: [*present, value]})
+
+    def remove_member(call: Call, ref: str, value: str) -> None:
+        present = call.pool.db.get(cls, ref, name)
+        call.pool.db.set(cls, ref, **{name: [v for v in present if v != value]})
+
+    own = _self(spec)
+    yield _method(f"{cls}.get_{name}", [own], getter)
+    if not field.writable:
+        return
+    value = Parameter(name, field.type, mandatory=True)
+    yield _method(f"{cls}.set_{name}", [own, value], setter)
+    if field.type.kind == "map" and field.type.key and field.type.item:
+        key = Parameter("key", field.type.key, mandatory=True)
+        item = Parameter("value", field.type.item, mandatory=True)
+        yield _method(f"{cls}.add_to_{name}", [own, key, item], add_key)
+        yield _method(f"{cls}.remove_from_{name}", [own, key], remove_key)
+    elif field.type.kind == "set" and field.type.item == STRING:
+        yield _method(f"{cls}.add_{name}", [own, _string("value")], add_member)
+        yield _method(f"{cls}.remove_{name}", [own, _string("value")], remove_member)

@@ -1,0 +1,269 @@
+"""HTTP/1.x as XAPI's own server speaks it, quirks included: no library would answer like this.
+
+Source: xapi: ocaml/libs/http-lib/http_svr.ml, http.ml, ocaml/xapi-consts/constants.ml.
+"""
+
+import asyncio
+import base64
+import binascii
+import html
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote
+
+MAX_HEADER = 1024
+"""Bytes of a whole request header on TCP."""
+MAX_BODY = 307200
+"""Bytes of an RPC."""
+READ_TIMEOUT_S = 10.0
+HEADER_TIMEOUT_S = 60.0
+READ_SIZE = 1 << 20
+NO_CACHE = "cache-control: no-cache, no-store"
+
+
+class HttpError(Exception):
+    """The request cannot be understood; the status line says why, and the connection closes."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Disconnected(Exception):
+    """The other side is gone, or this side wants the connection cut without a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    path: str
+    raw_query: str
+    version: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    """Names in lower case."""
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def keep_alive(self) -> bool:
+        if self.version == "1.0":
+            return False
+        return self.headers.get("connection", "").lower() != "close"
+
+    @property
+    def content_length(self) -> int | None:
+        text = self.headers.get("content-length")
+        return int(text) if text is not None and text.isdigit() else None
+
+    @property
+    def basic_credentials(self) -> tuple[str, str] | None:
+        scheme, _, encoded = self.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        try:
+            user, colon, password = base64.b64decode(encoded).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        return (user, password) if colon else None
+
+    @property
+    def task_keys(self) -> dict[str, str]:
+        """What `x-http-other-config-<k>` headers put into `other_config` of the call's task."""
+        prefix = "x-http-other-config-"
+        return {
+            f"http:{name.removeprefix(prefix)}": value
+            for name, value in self.headers.items()
+            if name.startswith(prefix)
+        }
+
+    def parameter(self, name: str) -> str | None:
+        """Return a parameter of the query, else of the cookie."""
+        return self.query.get(name, self.cookies.get(name))
+
+
+def parse_header(raw: bytes) -> Request:
+    lines = raw.decode("latin-1").split("\r\n")
+    words = lines[0].split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/"):
+        raise HttpError("400 Bad Request")
+    method, target, version = words
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip().lower()] = value.strip()
+    path, _, raw_query = target.partition("?")
+    cookies = {
+        name.strip(): unquote(value.strip())
+        for name, _, value in (
+            part.partition("=") for part in re.split("[;&]", headers.get("cookie", ""))
+        )
+        if name.strip()
+    }
+    return Request(
+        method=method,
+        path=unquote(path),
+        raw_query=raw_query,
+        version=version.removeprefix("HTTP/"),
+        query=dict(parse_qsl(raw_query, keep_blank_values=True)),
+        headers=headers,
+        cookies=cookies,
+    )
+
+
+class Connection:
+    """One client's connection: reading with what was read too far, writing with back-pressure."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._buffer = bytearray()
+        self._first = True
+
+    async def read_request(self) -> Request | None:
+        """Return the next request, None when the client is done.
+
+        Raises:
+            HttpError: 431 for a header of more than 1024 bytes, 408 for a slow first one. Later
+                requests on a connection that was kept open may take any time.
+        """
+        try:
+            async with asyncio.timeout(HEADER_TIMEOUT_S if self._first else None):
+                while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+                    if len(self._buffer) > MAX_HEADER:
+                        raise HttpError("431 Request Header Fields Too Large")
+                    async with asyncio.timeout(READ_TIMEOUT_S if self._first else None):
+                        piece = await self._receive(READ_SIZE)
+                    if not piece:
+                        return None
+                    self._buffer += piece
+        except TimeoutError:
+            raise HttpError("408 Request Timeout") from None
+        if end + 4 > MAX_HEADER:
+            raise HttpError("431 Request Header Fields Too Large")
+        raw = bytes(self._buffer[:end])
+        del self._buffer[: end + 4]
+        self._first = False
+        return parse_header(raw)
+
+    async def read(self, limit: int = READ_SIZE) -> bytes:
+        """Return up to `limit` bytes of a body, b"" at the end of the connection."""
+        if self._buffer:
+            piece = bytes(self._buffer[:limit])
+            del self._buffer[:limit]
+            return piece
+        return await self._receive(limit)
+
+    async def read_exactly(self, length: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < length:
+            piece = await self.read(length - len(parts))
+            if not piece:
+                raise Disconnected
+            parts += piece
+        return bytes(parts)
+
+    async def gone(self) -> None:
+        """Wait until the client, which has nothing more to say, closes its side."""
+        while await self._receive(READ_SIZE):
+            pass
+
+    async def send(self, data: bytes) -> None:
+        """Write, and wait while the client is slower than we are."""
+        if self._writer.is_closing():
+            raise Disconnected
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except (ConnectionError, OSError) as error:
+            raise Disconnected from error
+
+    def cut(self) -> None:
+        """Reset the connection: nothing more is sent, not even what was written."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        try:
+            self._writer.close()
+            await self._writer.wait_closed()
+        except (ConnectionError, OSError):
+            self.cut()
+
+    async def _receive(self, limit: int) -> bytes:
+        try:
+            return await self._reader.read(limit)
+        except (ConnectionError, OSError) as error:
+            raise Disconnected from error
+
+
+def response(
+    status: str,
+    body: bytes = b"",
+    content_type: str = "text/html",
+    keep_alive: bool = False,
+    version: str = "1.1",
+    extra: tuple[str, ...] = (),
+) -> bytes:
+    """Return a whole response with a length."""
+    lines = [
+        f"HTTP/{version} {status}",
+        f"content-length: {len(body)}",
+        f"connection: {'keep-alive' if keep_alive else 'close'}",
+        NO_CACHE,
+        f"content-type: {content_type}",
+        "access-control-allow-origin: *",
+        "access-control-allow-headers: X-Requested-With",
+        *extra,
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+def stream_head(task: str, content_type: str, *extra: str) -> bytes:
+    """Return the header that the disk handlers send before they start to work."""
+    lines = [
+        "HTTP/1.1 200 OK",
+        "Connection: close",
+        "Cache-Control: no-cache, no-store",
+        f"task-id:{task}",
+        f"content-type:{content_type}",
+        *extra,
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def missing(version: str = "1.0") -> bytes:
+    return f"HTTP/{version} 404 Not Found\r\nConnection: close\r\n{NO_CACHE}\r\n\r\n".encode()
+
+
+def bad_request() -> bytes:
+    return f"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n{NO_CACHE}\r\n\r\n".encode()
+
+
+def redirect(location: str) -> bytes:
+    lines = ["HTTP/1.1 302 Found", "Connection: close", NO_CACHE, f"Location: {location}"]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def error_page(status: str, text: str, version: str = "1.1", extra: tuple[str, ...] = ()) -> bytes:
+    """Return the HTML page of a status; it repeats the version of the request."""
+    return response(
+        status, f"<html><body>{text}</body></html>".encode(), version=version, extra=extra
+    )
+
+
+def internal_error_page(additional: str, version: str = "1.1") -> bytes:
+    text = (
+        "<h1>HTTP 500 internal server error</h1>An unexpected error occurred; please wait a while"
+        " and try again. If the problem persists, please contact your support representative."
+        f"<h1> Additional information </h1>{html.escape(additional, quote=False)}"
+    )
+    return error_page("500 Internal Error", text, version)
+
+
+def unauthorised_page(realm: str, version: str = "1.1") -> bytes:
+    return error_page(
+        "401 Unauthorised",
+        "<h1>HTTP 401 unauthorised</h1>Please check your credentials and retry.",
+        version,
+        (f'WWW-Authenticate: Basic realm="{realm}"',),
+    )

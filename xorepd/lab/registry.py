@@ -1,0 +1,215 @@
+"""All objects of one pool, by reference. Every change goes through here and becomes an event.
+
+Each change moves the pool's generation on by one; an object remembers the generation it was created
+and last changed at, a table the last deletions. That is all `event.from` needs.
+
+    generation  41        42         43          44
+                create A  create B   modify A    delete B
+    token 41 →  mod A (43); nothing of B, which came and went in between
+
+Source: xapi: ocaml/database/db_cache_types.ml, db_cache_impl.ml.
+"""
+
+import asyncio
+import random
+import uuid as uuids
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from xorepd.lab.datamodel import CLASSES, RELATIONS
+from xorepd.lab.failures import NULL, ApiError, handle_invalid
+
+DELETIONS_HIGH = 512
+DELETIONS_KEPT = 256
+"""A table's memory of deletions is cut to the lower value when it passes the higher."""
+
+_FORWARD = {(r.cls, r.field): r for r in RELATIONS}
+_FORWARD_OF: dict[str, list[str]] = defaultdict(list)
+for _relation in RELATIONS:
+    _FORWARD_OF[_relation.cls].append(_relation.field)
+
+
+@dataclass(slots=True)
+class Row:
+    cls: str
+    ref: str
+    fields: dict[str, Any]
+    created: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    generation: int
+    created: int
+    ref: str
+
+
+class Registry:
+    """Objects with referential integrity, generations, and waiting for changes."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.generation = 1
+        self.tables: dict[str, dict[str, Row]] = {name: {} for name in CLASSES}
+        self.deletions: dict[str, list[Deletion]] = {name: [] for name in CLASSES}
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    # -- identifiers ----------------------------------------------------------------------------
+
+    def new_uuid(self) -> str:
+        return str(uuids.UUID(int=self.rng.getrandbits(128), version=4))
+
+    def new_ref(self) -> str:
+        return f"OpaqueRef:{self.new_uuid()}"
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def exists(self, cls: str, ref: str) -> bool:
+        return ref in self.tables[cls]
+
+    def row(self, cls: str, ref: str) -> Row:
+        """Return an object; HANDLE_INVALID [class, ref] when it is gone or of another class."""
+        found = self.tables[cls].get(ref)
+        if found is None:
+            raise handle_invalid(cls, ref)
+        return found
+
+    def get(self, cls: str, ref: str, field: str) -> Any:
+        return self.row(cls, ref).fields[field]
+
+    def record(self, cls: str, ref: str) -> dict[str, Any]:
+        """Return a copy of the record; its sets and maps are the registry's own: do not change."""
+        return dict(self.row(cls, ref).fields)
+
+    def refs(self, cls: str) -> list[str]:
+        return list(self.tables[cls])
+
+    def select(self, cls: str, /, **wanted: Any) -> Iterator[str]:
+        """Yield the references of all objects whose fields equal what is given."""
+        for ref, row in list(self.tables[cls].items()):
+            if all(row.fields[name] == value for name, value in wanted.items()):
+                yield ref
+
+    def by_uuid(self, cls: str, uuid: str) -> str:
+        for ref in self.select(cls, uuid=uuid):
+            return ref
+        raise ApiError("UUID_INVALID", cls, uuid)
+
+    def one(self, cls: str, /, **wanted: Any) -> str:
+        """Return the only object that fits; for what the lab itself relies on."""
+        found = list(self.select(cls, **wanted))
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} objects of class {cls} with {wanted}")
+        return found[0]
+
+    # -- changing -------------------------------------------------------------------------------
+
+    def create(self, cls: str, /, **fields: Any) -> str:
+        """Add an object. What is not given has its default; `uuid` and `ref` may be given."""
+        ref = str(fields.pop("ref", "") or self.new_ref())
+        values = CLASSES[cls].blank()
+        unknown = fields.keys() - values.keys()
+        if unknown:
+            raise KeyError(f"{cls} has no {', '.join(sorted(unknown))}")
+        values.update(fields)
+        if not values["uuid"]:
+            values["uuid"] = self.new_uuid()
+        self.generation += 1
+        self.tables[cls][ref] = Row(cls, ref, values, self.generation, self.generation)
+        for name in _FORWARD_OF[cls]:
+            self._link(cls, name, ref, values[name])
+        self._changed()
+        return ref
+
+    def set(self, cls: str, ref: str, /, **fields: Any) -> None:
+        """Write fields. Writing what is there already is no change and makes no event."""
+        row = self.row(cls, ref)
+        for name, value in fields.items():
+            old = row.fields[name]
+            if old == value:
+                continue
+            row.fields[name] = value
+            self._bump(row)
+            if (cls, name) in _FORWARD:
+                self._unlink(cls, name, ref, old)
+                self._link(cls, name, ref, value)
+
+    def put(self, cls: str, ref: str, field: str, key: str, value: Any) -> None:
+        """Set one key of a map."""
+        self.set(cls, ref, **{field: {**self.get(cls, ref, field), key: value}})
+
+    def drop(self, cls: str, ref: str, field: str, key: str) -> None:
+        """Remove one key of a map; nothing happens when it is absent."""
+        kept = {k: v for k, v in self.get(cls, ref, field).items() if k != key}
+        self.set(cls, ref, **{field: kept})
+
+    def touch(self, cls: str, ref: str) -> None:
+        """Make a `mod` event without changing anything."""
+        self._bump(self.row(cls, ref))
+
+    def destroy(self, cls: str, ref: str) -> None:
+        """Remove an object. References to it dangle; sets that listed it forget it."""
+        row = self.row(cls, ref)
+        for name in _FORWARD_OF[cls]:
+            self._unlink(cls, name, ref, row.fields[name])
+        del self.tables[cls][ref]
+        self.generation += 1
+        gone = self.deletions[cls]
+        gone.append(Deletion(self.generation, row.created, ref))
+        if len(gone) > DELETIONS_HIGH:
+            del gone[:-DELETIONS_KEPT]
+        self._changed()
+
+    def forget(self, cls: str) -> None:
+        """Drop a whole table without a word, as a restarted toolstack does with its tasks."""
+        self.tables[cls].clear()
+        self.generation += 1
+        self._changed()
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    async def changed(self) -> None:
+        """Wait for the next change."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+    def wake(self) -> None:
+        """Let everybody who waits look again."""
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _bump(self, row: Row) -> None:
+        self.generation += 1
+        row.modified = self.generation
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._waiting:
+            self.wake()
+
+    def _link(self, cls: str, field: str, ref: str, target_ref: str) -> None:
+        relation = _FORWARD[cls, field]
+        target = self.tables[relation.target].get(target_ref)
+        if target is not None and ref not in target.fields[relation.inverse]:
+            target.fields[relation.inverse] = [*target.fields[relation.inverse], ref]
+            self._bump(target)
+
+    def _unlink(self, cls: str, field: str, ref: str, target_ref: str) -> None:
+        if target_ref == NULL:
+            return
+        relation = _FORWARD[cls, field]
+        target = self.tables[relation.target].get(target_ref)
+        if target is not None and ref in target.fields[relation.inverse]:
+            kept = [other for other in target.fields[relation.inverse] if other != ref]
+            target.fields[relation.inverse] = kept
+            self._bump(target)
