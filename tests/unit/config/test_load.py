@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.parts import JOB, POOLS, settings_of, write
+from xorepd.config.load import load
+from xorepd.config.models import Verify
+from xorepd.errors import ConfigError
+from xorepd.units import GiB, MiB
+
+
+def refused(directory: Path, text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        settings_of(directory, text)
+    assert caught.value.file == directory / "xorepd.toml"
+    return caught.value
+
+
+def test_job_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
+    job = settings_of(tmp_path).jobs["web"]
+
+    assert (job.keep, job.max_vms, job.verify, job.enabled) == (3, 2, Verify.SAMPLE, True)
+    assert (job.source_reserve, job.target_reserve, job.deadline) == (GiB, GiB, 86400.0)
+    assert (job.timezone.key, job.transport.name, dict(job.networks)) == ("UTC", "direct", {})
+
+
+def test_job_keeps_its_id_as_long_as_its_name(tmp_path: Path) -> None:
+    # Restore points out there carry it: this value may never change.
+    assert settings_of(tmp_path).jobs["web"].id == "a35084bd-8772-5fa1-b1e0-f69c0eaa6e13"
+
+
+def test_values_are_typed_inside(tmp_path: Path) -> None:
+    text = POOLS + JOB + 'source_reserve = "64MiB"\ndeadline = "1h30m"\nverify = "full"\n'
+
+    job = settings_of(tmp_path, text).jobs["web"]
+
+    assert (job.source_reserve, job.deadline, job.verify) == (64 * MiB, 5400.0, Verify.FULL)
+
+
+def test_transport_table_keeps_its_options_raw(tmp_path: Path) -> None:
+    text = POOLS + JOB + 'transport = { name = "throttled", rate = "10MiB", burst = 2 }\n'
+
+    transport = settings_of(tmp_path, text).jobs["web"].transport
+
+    assert (transport.name, dict(transport.options)) == ("throttled", {"rate": "10MiB", "burst": 2})
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    text = '[daemon]\nsocket = "run/c.sock"\nstate_dir = "/srv/x"\n'
+
+    daemon = settings_of(tmp_path, text).daemon
+
+    assert (daemon.socket, daemon.state_dir) == (tmp_path / "run/c.sock", Path("/srv/x"))
+
+
+def test_fingerprint_is_taken_as_openssl_prints_it(tmp_path: Path) -> None:
+    printed = ":".join(["AB"] * 32)
+    text = POOLS.replace("[pools.dr]", f'fingerprint = "sha256:{printed}"\n[pools.dr]')
+
+    assert settings_of(tmp_path, text).pools["prod"].fingerprint == ("ab" * 32,)
+
+
+def test_each_host_of_a_pool_may_have_a_fingerprint(tmp_path: Path) -> None:
+    both = ", ".join(f'"sha256:{digits * 32}"' for digits in ("ab", "cd"))
+    text = POOLS.replace("[pools.dr]", f"fingerprint = [{both}]\n[pools.dr]")
+
+    settings = settings_of(tmp_path, text)
+
+    assert settings.pools["prod"].fingerprint == ("ab" * 32, "cd" * 32)
+
+
+def test_variables_are_replaced_in_every_string(tmp_path: Path) -> None:
+    text = POOLS + JOB.replace('"web01"', '"${VM}-${VM}", "a$$b", "$plain"')
+
+    assert settings_of(tmp_path, text, VM="x").jobs["web"].vms == ("x-x", "a$b", "$plain")
+
+
+def test_settings_cannot_be_changed(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+
+    with pytest.raises(TypeError):
+        settings.jobs["other"] = settings.jobs["web"]  # type: ignore[index]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "words"),
+    [
+        ("vms =", "vmz =", "jobs.web.vmz", "did you mean 'vms'?"),
+        ("[jobs.web]", "[jobz.web]", "jobz", "did you mean 'jobs'?"),
+        ("sr =", "srr =", "jobs.web.target.srr", "did you mean 'sr'?"),
+        ("schedule", 'name = "x"\nschedule', "jobs.web.name", "no such key"),
+        ('source = "prod"', 'source = "prd"', "jobs.web.source", "did you mean 'prod'?"),
+        ('pool = "dr"', 'pool = "x"', "jobs.web.target.pool", "add a table [pools.x]"),
+        ('source = "prod"\n', "", "jobs.web", "'source' is required"),
+        ('"web01"', '"a", "a"', "jobs.web.vms", "'a' stands there twice"),
+        ('"web01"', "", "jobs.web.vms", "at least one"),
+        ('["web01"]', '"web01"', "jobs.web.vms", "must be a list"),
+        ('{ pool = "dr", sr = "dr-storage" }', '"dr"', "jobs.web.target", "must be a table"),
+        ('"web01"', "1", "jobs.web.vms[0]", "valid string"),
+        ('"web01"', '"${NOPE}"', "jobs.web.vms[0]", "no variable NOPE"),
+        ('"web01"', '"${NOPE"', "jobs.web.vms[0]", "${NAME}"),
+        ("schedule", "keep = 25\nschedule", "jobs.web.keep", "less than or equal to 24"),
+        ("schedule", "keep = 0\nschedule", "jobs.web.keep", "greater than or equal to 1"),
+        ("schedule", 'keep = "3"\nschedule', "jobs.web.keep", "valid integer"),
+        ("schedule", "keep = true\nschedule", "jobs.web.keep", "valid integer"),
+        ("schedule", 'verify = "all"\nschedule', "jobs.web.verify", "'sample', 'full' or 'off'"),
+        ("schedule", "deadline = 5\nschedule", "jobs.web.deadline", "with its unit"),
+        ("schedule", 'deadline = "0s"\nschedule', "jobs.web.deadline", "longer than 0s"),
+        ("schedule", 'source_reserve = "1GB"\nschedule', "jobs.web.source_reserve", "1.5GiB"),
+        ("schedule", 'timezone = "Europe/Pariss"\nschedule', "jobs.web.timezone", "Europe/Paris"),
+        ("schedule", 'id = "1"\nschedule', "jobs.web.id", "not a UUID"),
+        ('"*/5 * * * *"', '"*/5 * * *"', "jobs.web.schedule", "has 4"),
+        ('"*/5 * * * *"', '"0 0 30 2 *"', "jobs.web.schedule", "ever comes due"),
+        ('"*/5 * * * *"', '"61 * * * *"', "jobs.web.schedule", "ever comes due"),
+        ("https://prod.example", "http://prod.example", "pools.prod", "plaintext = true"),
+        (
+            "https://prod.example",
+            "https://u:geheim@prod.example",
+            "pools.prod.url",
+            "password_file",
+        ),
+        ("https://prod.example", "prod.example", "pools.prod.url", "https://host"),
+        ('password_env = "PROD_PASSWORD"', "", "pools.prod", "exactly one of"),
+        ("[pools.dr]", 'password_file = "x"\n[pools.dr]', "pools.prod", "password_file and"),
+        ("[pools.dr]", 'fingerprint = "sha1:aa"\n[pools.dr]', "pools.prod.fingerprint", "sha256:"),
+        ("[pools.dr]", "connections = 17\n[pools.dr]", "pools.prod.connections", "equal to 16"),
+        ("[pools.dr]", '["pools"."d r"]', "pools.d r", "a name is"),
+    ],
+)
+def test_mistake_is_named(tmp_path: Path, old: str, new: str, key: str, words: str) -> None:
+    text = POOLS + JOB
+    assert old in text
+
+    error = refused(tmp_path, text.replace(old, new, 1))
+
+    assert error.key == key
+    assert words in str(error)
+    assert "geheim" not in str(error)
+
+
+def test_error_names_the_line(tmp_path: Path) -> None:
+    text = POOLS + JOB + "keep = 99\n"
+
+    assert f"(line {len(text.splitlines())})" in str(refused(tmp_path, text))
+
+
+def test_misspelt_key_is_reported_before_the_key_that_it_replaced(tmp_path: Path) -> None:
+    error = refused(tmp_path, POOLS + JOB.replace("source =", "sorce ="))
+
+    assert error.key == "jobs.web.sorce"
+
+
+def test_two_jobs_with_one_replica_are_refused(tmp_path: Path) -> None:
+    error = refused(tmp_path, POOLS + JOB + JOB.replace("jobs.web", "jobs.again"))
+
+    assert error.key == "jobs.again.vms"
+    assert "job web replicates 'web01'" in str(error)
+
+
+def test_two_jobs_with_one_id_are_refused(tmp_path: Path) -> None:
+    same = 'id = "0b7f8f7e-5a0c-4f43-9f0e-2d7d5f1c9a11"\n'
+    other = JOB.replace("jobs.web", "jobs.db").replace("web01", "db01")
+
+    assert refused(tmp_path, POOLS + JOB + same + other + same).key == "jobs.db.id"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604])
+def test_readable_file_with_a_password_is_refused(tmp_path: Path, mode: int) -> None:
+    text = POOLS.replace('password_env = "PROD_PASSWORD"', 'password = "geheim"')
+    file = write(tmp_path, text, mode=mode)
+
+    with pytest.raises(ConfigError, match="chmod 600") as caught:
+        load(file)
+
+    assert "geheim" not in str(caught.value)
+
+
+def test_readable_file_without_a_password_is_taken(tmp_path: Path) -> None:
+    text = POOLS.replace('password_env = "PROD_PASSWORD"', 'password = "${P}"')
+
+    settings = load(write(tmp_path, text, mode=0o644), environ={"P": "geheim"})
+
+    assert "geheim" not in repr(settings)
+
+
+def test_password_of_the_wrong_type_is_not_quoted(tmp_path: Path) -> None:
+    text = POOLS.replace('password_env = "PROD_PASSWORD"', "password = 123456")
+
+    assert "123456" not in str(refused(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[daemon", "is not TOML"),
+        (b'x = "\xff"', "is not UTF-8"),
+        (b"#" * (4 * 1024 * 1024 + 1), "is larger than"),
+        (b"jobs = 3", "must be a table, such as .jobs.NAME."),
+        (b"daemon = 3", "must be a table, such as .daemon."),
+        (b"[jobs]\nweb = 3", "must be a table"),
+        (b'file = "x"', "no such key"),
+    ],
+)
+def test_file_that_is_no_configuration_is_refused(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "xorepd.toml"
+    file.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=words):
+        load(file)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "nope.toml")

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.parts import POOLS, settings_of
+from xorepd.config.models import PoolSettings
+from xorepd.config.secrets import check_secrets, read_password
+from xorepd.errors import ConfigError
+
+
+def pool(**source: object) -> PoolSettings:
+    return PoolSettings.model_validate({"name": "prod", "url": "https://prod.example"} | source)
+
+
+def test_password_file_is_read_without_its_newline(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(" geheim \n")
+    file.chmod(0o600)
+
+    assert read_password(pool(password_file=file)) == " geheim "
+
+
+def test_changed_password_file_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.touch(mode=0o600)
+    file.write_text("old")
+    account = pool(password_file=file)
+    assert read_password(account) == "old"
+
+    file.write_text("new")
+
+    assert read_password(account) == "new"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [
+        (b"geheim", 0o604, "everyone can read it; chmod 600"),
+        (b"\n", 0o600, "is empty"),
+        (b"geheim\xff", 0o600, "is not UTF-8"),
+        (b"x" * 5000, 0o600, "is longer than 4096"),
+    ],
+)
+def test_unfit_password_file_is_refused(
+    tmp_path: Path, content: bytes, mode: int, words: str
+) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(content)
+    file.chmod(mode)
+
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_password(pool(password_file=file))
+
+    assert caught.value.key == "pools.prod.password_file"
+    assert "geheim" not in str(caught.value)
+
+
+def test_missing_password_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_password(pool(password_file=tmp_path / "nope"))
+
+
+def test_password_comes_from_the_environment() -> None:
+    assert read_password(pool(password_env="P"), environ={"P": "geheim"}) == "geheim"
+    with pytest.raises(ConfigError, match="is not set"):
+        read_password(pool(password_env="P"), environ={})
+
+
+def test_password_comes_from_a_systemd_credential(tmp_path: Path) -> None:
+    (tmp_path / "prod").write_text("geheim\n")
+    account = pool(password_credential="prod")
+
+    assert read_password(account, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)}) == "geheim"
+    with pytest.raises(ConfigError, match="LoadCredential=prod:PATH"):
+        read_password(account, environ={})
+
+
+def test_every_secret_is_checked(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, POOLS)
+
+    with pytest.raises(ConfigError, match=r"pools\.dr\.password_env"):
+        check_secrets(settings, environ={"PROD_PASSWORD": "x"})
+    check_secrets(settings, environ={"PROD_PASSWORD": "x", "DR_PASSWORD": "x"})
+
+
+def test_certificate_file_without_a_certificate_is_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, POOLS + 'ca_file = "dr.pem"\n')
+    (tmp_path / "dr.pem").write_text("-----BEGIN PRIVATE KEY-----")
+
+    with pytest.raises(ConfigError, match="holds no certificate"):
+        check_secrets(settings, environ={"PROD_PASSWORD": "x", "DR_PASSWORD": "x"})

@@ -1,0 +1,106 @@
+"""Read a pool's password from where the configuration says it is, each time it is needed.
+
+Reading anew at every login means that a changed password needs no reload, and that the daemon
+keeps no copy between logins. A password never comes from a command line: process lists are public.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from xorepd.config.models import PoolSettings, Settings
+from xorepd.errors import ConfigError
+
+MAX_BYTES = 4096
+"""A password file that is longer is some other file."""
+
+
+def read_password(
+    pool: PoolSettings, *, environ: Mapping[str, str] | None = None, file: Path | None = None
+) -> str:
+    """Return the password of the account that xorepd uses on a pool.
+
+    Args:
+        pool: The pool; exactly one of its `password…` fields is set.
+        environ: The environment to look in; the process's by default.
+        file: The configuration file, for the error to name.
+
+    Raises:
+        ConfigError: it is not there, cannot be read, is empty, or others can read it.
+    """
+    environ = os.environ if environ is None else environ
+    file = file or Path("configuration")
+    if pool.password is not None:
+        return pool.password.get_secret_value()
+    if pool.password_env is not None:
+        key = f"pools.{pool.name}.password_env"
+        password = environ.get(pool.password_env, "")
+        if not password:
+            raise ConfigError(file, key, "is not set in the environment", value=pool.password_env)
+        return password
+    if pool.password_credential is not None:
+        key = f"pools.{pool.name}.password_credential"
+        directory = environ.get("CREDENTIALS_DIRECTORY")
+        if directory is None:
+            raise ConfigError(
+                file,
+                key,
+                "systemd has passed no credentials",
+                value=pool.password_credential,
+                hint=f"add LoadCredential={pool.password_credential}:PATH to the unit",
+            )
+        # systemd made that directory for this process alone: its modes are systemd's business.
+        return _read(file, key, Path(directory) / pool.password_credential, private=False)
+    assert pool.password_file is not None, "the model allows no other case"
+    return _read(file, f"pools.{pool.name}.password_file", pool.password_file, private=True)
+
+
+def check_secrets(settings: Settings, *, environ: Mapping[str, str] | None = None) -> None:
+    """Read every password and CA file once, so that a missing one is refused at the start.
+
+    Raises:
+        ConfigError: the first that cannot be used.
+    """
+    for pool in settings.pools.values():
+        read_password(pool, environ=environ, file=settings.file)
+        if pool.ca_file is not None:
+            key = f"pools.{pool.name}.ca_file"
+            try:
+                content = pool.ca_file.read_bytes()
+            except OSError as error:
+                raise _unreadable(settings.file, key, pool.ca_file, error) from error
+            if b"-----BEGIN CERTIFICATE-----" not in content:
+                raise ConfigError(
+                    settings.file, key, "holds no certificate in PEM form", value=str(pool.ca_file)
+                )
+
+
+def _read(file: Path, key: str, path: Path, *, private: bool) -> str:
+    try:
+        with path.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(file, key, path, error) from error
+    if private and mode & stat.S_IROTH:
+        raise ConfigError(
+            file, key, "everyone can read it", value=str(path), hint=f"chmod 600 {path}"
+        )
+    if len(content) > MAX_BYTES:
+        raise ConfigError(file, key, f"is longer than {MAX_BYTES} bytes", value=str(path))
+    try:
+        # Editors end a file with a newline; no password does.
+        password = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        # `from None`: the error carries the bytes.
+        raise ConfigError(file, key, "is not UTF-8 text", value=str(path)) from None
+    if not password:
+        raise ConfigError(file, key, "is empty", value=str(path))
+    return password
+
+
+def _unreadable(file: Path, key: str, path: Path, error: OSError) -> ConfigError:
+    return ConfigError(file, key, f"cannot be read ({error.strerror})", value=str(path))
