@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from xmlrpc.client import DateTime
+
+import pytest
+
+from tests.unit.xapi import raws
+from xorepd.ids import Ref
+from xorepd.xapi.records import (
+    EPOCH,
+    RECORDS,
+    Host,
+    Network,
+    Pbd,
+    Pif,
+    PoolRecord,
+    Sr,
+    Task,
+    Vbd,
+    Vdi,
+    Vif,
+    Vm,
+    parse_time,
+)
+
+REF = Ref("OpaqueRef:1")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "20260821T10:15:30Z",
+        "20260821T10:15:30",
+        "2026-08-21T10:15:30Z",
+        "2026-08-21T10:15:30.123Z",
+        DateTime("20260821T10:15:30Z"),
+    ],
+)
+def test_date_is_read_in_each_way_that_pools_write_it(value: object) -> None:
+    assert parse_time(value) == datetime(2026, 8, 21, 10, 15, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("value", ["", None, "never", "2026", "20269999T99:99:99Z", "²²²²"])
+def test_date_that_cannot_be_read_is_never(value: object) -> None:
+    assert parse_time(value) == EPOCH
+
+
+def test_never_of_xapi_is_the_epoch() -> None:
+    assert parse_time("19700101T00:00:00Z") == EPOCH
+
+
+def test_vm_is_read_with_what_replication_looks_at() -> None:
+    raw = raws.vm(
+        "u-1",
+        name_label="web01",
+        is_a_snapshot=True,
+        snapshot_of="OpaqueRef:2",
+        snapshot_time="20260821T10:15:30Z",
+        other_config={"a": "b"},
+        VBDs=["OpaqueRef:3", "OpaqueRef:NULL"],
+    )
+
+    vm = Vm.parse(REF, raw)
+
+    assert (vm.ref, vm.uuid, vm.name_label) == (REF, "u-1", "web01")
+    assert (vm.is_a_snapshot, vm.snapshot_of) == (True, "OpaqueRef:2")
+    assert vm.snapshot_time.year == 2026
+    assert vm.other_config == {"a": "b"}
+    assert vm.vbds == ("OpaqueRef:3",)
+
+
+def test_numbers_come_as_text() -> None:
+    vdi = Vdi.parse(REF, raws.vdi("u-1", virtual_size="8589934592", physical_utilisation="12"))
+
+    assert (vdi.virtual_size, vdi.physical_utilisation) == (8589934592, 12)
+
+
+def test_fields_that_old_hosts_lack_read_as_nothing() -> None:
+    flags = {"is_a_template": False, "is_a_snapshot": False, "is_control_domain": False}
+
+    vm = Vm.parse(REF, {"uuid": "u", "name_label": "", "power_state": "Halted"} | flags)
+    vdi = Vdi.parse(
+        REF, {"uuid": "u", "name_label": "", "virtual_size": "1", "is_a_snapshot": False}
+    )
+
+    assert (vm.tags, vm.vbds, vm.other_config, vm.snapshot_time) == ((), (), {}, EPOCH)
+    assert (vdi.managed, vdi.missing, vdi.type, vdi.on_boot) == (True, False, "user", "persist")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"managed": False}, {"missing": True}, {"type": "cbt_metadata"}]
+)
+def test_disk_without_its_data_says_so(changes: dict[str, object]) -> None:
+    assert not Vdi.parse(REF, raws.vdi("u", **changes)).has_data
+
+
+def test_ordinary_disk_has_data() -> None:
+    assert Vdi.parse(REF, raws.vdi("u")).has_data
+
+
+@pytest.mark.parametrize(
+    ("size", "used", "free"),
+    [("100", "40", 60), ("100", "140", 0), ("0", "0", None), ("-1", "-1", None)],
+)
+def test_free_room_is_known_where_the_size_is(size: str, used: str, free: int | None) -> None:
+    raw = {"uuid": "u", "name_label": "sr", "type": "nfs"}
+
+    sr = Sr.parse(REF, raw | {"physical_size": size, "physical_utilisation": used})
+
+    assert sr.free == free
+
+
+@pytest.mark.parametrize(
+    ("status", "is_finished"),
+    [
+        ("pending", False),
+        ("cancelling", False),
+        ("success", True),
+        ("failure", True),
+        ("cancelled", True),
+    ],
+)
+def test_task_is_finished_with_each_final_state(status: str, is_finished: bool) -> None:
+    assert Task.parse(REF, raws.task("u", status=status)).is_finished is is_finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "owner"),
+    [
+        ({}, ""),
+        ({"name_description": "made by hand"}, ""),
+        ({"name_description": "xorepd:a/b/c"}, "xorepd:a/b/c"),
+    ],
+)
+def test_task_knows_on_whose_behalf_it_runs(changes: dict[str, str], owner: str) -> None:
+    assert Task.parse(REF, raws.task("u", **changes)).owner == owner
+
+
+def test_task_of_a_call_is_told_from_one_of_a_request() -> None:
+    assert Task.parse(REF, raws.task("u", name_label="Async.VDI.clone")).is_call
+    assert not Task.parse(REF, raws.task("u", name_label="xorepd import")).is_call
+
+
+def test_every_other_class_is_read() -> None:
+    name = {"uuid": "u", "name_label": "n"}
+
+    assert Vbd.parse(REF, raws.vbd("u", "OpaqueRef:vm", "OpaqueRef:vdi")).vdi == "OpaqueRef:vdi"
+    assert Vif.parse(REF, {"uuid": "u", "device": "0", "MAC": "m", "MTU": "9000"}).mtu == 9000
+    assert Pbd.parse(REF, {"uuid": "u", "host": "OpaqueRef:h"}).host == "OpaqueRef:h"
+    assert Host.parse(REF, name | {"address": "10.0.0.1"}).address == "10.0.0.1"
+    assert Network.parse(REF, name | {"PIFs": ["OpaqueRef:p"]}).pifs == ("OpaqueRef:p",)
+    assert Pif.parse(REF, {"uuid": "u", "VLAN": "12"}).vlan == 12
+    assert PoolRecord.parse(REF, name | {"master": "OpaqueRef:h"}).master == "OpaqueRef:h"
+
+
+def test_classes_are_found_by_the_names_that_events_use() -> None:
+    assert RECORDS["vm"] is Vm
+    assert RECORDS["pif"] is Pif
+    assert all(kind == kind.lower() == cls.kind.lower() for kind, cls in RECORDS.items())

@@ -1,0 +1,123 @@
+"""One thread waits in `event.from` and feeds the cache; nothing polls.
+
+Lost connections, lost sessions and a changed master end one wait; the next begins with the empty
+token, which brings every object anew. Between attempts the feed waits a little longer each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from xorepd.errors import XapiError, XapiUnreachable
+from xorepd.ids import Ref
+from xorepd.xapi.cache import Cache, EventBatch
+from xorepd.xapi.records import RECORDS
+from xorepd.xapi.session import Session
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 30.0
+"""How long the server may hold an answer back: below the idle limits of proxies on the way."""
+
+_MARGIN_S = 30.0
+"""How much later than promised an answer may come before the connection counts as dead."""
+
+_BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class EventFeed:
+    """Keeps one cache up to date until it is stopped."""
+
+    def __init__(self, session: Session, cache: Cache) -> None:
+        self._session, self._cache = session, cache
+        self._executor = ThreadPoolExecutor(1, f"events-{session.pool}")
+        self._stop = threading.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self) -> None:
+        """Feed the cache; returns when the session is closed for good, or on cancellation."""
+        token, failures = "", 0
+        try:
+            while not self._stop.is_set():
+                try:
+                    batch = await self._next(token)
+                except XapiError as error:
+                    if self._stop.is_set():
+                        return
+                    # The next login may meet another database, or one without our tasks.
+                    token, failures = "", failures + 1
+                    await self._cache.fail(error)
+                    log.warning("events.interrupted", pool=self._session.pool, error=str(error))
+                    await self._pause(failures)
+                    continue
+                failures, token = 0, batch.token
+                for kind in await self._cache.apply(batch):
+                    await self._refetch(kind)
+        finally:
+            self._stop.set()
+
+    def hurry(self) -> None:
+        """Try again now: somebody has just reached the pool."""
+        self._hurry.set()
+
+    async def _pause(self, failures: int) -> None:
+        longest = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
+        self._hurry.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest * random.uniform(0.7, 1.3)):  # spread many daemons
+                await self._hurry.wait()
+
+    async def stop(self) -> None:
+        """Release the thread; the session must be closed before, which ends its wait."""
+        self._stop.set()
+        await asyncio.to_thread(self._executor.shutdown, wait=True)
+
+    async def _next(self, token: str) -> EventBatch:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._poll, token)
+
+    def _poll(self, token: str) -> EventBatch:
+        answer = self._session.call_blocking(
+            "event.from", (list(RECORDS), token, POLL_S), POLL_S + _MARGIN_S, renew=False
+        )
+        try:
+            return parse_batch(answer, is_first=token == "")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"its events are not understood: {type(error).__name__} {error}"
+            raise XapiUnreachable(self._session.pool, self._session.url, reason) from error
+
+    async def _refetch(self, kind: str) -> None:
+        cls = RECORDS[kind]
+        records: Mapping[str, Any] = await self._session.call(f"{cls.kind}.get_all_records")
+        log.info("events.refetched", pool=self._session.pool, kind=cls.kind, count=len(records))
+        await self._cache.replace(cls, [cls.parse(Ref(r), raw) for r, raw in records.items()])
+
+
+def parse_batch(answer: Mapping[str, Any], *, is_first: bool) -> EventBatch:
+    """Return one answer of `event.from` as records. Runs in the feed's thread: it may be long."""
+    changed, deleted = [], []
+    for event in answer["events"]:
+        kind, ref = event["class"].lower(), Ref(event["ref"])
+        cls = RECORDS.get(kind)
+        if cls is None:
+            continue
+        snapshot = event.get("snapshot")
+        if event["operation"] == "del" or snapshot is None:
+            deleted.append((kind, ref))
+        else:
+            changed.append(cls.parse(ref, snapshot))
+    return EventBatch(
+        token=answer["token"],
+        changed=tuple(changed),
+        deleted=tuple(deleted),
+        counts={k.lower(): int(v) for k, v in answer.get("valid_ref_counts", {}).items()},
+        is_first=is_first,
+    )

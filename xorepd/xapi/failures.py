@@ -1,0 +1,91 @@
+"""XAPI's error lists become our exceptions here, and nowhere else.
+
+XAPI reports a failure as a list: a code and its parameters, such as
+`["VDI_IN_USE", "OpaqueRef:…", "destroy"]`. Codes that call for a reaction of their own have a class
+of their own; every other one is a `XapiFailure` that keeps code and parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from xorepd.errors import (
+    LoginRefused,
+    NotAllowed,
+    NotMaster,
+    ObjectBusy,
+    ObjectGone,
+    SessionLost,
+    XapiError,
+    XapiFailure,
+)
+
+# Session references are credentials: whoever has one is logged in.
+_SECRET = re.compile(r"""(session_id["']?\s*[=:]\s*["']?)[^&\s;"']+""", re.IGNORECASE)
+
+_BUSY = {
+    "VDI_IN_USE",
+    "OTHER_OPERATION_IN_PROGRESS",
+    "SR_BACKEND_FAILURE_46",
+    "SR_BACKEND_FAILURE_47",
+    "SR_BACKEND_FAILURE_200",
+    "SR_BACKEND_FAILURE_201",
+    "TOO_MANY_PENDING_TASKS",
+    "HOST_STILL_BOOTING",
+    "DEVICE_DETACH_REJECTED",
+    "DEVICE_DETACH_TIMEOUT",
+}
+_NOT_ALLOWED = {
+    "RBAC_PERMISSION_DENIED",
+    "PERMISSION_DENIED",
+    "LICENCE_RESTRICTION",
+    "LICENSE_RESTRICTION",
+    "FEATURE_RESTRICTED",
+    "OPERATION_BLOCKED",
+    "OPERATION_NOT_ALLOWED",
+    "VM_IS_TEMPLATE",
+    "VM_IS_SNAPSHOT",
+    "VDI_IS_SHARABLE",
+    "VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION",
+}
+
+
+def translate(pool: str, details: Sequence[object], *, username: str = "") -> XapiError:
+    """Return the exception for one of XAPI's error lists.
+
+    Args:
+        pool: the pool's name in the configuration, for the message.
+        details: code and parameters as XAPI sent them.
+        username: who tried to log in, where it was a login.
+    """
+    code, *params = [_SECRET.sub(r"\1…", str(item)) for item in details] or ["UNKNOWN"]
+    first, second = [*params, "", ""][:2]
+    match code:
+        case "SESSION_INVALID" | "SESSION_NOT_REGISTERED":
+            return SessionLost(pool)
+        case "HANDLE_INVALID" if first.lower() == "session":
+            return SessionLost(pool)
+        case "HOST_IS_SLAVE":
+            return NotMaster(pool, first)
+        case "SESSION_AUTHENTICATION_FAILED" | "SESSION_AUTHORIZATION_FAILED":
+            return LoginRefused(pool, username or first, second or code)
+        case "HANDLE_INVALID" | "UUID_INVALID":
+            return ObjectGone(pool, first, second)
+        case "VDI_MISSING":
+            return ObjectGone(pool, "VDI", second or first)
+        case "VDI_IN_USE":
+            return ObjectBusy(pool, "VDI", first, second or "attached")
+        case "OTHER_OPERATION_IN_PROGRESS":
+            return ObjectBusy(pool, first, second, params[2] if len(params) > 2 else code)
+        case _ if code in _BUSY:
+            return ObjectBusy(pool, "object", first, f"{code} {second}".strip())
+        case _ if code in _NOT_ALLOWED:
+            return NotAllowed(pool, code, params)
+        case _:
+            return XapiFailure(pool, code, params)
+
+
+def redact(text: str) -> str:
+    """Return a text with session references taken out of any URL in it."""
+    return _SECRET.sub(r"\1…", text)

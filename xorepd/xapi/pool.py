@@ -1,0 +1,237 @@
+"""One pool, as the rest of xorepd uses it: calls, tasks, records, and its HTTP side."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any
+
+import structlog
+
+from xorepd.config.models import PoolSettings
+from xorepd.errors import ObjectBusy, ObjectGone, XapiError, XapiFailure, XapiUnreachable
+from xorepd.ids import PoolName, Ref
+from xorepd.tidying import to_the_end
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.events import EventFeed
+from xorepd.xapi.failures import translate
+from xorepd.xapi.records import Task
+from xorepd.xapi.session import Session
+
+log = structlog.get_logger(__name__)
+
+TASK_TIMEOUT_S = 7500.0
+"""XAPI queues an operation on a busy object for up to 2 h before it reports that."""
+
+_TASK_LOOK_S = 30.0
+"""How often a task is asked for itself when no event came: events of short lives can be missed."""
+
+_REFRESH_S = 60.0
+_TIDYING_S = 15.0
+_END_S = 60.0
+"""How long a cancelled call may take to end before the next run is put off."""
+
+task_owner: ContextVar[str] = ContextVar("task_owner", default="xorepd:")
+"""On behalf of what tasks are started here and in what is awaited from here."""
+
+
+class Pool:
+    """A pool's XAPI: `async with` keeps a session and an event feed for it.
+
+    A pool that cannot be reached is no error here; it is one when something is asked of it.
+    """
+
+    def __init__(self, settings: PoolSettings, read_password: Callable[[], str]) -> None:
+        self.name: PoolName = settings.name
+        self.session = Session(settings, read_password)
+        self.cache = Cache()
+        self._feed = EventFeed(self.session, self.cache)
+        self._group = asyncio.TaskGroup()
+        self._feeding: asyncio.Task[None] | None = None
+        self._turns: defaultdict[Ref, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def __aenter__(self) -> Pool:
+        await self._group.__aenter__()
+        self._feeding = self._group.create_task(self._feed.run(), name=f"events {self.name}")
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._feeding is not None:
+            self._feeding.cancel()
+        await self.session.end()
+        await self._feed.stop()
+        self.session.close()
+        await self._group.__aexit__(None, None, None)
+
+    async def call(self, method: str, *params: object) -> Any:
+        """Return what a short XAPI call gives (see `Session.call`)."""
+        return await self.session.call(method, *params)
+
+    def storage_turn(self, sr: Ref) -> asyncio.Lock:
+        """Return the lock to hold during a storage operation on an SR."""
+        return self._turns[sr]
+
+    # -- records -----------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Return when the cache holds everything that has happened until now.
+
+        Raises:
+            XapiError: the pool does not answer, or its events do not come.
+        """
+        pool_ref = (await self.call("pool.get_all"))[0]
+        token = await self.call("event.inject", "pool", pool_ref)
+        self._feed.hurry()
+        if not await self.cache.wait_for_generation(token, _REFRESH_S):
+            raise XapiUnreachable(
+                self.name, self.session.url, f"no events for {_REFRESH_S:.0f} s"
+            ) from self.cache.failure
+        self.session.remember_members(host.address for host in self.cache.hosts.values())
+
+    # -- tasks -------------------------------------------------------------------------------
+
+    async def run_task(self, method: str, *params: object, timeout: float = TASK_TIMEOUT_S) -> str:
+        """Run a long XAPI call as a task and return its result (a reference, or "").
+
+        Cancelling the caller cancels the task, as far as XAPI lets itself be cancelled.
+
+        Raises:
+            XapiError: what the task failed with.
+        """
+        task_ref = Ref(await self.session.call(f"Async.{method}", *params, owner=task_owner.get()))
+        try:
+            task = await self.finished_task(task_ref, timeout)
+        except asyncio.CancelledError:
+            await self._cancel_task(task_ref)
+            raise
+        except TimeoutError:
+            await self._cancel_task(task_ref)
+            raise XapiFailure(self.name, "TASK_TIMEOUT", [method, f"{timeout:.0f} s"]) from None
+        finally:
+            await self.discard_call(task_ref)
+        return task_result(self.name, task)
+
+    async def finished_task(self, task_ref: Ref, timeout: float) -> Task:
+        """Return a task's record once it is finished, whatever its outcome.
+
+        Raises:
+            ObjectGone: the task vanished, so its outcome is unknown.
+            TimeoutError: not finished after `timeout` seconds.
+        """
+        async with asyncio.timeout(timeout):
+            while True:
+                await self.cache.wait_for(self._end_of(task_ref), _TASK_LOOK_S)
+                known = self.cache.tasks.get(task_ref)
+                if known is None or not known.is_finished:
+                    raw = await self.call("task.get_record", task_ref)
+                    known = Task.parse(task_ref, raw)
+                if known.is_finished:
+                    return known
+
+    def _end_of(self, task_ref: Ref) -> Callable[[], bool]:
+        """Return what tells whether a task is finished or seems to be gone.
+
+        It goes without an event when the toolstack restarts: then everything is read anew.
+        """
+        readings, seen = self.cache.readings, False
+
+        def has_come() -> bool:
+            nonlocal seen
+            known = self.cache.tasks.get(task_ref)
+            if known is None:
+                return seen or self.cache.readings != readings
+            seen = True
+            return known.is_finished
+
+        return has_come
+
+    async def create_task(self, label: str) -> Ref:
+        """Create a task for a request on the HTTP side."""
+        return Ref(await self.call("task.create", label, task_owner.get()))
+
+    async def end_tasks_of(self, owner: str) -> bool:
+        """Remove the tasks that an earlier life of ours left for this owner.
+
+        A call that XAPI still executes would change the pool after somebody has looked at it, so
+        it is cancelled and waited for.
+
+        Returns:
+            Whether there was such a call: what it did is not in what was read before.
+
+        Raises:
+            ObjectBusy: it does not end.
+        """
+        ended = False
+        for task in [task for task in self.cache.tasks.values() if task.owner == owner]:
+            if task.is_call and not task.is_finished:
+                ended = True
+                await self._end_call(task)
+            elif task.is_finished:
+                await self.destroy_task(task.ref)
+            else:
+                await self._abandon_task(task.ref)
+        return ended
+
+    async def _end_call(self, task: Task) -> None:
+        with suppress(ObjectGone):  # it ended, and somebody had asked for its removal before
+            await self.call("task.cancel", task.ref)
+            try:
+                await self.finished_task(task.ref, _END_S)
+            except TimeoutError:
+                busy = f"{task.name_label} of an earlier run does not end"
+                raise ObjectBusy(self.name, "task", task.uuid, busy) from None
+            await self.destroy_task(task.ref)
+
+    async def destroy_task(self, task_ref: Ref) -> None:
+        """Remove a task of ours; one that is gone already is fine."""
+        with suppress(ObjectGone):
+            await self.call("task.destroy", task_ref)
+
+    async def discard_call(self, task_ref: Ref) -> None:
+        """Remove the task of a call on the way out, cancelled or not; best effort.
+
+        One that is still pending goes when the call ends.
+        """
+        with suppress(XapiError, TimeoutError):
+            await to_the_end(self.destroy_task(task_ref), _TIDYING_S)
+
+    async def discard_request(self, task_ref: Ref) -> None:
+        """Remove the task of a request on the HTTP side, whether or not that ever arrived."""
+        known = self.cache.tasks.get(task_ref)
+        is_finished = known is not None and known.is_finished
+        gone = self.destroy_task(task_ref) if is_finished else self._abandon_task(task_ref)
+        with suppress(XapiError, TimeoutError):
+            await to_the_end(gone, _TIDYING_S)
+
+    async def _abandon_task(self, task_ref: Ref) -> None:
+        """Remove a task of `create_task`: pending, it would only go when its request ends."""
+        with suppress(ObjectGone):
+            await self.call("task.set_status", task_ref, "cancelled")
+            await self.call("task.destroy", task_ref)
+
+    async def _cancel_task(self, task_ref: Ref) -> None:
+        with suppress(XapiError, TimeoutError):
+            await to_the_end(self.call("task.cancel", task_ref), _TIDYING_S)
+
+
+_VALUE = re.compile(r"<value>(.*)</value>", re.DOTALL)
+
+
+def task_result(pool: str, task: Task) -> str:
+    """Return the result of a finished task: XAPI wraps it in XML, `<value>OpaqueRef:…</value>`.
+
+    Raises:
+        XapiError: the task failed or was cancelled.
+    """
+    match task.status:
+        case "success":
+            found = _VALUE.search(task.result)
+            return found[1] if found else task.result
+        case "cancelled" if not task.error_info:
+            raise XapiFailure(pool, "TASK_CANCELLED", [task.name_label])
+        case _:
+            raise translate(pool, task.error_info or ["INTERNAL_ERROR", "no error in the task"])

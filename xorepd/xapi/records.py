@@ -1,0 +1,362 @@
+"""XAPI's records as typed values, with the fields that replication looks at.
+
+Records come from hosts of many versions: a field that is absent reads as its zero value. Integers
+arrive as text, dates as `20260821T10:15:30Z` or a `DateTime` of the SDK. References may dangle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Self
+
+from xorepd.ids import PoolUuid, Ref, SrUuid, VdiUuid, VmUuid, is_null
+
+Raw = Mapping[str, Any]
+TASK_OWNER = "http:xorepd"
+"""Key in `other_config` of our tasks: on behalf of what they run. XAPI makes it of the header
+`x-http-other-config-xorepd` of the call that starts a task."""
+
+OWNER_PREFIX = "xorepd:"
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_time(value: object) -> datetime:
+    """Return a XAPI date as aware UTC; what cannot be read is the epoch, XAPI's "never"."""
+    digits = "".join(c for c in str(value) if c.isdigit())
+    try:
+        return datetime.strptime(digits[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return EPOCH
+
+
+def _refs(raw: Raw, field: str) -> tuple[Ref, ...]:
+    return tuple(Ref(r) for r in raw.get(field, ()) if not is_null(r))
+
+
+def _ref(raw: Raw, field: str) -> Ref:
+    return Ref(raw.get(field, ""))
+
+
+def _map(raw: Raw, field: str) -> dict[str, str]:
+    return dict(raw.get(field) or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    kind: ClassVar[str] = "VM"
+    ref: Ref
+    uuid: VmUuid
+    name_label: str
+    name_description: str
+    power_state: str
+    is_a_template: bool
+    is_a_snapshot: bool
+    is_control_domain: bool
+    snapshot_of: Ref
+    snapshots: tuple[Ref, ...]
+    snapshot_time: datetime
+    other_config: dict[str, str]
+    blocked_operations: dict[str, str]
+    current_operations: dict[str, str]
+    tags: tuple[str, ...]
+    vbds: tuple[Ref, ...]
+    vifs: tuple[Ref, ...]
+    ha_restart_priority: str
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=VmUuid(raw["uuid"]),
+            name_label=raw["name_label"],
+            name_description=raw.get("name_description", ""),
+            power_state=raw["power_state"],
+            is_a_template=bool(raw["is_a_template"]),
+            is_a_snapshot=bool(raw["is_a_snapshot"]),
+            is_control_domain=bool(raw["is_control_domain"]),
+            snapshot_of=_ref(raw, "snapshot_of"),
+            snapshots=_refs(raw, "snapshots"),
+            snapshot_time=parse_time(raw.get("snapshot_time")),
+            other_config=_map(raw, "other_config"),
+            blocked_operations=_map(raw, "blocked_operations"),
+            current_operations=_map(raw, "current_operations"),
+            tags=tuple(raw.get("tags", ())),
+            vbds=_refs(raw, "VBDs"),
+            vifs=_refs(raw, "VIFs"),
+            ha_restart_priority=raw.get("ha_restart_priority", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Vdi:
+    kind: ClassVar[str] = "VDI"
+    ref: Ref
+    uuid: VdiUuid
+    name_label: str
+    name_description: str
+    sr: Ref
+    virtual_size: int
+    physical_utilisation: int
+    type: str
+    managed: bool
+    missing: bool
+    sharable: bool
+    on_boot: str
+    is_a_snapshot: bool
+    snapshot_of: Ref
+    snapshot_time: datetime
+    other_config: dict[str, str]
+    sm_config: dict[str, str]
+    tags: tuple[str, ...]
+    vbds: tuple[Ref, ...]
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=VdiUuid(raw["uuid"]),
+            name_label=raw["name_label"],
+            name_description=raw.get("name_description", ""),
+            sr=_ref(raw, "SR"),
+            virtual_size=int(raw["virtual_size"]),
+            physical_utilisation=int(raw.get("physical_utilisation", 0)),
+            type=raw.get("type", "user"),
+            managed=bool(raw.get("managed", True)),
+            missing=bool(raw.get("missing", False)),
+            sharable=bool(raw.get("sharable", False)),
+            on_boot=raw.get("on_boot", "persist"),
+            is_a_snapshot=bool(raw["is_a_snapshot"]),
+            snapshot_of=_ref(raw, "snapshot_of"),
+            snapshot_time=parse_time(raw.get("snapshot_time")),
+            other_config=_map(raw, "other_config"),
+            sm_config=_map(raw, "sm_config"),
+            tags=tuple(raw.get("tags", ())),
+            vbds=_refs(raw, "VBDs"),
+        )
+
+    @property
+    def has_data(self) -> bool:
+        """Whether it is an ordinary disk: visible, there, and not only changed-block metadata."""
+        return self.managed and not self.missing and self.type != "cbt_metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class Vbd:
+    kind: ClassVar[str] = "VBD"
+    ref: Ref
+    uuid: str
+    vm: Ref
+    vdi: Ref
+    userdevice: str
+    bootable: bool
+    mode: str
+    type: str
+    empty: bool
+    currently_attached: bool
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=raw["uuid"],
+            vm=_ref(raw, "VM"),
+            vdi=_ref(raw, "VDI"),
+            userdevice=raw.get("userdevice", ""),
+            bootable=bool(raw.get("bootable", False)),
+            mode=raw.get("mode", "RW"),
+            type=raw.get("type", "Disk"),
+            empty=bool(raw.get("empty", False)),
+            currently_attached=bool(raw.get("currently_attached", False)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Vif:
+    kind: ClassVar[str] = "VIF"
+    ref: Ref
+    uuid: str
+    vm: Ref
+    network: Ref
+    device: str
+    mac: str
+    mtu: int
+    other_config: dict[str, str]
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=raw["uuid"],
+            vm=_ref(raw, "VM"),
+            network=_ref(raw, "network"),
+            device=raw["device"],
+            mac=raw["MAC"],
+            mtu=int(raw.get("MTU", 1500)),
+            other_config=_map(raw, "other_config"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sr:
+    kind: ClassVar[str] = "SR"
+    ref: Ref
+    uuid: SrUuid
+    name_label: str
+    type: str
+    content_type: str
+    physical_size: int
+    physical_utilisation: int
+    pbds: tuple[Ref, ...]
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=SrUuid(raw["uuid"]),
+            name_label=raw["name_label"],
+            type=raw["type"],
+            content_type=raw.get("content_type", ""),
+            physical_size=int(raw.get("physical_size", 0)),
+            physical_utilisation=int(raw.get("physical_utilisation", 0)),
+            pbds=_refs(raw, "PBDs"),
+        )
+
+    @property
+    def free(self) -> int | None:
+        """Bytes left, or None where the backend does not know its size (0 or -1)."""
+        if self.physical_size <= 0:
+            return None
+        return max(0, self.physical_size - self.physical_utilisation)
+
+
+@dataclass(frozen=True, slots=True)
+class Pbd:
+    kind: ClassVar[str] = "PBD"
+    ref: Ref
+    uuid: str
+    host: Ref
+    sr: Ref
+    currently_attached: bool
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=raw["uuid"],
+            host=_ref(raw, "host"),
+            sr=_ref(raw, "SR"),
+            currently_attached=bool(raw.get("currently_attached", False)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    kind: ClassVar[str] = "host"
+    ref: Ref
+    uuid: str
+    name_label: str
+    address: str
+    enabled: bool
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=raw["uuid"],
+            name_label=raw["name_label"],
+            address=raw["address"],
+            enabled=bool(raw.get("enabled", True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    kind: ClassVar[str] = "network"
+    ref: Ref
+    uuid: str
+    name_label: str
+    pifs: tuple[Ref, ...]
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(ref, raw["uuid"], raw["name_label"], _refs(raw, "PIFs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Pif:
+    kind: ClassVar[str] = "PIF"
+    ref: Ref
+    uuid: str
+    network: Ref
+    vlan: int
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(ref, raw["uuid"], _ref(raw, "network"), int(raw.get("VLAN", -1)))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    kind: ClassVar[str] = "pool"
+    ref: Ref
+    uuid: PoolUuid
+    name_label: str
+    master: Ref
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(ref, PoolUuid(raw["uuid"]), raw.get("name_label", ""), _ref(raw, "master"))
+
+
+def _task_owner(raw: Raw) -> str:
+    """Return the owner from where it could be given with the very call that made the task."""
+    described = str(raw.get("name_description", ""))
+    if described.startswith(OWNER_PREFIX):  # task.create
+        return described
+    return _map(raw, "other_config").get(TASK_OWNER, "")  # Async.*
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    kind: ClassVar[str] = "task"
+    ref: Ref
+    uuid: str
+    name_label: str
+    status: str
+    result: str
+    error_info: tuple[str, ...]
+    owner: str
+    """On behalf of what we started it; empty for tasks of others."""
+
+    @classmethod
+    def parse(cls, ref: Ref, raw: Raw) -> Self:
+        return cls(
+            ref=ref,
+            uuid=raw["uuid"],
+            name_label=raw.get("name_label", ""),
+            status=raw["status"],
+            result=raw.get("result", ""),
+            error_info=tuple(raw.get("error_info", ())),
+            owner=_task_owner(raw),
+        )
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it is that of a call (`Async.…`) and not one for a request of the HTTP side."""
+        return self.name_label.startswith("Async.")
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in ("success", "failure", "cancelled")
+
+
+Record = Vm | Vdi | Vbd | Vif | Sr | Pbd | Host | Network | Pif | PoolRecord | Task
+
+RECORDS: dict[str, type[Record]] = {
+    cls.kind.lower(): cls
+    for cls in (Vm, Vdi, Vbd, Vif, Sr, Pbd, Host, Network, Pif, PoolRecord, Task)
+}
+"""By the lower-case class name that events use."""

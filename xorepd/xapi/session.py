@@ -1,0 +1,417 @@
+"""One login to one pool, shared by a few threads; the one module that speaks the XenAPI SDK.
+
+The SDK blocks, so each call runs in a thread of a small pool. A `XenAPI.Session` is one HTTP
+connection and not thread-safe: every thread keeps its own, all with the same session reference.
+
+Handled here once, for every caller:
+
+- `HOST_IS_SLAVE`: log in at the master that the member named, keeping scheme and port of the
+  configured address, because XAPI names a bare address.
+- `SESSION_INVALID`: log in again. XAPI checks the session before it does anything, so repeating
+  the call is safe, as it is after `HOST_IS_SLAVE`.
+- no answer: only getters are repeated; after anything else nobody knows whether it was executed.
+
+The SDK's own silent login is not used: it would put the password into every thread and would not
+follow a new master.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import ssl
+import threading
+import time
+import xmlrpc.client
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import structlog
+import XenAPI
+
+from xorepd.config.models import PoolSettings
+from xorepd.errors import (
+    CertificateRefused,
+    NotMaster,
+    SessionLost,
+    XapiError,
+    XapiUnreachable,
+)
+from xorepd.tidying import settled
+from xorepd.xapi import tls
+from xorepd.xapi.failures import redact, translate
+
+log = structlog.get_logger(__name__)
+
+ORIGINATOR = "xorepd"
+"""Sessions are limited per originator: with one of our own we never push out somebody else's."""
+
+CALL_TIMEOUT_S = 120.0
+"""Longest wait for the answer of one synchronous call. What takes longer runs as a task."""
+
+_SETTLE_S = 10.0
+"""How long a cancelled call is given to end: what is on its way may still be executed, and who
+tidies up next must see what came of it."""
+
+_LOGOUT_S = 5.0
+_ABORT_EVERY_S = 0.1
+
+_LOGIN_HOPS = 4
+"""Addresses tried for one login: a member, the master it names, and members known from before."""
+
+
+_KEEP_S = 5.0
+"""How long an idle connection is trusted: XAPI waits 10 s for the next request's header."""
+
+
+_OWNER_HEADER = "x-http-other-config-xorepd"
+"""XAPI writes its value into `other_config` of the call's task, as `records.TASK_OWNER`."""
+
+
+class _Transport(xmlrpc.client.Transport):
+    """XML-RPC over one connection with a timeout, verified, and breakable from another thread."""
+
+    def __init__(
+        self, *, secure: bool, context: ssl.SSLContext, fingerprints: Sequence[str], timeout: float
+    ) -> None:
+        super().__init__()
+        self._secure, self._context = secure, context
+        self._fingerprints, self._timeout = fingerprints, timeout
+        self._used_at = 0.0
+        self.user_agent = ORIGINATOR
+        self.owner = ""
+        """Put into the task of the next call."""
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        kept_host, kept = self._connection
+        if kept is not None and host == kept_host:
+            return kept
+        connection: tls.BreakableConnection
+        if self._secure:
+            connection = tls.VerifiedConnection(
+                host,
+                context=self._context,
+                fingerprints=self._fingerprints,
+                timeout=self._timeout,
+            )
+        else:
+            connection = tls.BreakableConnection(host, timeout=self._timeout)
+        self._connection = host, connection
+        return connection
+
+    def send_headers(
+        self, connection: http.client.HTTPConnection, headers: list[tuple[str, str]]
+    ) -> None:
+        owner = [(_OWNER_HEADER, self.owner)] if self.owner else []
+        super().send_headers(connection, headers + owner)
+
+    def request(self, host: Any, handler: str, request_body: Any, verbose: bool = False) -> Any:
+        """Send a request once.
+
+        The standard library's way repeats it when a kept connection turns out to be closed, and
+        so may create a VM twice. Here a connection that the server may have closed is not used.
+        """
+        kept = self._connection[1]
+        stale = isinstance(kept, tls.BreakableConnection) and kept.is_stale
+        if stale or time.monotonic() - self._used_at > _KEEP_S:
+            self.close()
+        try:
+            return self.single_request(host, handler, request_body, verbose)
+        finally:
+            self._used_at = time.monotonic()
+
+    def abort(self) -> None:
+        """End a call that waits for its answer, or for its connection, in another thread."""
+        connection = self._connection[1]
+        if isinstance(connection, tls.BreakableConnection):
+            connection.break_off()
+
+
+class Session:
+    """Calls to one pool's XAPI, from asyncio.
+
+    It logs in at the first call; `end` and then `close` it.
+    """
+
+    def __init__(self, settings: PoolSettings, read_password: Callable[[], str]) -> None:
+        self.pool = settings.name
+        self._settings = settings
+        self._read_password = read_password
+        self._fingerprints = settings.fingerprint
+        self._context = tls.client_context(settings.ca_file, self._fingerprints)
+        self._url = settings.url.rstrip("/")
+        self._members: list[str] = []
+        self._session_ref = ""
+        self._generation = 0
+        self._login_lock = threading.Lock()
+        self._threads = threading.local()
+        self._transports: set[_Transport] = set()
+        self._executor = ThreadPoolExecutor(settings.connections + 1, f"xapi-{settings.name}")
+        self._closed = False
+
+    # -- facts of the moment -----------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Scheme, address and port of the pool master, as we reach it."""
+        return self._url
+
+    @property
+    def session_ref(self) -> str:
+        """The session reference: a credential, never to be logged."""
+        return self._session_ref
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        return self._context
+
+    @property
+    def fingerprints(self) -> Sequence[str]:
+        return self._fingerprints
+
+    def url_of(self, address: str) -> str:
+        """Return how to reach another host of the pool: same scheme and port, its address."""
+        parts = urlsplit(self._url)
+        host = f"[{address}]" if ":" in address else address
+        port = f":{parts.port}" if parts.port is not None else ""
+        return urlunsplit((parts.scheme, host + port, "", "", ""))
+
+    def remember_members(self, addresses: Iterable[str]) -> None:
+        """Replace the list of hosts to ask for the master when the present one is silent."""
+        self._members = list(addresses)
+
+    # -- calls -------------------------------------------------------------------------------
+
+    async def call(
+        self, method: str, *params: object, timeout: float = CALL_TIMEOUT_S, owner: str = ""
+    ) -> Any:
+        """Return the value that a XAPI call gives.
+
+        Args:
+            method: such as `VM.get_record` or `Async.VM.snapshot`.
+            params: without the session; integers of any size are fine.
+            timeout: seconds until the connection is given up.
+            owner: of a task that the call starts: see `records.Task.owner`.
+
+        Raises:
+            XapiError: translated, with the pool's name in it.
+            asyncio.CancelledError: after a call that changes something has ended, or `_SETTLE_S`.
+        """
+        loop = asyncio.get_running_loop()
+        self._check_open()  # the executor takes nothing more
+        work = partial(self.call_blocking, method, params, timeout, owner=owner)
+        answer = loop.run_in_executor(self._executor, work)
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(_forget_answer)
+            if not _is_harmless(method):
+                await settled(answer, _SETTLE_S)
+            raise
+
+    def call_blocking(
+        self,
+        method: str,
+        params: Sequence[object],
+        timeout: float = CALL_TIMEOUT_S,
+        *,
+        renew: bool = True,
+        owner: str = "",
+    ) -> Any:
+        """As `call`, for a thread that may block.
+
+        Args:
+            renew: log in again and repeat the call when that is safe; else the caller wants to
+                know that the session, and what hung on it, was lost.
+        """
+        wire = tuple(_to_wire(p) for p in params)
+        repeatable = _is_harmless(method)
+        attempts = 3 if renew else 1
+        while True:
+            attempts -= 1
+            generation = self._login(timeout)
+            try:
+                return self._once(method, wire, timeout, owner)
+            except (SessionLost, NotMaster, XapiUnreachable) as error:
+                self._forget_session(generation, error)
+                safe = repeatable or not isinstance(error, XapiUnreachable)
+                if self._closed or not safe or attempts <= 0:
+                    raise
+                log.info("session.renewed", pool=self.pool, reason=type(error).__name__)
+
+    def _once(self, method: str, wire: tuple[object, ...], timeout: float, owner: str = "") -> Any:
+        proxy = self._proxy(self._url, timeout)
+        proxy._session = self._session_ref
+        proxy.transport.owner = owner
+        return self._guarded(self._url, lambda: proxy.xenapi_request(method, wire))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise XapiUnreachable(self.pool, self._url, "the connection was closed")
+
+    def _guarded(self, url: str, request: Callable[[], Any]) -> Any:
+        """Run one request; everything that the SDK and the socket may raise becomes ours."""
+        address = urlsplit(url).netloc
+        try:
+            return request()
+        except XenAPI.Failure as failure:
+            raise translate(self.pool, failure.details, username=self._settings.username) from None
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode == 401:  # the SDK's word for SESSION_INVALID without a password
+                raise SessionLost(self.pool) from None
+            raise XapiUnreachable(self.pool, address, redact(fault.faultString)) from fault
+        except xmlrpc.client.ProtocolError as error:
+            reason = f"HTTP status {error.errcode}"
+            self._drop_connection()
+            raise XapiUnreachable(self.pool, address, reason) from None
+        except ssl.SSLCertVerificationError as error:
+            raise CertificateRefused(self.pool, address, error.verify_message) from None
+        except tls.FingerprintMismatch as error:
+            raise CertificateRefused(self.pool, address, str(error.args[0])) from None
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError) as error:
+            # ValueError: what came back is not XML (expat's error is one).
+            self._drop_connection()
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise XapiUnreachable(self.pool, address, reason or type(error).__name__) from error
+
+    # -- login -------------------------------------------------------------------------------
+
+    def _login(self, timeout: float) -> int:
+        """Make sure that there is a session; return which login it is from."""
+        with self._login_lock:
+            self._check_open()
+            if self._session_ref:
+                return self._generation
+            candidates = [self._url, self._settings.url.rstrip("/")]
+            candidates += [self.url_of(address) for address in self._members]
+            tried: set[str] = set()
+            problem: XapiError | None = None
+            while candidates and len(tried) < _LOGIN_HOPS + len(self._members):
+                self._check_open()
+                url = candidates.pop(0)
+                if url in tried:
+                    continue
+                tried.add(url)
+                try:
+                    self._session_ref = self._login_at(url, min(timeout, 30.0))
+                except NotMaster as error:
+                    candidates.insert(0, self.url_of(error.master))
+                    problem = error
+                except XapiUnreachable as error:
+                    problem = problem or error
+                else:
+                    self._url = url
+                    self._generation += 1
+                    log.info("session.opened", pool=self.pool, master=urlsplit(url).netloc)
+                    return self._generation
+            assert problem is not None
+            raise problem
+
+    def _login_at(self, url: str, timeout: float) -> str:
+        proxy = self._proxy(url, timeout)
+        password = self._read_password()
+        self._guarded(
+            url,
+            lambda: proxy.xenapi.login_with_password(
+                self._settings.username, password, "2.0", ORIGINATOR
+            ),
+        )
+        ref: str = proxy._session
+        # Only this object decides about logins: the SDK must not keep the password.
+        proxy.last_login_method, proxy.last_login_params = "", None
+        return ref
+
+    def _forget_session(self, generation: int, error: XapiError) -> None:
+        """Drop the session of one login, unless another thread renewed it meanwhile."""
+        with self._login_lock:
+            if generation != self._generation:
+                return
+            self._session_ref = ""
+            if isinstance(error, NotMaster):
+                self._url = self.url_of(error.master)
+
+    # -- threads and connections -------------------------------------------------------------
+
+    def _proxy(self, url: str, timeout: float) -> Any:
+        """Return this thread's own connection to an address."""
+        kept = getattr(self._threads, "proxies", None)
+        if kept is None:
+            kept = self._threads.proxies = {}
+        key = (url, timeout)
+        if key not in kept:
+            transport = _Transport(
+                secure=url.startswith("https:"),
+                context=self._context,
+                fingerprints=self._fingerprints,
+                timeout=timeout,
+            )
+            self._transports.add(transport)
+            session = XenAPI.Session(url + "/", transport=transport)
+            session.last_login_method = ""  # None would break the SDK's logout
+            kept[key] = session, transport
+        return kept[key][0]
+
+    def _drop_connection(self) -> None:
+        """Close this thread's connections after a failure: their state is unknown."""
+        for _, transport in getattr(self._threads, "proxies", {}).values():
+            transport.close()
+
+    async def end(self) -> None:
+        """End every call under way, and log out."""
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        session_ref, self._closed = self._session_ref, True
+        self._abort()  # first of all: nobody waits for a silent server
+        if session_ref:
+            with suppress(XapiError, TimeoutError):
+                async with asyncio.timeout(_LOGOUT_S):
+                    await loop.run_in_executor(self._executor, self._logout, session_ref)
+        ended = loop.run_in_executor(None, self._executor.shutdown)
+        while not ended.done():
+            self._abort()  # again: a thread may have been about to connect
+            await asyncio.wait([ended], timeout=_ABORT_EVERY_S)
+
+    def _abort(self) -> None:
+        for transport in list(self._transports):
+            transport.abort()
+
+    def close(self) -> None:
+        """Close the connections; after `end`, and when no thread uses them any more."""
+        for transport in self._transports:
+            transport.close()
+
+    def _logout(self, session_ref: str) -> None:
+        proxy = self._proxy(self._url, _LOGOUT_S)
+        proxy._session = session_ref
+        with suppress(SessionLost):
+            self._guarded(self._url, lambda: proxy.xenapi_request("session.logout", ()))
+
+
+def _is_harmless(method: str) -> bool:
+    """Return whether a call changes nothing, so that it may be repeated or forgotten."""
+    return method == "event.inject" or method.rpartition(".")[2].startswith("get_")
+
+
+def _forget_answer(answer: asyncio.Future[Any]) -> None:
+    if not answer.cancelled():
+        answer.exception()  # nobody waits for it any more
+
+
+def _to_wire(value: object) -> object:
+    """Return a parameter as XAPI takes it: integers as text, because XML-RPC's have 32 bits."""
+    match value:
+        case bool() | float() | str():
+            return value
+        case int():
+            return str(value)
+        case dict():
+            return {key: _to_wire(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_to_wire(item) for item in value]
+        case _:
+            raise TypeError(f"{type(value).__name__} has no place in a XAPI call")

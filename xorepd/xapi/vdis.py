@@ -1,0 +1,82 @@
+"""The calls on disks that we use, one at a time for each SR.
+
+XAPI runs one storage operation per SR and lets others nap for 1 to 20 s until their turn, in no
+order: whoever sends ten at once waits longer than who sends them one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+
+from xorepd.errors import ObjectBusy, ObjectGone
+from xorepd.ids import Ref
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Vdi
+
+_BUSY_TRIES, _BUSY_PAUSE_S = 10, 5.0
+"""A disk stays attached to the control domain for seconds after its stream has ended (XO waits
+the same 10 × 5 s)."""
+
+
+async def create_disk(
+    pool: Pool, sr: Ref, virtual_size: int, name: str, description: str, other: Mapping[str, str]
+) -> Ref:
+    """Create an empty disk; its size is rounded up to what the SR can do."""
+    record = {
+        "SR": sr,
+        "virtual_size": virtual_size,
+        "type": "user",
+        "sharable": False,
+        "read_only": False,
+        "name_label": name,
+        "name_description": description,
+        "other_config": dict(other),
+    }
+    async with pool.storage_turn(sr):
+        return Ref(await pool.run_task("VDI.create", record))
+
+
+async def clone_disk(pool: Pool, vdi: Vdi) -> Ref:
+    """Clone a disk: same content, same `other_config`, a new identity."""
+    async with pool.storage_turn(vdi.sr):
+        return Ref(await pool.run_task("VDI.clone", vdi.ref))
+
+
+async def grow_disk(pool: Pool, vdi: Ref, sr: Ref, virtual_size: int) -> None:
+    """Make a disk larger."""
+    async with pool.storage_turn(sr):
+        await pool.run_task("VDI.resize", vdi, virtual_size)
+
+
+async def destroy_disk(pool: Pool, vdi: Vdi) -> None:
+    """Destroy a disk, waiting for its last stream to let go of it; gone already is fine.
+
+    Raises:
+        ObjectBusy: something holds it all the time.
+    """
+    for attempt in range(_BUSY_TRIES):
+        try:
+            async with pool.storage_turn(vdi.sr):
+                with suppress(ObjectGone):
+                    await pool.run_task("VDI.destroy", vdi.ref)
+            return
+        except ObjectBusy:
+            if attempt == _BUSY_TRIES - 1:
+                raise
+        await _detached(pool, vdi, _BUSY_PAUSE_S)
+
+
+async def _detached(pool: Pool, vdi: Vdi, timeout: float) -> None:
+    """Wait until no VBD of a disk is attached, but a moment at least and `timeout` at most."""
+
+    def is_free() -> bool:
+        known = pool.cache.vdis.get(vdi.ref)
+        vbds = pool.cache.vbds
+        return known is None or not any(
+            ref in vbds and vbds[ref].currently_attached for ref in known.vbds
+        )
+
+    await asyncio.sleep(timeout / 20)  # the cache may not have seen the attachment yet
+    await pool.cache.wait_for(is_free, timeout)
