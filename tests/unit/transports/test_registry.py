@@ -1,0 +1,116 @@
+"""Transports by name, with distributions that really stand on the module path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xorepd.errors import Refused
+from xorepd.transports.direct import Direct
+from xorepd.transports.registry import installed, open_transport
+
+GOOD = """
+class Factory:
+    name, api = "{name}", 1
+    def open(self, options):
+        if "rate" in options:
+            raise ValueError("rate must be a size, such as 10MiB")
+        return (type(self).name, dict(options))
+transport = Factory()
+"""
+
+
+class Site:
+    """A directory of installed distributions."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def install(
+        self, dist: str, name: str, code: str = GOOD, *, group: str = "xorepd.transports"
+    ) -> None:
+        """Put a distribution there that offers one transport."""
+        module = dist.replace("-", "_")
+        (self._path / f"{module}.py").write_text(code.replace("{name}", name))
+        info = self._path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}:transport\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.syspath_prepend(tmp_path)
+    return Site(tmp_path)
+
+
+def test_direct_is_installed_with_xorepd() -> None:
+    assert "direct" in installed()
+    assert isinstance(open_transport("direct", {}), Direct)
+
+
+def test_options_of_direct_are_refused_by_name() -> None:
+    with pytest.raises(Refused, match=r"transport direct: .*no options, remove rate"):
+        open_transport("direct", {"rate": "1MiB"})
+
+
+def test_installed_transport_is_opened_with_its_options(site: Site) -> None:
+    site.install("reg-good-one", "good-one")
+
+    assert "good-one" in installed()
+    assert open_transport("good-one", {"level": 3}) == ("good-one", {"level": 3})
+
+
+def test_wrong_option_is_refused_with_the_transports_own_words(site: Site) -> None:
+    site.install("reg-good-two", "good-two")
+
+    with pytest.raises(Refused, match="transport good-two: rate must be a size, such as 10MiB"):
+        open_transport("good-two", {"rate": "fast"})
+
+
+def test_transport_that_is_not_installed_names_its_package() -> None:
+    with pytest.raises(Refused, match=r"quantum is not installed .*direct.*install xorepd-quantum"):
+        open_transport("quantum", {})
+
+
+def test_transport_that_is_misspelt_names_the_nearest() -> None:
+    with pytest.raises(Refused, match=r"did you mean direct\?"):
+        open_transport("dirct", {})
+
+
+def test_transport_of_two_packages_names_both(site: Site) -> None:
+    site.install("reg-first", "twice")
+    site.install("reg-second", "twice")
+
+    with pytest.raises(Refused, match=r"several packages \(reg-first, reg-second\); remove all"):
+        open_transport("twice", {})
+
+
+@pytest.mark.parametrize("code", ["import missing_library", "raise RuntimeError('x')", "other = 1"])
+def test_broken_transport_is_refused_by_who_names_it(site: Site, code: str) -> None:
+    site.install(f"reg-broken-{len(code)}", "broken", code)
+
+    with pytest.raises(Refused, match=r"transport broken cannot be loaded .*reinstall"):
+        open_transport("broken", {})
+
+
+def test_broken_transport_hurts_nobody_else(site: Site) -> None:
+    site.install("reg-broken-too", "broken", "raise RuntimeError")
+
+    assert isinstance(open_transport("direct", {}), Direct)
+
+
+@pytest.mark.parametrize("version", ["api = 2", "api = 0", "no_api = 1"])
+def test_transport_of_another_version_is_refused(site: Site, version: str) -> None:
+    dist = "reg-version-" + version.replace(" = ", "-").replace("_", "-")
+    site.install(dist, "old", f"class transport:\n    {version}\n")
+
+    with pytest.raises(Refused, match=r"made for transport API .*this is 1; install matching"):
+        open_transport("old", {})
+
+
+def test_entry_point_of_another_group_is_no_transport(site: Site) -> None:
+    site.install("reg-elsewhere", "elsewhere", group="xorepd.others")
+
+    assert "elsewhere" not in installed()

@@ -1,0 +1,184 @@
+"""A pool's HTTP side as the data plane sees it, and what its answers mean.
+
+Facts (xapi: ocaml/xapi/export_raw_vdi.ml, import_raw_vdi.ml, ocaml/libs/http-lib/http_svr.ml):
+
+- the status line comes before the work: 200 says nothing about success, only the task does;
+- a failure after that arrives as a whole HTTP response inside the body;
+- `302` names a host that sees the SR; query and method stay the same;
+- `401` says that the session in the URL is dead, and comes before anything else is looked at;
+- a request's header may have 1024 bytes in all.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import aiohttp
+from yarl import URL
+
+from xorepd.errors import (
+    OutcomeUnknown,
+    ProtocolViolation,
+    TransferFailed,
+    XapiError,
+    XorepdError,
+)
+from xorepd.ids import Ref
+
+CONNECT_S = 30.0
+STALL_S = 300.0
+"""A stream that moves no byte for this long is given up: XAPI attaches disks one after the other
+under load, which has been seen to take minutes."""
+OUTCOME_S = 600.0
+"""Longest wait for a task to end after its stream has: flush and detach of the disk."""
+
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
+
+_REDIRECTS = 3
+_CODE = re.compile(rb"([A-Z][A-Z0-9_]{2,}): \[ ?([^\]]*)\]")
+_ERROR_PAGE_LIMIT = 4096
+
+
+class Door(Protocol):
+    """Requests for the disks of one SR (implemented by `xapi.doors.DiskDoor`)."""
+
+    http: aiohttp.ClientSession
+
+    @property
+    def pool(self) -> str: ...
+    @property
+    def ssl(self) -> ssl.SSLContext | aiohttp.Fingerprint: ...
+    def url(self, path: str, query: Mapping[str, str]) -> URL: ...
+    def redirected(self, location: str, asked: URL) -> URL: ...
+    async def renew(self) -> None: ...
+    async def begin(self, label: str) -> Ref: ...
+    async def outcome(self, task_ref: Ref, timeout: float) -> Sequence[str]: ...
+    async def discard(self, task_ref: Ref) -> None: ...
+
+
+@asynccontextmanager
+async def task_of(door: Door, label: str) -> AsyncIterator[Ref]:
+    """Provide a task for one request, and remove it afterwards, come what may."""
+    task_ref = await door.begin(label)
+    try:
+        yield task_ref
+    finally:
+        await door.discard(task_ref)
+
+
+@asynccontextmanager
+async def respond(
+    door: Door,
+    method: str,
+    path: str,
+    query: Mapping[str, str],
+    what: str,
+    *,
+    body: aiohttp.Payload | None = None,
+    length: int | None = None,
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send a request, follow its redirects, and provide the response once its status is 200.
+
+    Args:
+        what: the disk and direction, for messages.
+        body: sent to the host that accepts the request; it must write nothing before that.
+
+    Raises:
+        DataError: any other status, or no answer.
+    """
+    url = door.url(path, query)
+    headers = {"Accept-Encoding": "identity"}
+    if length is not None:
+        headers["Content-Length"] = str(length)
+    renewed = False
+    for _ in range(_REDIRECTS + 1):
+        try:
+            async with door.http.request(
+                method,
+                url,
+                data=body,
+                headers=headers,
+                ssl=door.ssl,
+                allow_redirects=False,
+                timeout=TIMEOUT,
+            ) as response:
+                if response.status == 302:
+                    url = door.redirected(response.headers.get("Location", ""), url)
+                    continue
+                if response.status == 401 and not renewed:
+                    await door.renew()
+                    url, renewed = door.url(path, query), True
+                    continue
+                if response.status != 200:
+                    page = await response.content.read(_ERROR_PAGE_LIMIT)
+                    raise http_failure(what, response.status, page)
+                yield response
+                return
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise lost(what, error) from error
+    raise ProtocolViolation(what, f"{door.pool} redirected {_REDIRECTS + 1} times")
+
+
+def http_failure(what: str, status: int, page: bytes) -> TransferFailed:
+    """Return the error that an HTTP error page of XAPI stands for."""
+    found = _CODE.search(page)
+    if found is None:
+        return TransferFailed(what, f"HTTP status {status}", [])
+    params = [p.strip() for p in found[2].decode("utf-8", "replace").split(";")]
+    return TransferFailed(what, found[1].decode(), params)
+
+
+def lost(what: str, error: BaseException) -> ProtocolViolation:
+    """Return the error for a connection that broke, without the URL, which is a credential."""
+    if isinstance(error, TimeoutError):
+        reason = f"no byte moved for {STALL_S:.0f} s"
+    elif isinstance(
+        error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch
+    ):
+        reason = "the host's certificate is not trusted; set ca_file or fingerprint of its pool"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = type(error).__name__
+    return ProtocolViolation(what, f"the connection broke ({reason})")
+
+
+async def verdict(door: Door, task_ref: Ref, what: str, *, timeout: float, hint: str = "") -> None:
+    """Wait for the end of a request's task; only it tells whether the request succeeded.
+
+    Raises:
+        TransferFailed: what the task failed with, or that its outcome stays unknown.
+    """
+    try:
+        error_info = await door.outcome(task_ref, timeout)
+    except (TimeoutError, XapiError) as error:
+        reason = str(error) or f"its task did not end within {timeout:.0f} s"
+        raise OutcomeUnknown(what, reason) from error
+    if error_info:
+        code, *params = error_info
+        raise TransferFailed(what, code, params, hint=hint)
+
+
+BROKEN_S, SUSPECT_S = 5.0, 0.5
+"""How long the task is asked why: of a connection that ended, and of one that carries nonsense. The
+first kind of task has ended or is about to; the second may be waiting for us to read on."""
+
+
+async def explained(
+    door: Door, task_ref: Ref, what: str, error: XorepdError, *, timeout: float = BROKEN_S
+) -> XorepdError:
+    """Return the better explanation of a broken stream: the task's, when it has one.
+
+    The server closed early because it had something to say; the task says it best.
+    """
+    try:
+        await verdict(door, task_ref, what, timeout=timeout)
+    except TransferFailed as told:
+        return told
+    except OutcomeUnknown:
+        pass
+    return error
