@@ -1,0 +1,111 @@
+"""The durable shape of a run: what the history keeps and what a live status shows.
+
+The same record serves both: while a run is under way its `outcome` is `running` and its numbers
+move; when it ends, the last one is written to the history and never changes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class Outcome(StrEnum):
+    """How a run of one VM stands."""
+
+    RUNNING = "running"
+    FULL = "full"
+    """A new restore point; at least one disk was sent whole."""
+    DELTA = "delta"
+    """A new restore point; every disk was sent as what changed since its base."""
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRecord:
+    """One disk in one run. Sizes in bytes."""
+
+    device: str
+    """`userdevice` of the disk's VBD, such as `0`."""
+    name: str
+    virtual_size: int
+    mode: str = ""
+    """`full` or `delta`; empty until planned."""
+    reason: str = ""
+    """Why the disk is sent whole, machine-readable (see `replication.plan.FullReason`)."""
+    planned_bytes: int = 0
+    """What the source announced to send: known when its stream begins."""
+    moved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One VM in one run of a job: to one storage repository of one pool."""
+
+    run_id: str
+    job: str
+    vm_uuid: str
+    vm_name: str
+    source: str
+    """Name of the source pool in the configuration."""
+    target: str
+    """Name of the target pool in the configuration."""
+    sr: str
+    """Name of the target SR."""
+    outcome: Outcome
+    step: str
+    """The step the run is in, or ended in: `preflight`, `snapshot`, `transfer`, …"""
+    started_at: datetime
+    finished_at: datetime | None = None
+    disks: tuple[DiskRecord, ...] = ()
+    restore_point: str | None = None
+    """UUID of the restore point that this run committed."""
+    point_in_time: datetime | None = None
+    """When the source was snapshotted, by the source pool's clock."""
+    error: str | None = None
+    remedy: str | None = None
+    rate_bytes_per_s: float = 0.0
+    """While running: over the last seconds; afterwards: over the whole run."""
+
+    @property
+    def planned_bytes(self) -> int:
+        return sum(disk.planned_bytes for disk in self.disks)
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(disk.moved_bytes for disk in self.disks)
+
+    @property
+    def virtual_size(self) -> int:
+        return sum(disk.virtual_size for disk in self.disks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, times as ISO 8601 in UTC, with the sums over the disks."""
+        plain = asdict(self)
+        for key, value in plain.items():
+            if isinstance(value, datetime):
+                plain[key] = value.isoformat()
+        plain["disks"] = [asdict(disk) for disk in self.disks]
+        for name in ("planned_bytes", "moved_bytes", "virtual_size"):
+            plain[name] = getattr(self, name)
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> RunRecord:
+        """Return the record that `to_json` wrote; members of newer versions are ignored."""
+        known = {f.name for f in fields(cls)}
+        disk_known = {f.name for f in fields(DiskRecord)}
+        values = {key: value for key, value in plain.items() if key in known}
+        for key in ("started_at", "finished_at", "point_in_time"):
+            if values.get(key):
+                values[key] = datetime.fromisoformat(values[key])
+        values["outcome"] = Outcome(values["outcome"])
+        values["disks"] = tuple(
+            DiskRecord(**{k: v for k, v in disk.items() if k in disk_known})
+            for disk in values.get("disks", ())
+        )
+        return cls(**values)

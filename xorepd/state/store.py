@@ -1,0 +1,146 @@
+"""The database: one SQLite file, one connection, one thread.
+
+SQLite blocks, and a connection belongs to the thread that made it. So every access goes through an
+executor with a single thread, which also makes it the one writer: no locking, no SQLITE_BUSY.
+
+The schema's version is `PRAGMA user_version`. Each entry of `MIGRATIONS` takes the file from one
+version to the next, in one transaction, and is never edited once released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from xorepd.errors import StateError
+
+T = TypeVar("T")
+
+MIGRATIONS: Sequence[str] = (
+    # 1: finished runs, one row per VM; and for each VM what a status shows, kept apart so that
+    # neither a long history nor its expiry makes a status slow or wrong.
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        run_id TEXT NOT NULL,
+        job TEXT NOT NULL,
+        finished_at REAL NOT NULL,
+        record TEXT NOT NULL
+    );
+    CREATE INDEX runs_by_job ON runs (job, id);
+    CREATE INDEX runs_by_run ON runs (run_id);
+    CREATE INDEX runs_by_end ON runs (finished_at);
+    CREATE TABLE latest (
+        job TEXT NOT NULL,
+        vm_uuid TEXT NOT NULL,
+        vm_name TEXT NOT NULL,
+        target TEXT NOT NULL,
+        sr TEXT NOT NULL,
+        run INTEGER NOT NULL,
+        record TEXT NOT NULL,
+        newest_point TEXT,
+        PRIMARY KEY (job, vm_uuid, vm_name, target, sr)
+    ) WITHOUT ROWID;
+    CREATE TABLE starts (
+        job TEXT PRIMARY KEY,
+        started_at REAL NOT NULL
+    ) WITHOUT ROWID;
+    """,
+)
+
+
+class Store:
+    """An open database. `run` is the only way to it."""
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, executor: ThreadPoolExecutor
+    ) -> None:
+        self.path = path
+        self._connection = connection
+        self._executor = executor
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `work` returns, called in the database's thread inside a transaction.
+
+        A cancelled caller stops waiting; the transaction ends by itself.
+
+        Raises:
+            StateError: SQLite refuses (disk full, damaged file, …).
+        """
+
+        def transaction() -> T:
+            try:
+                with self._connection:
+                    return work(self._connection)
+            except sqlite3.Error as error:
+                raise StateError(
+                    f"{self.path}: {error}; if the file is damaged, stop xorepd and move it "
+                    "aside: only history is lost"
+                ) from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
+
+
+@asynccontextmanager
+async def open_store(path: Path) -> AsyncIterator[Store]:
+    """Open the database, making or migrating it as needed, and close it at the end.
+
+    Args:
+        path: The file; its directory must exist. Made with mode 0600: records name VMs and errors.
+
+    Raises:
+        StateError: it is no database of ours, a newer xorepd wrote it, or it cannot be opened.
+    """
+    loop = asyncio.get_running_loop()
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="xorepd-state")
+    try:
+        connection = await loop.run_in_executor(executor, _open, path)
+        try:
+            yield Store(path, connection, executor)
+        finally:
+            # In the same queue as all work: what was begun is done before this.
+            await asyncio.shield(loop.run_in_executor(executor, connection.close))
+    finally:
+        executor.shutdown(wait=False)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        # SQLite would make it with the umask's mode; its -wal and -shm files copy this one's.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise StateError(f"{path}: cannot be opened ({error}); check [daemon] state_dir") from error
+    try:
+        _prepare(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise StateError(
+            f"{path}: is not a usable database ({error}); move it aside, a new one is made and "
+            "only history is lost"
+        ) from error
+    except StateError:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    # With WAL, NORMAL loses at most the last runs at a power cut and never damages the file.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StateError(
+            f"{path}: was written by a newer xorepd (schema {version}, this one knows "
+            f"{len(MIGRATIONS)}); upgrade xorepd, or move the file aside and lose only history"
+        )
+    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+        # executescript commits what is open before it begins: the transaction must be its own.
+        connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
