@@ -1,0 +1,40 @@
+"""What one run of one VM is about, decided before its first step and not changed after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import aiohttp
+
+from xorepd.config.models import JobSettings
+from xorepd.ids import RunId
+from xorepd.replication.board import Progress
+from xorepd.replication.markers import Stream
+from xorepd.replication.room import Room
+from xorepd.transports.base import Transport
+from xorepd.xapi.doors import DiskDoor
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Sr, Vdi, Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    job: JobSettings
+    run_id: RunId
+    source: Pool
+    target: Pool
+    vm: Vm
+    """The source VM as it was found."""
+    sr: Sr
+    """The target SR as it was found."""
+    stream: Stream
+    http: aiohttp.ClientSession
+    transport: Transport
+    room: Room
+    progress: Progress
+
+    def source_door(self, vdi: Vdi) -> DiskDoor:
+        return DiskDoor(self.source, vdi.sr, self.http)
+
+    def target_door(self) -> DiskDoor:
+        return DiskDoor(self.target, self.sr.ref, self.http)

@@ -1,0 +1,183 @@
+"""What is under way at this moment: one `Progress` per VM in a run, all of them on the board.
+
+Steps write here; the status command reads. Nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from xorepd.errors import XorepdError
+from xorepd.ids import RunId
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
+
+_RATE_WINDOW_S = 5.0
+_SAMPLE_S = 0.25
+
+
+@dataclass(slots=True)
+class DiskProgress:
+    """One disk of a run as it moves."""
+
+    device: str
+    name: str
+    virtual_size: int
+    mode: str = ""
+    reason: str = ""
+    planned_bytes: int = 0
+    moved_bytes: int = 0
+
+    def record(self) -> DiskRecord:
+        return DiskRecord(
+            device=self.device,
+            name=self.name,
+            virtual_size=self.virtual_size,
+            mode=self.mode,
+            reason=self.reason,
+            planned_bytes=self.planned_bytes,
+            moved_bytes=self.moved_bytes,
+        )
+
+
+class Progress:
+    """One VM in one run."""
+
+    def __init__(
+        self,
+        board: Board,
+        *,
+        run_id: RunId,
+        job: str,
+        vm_uuid: str,
+        vm_name: str,
+        source: str,
+        target: str,
+        sr: str,
+        now: datetime,
+    ) -> None:
+        self._board = board
+        self._identity = {
+            "run_id": run_id,
+            "job": job,
+            "source": source,
+            "target": target,
+        }
+        self.vm_uuid, self.vm_name, self.sr = vm_uuid, vm_name, sr
+        self.started_at = now
+        self._started = time.monotonic()
+        self.step = "waiting"
+        self.disks: dict[str, DiskProgress] = {}
+        self.restore_point: str | None = None
+        self.point_in_time: datetime | None = None
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def enter(self, step: str) -> None:
+        """Say which step begins."""
+        self.step = step
+        self._board.touch()
+
+    def moved(self, device: str, size: int) -> None:
+        """Count bytes of a disk that the target has accepted."""
+        self.disks[device].moved_bytes += size
+        now = time.monotonic()
+        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_S:
+            self._samples.append((now, sum(d.moved_bytes for d in self.disks.values())))
+            while now - self._samples[0][0] > _RATE_WINDOW_S:
+                self._samples.popleft()
+            self._board.touch()
+
+    def running(self) -> RunRecord:
+        """Return how it stands now."""
+        return self._record(Outcome.RUNNING, None, None, self._current_rate())
+
+    def finished(self, outcome: Outcome, error: BaseException | None, now: datetime) -> RunRecord:
+        """Return how it ended."""
+        total = sum(disk.moved_bytes for disk in self.disks.values())
+        rate = total / max(time.monotonic() - self._started, 1e-3)
+        return self._record(outcome, now, error, rate)
+
+    def _current_rate(self) -> float:
+        if len(self._samples) < 2:
+            return 0.0
+        (t0, n0), (t1, n1) = self._samples[0], self._samples[-1]
+        return (n1 - n0) / max(t1 - t0, 1e-3)
+
+    def _record(
+        self, outcome: Outcome, ended: datetime | None, error: BaseException | None, rate: float
+    ) -> RunRecord:
+        return RunRecord(
+            **self._identity,
+            vm_uuid=self.vm_uuid,
+            vm_name=self.vm_name,
+            sr=self.sr,
+            outcome=outcome,
+            step=self.step,
+            started_at=self.started_at,
+            finished_at=ended,
+            disks=tuple(disk.record() for disk in self.disks.values()),
+            restore_point=self.restore_point,
+            point_in_time=self.point_in_time,
+            error=None if error is None else str(error) or type(error).__name__,
+            remedy=error.remedy.value if isinstance(error, XorepdError) else None,
+            rate_bytes_per_s=rate,
+        )
+
+
+@dataclass(slots=True)
+class Board:
+    """Every VM of the runs under way."""
+
+    _running: list[Progress] = field(default_factory=list)
+    _finished: dict[RunId, list[RunRecord]] = field(default_factory=dict)
+    """Of runs that have not ended: how those of their VMs ended that have."""
+    _version: int = 0
+    _touched: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def records(self) -> list[RunRecord]:
+        """Return how each stands: VMs of these runs that are done, then those under way."""
+        done = [record for records in self._finished.values() for record in records]
+        return done + [progress.running() for progress in self._running]
+
+    async def changed(self, since: int) -> int:
+        """Wait until something changed after version `since`; return the new version."""
+        while self._version <= since:
+            await self._touched.wait()
+        return self._version
+
+    def touch(self) -> None:
+        self._version += 1
+        self._touched.set()  # wakes everyone who waits now
+        self._touched = asyncio.Event()
+
+    @contextmanager
+    def run(self, run_id: RunId) -> Iterator[list[RunRecord]]:
+        """Keep what is put into the list on the board until the whole run has ended.
+
+        A run that is cancelled has no result: what its VMs came to is found here.
+        """
+        finished = self._finished[run_id] = []
+        try:
+            yield finished
+        finally:
+            del self._finished[run_id]
+            self.touch()
+
+    @contextmanager
+    def show(self, progress: Progress) -> Iterator[None]:
+        """Keep one VM on the board while it is in a run."""
+        self._running.append(progress)
+        self.touch()
+        try:
+            yield
+        finally:
+            self._running.remove(progress)
+            self.touch()
+
+
+Clock = Callable[[], datetime]

@@ -1,0 +1,299 @@
+"""What a stream's two pools hold of it, read from their records. No I/O.
+
+Everything of ours is found by its mark and by where it stands; what carries a mark that is void
+there, or is used by somebody else's VM, is not in the inventory and is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from xorepd.ids import NULL_REF, Ref
+from xorepd.replication.markers import (
+    CLONING,
+    SNAPSHOTTING,
+    Mark,
+    Role,
+    Stream,
+    decode,
+    signed,
+)
+from xorepd.replication.plan import Point, PointDisk, SourceBase
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.records import EPOCH, Vbd, Vdi, Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """One of our disks with its mark."""
+
+    vdi: Vdi
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A snapshot VM of ours, on either side, with its disks."""
+
+    vm: Vm
+    mark: Mark
+    disks: tuple[Marked, ...]
+
+    @property
+    def contents(self) -> set[str]:
+        """UUIDs of the source snapshot's disks whose content these are."""
+        return {disk.mark.snapshot for disk in self.disks}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSide:
+    """The source VM's disks, and our snapshots of it."""
+
+    vm: Vm
+    disks: tuple[tuple[Vbd, Vdi], ...]
+    snapshots: tuple[Group, ...]
+    """Ours for this stream, newest first."""
+    unsigned: tuple[Group, ...] = ()
+    """Snapshots that a run took and never got to mark."""
+    orphans: tuple[Marked, ...] = ()
+    """Disks of snapshots of ours whose VM record is gone."""
+    torn: tuple[Vdi, ...] = ()
+    """Disks of a snapshot of ours whose VM record never came: the toolstack died over it."""
+
+    def bases(self) -> list[SourceBase]:
+        """Return the snapshots of present disks that still hold data."""
+        present = {vdi.ref: vdi.uuid for _, vdi in self.disks}
+        held = [disk for group in self.snapshots for disk in group.disks] + list(self.orphans)
+        return [
+            SourceBase(uuid=disk.vdi.uuid, disk=present[disk.vdi.snapshot_of])
+            for disk in held
+            if disk.vdi.has_data and disk.vdi.snapshot_of in present
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSide:
+    """The replica, its restore points, and what is left over from earlier runs."""
+
+    replica: Vm | None
+    mark: Mark | None
+    live: tuple[tuple[Vbd, Vdi], ...] = ()
+    """What the replica's disk drives hold, ours or not."""
+    points: tuple[Group, ...] = ()
+    """Newest first."""
+    fresh: Group | None = None
+    """A restore point that was taken and not marked yet: its commit is done."""
+    loose: tuple[Vdi, ...] = ()
+    """Disks of ours that belong to no VM: staging disks, replaced disks, unfinished creations."""
+    unsigned_vms: tuple[Vm, ...] = ()
+    """Replicas that were created a moment before the end, without any disk yet."""
+    cloning: tuple[Vdi, ...] = field(default=())
+    """Disks that still say that we are cloning: restore points', and clones that are not ours."""
+    torn: tuple[Vdi, ...] = ()
+    """Disks of a restore point whose VM record never came: the toolstack died over it."""
+
+    def plan_points(self) -> list[Point]:
+        """Return the restore points as base choice looks at them."""
+        return [
+            Point(
+                uuid=point.vm.uuid,
+                disks=tuple(
+                    PointDisk(
+                        uuid=disk.vdi.uuid,
+                        disk=disk.mark.disk,
+                        content=disk.mark.snapshot,
+                        virtual_size=disk.vdi.virtual_size,
+                        is_usable=disk.vdi.has_data,
+                    )
+                    for disk in point.disks
+                ),
+            )
+            for point in self.points
+        ]
+
+
+def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
+    """Return what the source pool holds of a stream."""
+    snapshots, unsigned = [], []
+    for candidate in cache.vms.values():
+        if not candidate.is_a_snapshot or candidate.snapshot_of != vm.ref:
+            continue
+        mark = signed(candidate.other_config, candidate.uuid)
+        if mark is not None:
+            if mark.role is Role.SOURCE and mark.stream == stream:
+                disks = tuple(_marked(cache, candidate, Role.SOURCE, stream))
+                snapshots.append(Group(candidate, mark, disks))
+        elif _is_unmarked_snapshot(candidate):
+            blank = Mark(Role.SOURCE, stream, candidate.other_config[SNAPSHOTTING])
+            disks = tuple(
+                Marked(vdi, blank) for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot
+            )
+            unsigned.append(Group(candidate, blank, disks))
+    orphans = [
+        Marked(vdi, mark)
+        for vdi in cache.vdis.values()
+        if vdi.is_a_snapshot
+        and (mark := signed(vdi.other_config, vdi.uuid)) is not None
+        and mark.role is Role.SOURCE
+        and mark.stream == stream
+        and not used_by_vms(cache, vdi)
+    ]
+    snapshots.sort(key=lambda group: group.mark.time, reverse=True)
+    disks_now = tuple(disks_of(cache, vm))
+    return SourceSide(
+        vm=vm,
+        disks=disks_now,
+        snapshots=tuple(snapshots),
+        unsigned=tuple(unsigned),
+        orphans=tuple(orphans),
+        torn=tuple(_torn_off(cache, vm, {vdi.ref for _, vdi in disks_now})),
+    )
+
+
+def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
+    """Return what the target pool holds of a stream."""
+    replica, replica_mark = None, None
+    unsigned_vms, points = [], []
+    for vm in cache.vms.values():
+        mark = decode(vm.other_config)
+        if mark is None or mark.stream != stream:
+            continue
+        if mark.self == vm.uuid and mark.role is Role.REPLICA and not vm.is_a_snapshot:
+            replica, replica_mark = vm, mark
+        elif mark.self == vm.uuid and mark.role is Role.POINT and vm.is_a_snapshot:
+            points.append(Group(vm, mark, tuple(_marked(cache, vm, Role.POINT, stream))))
+        elif not mark.self and vm.is_a_template and not vm.is_a_snapshot and not vm.vbds:
+            unsigned_vms.append(vm)
+    points.sort(key=lambda point: point.mark.time, reverse=True)
+    fresh = None
+    if replica is not None and replica_mark is not None and replica_mark.commit is not None:
+        fresh = _fresh_point(cache, replica, replica_mark)
+    loose, cloning = [], []
+    for vdi in cache.vdis.values():
+        if vdi.sr == sr:
+            if _is_loose(cache, vdi, stream):
+                loose.append(vdi)
+            elif CLONING in vdi.other_config and _is_of(vdi, stream):
+                cloning.append(vdi)
+    return TargetSide(
+        replica=replica,
+        mark=replica_mark,
+        live=tuple(disks_of(cache, replica)) if replica else (),
+        points=tuple(points),
+        fresh=fresh,
+        loose=tuple(loose),
+        unsigned_vms=tuple(unsigned_vms),
+        cloning=tuple(cloning),
+        torn=tuple(_torn_points(cache, replica_mark, sr)) if fresh is None else (),
+    )
+
+
+def disks_of(cache: Cache, vm: Vm) -> Iterator[tuple[Vbd, Vdi]]:
+    """Return the hard disks of a VM in the order of their devices; CD drives are none."""
+    vbds = [vbd for vbd in cache.present(Vbd, vm.vbds) if vbd.type == "Disk" and not vbd.empty]
+    for vbd in sorted(vbds, key=lambda vbd: (len(vbd.userdevice), vbd.userdevice)):
+        vdi = cache.vdis.get(vbd.vdi)
+        if vdi is not None:
+            yield vbd, vdi
+
+
+def used_by_vms(cache: Cache, vdi: Vdi, *, but: Ref = NULL_REF) -> bool:
+    """Return whether any VM, `but` and control domains left out, has this disk."""
+    owners = (cache.vms.get(vbd.vm) for vbd in cache.present(Vbd, vdi.vbds))
+    return any(
+        owner is not None and not owner.is_control_domain and owner.ref != but for owner in owners
+    )
+
+
+def temporary_name(run: str) -> str:
+    """Return the name of a source snapshot until it is marked."""
+    return f"xorepd-unmarked-{run}"
+
+
+def _is_unmarked_snapshot(vm: Vm) -> bool:
+    """Return whether a run took this snapshot: name and inherited key tell of the same run."""
+    run = vm.other_config.get(SNAPSHOTTING)
+    return run is not None and vm.name_label == temporary_name(run)
+
+
+def _marked(cache: Cache, vm: Vm, role: Role, stream: Stream) -> Iterator[Marked]:
+    for _, vdi in disks_of(cache, vm):
+        mark = signed(vdi.other_config, vdi.uuid)
+        if mark is not None and mark.role is role and mark.stream == stream:
+            yield Marked(vdi, mark)
+
+
+def _fresh_point(cache: Cache, replica: Vm, mark: Mark) -> Group | None:
+    """Return the restore point of the commit under way: VM.snapshot makes its record last."""
+    assert mark.commit is not None
+    for vm in cache.vms.values():
+        if not vm.is_a_snapshot or vm.snapshot_of != replica.ref:
+            continue
+        if mark.commit.point and vm.name_label != mark.commit.point:
+            continue  # somebody else's snapshot inherits all the rest
+        inherited = decode(vm.other_config)
+        if inherited is None or inherited.self != replica.uuid or inherited.commit != mark.commit:
+            continue
+        disks, taken = [], set[str]()
+        for _, vdi in disks_of(cache, vm):
+            origin = cache.vdis.get(vdi.snapshot_of)
+            if origin is not None:
+                taken.add(origin.uuid)
+            disk_mark = decode(vdi.other_config)
+            if disk_mark is not None and (
+                disk_mark.self == vdi.uuid or (origin is not None and disk_mark.self == origin.uuid)
+            ):
+                disks.append(Marked(vdi, disk_mark))
+        # Somebody else may have snapshotted the replica before all its disks were swapped.
+        if taken.issuperset(mark.commit.new.values()):
+            return Group(vm, inherited, tuple(disks))
+    return None
+
+
+def _torn_off(cache: Cache, vm: Vm, disks: Collection[Ref]) -> Iterator[Vdi]:
+    """Return what is left of a source snapshot that XAPI did not finish: in no VM, for ever."""
+    run = vm.other_config.get(SNAPSHOTTING)
+    for vdi in cache.vdis.values():
+        is_of_run = run is not None and vdi.other_config.get(SNAPSHOTTING) == run
+        is_of_disk = vdi.is_a_snapshot and vdi.snapshot_of in disks
+        if is_of_run and is_of_disk and not used_by_vms(cache, vdi):
+            yield vdi
+
+
+def _torn_points(cache: Cache, mark: Mark | None, sr: Ref) -> Iterator[Vdi]:
+    """Return the same of a restore point: snapshots of the disks in the commit under way."""
+    if mark is None or mark.commit is None:
+        return
+    new = set(mark.commit.new.values())
+    for vdi in cache.vdis.values():
+        if vdi.sr == sr and vdi.is_a_snapshot and not used_by_vms(cache, vdi):
+            inherited = decode(vdi.other_config)
+            if inherited is not None and inherited.stream == mark.stream and inherited.self in new:
+                yield vdi
+
+
+def is_live(vdi: Vdi, stream: Stream) -> bool:
+    """Return whether a disk is one that we gave to the replica, or are about to."""
+    mark = signed(vdi.other_config, vdi.uuid)
+    return mark is not None and mark.role is Role.DISK and mark.stream == stream
+
+
+def _is_of(vdi: Vdi, stream: Stream) -> bool:
+    mark = decode(vdi.other_config)
+    return mark is not None and mark.stream == stream
+
+
+def _is_loose(cache: Cache, vdi: Vdi, stream: Stream) -> bool:
+    """Return whether a disk is provably ours and belongs to no VM."""
+    mark = decode(vdi.other_config)
+    if mark is None or mark.stream != stream or used_by_vms(cache, vdi):
+        return False
+    if mark.self == vdi.uuid:  # written on this very disk
+        return mark.role in (Role.DISK, Role.POINT)
+    if vdi.is_a_snapshot:
+        return False
+    if not mark.self:  # created and not signed yet; XAPI dates clones, which inherit, and no others
+        return mark.role is Role.DISK and vdi.snapshot_time == EPOCH
+    # Cloned from a restore point by us and not signed yet.
+    return mark.role is Role.POINT and CLONING in vdi.other_config

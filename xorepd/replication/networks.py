@@ -1,0 +1,79 @@
+"""Which network of the target pool an interface of the replica belongs to. Pure, never a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from xorepd.errors import Refused
+from xorepd.ids import Ref
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.records import Pif
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A network of some pool; `vlan` is -1 for untagged, None where it has no interface."""
+
+    ref: Ref
+    uuid: str
+    name: str
+    vlan: int | None
+
+
+def networks_of(cache: Cache) -> list[Candidate]:
+    """Return all networks of a pool."""
+    return [
+        Candidate(
+            ref=network.ref,
+            uuid=network.uuid,
+            name=network.name_label,
+            vlan=next((pif.vlan for pif in cache.present(Pif, network.pifs)), None),
+        )
+        for network in cache.networks.values()
+    ]
+
+
+def map_network(
+    source: Candidate, targets: Collection[Candidate], explicit: Mapping[str, str], target_pool: str
+) -> Ref | None:
+    """Return the target network for one source network; None when the map leaves it out.
+
+    By the job's map (UUID or name → UUID, name, or "" for none), then the same UUID, then the same
+    name and VLAN where exactly one network has them.
+
+    Raises:
+        Refused: nothing matches, or several do.
+    """
+    for key in (source.uuid, source.name):
+        if key in explicit:
+            wanted = explicit[key]
+            if not wanted:
+                return None
+            return _the_one(
+                [t for t in targets if wanted in (t.uuid, t.name)],
+                f"network {wanted}, which the job maps {source.name} to,",
+                target_pool,
+            )
+    same = [t for t in targets if t.uuid == source.uuid] or [
+        t for t in targets if t.name == source.name and _vlan_fits(source.vlan, t.vlan)
+    ]
+    return _the_one(same, f"a network like {source.name} (VLAN {source.vlan})", target_pool)
+
+
+def _vlan_fits(one: int | None, other: int | None) -> bool:
+    return one is None or other is None or one == other
+
+
+def _the_one(found: Collection[Candidate], what: str, target_pool: str) -> Ref:
+    match list(found):
+        case [only]:
+            return only.ref
+        case []:
+            problem = "was not found"
+        case several:
+            problem = f"is ambiguous: {len(several)} match"
+    raise Refused(
+        f"pool {target_pool}: {what} {problem}; name its UUID in the job's networks, or map it to "
+        'nothing with ""'
+    )

@@ -1,0 +1,164 @@
+"""Reasons not to start a run, found before anything is created. No I/O beyond the caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xorepd.errors import ObjectBusy, Refused
+from xorepd.ids import Ref
+from xorepd.replication.assignment import Assignment
+from xorepd.replication.inventory import SourceSide, TargetSide
+from xorepd.replication.markers import (
+    BLOCK_TEXT,
+    BLOCKED_WHILE_READ,
+    REPLICA_TAG,
+    Role,
+    signed,
+)
+from xorepd.replication.networks import Candidate, map_network, networks_of
+from xorepd.units import GiB
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.records import Sr, Vdi, Vif, Vm
+
+MAX_VHD_SIZE = 2040 * GiB
+"""Largest disk that XAPI exports as a VHD."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface that the replica is to have."""
+
+    device: str
+    mac: str
+    mtu: int
+    source_network: str
+    """UUID, to tell a change of the source from a change that someone made on the replica."""
+    network: Ref
+    """On the target pool."""
+
+
+def find_vm(cache: Cache, pool: str, wanted: str) -> Vm:
+    """Return the VM that a job means by a UUID or a name.
+
+    Raises:
+        Refused: there is none, or several have the name.
+    """
+    ordinary = [
+        vm
+        for vm in cache.vms.values()
+        if not vm.is_a_snapshot and not vm.is_a_template and not vm.is_control_domain
+    ]
+    by_uuid = [vm for vm in ordinary if vm.uuid == wanted]
+    match by_uuid or [vm for vm in ordinary if vm.name_label == wanted]:
+        case [vm]:
+            return vm
+        case []:
+            raise Refused(
+                f"pool {pool}: VM {wanted} was not found; correct the job's vms, or remove it there"
+            )
+        case several:
+            uuids = ", ".join(vm.uuid for vm in several)
+            raise Refused(
+                f"pool {pool}: {len(several)} VMs are named {wanted}; use a UUID: {uuids}"
+            )
+
+
+def find_sr(cache: Cache, pool: str, wanted: str) -> Sr:
+    """Return the SR that a job means by a UUID or a name.
+
+    Raises:
+        Refused: there is none that could hold replicas, or several have the name.
+    """
+    srs = list(cache.srs.values())
+    by_uuid = [sr for sr in srs if sr.uuid == wanted]
+    match by_uuid or [sr for sr in srs if sr.name_label == wanted]:
+        case [sr] if sr.content_type in ("", "user") and sr.type not in ("iso", "udev"):
+            return sr
+        case [sr]:
+            raise Refused(f"pool {pool}: SR {sr.name_label} of type {sr.type} cannot hold replicas")
+        case []:
+            names = ", ".join(sorted(sr.name_label for sr in srs if sr.content_type != "iso"))
+            raise Refused(f"pool {pool}: SR {wanted} was not found; there is {names}")
+        case several:
+            uuids = ", ".join(sr.uuid for sr in several)
+            raise Refused(
+                f"pool {pool}: {len(several)} SRs are named {wanted}; use a UUID: {uuids}"
+            )
+
+
+def check_source(a: Assignment, side: SourceSide) -> None:
+    """Refuse what cannot or must not be replicated.
+
+    Raises:
+        Refused: with the VM or disk, and what to do about it.
+    """
+    vm, pool = side.vm, a.source.name
+    mark = signed(vm.other_config, vm.uuid)
+    blocked = vm.blocked_operations.get("start") == BLOCK_TEXT
+    if (mark and mark.role is Role.REPLICA) or (REPLICA_TAG in vm.tags and blocked):
+        raise Refused(
+            f"pool {pool}: VM {vm.name_label} is itself a replica; remove it from job {a.job.name}"
+        )
+    moving = sorted(set(vm.current_operations.values()) & set(BLOCKED_WHILE_READ))
+    if moving:
+        raise ObjectBusy(pool, "VM", vm.name_label, moving[0])
+    for _, vdi in side.disks:
+        problem = _disk_problem(vdi)
+        if problem:
+            raise Refused(f"pool {pool}: disk {vdi.name_label} of VM {vm.name_label} {problem}")
+    for sr in {a.source.cache.srs[vdi.sr] for _, vdi in side.disks if vdi.sr in a.source.cache.srs}:
+        a.room.check(sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}")
+
+
+def _disk_problem(vdi: Vdi) -> str | None:
+    if vdi.missing:
+        return "is missing from its SR; scan the SR or detach the disk"
+    if vdi.sharable:
+        return "is sharable, which XAPI cannot snapshot; detach it or leave the VM out"
+    if vdi.on_boot == "reset":
+        return "is reset at each boot, which XAPI cannot snapshot; set on_boot to persist"
+    if vdi.virtual_size > MAX_VHD_SIZE:
+        return (
+            f"has {vdi.virtual_size / GiB:.1f} GiB, more than the {MAX_VHD_SIZE // GiB} GiB "
+            "that XAPI exports as VHD; split it"
+        )
+    return None
+
+
+def check_target(a: Assignment, side: TargetSide) -> None:
+    """Refuse to touch a replica that somebody uses, and to fill an SR that is full.
+
+    Raises:
+        Refused: with the object and what to do about it.
+    """
+    replica = side.replica
+    if replica is not None and replica.power_state != "Halted":
+        raise Refused(
+            f"pool {a.target.name}: replica {replica.name_label} is {replica.power_state.lower()}, "
+            "not halted; shut it down, or keep your work in a clone of it and shut it down then"
+        )
+    sr = a.target.cache.srs.get(a.sr.ref, a.sr)
+    a.room.check(sr, a.target.name, 0, a.job.target_reserve, f"replica of VM {a.vm.name_label}")
+
+
+def plan_interfaces(a: Assignment, vm: Vm) -> list[Interface]:
+    """Return the interfaces of the replica; those mapped to no network are left out.
+
+    Raises:
+        Refused: a network cannot be mapped without guessing.
+    """
+    sources = {network.ref: network for network in networks_of(a.source.cache)}
+    targets = networks_of(a.target.cache)
+    interfaces = []
+    for vif in a.source.cache.present(Vif, vm.vifs):
+        network = sources.get(vif.network)
+        if network is None:
+            continue
+        ref = _mapped(a, network, targets)
+        if ref is not None:
+            interfaces.append(Interface(vif.device, vif.mac, vif.mtu, network.uuid, ref))
+    return interfaces
+
+
+def _mapped(a: Assignment, network: Candidate, targets: list[Candidate]) -> Ref | None:
+    return map_network(network, targets, a.job.networks, a.target.name)

@@ -1,0 +1,127 @@
+"""The VM record of a replica: which fields of the source travel, and how they are kept up.
+
+A whitelist: no reference of one pool is ever sent to another. What would bring a replica to life by
+itself (HA priority, `auto_poweron`, appliance, start order) stays behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xorepd.ids import NULL_REF, Ref
+from xorepd.xapi.pool import Pool
+
+Raw = Mapping[str, Any]
+
+_REQUIRED = (
+    "user_version",
+    "memory_static_max",
+    "memory_dynamic_max",
+    "memory_dynamic_min",
+    "memory_static_min",
+    "VCPUs_params",
+    "VCPUs_max",
+    "VCPUs_at_startup",
+    "actions_after_shutdown",
+    "actions_after_reboot",
+    "actions_after_crash",
+    "PV_bootloader",
+    "PV_kernel",
+    "PV_ramdisk",
+    "PV_args",
+    "PV_bootloader_args",
+    "PV_legacy_args",
+    "HVM_boot_policy",
+    "HVM_boot_params",
+    "platform",
+    "PCI_bus",
+    "recommendations",
+)
+_OPTIONAL = (
+    "xenstore_data",
+    "hardware_platform_version",
+    "has_vendor_device",
+    "domain_type",
+    "NVRAM",
+)
+"""Absent on old hosts: sent where the source has them."""
+
+_MEMORY = ("memory_static_min", "memory_static_max", "memory_dynamic_min", "memory_dynamic_max")
+_VCPUS = ("VCPUs_max", "VCPUs_at_startup")
+
+_PLAIN_SETTERS = tuple(field for field in _REQUIRED + _OPTIONAL if field not in _MEMORY + _VCPUS)
+"""Set one by one, in any order; the others have rules among themselves."""
+
+_PRIVATE_PREFIXES = ("xo:", "xorepd:")
+_LEFT_BEHIND = {"auto_poweron", "import_task", "default_template", "xensource_internal"}
+
+
+def other_config_of(raw: Raw) -> dict[str, str]:
+    """Return the keys of a source VM's `other_config` that its replica gets."""
+    return {
+        key: value
+        for key, value in raw["other_config"].items()
+        if not key.startswith(_PRIVATE_PREFIXES) and key not in _LEFT_BEHIND
+    }
+
+
+def new_replica(raw: Raw, name: str, description: str, other: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record to create a replica from.
+
+    It is created as a template: `VM.create` ignores blocked operations, and a template cannot be
+    started until they are set.
+
+    Args:
+        raw: record of the source snapshot.
+        other: marks, beside what the source's `other_config` gives.
+    """
+    record = {field: raw[field] for field in _REQUIRED}
+    record |= {field: raw[field] for field in _OPTIONAL if field in raw}
+    record |= {
+        "name_label": name,
+        "name_description": description,
+        "is_a_template": True,
+        "affinity": NULL_REF,
+        "ha_restart_priority": "",
+        "tags": list(raw.get("tags", ())),
+        "other_config": {**other_config_of(raw), **other},
+    }
+    # Hosts before XAPI 2.x refuse a float that the encoder writes as "1".
+    if float(raw.get("HVM_shadow_multiplier", 1.0)) != 1.0:
+        record["HVM_shadow_multiplier"] = float(raw["HVM_shadow_multiplier"])
+    return record
+
+
+async def update_replica(pool: Pool, vm: Ref, wanted: Raw, previous: Raw | None = None) -> None:
+    """Bring an existing, halted replica's fields up to the source's; equal ones are not touched.
+
+    Args:
+        wanted: record of the source snapshot, or of a restore point to return to.
+        previous: what the replica was brought up to before. What has not changed at the source
+            since then stays as it is here, whoever changed it.
+    """
+    present: Raw = await pool.call("VM.get_record", vm)
+
+    def is_due(field: str) -> bool:
+        if field not in wanted or field not in present or wanted[field] == present[field]:
+            return False
+        return previous is None or wanted[field] != previous.get(field)
+
+    for field in _PLAIN_SETTERS:
+        if is_due(field):
+            await pool.call(f"VM.set_{field}", vm, wanted[field])
+    if any(is_due(field) for field in _MEMORY):  # one by one they would break XAPI's order
+        await pool.call("VM.set_memory_limits", vm, *(wanted[field] for field in _MEMORY))
+    if any(is_due(field) for field in _VCPUS):
+        await _update_vcpus(pool, vm, present, wanted)
+
+
+async def _update_vcpus(pool: Pool, vm: Ref, present: Raw, wanted: Raw) -> None:
+    """Keep at_startup ≤ max at every moment: raise max first, lower it last."""
+    fields = list(_VCPUS)
+    if int(wanted["VCPUs_max"]) < int(present["VCPUs_at_startup"]):
+        fields.reverse()
+    for field in fields:
+        if int(wanted[field]) != int(present[field]):
+            await pool.call(f"VM.set_{field}", vm, int(wanted[field]))

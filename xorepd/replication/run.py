@@ -1,0 +1,123 @@
+"""One VM, one run: the steps from preflight to prune, in their order.
+
+Whatever happens between two of them, `sweep` brings both pools back to the last restore point, or
+forward to the one that is already there. It runs first, for what an earlier run may have left, and
+last, for what this one has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+
+from xorepd.errors import XorepdError
+from xorepd.ids import VdiUuid
+from xorepd.replication.assignment import Assignment
+from xorepd.replication.commit import commit
+from xorepd.replication.inventory import Group, SourceSide, TargetSide
+from xorepd.replication.plan import Full, SourceDisk, choose_base
+from xorepd.replication.preflight import check_source, check_target, plan_interfaces
+from xorepd.replication.prune import prune
+from xorepd.replication.snapshot import block_migration, confirm_snapshot, take_source_snapshot
+from xorepd.replication.sweep import read_sides, release_source, sweep
+from xorepd.replication.transfer import DiskPlan, transfer_disks
+from xorepd.state.records import Outcome
+from xorepd.tidying import to_the_end
+from xorepd.xapi.pool import task_owner
+from xorepd.xapi.records import OWNER_PREFIX
+
+log = structlog.get_logger(__name__)
+
+CLEANUP_S = 120.0
+"""How long the sweep after a failed or cancelled run may take; the next run finishes it."""
+
+RELEASE_S = 10.0
+"""The same, for what must not wait for the next run when the sweep fails: the source VM's lock."""
+
+
+async def replicate(a: Assignment) -> Outcome:
+    """Bring the replica of one VM to the present state of its source.
+
+    Returns:
+        FULL or DELTA: there is a new restore point.
+
+    Raises:
+        XorepdError: there is none, and the last one is as good as before.
+    """
+    task_owner.set(OWNER_PREFIX + str(a.stream))
+    try:
+        return await _replicate(a)
+    except BaseException:
+        await _sweep_after_failure(a)
+        raise
+
+
+async def _replicate(a: Assignment) -> Outcome:
+    enter = a.progress.enter
+
+    enter("preflight")
+    source, target = await read_sides(a)
+    check_source(a, source)
+    check_target(a, target)
+    interfaces = plan_interfaces(a, source.vm)
+
+    enter("sweep")
+    source, target = await sweep(a)
+
+    enter("snapshot")
+    await block_migration(a, source.vm)
+    snapshot = await take_source_snapshot(a, source, target)
+    a.progress.point_in_time = snapshot.vm.snapshot_time
+
+    enter("plan")
+    plans = plan_disks(source, target, snapshot)
+    is_full = not target.points or any(isinstance(plan.how, Full) for plan in plans)
+
+    enter("transfer")
+    staged = await transfer_disks(a, snapshot, plans)
+
+    enter("commit")
+    a.progress.restore_point = await commit(a, target, snapshot, staged, interfaces)
+    await confirm_snapshot(a, snapshot)
+
+    enter("prune")
+    source, target = await sweep(a)
+    await prune(a, source, target)
+
+    enter("done")
+    return Outcome.FULL if is_full else Outcome.DELTA
+
+
+def plan_disks(source: SourceSide, target: TargetSide, snapshot: Group) -> list[DiskPlan]:
+    """Return how each disk of the snapshot travels."""
+    drives = {vdi.uuid: vbd for vbd, vdi in source.disks}
+    points, bases = target.plan_points(), source.bases()
+    plans = []
+    for disk in snapshot.disks:
+        vbd = drives[VdiUuid(disk.mark.disk)]
+        described = SourceDisk(
+            uuid=disk.mark.disk,
+            device=disk.mark.device,
+            name=disk.vdi.name_label,
+            virtual_size=disk.vdi.virtual_size,
+        )
+        how = choose_base(described, points, bases)
+        plans.append(DiskPlan(source=disk, how=how, bootable=vbd.bootable, mode=vbd.mode))
+    return plans
+
+
+async def _sweep_after_failure(a: Assignment) -> None:
+    """Clean up even while being cancelled; what fails now is the next run's first step."""
+
+    async def clean_up() -> None:
+        try:
+            async with asyncio.timeout(CLEANUP_S):
+                await sweep(a)
+        except (XorepdError, TimeoutError) as error:
+            log.warning("sweep.postponed", reason=str(error) or "it took too long")
+            await release_source(a)
+
+    with suppress(XorepdError, TimeoutError):
+        await to_the_end(clean_up(), CLEANUP_S + RELEASE_S)

@@ -1,0 +1,156 @@
+"""Remove what an earlier run left, on both pools: at the start of a run and after a failed one.
+
+The same road for a crash, a failure and a cancellation: whatever state a run ended in, this brings
+both pools back to the last restore point, or forward to the one that was already taken.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from xorepd.errors import NotAllowed, XapiError
+from xorepd.ids import Ref
+from xorepd.replication.assignment import Assignment
+from xorepd.replication.commit import finish_commit, sign_torn, undo_commit
+from xorepd.replication.inventory import (
+    Group,
+    SourceSide,
+    TargetSide,
+    read_source,
+    read_target,
+    used_by_vms,
+)
+from xorepd.replication.markers import (
+    BLOCKED_WHILE_READ,
+    CLONING,
+    MIGRATION_TEXT,
+    SNAPSHOTTING,
+)
+from xorepd.replication.recovery import (
+    DestroyReplica,
+    FinishCommit,
+    UndoCommit,
+    decide_commit,
+    decide_source,
+)
+from xorepd.replication.snapshot import confirm_snapshot
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import OWNER_PREFIX, Vdi
+from xorepd.xapi.vdis import destroy_disk
+from xorepd.xapi.vms import destroy_vm, update_keys
+
+log = structlog.get_logger(__name__)
+
+
+async def read_sides(a: Assignment) -> tuple[SourceSide, TargetSide]:
+    """Return both inventories as they are now."""
+    await a.source.refresh()
+    await a.target.refresh()
+    vm = a.source.cache.vms.get(a.vm.ref, a.vm)
+    return (
+        read_source(a.source.cache, a.stream, vm),
+        read_target(a.target.cache, a.stream, a.sr.ref),
+    )
+
+
+async def sweep(a: Assignment) -> tuple[SourceSide, TargetSide]:
+    """Clean up both pools and return what they hold then.
+
+    A single object that cannot be removed now is logged and left for the next time: it is marked.
+
+    Raises:
+        XapiError: a pool does not answer, or a commit could neither be finished nor undone.
+    """
+    source, target = await read_sides(a)
+    for pool in (a.source, a.target):
+        if await pool.end_tasks_of(OWNER_PREFIX + str(a.stream)):
+            source, target = await read_sides(a)
+    await sign_torn(a, target.torn)
+    match decide_commit(target):
+        case FinishCommit(point):
+            log.info("commit.finishing", point=point.vm.uuid)
+            await finish_commit(a, target, point)
+            source, target = await read_sides(a)
+        case UndoCommit(commit):
+            log.info("commit.undoing", commit_run=commit.run)
+            await undo_commit(a, target, commit)
+            source, target = await read_sides(a)
+        case DestroyReplica():
+            assert target.replica is not None
+            log.info("replica.destroying", replica=target.replica.uuid)
+            await destroy_vm(a.target, target.replica.ref)
+            source, target = await read_sides(a)
+        case None:
+            pass
+    dirty = await _sweep_target(a, target)
+    dirty |= await _sweep_source(a, source, target)
+    return await read_sides(a) if dirty else (source, target)
+
+
+async def _sweep_target(a: Assignment, target: TargetSide) -> bool:
+    for vm in target.unsigned_vms:
+        await destroy_vm(a.target, vm.ref)
+    for vdi in target.loose:
+        await try_destroy_disk(a.target, vdi)
+    for vdi in target.cloning:
+        await a.target.call("VDI.remove_from_other_config", vdi.ref, CLONING)
+    return bool(target.unsigned_vms or target.loose or target.cloning)
+
+
+async def _sweep_source(a: Assignment, source: SourceSide, target: TargetSide) -> bool:
+    cleaning = decide_source(source, target)
+    for group in cleaning.destroy:
+        await destroy_group(a.source, group)
+    for group in cleaning.confirm:
+        await confirm_snapshot(a, group)
+    for disk in cleaning.destroy_disks:
+        await try_destroy_disk(a.source, disk.vdi)
+    gone = [await try_destroy_disk(a.source, vdi) for vdi in source.torn]
+    for _, vdi in source.disks:
+        if SNAPSHOTTING in vdi.other_config:
+            await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
+    if SNAPSHOTTING in source.vm.other_config and all(gone):  # it tells of the torn ones
+        await a.source.call("VM.remove_from_other_config", source.vm.ref, SNAPSHOTTING)
+    unblocked = await unblock_migration(a.source, source.vm.ref, source.vm.blocked_operations)
+    return bool(cleaning.destroy or cleaning.confirm or cleaning.destroy_disks or unblocked)
+
+
+async def release_source(a: Assignment) -> None:
+    """Let the source VM migrate again, even while the target cannot be asked what it holds."""
+    blocked = await a.source.call("VM.get_blocked_operations", a.vm.ref)
+    await unblock_migration(a.source, a.vm.ref, blocked)
+
+
+async def unblock_migration(pool: Pool, vm: Ref, blocked: dict[str, str]) -> bool:
+    """Lift the migration blocks of ours from a source VM; those of others stay."""
+    ours = [op for op in BLOCKED_WHILE_READ if blocked.get(op, "").startswith(MIGRATION_TEXT)]
+    if not ours:
+        return False
+    await update_keys(pool, "VM", vm, "blocked_operations", {}, ours)
+    try:  # older hosts do not work out by themselves what is allowed again
+        await pool.call("VM.update_allowed_operations", vm)
+    except NotAllowed as refused:  # needs pool-admin there
+        log.debug("operations.not_updated", reason=str(refused))
+    return True
+
+
+async def destroy_group(pool: Pool, group: Group) -> None:
+    """Destroy a snapshot VM of ours, and then its disks that are ours and in no other VM.
+
+    What somebody attached to a VM of theirs stays until they detach it: then it is left over.
+    """
+    now = [pool.cache.vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
+    free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=group.vm.ref)]
+    await destroy_vm(pool, group.vm.ref)
+    for vdi in free:
+        await try_destroy_disk(pool, vdi)
+
+
+async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
+    """Destroy a disk of ours, or say why it stays for the next sweep."""
+    try:
+        await destroy_disk(pool, vdi)
+    except XapiError as error:
+        log.warning("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
+        return False
+    return True

@@ -1,0 +1,216 @@
+"""The disks of a source snapshot into staging disks on the target, and a check of what arrived.
+
+A staging disk belongs to no VM: nothing could start on it while it is being written, and nothing
+of it shows before the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+
+import structlog
+
+from xorepd.config.models import Verify
+from xorepd.data.blocks import BlockMap
+from xorepd.data.digest import Digest, Observed, read_back
+from xorepd.data.export import open_export
+from xorepd.data.imports import open_import
+from xorepd.data.writer import Writer
+from xorepd.errors import DigestMismatch, ObjectGone
+from xorepd.extents import Extent, total
+from xorepd.ids import Ref, VdiUuid
+from xorepd.replication.assignment import Assignment
+from xorepd.replication.board import DiskProgress
+from xorepd.replication.inventory import Group, Marked
+from xorepd.replication.markers import CLONING, KEY, Mark, Role, xo_point
+from xorepd.replication.plan import Delta, Full
+from xorepd.units import MiB
+from xorepd.xapi.records import Vdi
+from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
+
+log = structlog.get_logger(__name__)
+
+SAMPLE = 64 * MiB
+"""How much of each disk's transferred data is read back when a job verifies a sample: the head of
+what was sent, because XAPI's export can only be read from the front."""
+
+DISKS_AT_ONCE = 4
+"""Disks of one VM in transfer at the same time. More share the same two hosts."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """How one disk of the source snapshot travels."""
+
+    source: Marked
+    how: Delta | Full
+    bootable: bool
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A staging disk that holds the content of its source, complete."""
+
+    plan: DiskPlan
+    ref: Ref
+    uuid: str
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    extents: BlockMap
+    digest: Digest
+
+
+async def transfer_disks(a: Assignment, snapshot: Group, plans: list[DiskPlan]) -> list[Staged]:
+    """Fill a staging disk for each planned one, several at a time, and check each.
+
+    Raises:
+        XorepdError: what the first disk failed with; the others were stopped then.
+    """
+    for plan in plans:
+        vdi, device = plan.source.vdi, plan.source.mark.device
+        a.progress.disks[device] = DiskProgress(
+            device=device,
+            name=vdi.name_label,
+            virtual_size=vdi.virtual_size,
+            mode="delta" if isinstance(plan.how, Delta) else "full",
+            reason="" if isinstance(plan.how, Delta) else plan.how.reason.value,
+        )
+    turns = asyncio.Semaphore(DISKS_AT_ONCE)
+
+    async def one(plan: DiskPlan) -> Staged:
+        async with turns:
+            staged = await _stage(a, snapshot, plan)
+            sent = await _send(a, plan, staged)
+            await _check(a, plan, staged, sent)
+            return staged
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(plan), name=plan.source.vdi.uuid) for plan in plans]
+    except BaseExceptionGroup as failures:
+        raise _first(failures) from failures
+    return [task.result() for task in tasks]
+
+
+def _first(failure: BaseException) -> BaseException:
+    """Return what failed first: the rest of a group are those that were stopped for it."""
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
+async def _stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
+    """Make the disk to write into: empty for a full, a clone of the base for a delta."""
+    content = plan.source.vdi
+    blank = replace(plan.source.mark, role=Role.DISK, self="")
+    keys = xo_point(
+        a.job.id,
+        a.vm.uuid,
+        snapshot.vm.snapshot_time,
+        a.sr.uuid,
+        copy_of=content.uuid,
+        content=content.uuid,
+    )
+    name = f"[Importing] {content.name_label}"
+    match plan.how:
+        case Full():
+            other = keys | {KEY: blank.encode()}
+            ref = await create_disk(
+                a.target, a.sr.ref, content.virtual_size, name, content.name_description, other
+            )
+        case Delta(onto=onto):
+            ref = await _clone_base(a, onto)
+    uuid: str = await a.target.call("VDI.get_uuid", ref)
+    mark = blank.on(uuid)
+    inherited = await a.target.call("VDI.get_other_config", ref)
+    other = {k: v for k, v in inherited.items() if k != CLONING} | keys | {KEY: mark.encode()}
+    await a.target.call("VDI.set_other_config", ref, other)
+    if isinstance(plan.how, Delta):
+        await a.target.call("VDI.remove_from_other_config", _base_disk(a, plan.how).ref, CLONING)
+        await a.target.call("VDI.set_name_label", ref, name)
+    return Staged(plan, ref, uuid, mark)
+
+
+async def _clone_base(a: Assignment, onto: str) -> Ref:
+    base = a.target.cache.by_uuid(Vdi, onto)
+    if base is None:
+        raise ObjectGone(a.target.name, "VDI", onto)
+    await a.target.call("VDI.remove_from_other_config", base.ref, CLONING)
+    await a.target.call("VDI.add_to_other_config", base.ref, CLONING, a.run_id)
+    return await clone_disk(a.target, base)
+
+
+def _base_disk(a: Assignment, how: Delta) -> Vdi:
+    base = a.target.cache.by_uuid(Vdi, how.onto)
+    if base is None:
+        raise ObjectGone(a.target.name, "VDI", how.onto)
+    return base
+
+
+async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
+    """Carry the disk's data from its snapshot to its staging disk."""
+    content, device = plan.source.vdi, plan.source.mark.device
+    what = f"disk {content.name_label} ({device}) of VM {a.vm.name_label}"
+    base = VdiUuid(plan.how.base) if isinstance(plan.how, Delta) else None
+    digest = Digest(SAMPLE if a.job.verify is Verify.SAMPLE else None)
+    progress = a.progress.disks[device]
+    async with open_export(
+        a.source_door(content), content.uuid, base=base, what=f"{what}, export"
+    ) as reader:
+        progress.planned_bytes = total(reader.extents)
+        sr = a.target.cache.srs.get(a.sr.ref, a.sr)
+        with a.room.promise(sr, a.target.name, progress.planned_bytes, a.job.target_reserve, what):
+            await _fit(a, staged, reader.virtual_size)
+
+            def open_writer(
+                virtual_size: int, extents: Iterable[Extent]
+            ) -> AbstractAsyncContextManager[Writer]:
+                return open_import(
+                    a.target_door(),
+                    VdiUuid(staged.uuid),
+                    virtual_size,
+                    extents,
+                    what=f"{what}, import",
+                )
+
+            observed = Observed(reader, digest, lambda size: a.progress.moved(device, size))
+            await a.transport.carry(observed, open_writer)
+        extents = reader.extents
+    if progress.moved_bytes != progress.planned_bytes:
+        raise AssertionError(f"{what}: {progress.moved_bytes} of {progress.planned_bytes} moved")
+    log.info(
+        "disk.transferred", device=device, mode=progress.mode, moved_bytes=progress.moved_bytes
+    )
+    return _Sent(extents, digest)
+
+
+async def _fit(a: Assignment, staged: Staged, virtual_size: int) -> None:
+    """Grow the staging disk to the stream's size: the source disk may have grown since the base."""
+    size = int(await a.target.call("VDI.get_virtual_size", staged.ref))
+    if size < virtual_size:
+        await grow_disk(a.target, staged.ref, a.sr.ref, virtual_size)
+
+
+async def _check(a: Assignment, plan: DiskPlan, staged: Staged, sent: _Sent) -> None:
+    """Read back what arrived, as much as the job asks for, and compare.
+
+    Raises:
+        DigestMismatch: it is not what was sent.
+    """
+    if a.job.verify is Verify.OFF or sent.digest.size == 0:
+        return
+    what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
+    onto = VdiUuid(plan.how.onto) if isinstance(plan.how, Delta) else None
+    async with open_export(
+        a.target_door(), VdiUuid(staged.uuid), base=onto, what=f"{what}, check"
+    ) as reader:
+        found = await read_back(reader, sent.extents, sent.digest.limit)
+    if (found.size, found.hexdigest()) != (sent.digest.size, sent.digest.hexdigest()):
+        raise DigestMismatch(what, sent.digest.hexdigest(), found.hexdigest())
