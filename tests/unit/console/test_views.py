@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+from datetime import timedelta
+
+import pytest
+from rich.console import Console, RenderableType
+
+from tests.unit.parts import NOON, job, record
+from xorepd.console.progress import displayed
+from xorepd.console.tables import finished_view, history_table, jobs_table, status_view
+from xorepd.control.protocol import HistoryReply, JobsReply, StatusReply
+from xorepd.daemon.status import job_reply, job_status
+from xorepd.state.history import Latest
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
+
+LONG = "a-virtual-machine-with-a-name-that-somebody-thought-about"
+LATER = NOON + timedelta(minutes=10)
+
+
+def shown(view: RenderableType, *, terminal: bool = False) -> str:
+    out = io.StringIO()
+    Console(file=out, width=80, force_terminal=terminal, highlight=False).print(view)
+    text = out.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    return text
+
+
+def status(*records: RunRecord, running: tuple[RunRecord, ...] = ()) -> StatusReply:
+    web = job(vms=["web01", LONG])
+    return StatusReply(
+        version="1",
+        pid=1,
+        started_at=NOON,
+        stopping=False,
+        jobs=(
+            job_status(
+                web,
+                [Latest(r, r.point_in_time if r.restore_point else None) for r in records],
+                next_run_at=LATER + timedelta(minutes=5),
+                run_id=None,
+                now=LATER,
+            ),
+        ),
+        running=running,
+    )
+
+
+def test_status_fits_a_terminal_and_says_how_old_replicas_are() -> None:
+    text = shown(status_view(status(record()), LATER))
+
+    assert "delta 9 m 30 s" in text
+    assert "9 m 59 s" in text  # the age of the point, not of the run
+    assert "in 5 m 0 s" in text
+    assert "never" in text
+
+
+def test_status_says_why_a_vm_failed() -> None:
+    failed = record(outcome=Outcome.FAILED, step="transfer", error="SR dr-storage is full [sic]")
+
+    text = shown(status_view(status(failed), LATER))
+
+    assert "web01 (web): failed in transfer: SR dr-storage is full [sic]" in text
+
+
+def test_status_shows_progress_of_what_runs() -> None:
+    disk = DiskRecord("0", "root", 1 << 40, "full", "first", 4 << 30, 1 << 30)
+    running = record(
+        outcome=Outcome.RUNNING, step="transfer", disks=(disk,), rate_bytes_per_s=80 << 20
+    )
+
+    text = shown(status_view(status(running=(running,)), LATER))
+
+    assert "25%" in text
+    assert "80.0 MiB/s" in text
+
+
+def test_jobs_and_history_fit_a_terminal() -> None:
+    jobs = JobsReply(jobs=(job_reply(job(timezone="Europe/Paris"), LATER),))
+    records = (record(vm_name=LONG), record(outcome=Outcome.FAILED, error="cut"))
+
+    assert "*/5 * * * *" in shown(jobs_table(jobs, LATER))
+    assert "failed in prune: cut" in shown(history_table(HistoryReply(records=records), LATER))
+
+
+def test_end_of_a_full_run_says_why_it_was_full() -> None:
+    disk = DiskRecord("0", "root", 1 << 30, "full", "no-base", 4096, 4096)
+
+    text = shown(finished_view([record(outcome=Outcome.FULL, disks=(disk,))]))
+
+    assert text == "web01: full, 4.0 KiB in 30 s (full because: no-base)\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_names_vm_and_step(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=terminal, highlight=False)
+    disks = tuple(DiskRecord(n, n, 1 << 30, "delta", "", 1000, 400) for n in ("0", "1"))
+
+    with displayed(console) as display:
+        display.show(record(outcome=Outcome.RUNNING, step="preflight", disks=()))
+        for _ in range(2):
+            display.show(record(outcome=Outcome.RUNNING, step="transfer", disks=disks))
+
+    if terminal:
+        assert "disk 1 delta" in out.getvalue()
+        assert "40%" in out.getvalue()
+    else:
+        assert out.getvalue() == "web01: preflight\nweb01: transfer\n"

@@ -1,0 +1,75 @@
+"""A whole service behind a real socket, with a runner and a clock that obey the test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.unit.parts import JOB, POOLS, Begun, Clock, OpenBoard, Runner, write
+from xorepd.config.diff import Changes
+from xorepd.config.load import load
+from xorepd.config.models import Settings
+from xorepd.control.client import Client
+from xorepd.control.server import serve
+from xorepd.daemon.runs import Runs
+from xorepd.daemon.service import Service
+from xorepd.daemon.systemd import Notifier
+from xorepd.state.history import History
+from xorepd.state.store import open_store
+
+
+@dataclass
+class Stage:
+    directory: Path
+    client: Client
+    service: Service
+    runner: Runner
+    board: OpenBoard
+    history: History
+    clock: Clock
+    applied: list[Changes]
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "run" / "control.sock"
+
+    async def begun(self) -> Begun:
+        """Wait until a run is in the hands of the runner."""
+        return await self.runner.begun.get()
+
+    async def finish(self, job: str = "web") -> str:
+        """Run a job to its end; return the run's id."""
+        run_id = (await self.client.start_run(job)).run_id
+        (await self.begun()).succeed()
+        async for _ in self.client.watch_run(run_id):
+            pass
+        return run_id
+
+
+@asynccontextmanager
+async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage]:
+    file = write(directory, text)
+    runner, board, clock, applied = Runner(), OpenBoard(), Clock(), list[Changes]()
+
+    def apply(settings: Settings, changes: Changes) -> None:
+        applied.append(changes)
+
+    async with open_store(directory / "history.db") as store:
+        history = History(store)
+        async with Runs(runner, board, history, clock) as runs:
+            service = Service(
+                load(file),
+                runs=runs,
+                board=board,
+                history=history,
+                notifier=Notifier({}),
+                clock=clock,
+                load=lambda: load(file),
+                apply=apply,
+            )
+            socket = directory / "run" / "control.sock"
+            async with serve(service, socket), Client(socket) as client:
+                await service.begin()
+                yield Stage(directory, client, service, runner, board, history, clock, applied)

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.unit.control.stage import Stage, stage
+from tests.unit.parts import JOB, NOON, POOLS, record, write
+from xorepd.control.protocol import Finished
+from xorepd.errors import ControlError
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
+
+
+@pytest.fixture
+async def on(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with stage(tmp_path) as staged:
+        yield staged
+
+
+async def refusal(call: object) -> tuple[int, str]:
+    with pytest.raises(ControlError) as caught:
+        await call  # type: ignore[misc]
+    return caught.value.status, str(caught.value)
+
+
+# -- status and jobs -------------------------------------------------------------------------------
+
+
+async def test_status_of_a_new_daemon_says_that_nothing_ran_yet(on: Stage) -> None:
+    (job,) = (await on.client.status()).jobs
+
+    assert (job.name, job.next_run_at, job.run_id) == ("web", NOON + timedelta(minutes=5), None)
+    (vm,) = job.vms
+    assert (vm.vm, vm.last, vm.newest_point_at, vm.age_s) == ("web01", None, None, None)
+
+
+async def test_status_tells_the_age_of_the_newest_point(on: Stage) -> None:
+    await on.history.append([record()])
+    await on.history.append([record(outcome=Outcome.FAILED, restore_point=None)])
+    on.clock.turn(minutes=10)
+
+    (vm,) = (await on.client.status()).jobs[0].vms
+
+    assert vm.last is not None
+    assert vm.last.outcome is Outcome.FAILED
+    assert vm.age_s == 599.0
+
+
+async def test_point_on_another_target_is_not_this_jobs_point(on: Stage) -> None:
+    await on.history.append([record(target="elsewhere"), record(sr="other-storage")])
+
+    (vm,) = (await on.client.status()).jobs[0].vms
+
+    assert (vm.last, vm.age_s) == (None, None)
+
+
+async def test_vm_is_the_same_by_uuid_and_by_name(on: Stage) -> None:
+    await on.history.append([record()])
+    # The pool could not be asked which VM has this name.
+    await on.history.append([record(vm_uuid="", outcome=Outcome.FAILED, restore_point=None)])
+
+    (vm,) = (await on.client.status()).jobs[0].vms
+
+    assert vm.last is not None
+    assert vm.last.vm_uuid == ""
+    assert vm.newest_point_at == record().point_in_time
+
+
+async def test_status_shows_what_runs(on: Stage) -> None:
+    accepted = await on.client.start_run("web")
+    begun = await on.begun()
+    disk = DiskRecord("0", "root", 1 << 30, "full", "first", 2000, 500)
+    await on.board.put(begun.running(disks=(disk,), rate_bytes_per_s=100.0))
+
+    status = await on.client.status()
+
+    assert status.jobs[0].run_id == accepted.run_id
+    (running,) = status.running
+    assert (running.planned_bytes, running.moved_bytes, running.step) == (2000, 500, "transfer")
+    begun.succeed()
+
+
+async def test_jobs_are_shown_as_configured(on: Stage) -> None:
+    (job,) = (await on.client.jobs()).jobs
+
+    assert (job.source, job.target.pool, job.target.sr) == ("prod", "dr", "dr-storage")
+    assert (job.schedule, job.timezone, job.keep, job.verify) == ("*/5 * * * *", "UTC", 3, "sample")
+
+
+async def test_version_is_told(on: Stage) -> None:
+    assert (await on.client.version()).api == 1
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+async def test_run_is_told_from_its_start_to_its_end(on: Stage) -> None:
+    run_id = (await on.client.start_run("web")).run_id
+    begun = await on.begun()
+    events: asyncio.Queue[RunRecord | Finished] = asyncio.Queue()
+
+    async def watch() -> None:
+        async for event in on.client.watch_run(run_id):
+            events.put_nowait(event)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch())
+        for step in ("preflight", "transfer"):
+            await on.board.put(begun.running(step=step))
+            shown = await events.get()
+            assert isinstance(shown, RunRecord)
+            assert (shown.step, shown.run_id) == (step, run_id)
+        await on.board.put()
+        begun.succeed()
+        last = await events.get()
+
+    assert isinstance(last, Finished)
+    assert [r.outcome for r in last.records] == [Outcome.DELTA]
+
+
+async def test_finished_run_can_still_be_watched_and_asked_for(on: Stage) -> None:
+    run_id = await on.finish()
+
+    events = [event async for event in on.client.watch_run(run_id)]
+    reply = await on.client.run(run_id)
+
+    assert [type(event) for event in events] == [Finished]
+    assert (reply.job, reply.running, len(reply.records)) == ("web", False, 1)
+
+
+async def test_run_under_way_can_be_asked_for(on: Stage) -> None:
+    run_id = (await on.client.start_run("web")).run_id
+    begun = await on.begun()
+    await on.board.put(begun.running())
+
+    reply = await on.client.run(run_id)
+
+    assert (reply.running, [r.step for r in reply.records]) == (True, ["transfer"])
+    begun.succeed()
+
+
+async def test_watcher_that_goes_leaves_the_run_alone(on: Stage) -> None:
+    run_id = (await on.client.start_run("web")).run_id
+    begun = await on.begun()
+    await on.board.put(begun.running())
+    events = on.client.watch_run(run_id)
+    await anext(events)
+
+    await events.aclose()
+
+    assert (await on.client.run(run_id)).running
+    begun.succeed()
+
+
+async def test_second_run_of_a_job_is_a_conflict_that_names_the_first(on: Stage) -> None:
+    run_id = (await on.client.start_run("web")).run_id
+    begun = await on.begun()
+
+    status, sentence = await refusal(on.client.start_run("web"))
+
+    assert status == 409
+    assert run_id in sentence
+    begun.succeed()
+
+
+async def test_unknown_names_are_not_found(on: Stage) -> None:
+    assert await refusal(on.client.start_run("wbe")) == (
+        404,
+        "there is no job 'wbe'; did you mean 'web'?",
+    )
+    assert (await refusal(on.client.start_run("../status")))[0] == 404
+    assert (await refusal(on.client.run("nope")))[0] == 404
+    assert (await refusal(anext(on.client.watch_run("nope"))))[0] == 404
+    assert (await refusal(on.client.cancel_run("wbe")))[0] == 404
+
+
+async def test_run_can_be_cancelled(on: Stage) -> None:
+    run_id = (await on.client.start_run("web")).run_id
+    begun = await on.begun()
+
+    assert (await on.client.cancel_run("web")).run_id == run_id
+    (last,) = [event async for event in on.client.watch_run(run_id)]
+
+    assert begun.cancelled
+    assert isinstance(last, Finished)
+    assert [r.outcome for r in last.records] == [Outcome.CANCELLED]
+    assert (await refusal(on.client.cancel_run("web")))[0] == 409
+
+
+async def test_history_can_be_of_one_job_and_is_bounded(on: Stage) -> None:
+    for n in range(3):
+        await on.history.append([record(run_id=str(n), job="web" if n else "db")])
+
+    assert [r.run_id for r in (await on.client.history(limit=2)).records] == ["2", "1"]
+    assert [r.run_id for r in (await on.client.history("db")).records] == ["0"]
+    assert (await refusal(on.client.history(limit=1001)))[0] == 400
+
+
+# -- reload ----------------------------------------------------------------------------------------
+
+
+async def test_reload_lets_the_new_file_rule(on: Stage) -> None:
+    db = JOB.replace("jobs.web", "jobs.db").replace("web01", "db01")
+    write(on.directory, POOLS + JOB + "keep = 5\n" + db)
+
+    reply = await on.client.reload()
+
+    assert (reply.jobs.added, reply.jobs.changed, reply.jobs.removed) == (("db",), ("web",), ())
+    assert {j.name: j.keep for j in (await on.client.jobs()).jobs} == {"web": 5, "db": 3}
+    assert len(on.applied) == 1
+
+
+async def test_bad_file_changes_nothing_and_the_reason_is_said(on: Stage) -> None:
+    write(on.directory, POOLS + JOB.replace("vms", "vmz") + "keep = 5\n")
+
+    status, sentence = await refusal(on.client.reload())
+
+    assert status == 422
+    assert "jobs.web.vmz" in sentence
+    assert [j.keep for j in (await on.client.jobs()).jobs] == [3]
+    assert on.applied == []
+
+
+async def test_removed_job_finishes_its_run(on: Stage) -> None:
+    run_id = (await on.client.start_run("web")).run_id
+    begun = await on.begun()
+    write(on.directory, POOLS)
+
+    assert (await on.client.reload()).jobs.removed == ("web",)
+
+    assert (await on.client.run(run_id)).running
+    begun.succeed()
+    (last,) = [event async for event in on.client.watch_run(run_id)]
+    assert isinstance(last, Finished)
+    assert (await refusal(on.client.start_run("web")))[0] == 404
+
+
+async def test_changed_job_rules_from_its_next_run(on: Stage) -> None:
+    await on.client.start_run("web")
+    first = await on.begun()
+    write(on.directory, POOLS + JOB + "keep = 5\n")
+    await on.client.reload()
+    assert first.job.keep == 3
+    first.succeed()
+    async for _ in on.client.watch_run(first.run_id):
+        pass
+
+    await on.client.start_run("web")
+
+    second = await on.begun()
+    assert second.job.keep == 5
+    second.succeed()
+
+
+# -- stopping --------------------------------------------------------------------------------------
+
+
+async def test_daemon_that_stops_answers_and_starts_nothing(on: Stage) -> None:
+    await on.client.start_run("web")
+    begun, hurry = await on.begun(), asyncio.Event()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(on.service.drain(hurry))
+        while not (await on.client.status()).stopping:
+            pass
+        assert (await refusal(on.client.start_run("web")))[0] == 503
+        assert (await refusal(on.client.reload()))[0] == 503
+        hurry.set()
+
+    assert begun.cancelled
+    assert [r.outcome for r in (await on.client.history()).records] == [Outcome.CANCELLED]

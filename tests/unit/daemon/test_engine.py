@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.parts import JOB, NOON, POOLS, job, settings_of
+from xorepd.config.diff import compare
+from xorepd.daemon.engine import check_transports, open_engine
+from xorepd.errors import ConfigError
+from xorepd.ids import RunId
+from xorepd.state.records import Outcome
+
+
+@pytest.mark.parametrize(
+    ("transport", "words"),
+    [('"drect"', "did you mean direct"), ('{ name = "direct", speed = 9 }', "direct")],
+)
+def test_transport_that_cannot_be_had_is_refused_before_anything_runs(
+    tmp_path: Path, transport: str, words: str
+) -> None:
+    settings = settings_of(tmp_path, POOLS + JOB + f"transport = {transport}\n")
+
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_transports(settings)
+
+    assert caught.value.key == "jobs.web.transport"
+
+
+async def test_pool_that_a_reload_moved_is_asked_at_its_new_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROD_PASSWORD", "x")
+    monkeypatch.setenv("DR_PASSWORD", "x")
+
+    def at(port: int) -> str:
+        text = POOLS.replace("prod.example", f"127.0.0.1:{port}") + JOB
+        return text.replace("dr.example", f"127.0.0.1:{port}")
+
+    old, new = settings_of(tmp_path, at(1)), settings_of(tmp_path, at(2))
+    async with open_engine(old, lambda: NOON) as engine:
+        (before,) = await engine.run(job(), RunId("1"))
+        engine.apply(new, compare(old, new))
+        (after,) = await engine.run(job(), RunId("2"))
+
+    assert {before.outcome, after.outcome} == {Outcome.FAILED}
+    assert "127.0.0.1:1" in (before.error or "")
+    assert "127.0.0.1:2" in (after.error or "")

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from xorepd.daemon.logs import configure
+
+SECRET = "geheim-7f3a"
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    out = io.StringIO()
+    configure(level="info", style="json", out=out)
+    yield out
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_event_is_one_line_of_json(lines: io.StringIO) -> None:
+    structlog.get_logger().info("run.finished", outcome="delta", moved_bytes=4096)
+
+    (line,) = lines.getvalue().splitlines()
+    event = json.loads(line)
+    assert list(event)[:3] == ["timestamp", "level", "event"]
+    assert (event["event"], event["moved_bytes"]) == ("run.finished", 4096)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"password": SECRET},
+        {"session": f"OpaqueRef:{SECRET}"},
+        {"session_ref": f"OpaqueRef:{SECRET}"},
+        {"headers": {"Authorization": SECRET, "Cookie": SECRET}},
+        {"account": [{"Password": SECRET}]},
+        {"url": f"https://h/export_raw_vdi?session_id=OpaqueRef:{SECRET}&vdi=1"},
+        {"url": f"https://root:{SECRET}@host/"},
+        {"error": f"session_id={SECRET}"},
+        {"error": f"{{'session_id': 'OpaqueRef:{SECRET}'}}"},
+        {"error": f"GET / Authorization: Basic {SECRET}"},
+        {"error": ValueError(f"password={SECRET}")},
+    ],
+)
+def test_secret_is_masked(lines: io.StringIO, facts: dict[str, object]) -> None:
+    structlog.get_logger().warning("x.y", **facts)
+
+    assert SECRET not in lines.getvalue()
+    assert "***" in lines.getvalue()
+
+
+def test_secret_in_a_traceback_is_masked(lines: io.StringIO) -> None:
+    try:
+        raise ValueError(f"GET /?session_id={SECRET} failed")
+    except ValueError:
+        structlog.get_logger().exception("x.crashed")
+
+    assert "ValueError" in lines.getvalue()
+    assert SECRET not in lines.getvalue()
+
+
+def test_secret_of_a_library_is_masked(lines: io.StringIO) -> None:
+    logging.getLogger("aiohttp.client").warning("retrying session_id=%s", SECRET)
+
+    assert json.loads(lines.getvalue())["logger"] == "aiohttp.client"
+    assert SECRET not in lines.getvalue()
+
+
+def test_harmless_facts_stay(lines: io.StringIO) -> None:
+    structlog.get_logger().info("x.y", path="/sessions", step="transfer", vm="password-server")
+
+    event = json.loads(lines.getvalue())
+    assert (event["path"], event["vm"]) == ("/sessions", "password-server")
+
+
+def test_console_shows_no_local_variables() -> None:
+    out = io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure(level="info", style="console", out=out)
+    try:
+        password = SECRET
+        try:
+            raise ValueError(f"{len(password)}")
+        except ValueError:
+            structlog.get_logger().exception("x.crashed")
+    finally:
+        structlog.reset_defaults()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+    assert "x.crashed" in out.getvalue()
+    assert SECRET not in out.getvalue()

@@ -1,0 +1,6 @@
+"""`python -m xorepd` is `xorepd`."""
+
+from xorepd.cli import main
+
+if __name__ == "__main__":
+    main()

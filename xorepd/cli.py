@@ -1,0 +1,99 @@
+"""`xorepd`: run the daemon, or check its configuration."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from xorepd.daemon.calendar import next_fire
+from xorepd.errors import ConfigError, XorepdError
+from xorepd.version import VERSION
+
+DEFAULT_CONFIG = Path("/etc/xorepd/xorepd.toml")
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h. The unit does not restart after it: the file would still be the same."""
+
+app = typer.Typer(
+    name="xorepd",
+    help="Replicate virtual machines between XCP-ng and XenServer pools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration, in TOML.")
+]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xorepd {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Hold what comes before the command."""
+
+
+@app.command()
+def run(config: Config = DEFAULT_CONFIG) -> None:
+    """Run the daemon in the foreground, as systemd wants it."""
+    # Imported here: `--help` and `--version` need none of it.
+    import uvloop
+
+    from xorepd.daemon.app import load_checked, run_daemon
+    from xorepd.daemon.logs import configure
+
+    try:
+        settings = load_checked(config)
+        configure(level=settings.daemon.log_level, style=settings.daemon.log_format)
+        uvloop.run(run_daemon(settings))
+    except XorepdError as error:
+        _refuse(error)
+
+
+@app.command()
+def check(config: Config = DEFAULT_CONFIG) -> None:
+    """Say whether the daemon would take a configuration, and what it would do."""
+    from xorepd.daemon.app import load_checked
+
+    try:
+        settings = load_checked(config)
+    except XorepdError as error:
+        _refuse(error)
+    now = datetime.now(UTC)
+    for job in settings.jobs.values():
+        when = "by hand"
+        if job.schedule is not None:
+            due_at = next_fire(job.schedule, job.timezone, now).astimezone(job.timezone)
+            when = f"next {due_at:%Y-%m-%d %H:%M %Z}" if job.enabled else "disabled"
+        typer.echo(
+            f"{job.name}: {len(job.vms)} VM(s) {job.source} -> {job.target.pool}/{job.target.sr}, "
+            f"keep {job.keep}, {when}"
+        )
+    typer.echo(f"{config}: good (pools: {len(settings.pools)}, jobs: {len(settings.jobs)})")
+
+
+def _refuse(error: XorepdError) -> NoReturn:
+    typer.echo(f"xorepd: {error}", err=True)
+    sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)

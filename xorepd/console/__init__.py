@@ -1,0 +1,1 @@
+"""What `xorepctl` shows to people."""

@@ -1,0 +1,88 @@
+"""A run's progress: bars on a terminal, a line per step elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from xorepd.state.records import RunRecord
+from xorepd.units import format_size
+
+
+class Display(Protocol):
+    """Shows a run as its records change."""
+
+    def show(self, record: RunRecord) -> None: ...
+
+
+@contextmanager
+def displayed(console: Console) -> Iterator[Display]:
+    """Show progress while a block lasts, in the form that suits the console."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[moved]}"),
+        TextColumn("{task.fields[rate]}"),
+        console=console,
+        expand=True,
+    )
+    with progress:
+        yield _Bars(progress)
+
+
+def _identity(record: RunRecord) -> tuple[str, str]:
+    """Return what stays the same from event to event: the UUID is known only after a while."""
+    return record.job, record.started_at.isoformat()
+
+
+class _Bars:
+    """One bar per VM, and one under it per disk."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[tuple[str, ...], TaskID] = {}
+
+    def show(self, record: RunRecord) -> None:
+        vm = _identity(record)
+        rate = f"{format_size(record.rate_bytes_per_s)}/s"
+        title = f"{record.vm_name} {record.step}"
+        self._set(vm, title, record.planned_bytes, record.moved_bytes, rate)
+        if len(record.disks) < 2:
+            return  # the VM's bar says it all
+        for disk in record.disks:
+            title = f"  disk {disk.device} {disk.mode}"
+            self._set((*vm, disk.device), title, disk.planned_bytes, disk.moved_bytes, "")
+
+    def _set(self, key: tuple[str, ...], title: str, planned: int, moved: int, rate: str) -> None:
+        if key not in self._bars:
+            self._bars[key] = self._progress.add_task(title, total=None, moved="", rate="")
+        self._progress.update(
+            self._bars[key],
+            description=title,
+            total=planned or None,  # none: the bar pulses until the plan is known
+            completed=min(moved, planned),
+            moved=f"{format_size(moved)} of {format_size(planned)}" if planned else "",
+            rate=rate,
+        )
+
+
+class _Lines:
+    """One line whenever a VM enters another step: logs of scripts stay readable."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._steps: dict[tuple[str, str], str] = {}
+
+    def show(self, record: RunRecord) -> None:
+        vm = _identity(record)
+        if self._steps.get(vm) != record.step:
+            self._steps[vm] = record.step
+            self._console.print(f"{record.vm_name}: {record.step}", markup=False, highlight=False)

@@ -1,0 +1,186 @@
+"""Replies of the daemon as tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from xorepd.control.protocol import HistoryReply, JobsReply, JobStatus, StatusReply, VmStatus
+from xorepd.state.records import Outcome, RunRecord
+from xorepd.units import format_duration, format_size
+
+NUMBERS = frozenset({"LAST RUN", "POINT AGE", "NEXT RUN", "DONE", "RATE", "KEEP", "MOVED", "TOOK"})
+
+STYLES = {
+    Outcome.RUNNING: "cyan",
+    Outcome.FULL: "green",
+    Outcome.DELTA: "green",
+    Outcome.FAILED: "bold red",
+    Outcome.CANCELLED: "yellow",
+}
+
+
+def status_view(reply: StatusReply, now: datetime) -> RenderableType:
+    """Show how every VM stands, what runs, and why the last run of a VM failed."""
+    up = format_duration((now - reply.started_at).total_seconds())
+    head = Text(f"xorepd {reply.version}, process {reply.pid}, up {up}")
+    if reply.stopping:
+        head.append(", stopping", style="yellow")
+
+    table = _table("JOB", "VM", "TARGET", "LAST RUN", "POINT AGE", "NEXT RUN")
+    running = {(record.job, name) for record in reply.running for name in _names(record)}
+    met = {record.job for record in reply.running}
+    for job in reply.jobs:
+        # A run that is still looking for its VMs has no record yet.
+        begins = job.run_id is not None and job.name not in met
+        for vm in job.vms:
+            runs = begins or (job.name, vm.vm) in running
+            table.add_row(
+                job.name,
+                vm.last.vm_name if vm.last else vm.vm,
+                f"{job.target.pool}/{vm.last.sr if vm.last else job.target.sr}",
+                _last(vm, runs=runs, now=now),
+                _age(vm),
+                _next(job, now),
+            )
+    parts: list[RenderableType] = [head, table if reply.jobs else Text("No jobs are configured.")]
+    if reply.running:
+        parts += [Text(), running_table(reply.running)]
+    for failure in _failures(reply):
+        parts += [Text(), failure]
+    return Group(*parts)
+
+
+def running_table(records: Iterable[RunRecord]) -> Table:
+    """Show runs under way: step, how much of what is planned, and how fast."""
+    table = _table("RUNNING", "VM", "STEP", "DONE", "MOVED", "RATE")
+    for record in records:
+        planned, moved = record.planned_bytes, record.moved_bytes
+        share = f"{min(moved / planned, 1.0):.0%}" if planned else "-"
+        of = f"{format_size(moved)} of {format_size(planned)}" if planned else format_size(moved)
+        rate = f"{format_size(record.rate_bytes_per_s)}/s"
+        table.add_row(record.job, record.vm_name, record.step, share, of, rate)
+    return table
+
+
+def jobs_table(reply: JobsReply, now: datetime) -> Table:
+    """Show what is configured."""
+    table = _table("JOB", "SOURCE", "VMS", "TARGET", "SCHEDULE", "KEEP", "NEXT RUN")
+    for job in reply.jobs:
+        schedule = job.schedule or "by hand"
+        if job.schedule and job.timezone != "UTC":
+            schedule += f" ({job.timezone})"
+        table.add_row(
+            job.name,
+            job.source,
+            str(len(job.vms)),
+            f"{job.target.pool}/{job.target.sr}",
+            schedule if job.enabled else "disabled",
+            str(job.keep),
+            _moment(job.next_run_at, now) if job.next_run_at else "-",
+        )
+    return table
+
+
+def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
+    """Show finished runs, the newest first, and the errors of those that failed."""
+    table = _table("STARTED", "JOB", "VM", "OUTCOME", "MOVED", "TOOK")
+    for record in reply.records:
+        table.add_row(
+            _moment(record.started_at, now),
+            record.job,
+            record.vm_name,
+            _outcome(record),
+            format_size(record.moved_bytes),
+            _took(record),
+        )
+    errors = [_failure(record) for record in reply.records if record.error]
+    # The newest tell most; a page of one sentence fifty times tells nothing.
+    return Group(table, *errors[:5])
+
+
+def finished_view(records: Iterable[RunRecord]) -> RenderableType:
+    """Show how a run ended, one line per VM."""
+    return Group(*(_finished(record) for record in records))
+
+
+def _finished(record: RunRecord) -> Text:
+    if record.error:
+        return _failure(record)
+    text = Text(f"{record.vm_name}: ")
+    text.append(record.outcome.value, style=STYLES[record.outcome])
+    text.append(f", {format_size(record.moved_bytes)} in {_took(record)}")
+    if record.outcome is Outcome.FULL:
+        reasons = sorted({disk.reason for disk in record.disks if disk.reason})
+        text.append(f" (full because: {', '.join(reasons)})" if reasons else "")
+    return text
+
+
+def _failures(reply: StatusReply) -> list[Text]:
+    return [
+        _failure(vm.last)
+        for job in reply.jobs
+        for vm in job.vms
+        if vm.last is not None and vm.last.outcome is Outcome.FAILED
+    ]
+
+
+def _failure(record: RunRecord) -> Text:
+    text = Text(f"{record.vm_name} ({record.job}): ")
+    text.append(record.outcome.value, style=STYLES[record.outcome])
+    return text.append(f" in {record.step}: {record.error or 'no reason given'}")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for column in columns:
+        # Names fold, so that a long one costs a line and is not cut; numbers keep together.
+        table.add_column(column, overflow="fold", no_wrap=column in NUMBERS)
+    return table
+
+
+def _names(record: RunRecord) -> tuple[str, str]:
+    return record.vm_name, record.vm_uuid
+
+
+def _last(vm: VmStatus, *, runs: bool, now: datetime) -> Text:
+    if runs:
+        return Text("running", style=STYLES[Outcome.RUNNING])
+    if vm.last is None:
+        return Text("never", style="yellow")
+    ended_at = vm.last.finished_at or vm.last.started_at
+    ago = format_duration(max((now - ended_at).total_seconds(), 0.0))
+    return _outcome(vm.last).append(f" {ago}", style="default not bold")
+
+
+def _outcome(record: RunRecord) -> Text:
+    return Text(record.outcome.value, style=STYLES[record.outcome])
+
+
+def _age(vm: VmStatus) -> Text:
+    return Text("none", style="yellow") if vm.age_s is None else Text(format_duration(vm.age_s))
+
+
+def _next(job: JobStatus, now: datetime) -> str:
+    if not job.enabled:
+        return "disabled"
+    if job.next_run_at is None:
+        return "by hand"
+    return "in " + format_duration(max((job.next_run_at - now).total_seconds(), 0.0))
+
+
+def _took(record: RunRecord) -> str:
+    if record.finished_at is None:
+        return "-"
+    return format_duration((record.finished_at - record.started_at).total_seconds())
+
+
+def _moment(at: datetime, now: datetime) -> str:
+    """Return a moment in the reader's own time zone; the date only where it is not today."""
+    local, today = at.astimezone(), now.astimezone().date()
+    return f"{local:%H:%M:%S}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"

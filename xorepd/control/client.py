@@ -1,0 +1,159 @@
+"""A typed client of a running daemon, for `xorepctl` and for tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+from pydantic import ValidationError
+
+from xorepd.control.protocol import (
+    API,
+    API_HEADER,
+    Event,
+    HistoryReply,
+    JobsReply,
+    ReloadReply,
+    Reply,
+    RunAccepted,
+    RunReply,
+    StatusReply,
+    VersionReply,
+    parse_event,
+)
+from xorepd.errors import ControlError
+
+R = TypeVar("R", bound=Reply)
+
+REPLY_TIMEOUT_S = 60.0
+MAX_LINE_BYTES = 16 * 1024 * 1024
+"""One event; the last holds the records of every VM of a run."""
+
+
+class NoDaemon(ControlError):
+    """Nothing answers on the control socket."""
+
+    def __init__(self, socket: Path, reason: str) -> None:
+        self.socket = socket
+        super().__init__(
+            f"no daemon answers on {socket} ({reason}); is xorepd running?", status=503
+        )
+
+
+class Client:
+    """A connection to the daemon behind one socket; an async context manager."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            "http://xorepd",
+            connector=aiohttp.UnixConnector(str(self._socket)),
+            timeout=aiohttp.ClientTimeout(total=REPLY_TIMEOUT_S),
+            read_bufsize=MAX_LINE_BYTES,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._http is not None
+        await self._http.close()
+
+    async def version(self) -> VersionReply:
+        return await self._call("GET", "/version", VersionReply)
+
+    async def status(self) -> StatusReply:
+        return await self._call("GET", "/status", StatusReply)
+
+    async def jobs(self) -> JobsReply:
+        return await self._call("GET", "/jobs", JobsReply)
+
+    async def start_run(self, job: str) -> RunAccepted:
+        return await self._call("POST", f"/jobs/{quote(job, safe='')}/run", RunAccepted)
+
+    async def cancel_run(self, job: str) -> RunAccepted:
+        return await self._call("POST", f"/jobs/{quote(job, safe='')}/cancel", RunAccepted)
+
+    async def run(self, run_id: str) -> RunReply:
+        return await self._call("GET", f"/runs/{quote(run_id, safe='')}", RunReply)
+
+    async def history(self, job: str | None = None, limit: int = 50) -> HistoryReply:
+        query = {"limit": str(limit)} | ({"job": job} if job is not None else {})
+        return await self._call("GET", "/history", HistoryReply, query)
+
+    async def reload(self) -> ReloadReply:
+        return await self._call("POST", "/reload", ReloadReply)
+
+    async def watch_run(self, run_id: str) -> AsyncGenerator[Event, None]:
+        """Yield the records of a run as they change; `Finished` is the last event.
+
+        Raises:
+            ControlError: the daemon refused, or went away before the run's end.
+        """
+        # As long as the run lasts; between two events may be hours, so no timeout of any kind.
+        forever = aiohttp.ClientTimeout(total=None)
+        path = f"/runs/{quote(run_id, safe='')}/events"
+        async with self._request("GET", path, timeout=forever) as response:
+            async for line in response.content:
+                try:
+                    yield parse_event(json.loads(line))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ControlError(f"an event makes no sense: {error}", status=502) from error
+
+    async def _call(
+        self, method: str, path: str, shape: type[R], query: dict[str, str] | None = None
+    ) -> R:
+        async with self._request(method, path, params=query) as response:
+            text = await response.text()
+        try:
+            return shape.model_validate_json(text)
+        except (ValidationError, KeyError, TypeError) as error:
+            raise ControlError(
+                f"the reply to {method} {path} makes no sense: {error}", status=502
+            ) from error
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send one request; refusals and lost connections come out as `ControlError`."""
+        assert self._http is not None, "used outside its context"
+        try:
+            async with self._http.request(method, path, **options) as response:
+                if response.status >= 400:
+                    raise ControlError(await _refusal(response), status=response.status)
+                spoken = response.headers.get(API_HEADER, str(API))
+                if spoken != str(API):
+                    raise ControlError(
+                        f"the daemon speaks version {spoken} of the control interface, and this "
+                        f"program version {API}; use the xorepctl that belongs to the daemon",
+                        status=502,
+                    )
+                yield response
+        except aiohttp.ClientConnectorError as error:
+            cause = error.os_error
+            if isinstance(cause, PermissionError):
+                raise ControlError(
+                    f"no permission to use {self._socket}; be root, or a member of its group",
+                    status=403,
+                ) from error
+            raise NoDaemon(self._socket, cause.strerror or str(cause)) from error
+        except aiohttp.ClientError as error:
+            raise NoDaemon(self._socket, "the connection was lost") from error
+        except TimeoutError as error:
+            raise NoDaemon(self._socket, f"no reply within {REPLY_TIMEOUT_S:.0f} s") from error
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> str:
+    """Return the sentence of an error reply."""
+    text = await response.text()
+    try:
+        return str(json.loads(text)["error"])
+    except (KeyError, TypeError, ValueError):
+        return f"the daemon refused with status {response.status}"

@@ -1,0 +1,143 @@
+"""One function per command of the control interface, and what they need of the daemon.
+
+A function takes the request apart, asks the `Service`, and gives back a reply; refusing is raising
+`ControlError`, which `server` turns into status and sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+from aiohttp import web
+
+from xorepd.control.protocol import (
+    MAX_HISTORY,
+    Event,
+    HistoryReply,
+    JobsReply,
+    ReloadReply,
+    Reply,
+    RunAccepted,
+    RunReply,
+    StatusReply,
+    VersionReply,
+)
+from xorepd.errors import ControlError
+
+WRITE_TIMEOUT_S = 30.0
+"""A client that takes no event for this long has gone without saying so, or hangs."""
+
+
+class Service(Protocol):
+    """What the daemon can be asked. Everything may raise `ControlError`."""
+
+    def version(self) -> VersionReply: ...
+
+    async def status(self) -> StatusReply: ...
+
+    def jobs(self) -> JobsReply: ...
+
+    def start_run(self, job: str) -> RunAccepted:
+        """Start a run now; refused while one of the job is under way."""
+        ...
+
+    def cancel_run(self, job: str) -> RunAccepted:
+        """Ask the run that is under way to end; it cleans up after itself first."""
+        ...
+
+    async def run(self, run_id: str) -> RunReply: ...
+
+    async def watch_run(self, run_id: str) -> AsyncGenerator[Event, None]:
+        """Return the records of a run as they change, `Finished` last."""
+        ...
+
+    async def history(self, job: str | None, limit: int) -> HistoryReply: ...
+
+    async def reload(self) -> ReloadReply: ...
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SERVICE: web.AppKey[Service] = web.AppKey("service")
+
+
+async def version(request: web.Request) -> web.Response:
+    return _reply(_service(request).version())
+
+
+async def status(request: web.Request) -> web.Response:
+    return _reply(await _service(request).status())
+
+
+async def jobs(request: web.Request) -> web.Response:
+    return _reply(_service(request).jobs())
+
+
+async def start_run(request: web.Request) -> web.Response:
+    return _reply(_service(request).start_run(request.match_info["job"]), status=202)
+
+
+async def cancel_run(request: web.Request) -> web.Response:
+    return _reply(_service(request).cancel_run(request.match_info["job"]), status=202)
+
+
+async def run(request: web.Request) -> web.Response:
+    return _reply(await _service(request).run(request.match_info["run_id"]))
+
+
+async def run_events(request: web.Request) -> web.StreamResponse:
+    events = await _service(request).watch_run(request.match_info["run_id"])
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async with aclosing(events) as lines:
+        async for event in lines:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await response.write(json.dumps(event.to_json()).encode() + b"\n")
+    await response.write_eof()
+    return response
+
+
+async def history(request: web.Request) -> web.Response:
+    unknown = request.query.keys() - {"job", "limit"}
+    if unknown:
+        raise ControlError(f"history takes job and limit, not {min(unknown)}")
+    try:
+        limit = int(request.query.get("limit", "50"))
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= MAX_HISTORY:
+        raise ControlError(f"limit must be a number from 1 to {MAX_HISTORY}")
+    return _reply(await _service(request).history(request.query.get("job"), limit))
+
+
+async def reload(request: web.Request) -> web.Response:
+    return _reply(await _service(request).reload())
+
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/version", version),
+    ("GET", "/status", status),
+    ("GET", "/jobs", jobs),
+    ("POST", "/jobs/{job}/run", start_run),
+    ("POST", "/jobs/{job}/cancel", cancel_run),
+    ("GET", "/runs/{run_id}", run),
+    ("GET", "/runs/{run_id}/events", run_events),
+    ("GET", "/history", history),
+    ("POST", "/reload", reload),
+)
+ENDLESS: frozenset[Handler] = frozenset({run_events})
+"""Commands that last as long as what they tell of."""
+
+
+def _service(request: web.Request) -> Service:
+    return request.app[SERVICE]
+
+
+def _reply(reply: Reply, *, status: int = 200) -> web.Response:
+    # The newline is for people with curl.
+    return web.Response(
+        text=reply.model_dump_json() + "\n", status=status, content_type="application/json"
+    )

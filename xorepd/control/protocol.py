@@ -1,0 +1,174 @@
+"""What a daemon and its clients say to each other: the shapes of every reply, versioned.
+
+HTTP with JSON over a Unix socket. `API` grows when a client of before would misunderstand; new
+members do not count, clients ignore what they do not know.
+
+    GET  /version              VersionReply
+    GET  /status               StatusReply
+    GET  /jobs                 JobsReply
+    POST /jobs/{job}/run       202 RunAccepted      409 it runs already
+    POST /jobs/{job}/cancel    202 RunAccepted      409 it does not run
+    GET  /runs/{run_id}        RunReply
+    GET  /runs/{run_id}/events NDJSON: records as they change, at last {"finished": [records]}
+    GET  /history?job=&limit=  HistoryReply
+    POST /reload               ReloadReply          422 the file is bad, and why
+
+    any error                  {"error": "one sentence"}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
+
+from xorepd.state.records import RunRecord
+
+API = 1
+API_HEADER = "Xorepd-Api"
+MAX_HISTORY = 1000
+"""Records in one reply; a client that wants more reads the database."""
+
+
+def _record(value: Any) -> RunRecord:
+    return value if isinstance(value, RunRecord) else RunRecord.from_json(value)
+
+
+Record = Annotated[RunRecord, PlainValidator(_record), PlainSerializer(RunRecord.to_json)]
+"""A `RunRecord` here, its JSON on the wire."""
+
+
+class Reply(BaseModel):
+    """Any reply; frozen, and lenient about members of newer daemons."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
+
+
+class ErrorReply(Reply):
+    error: str
+
+
+class VersionReply(Reply):
+    version: str
+    api: int = API
+
+
+class TargetReply(Reply):
+    pool: str
+    sr: str
+
+
+class VmStatus(Reply):
+    """One VM of a job, as the history knows it."""
+
+    vm: str
+    """As the configuration names it."""
+    last: Record | None = None
+    """Its last finished run; absent before the first."""
+    newest_point_at: datetime | None = None
+    """Point in time of the newest restore point."""
+    age_s: float | None = None
+    """Age of that point now, in seconds."""
+
+
+class JobStatus(Reply):
+    name: str
+    enabled: bool
+    source: str
+    target: TargetReply
+    schedule: str | None
+    timezone: str
+    next_run_at: datetime | None
+    run_id: str | None
+    """The run that is under way."""
+    vms: tuple[VmStatus, ...]
+
+
+class StatusReply(Reply):
+    version: str
+    api: int = API
+    pid: int
+    started_at: datetime
+    stopping: bool
+    """The daemon takes no new work and waits for what runs."""
+    jobs: tuple[JobStatus, ...]
+    running: tuple[Record, ...]
+
+
+class JobReply(Reply):
+    """One job, as the configuration in force has it."""
+
+    name: str
+    id: str
+    enabled: bool
+    source: str
+    vms: tuple[str, ...]
+    target: TargetReply
+    schedule: str | None
+    timezone: str
+    next_run_at: datetime | None
+    keep: int
+    verify: str
+    transport: str
+
+
+class JobsReply(Reply):
+    jobs: tuple[JobReply, ...]
+
+
+class RunAccepted(Reply):
+    run_id: str
+
+
+class RunReply(Reply):
+    run_id: str
+    job: str
+    running: bool
+    records: tuple[Record, ...]
+
+
+class HistoryReply(Reply):
+    records: tuple[Record, ...]
+
+
+class Names(Reply):
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+class ReloadReply(Reply):
+    """What a reload changed."""
+
+    jobs: Names
+    pools: Names
+    daemon: tuple[str, ...]
+    """Keys of `[daemon]` that took effect."""
+    restart: tuple[str, ...]
+    """Keys of `[daemon]` that take effect when the daemon is next started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last line of an event stream: every record of the run, final."""
+
+    records: tuple[RunRecord, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"finished": [record.to_json() for record in self.records]}
+
+
+Event = RunRecord | Finished
+
+
+def parse_event(plain: dict[str, Any]) -> Event:
+    """Return what one line of an event stream says.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not such a line.
+    """
+    if "finished" in plain:
+        return Finished(tuple(RunRecord.from_json(record) for record in plain["finished"]))
+    return RunRecord.from_json(plain)

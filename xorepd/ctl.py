@@ -1,0 +1,217 @@
+"""`xorepctl`: ask a running daemon, or tell it what to do.
+
+Exit status: 0 done; 1 refused, or a run that did not succeed; 2 wrong usage; 3 no daemon answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+
+from xorepd.config.load import load
+from xorepd.config.models import DaemonSettings
+from xorepd.console.progress import displayed
+from xorepd.console.tables import finished_view, history_table, jobs_table, status_view
+from xorepd.control.client import Client, NoDaemon
+from xorepd.control.protocol import MAX_HISTORY, Finished, Names, ReloadReply, Reply
+from xorepd.errors import ControlError, XorepdError
+from xorepd.state.records import Outcome, RunRecord
+from xorepd.version import VERSION
+
+EXIT_REFUSED = 1
+EXIT_NO_DAEMON = 3
+EXIT_INTERRUPTED = 130
+SUCCEEDED = frozenset({Outcome.FULL, Outcome.DELTA})
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="xorepctl",
+    help="Ask a running xorepd, or tell it what to do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+SOCKET_VARIABLE = "XOREPD_SOCKET"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Socket = Annotated[
+    Path | None,
+    typer.Option("--socket", "-s", help="The daemon's control socket, or $XOREPD_SOCKET."),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Take the socket from this configuration.")
+]
+Job = Annotated[str, typer.Argument(help="Name of a job.", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xorepctl {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    socket: Socket = None,
+    config: Config = None,
+) -> None:
+    """Take what may stand before the command as well as behind it."""
+    if socket is not None or config is not None:
+        try:
+            os.environ[SOCKET_VARIABLE] = str(_find_socket(socket, config))
+        except XorepdError as error:
+            typer.echo(f"xorepctl: {error}", err=True)
+            sys.exit(EXIT_REFUSED)
+
+
+@app.command()
+def status(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
+    """Show how old every replica is, what runs, and what failed."""
+    reply = _ask(socket, config, lambda client: client.status())
+    _show(reply, status_view(reply, datetime.now(UTC)), as_json=as_json)
+
+
+@app.command()
+def jobs(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
+    """List the jobs that are configured."""
+    reply = _ask(socket, config, lambda client: client.jobs())
+    _show(reply, jobs_table(reply, datetime.now(UTC)), as_json=as_json)
+
+
+@app.command()
+def run(
+    job: Job,
+    wait: Annotated[
+        bool, typer.Option("--wait", "-w", help="Show progress, and fail if the run does.")
+    ] = False,
+    as_json: AsJson = False,
+    socket: Socket = None,
+    config: Config = None,
+) -> None:
+    """Run a job now."""
+    if not wait:
+        reply = _ask(socket, config, lambda client: client.start_run(job))
+        _show(reply, f"job {job}: run {reply.run_id} has started", as_json=as_json)
+        return
+    records = _ask(socket, config, lambda client: _run_and_watch(client, job, as_json=as_json))
+    if not as_json:
+        console.print(finished_view(records))
+    if not records or any(record.outcome not in SUCCEEDED for record in records):
+        sys.exit(EXIT_REFUSED)
+
+
+@app.command()
+def cancel(job: Job, as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
+    """Cancel the run of a job that is under way; it cleans up after itself."""
+    reply = _ask(socket, config, lambda client: client.cancel_run(job))
+    _show(reply, f"job {job}: run {reply.run_id} is being cancelled", as_json=as_json)
+
+
+@app.command()
+def history(
+    job: Annotated[str | None, typer.Option("--job", "-j", help="Only of this job.")] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=MAX_HISTORY, help="How many.")
+    ] = 20,
+    as_json: AsJson = False,
+    socket: Socket = None,
+    config: Config = None,
+) -> None:
+    """Show finished runs, the newest first."""
+    reply = _ask(socket, config, lambda client: client.history(job, limit))
+    _show(reply, history_table(reply, datetime.now(UTC)), as_json=as_json)
+
+
+@app.command()
+def reload(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
+    """Load the configuration again; a bad file changes nothing."""
+    reply = _ask(socket, config, lambda client: client.reload())
+    _show(reply, _reload_text(reply), as_json=as_json)
+
+
+def _ask(socket: Path | None, config: Path | None, ask: Callable[[Client], Awaitable[T]]) -> T:
+    """Return what a daemon answers, or end the program with one sentence."""
+
+    async def ask_daemon(path: Path) -> T:
+        async with Client(path) as client:
+            return await ask(client)
+
+    try:
+        return asyncio.run(ask_daemon(_find_socket(socket, config)))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except XorepdError as error:
+        typer.echo(f"xorepctl: {error}", err=True)
+        sys.exit(EXIT_NO_DAEMON if isinstance(error, NoDaemon) else EXIT_REFUSED)
+
+
+def _find_socket(socket: Path | None, config: Path | None) -> Path:
+    """Return the socket to use: what was said most explicitly."""
+    if socket is not None:
+        return socket
+    if config is not None:
+        return load(config).daemon.socket
+    if in_environment := os.environ.get(SOCKET_VARIABLE):
+        return Path(in_environment)
+    return DaemonSettings().socket
+
+
+async def _run_and_watch(client: Client, job: str, *, as_json: bool) -> Sequence[RunRecord]:
+    run_id = (await client.start_run(job)).run_id
+    with displayed(console) as display:
+        async with aclosing(client.watch_run(run_id)) as events:
+            async for event in events:
+                if as_json:
+                    typer.echo(json.dumps(event.to_json()))
+                if isinstance(event, Finished):
+                    return event.records
+                if not as_json:
+                    display.show(event)
+    raise ControlError(f"the daemon ended before run {run_id} did; ask `xorepctl history`")
+
+
+def _show(reply: Reply, view: RenderableType, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(reply.model_dump_json(indent=2))
+    else:
+        console.print(view)
+
+
+def _reload_text(reply: ReloadReply) -> str:
+    parts = [
+        f"{what} {kind} {', '.join(names)}"
+        for kind, difference in (("job", reply.jobs), ("pool", reply.pools))
+        for what, names in _by_kind(difference)
+        if names
+    ]
+    parts += [f"set daemon.{key}" for key in reply.daemon]
+    parts += [f"daemon.{key} takes effect at the next start" for key in reply.restart]
+    return "reloaded: " + ("; ".join(parts) or "nothing has changed")
+
+
+def _by_kind(names: Names) -> tuple[tuple[str, Sequence[str]], ...]:
+    return (("added", names.added), ("removed", names.removed), ("changed", names.changed))

@@ -1,0 +1,119 @@
+"""The composition root: builds the daemon from its parts, each after those that it needs.
+
+    lock ─► history ─► engine (pools, replication) ─► runs ─► service ─► control socket ─► READY
+
+Everything is closed in the opposite order, whatever ends the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from xorepd.config.diff import Changes
+from xorepd.config.load import load
+from xorepd.config.models import Settings
+from xorepd.config.secrets import check_secrets
+from xorepd.control.server import serve
+from xorepd.daemon.engine import check_transports, open_engine
+from xorepd.daemon.lock import locked
+from xorepd.daemon.logs import set_level
+from xorepd.daemon.runs import Runs
+from xorepd.daemon.service import Service
+from xorepd.daemon.signals import Intent, intents
+from xorepd.daemon.systemd import Notifier
+from xorepd.daemon.tasks import background
+from xorepd.errors import XorepdError
+from xorepd.state.history import History
+from xorepd.state.store import open_store
+from xorepd.version import VERSION
+
+log = structlog.get_logger()
+
+
+def load_checked(file: Path) -> Settings:
+    """Return a configuration that can be run: its secrets can be read, its transports opened.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    settings = load(file)
+    check_secrets(settings)
+    check_transports(settings)
+    return settings
+
+
+async def run_daemon(settings: Settings) -> None:
+    """Run until a signal says to stop, and leave nothing half-done.
+
+    Raises:
+        XorepdError: it could not start; the message says what to change.
+    """
+    daemon = settings.daemon
+    notifier = Notifier()
+    async with AsyncExitStack() as stack:
+        # First of all, so that a signal during a slow start is obeyed after it and not fatal.
+        signals = stack.enter_context(intents())
+        stack.enter_context(locked(daemon.state_dir))
+        store = await stack.enter_async_context(open_store(daemon.state_dir / "history.db"))
+        history = History(store)
+        engine = await stack.enter_async_context(open_engine(settings, _clock))
+        runs = await stack.enter_async_context(Runs(engine.run, engine.board, history, _clock))
+
+        def apply(new: Settings, changes: Changes) -> None:
+            engine.apply(new, changes)
+            set_level(new.daemon.log_level)
+
+        service = Service(
+            settings,
+            runs=runs,
+            board=engine.board,
+            history=history,
+            notifier=notifier,
+            clock=_clock,
+            load=lambda: load_checked(settings.file),
+            apply=apply,
+        )
+        await stack.enter_async_context(serve(service, daemon.socket))
+        await service.begin()
+        log.info(
+            "daemon.ready", version=VERSION, config=str(settings.file), socket=str(daemon.socket)
+        )
+        async with background(
+            ("schedules", service.run_schedules()),
+            ("history expiry", service.expire_history()),
+            ("watchdog", notifier.feed_watchdog()),
+        ):
+            await _obey(signals, service)
+            hurry = asyncio.Event()
+            async with background(("second signal", _await_second(signals, hurry))):
+                await service.drain(hurry)
+    log.info("daemon.stopped")
+
+
+async def _obey(signals: asyncio.Queue[Intent], service: Service) -> None:
+    """Do what signals ask for until one says to stop."""
+    while True:
+        match await signals.get():
+            case Intent.RELOAD:
+                try:
+                    await service.reload()
+                except XorepdError:
+                    continue  # logged where it was refused; the old configuration rules on
+            case Intent.STOP:
+                return
+
+
+async def _await_second(signals: asyncio.Queue[Intent], hurry: asyncio.Event) -> None:
+    while await signals.get() is not Intent.STOP:
+        continue
+    log.warning("daemon.hurried")
+    hurry.set()
+
+
+def _clock() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,97 @@
+"""Where the daemon meets the replication: pools are opened, limits set, and a job becomes a run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from functools import partial
+
+import aiohttp
+
+from xorepd.config.diff import Changes
+from xorepd.config.models import JobSettings, PoolSettings, Settings
+from xorepd.config.secrets import read_password
+from xorepd.daemon.pools import Pools
+from xorepd.errors import ConfigError, Refused
+from xorepd.ids import RunId
+from xorepd.replication.board import Board
+from xorepd.replication.jobs import Context, open_http, run_job
+from xorepd.replication.room import Room
+from xorepd.state.records import RunRecord
+from xorepd.transports.registry import open_transport
+from xorepd.xapi.pool import Pool
+
+
+class Engine:
+    """Executes jobs on the pools of the configuration in force."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pools: Pools[Pool],
+        http: aiohttp.ClientSession,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.board = Board()
+        self._settings = settings
+        self._pools = pools
+        self._http = http
+        self._clock = clock
+        self._slots = asyncio.Semaphore(settings.daemon.max_vms)
+        self._room = Room()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def run(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
+        """Execute a job once (`daemon.runs.JobRunner`)."""
+        configured = self._settings.pools
+        async with AsyncExitStack() as stack:
+            pools = {
+                name: await stack.enter_async_context(self._pools.lend(configured[name]))
+                for name in sorted({job.source, job.target.pool})
+            }
+            context = Context(
+                pools=pools,
+                board=self.board,
+                slots=self._slots,
+                clock=self._clock,
+                http=self._http,
+                room=self._room,
+                turns=self._turns,
+            )
+            return await run_job(job, run_id, context)
+
+    def apply(self, settings: Settings, changes: Changes) -> None:
+        """Let a new configuration rule from the next run of each job on."""
+        self._settings = settings
+        self._pools.retain(settings.pools)
+        if "max_vms" in changes.daemon:
+            # Runs under way keep their slots of before: for their remainder both limits count.
+            self._slots = asyncio.Semaphore(settings.daemon.max_vms)
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings, clock: Callable[[], datetime]) -> AsyncIterator[Engine]:
+    """Open what runs share, and close it at the end; each pool is opened by its first run."""
+
+    def open_pool(pool: PoolSettings) -> Pool:
+        return Pool(pool, partial(read_password, pool, file=settings.file))
+
+    async with open_http() as http, Pools(open_pool) as pools:
+        yield Engine(settings, pools, http, clock)
+
+
+def check_transports(settings: Settings) -> None:
+    """Open the transport of every job once, so that a missing one is refused at the start.
+
+    Raises:
+        ConfigError: the first that cannot be had, or whose options it does not take.
+    """
+    for job in settings.jobs.values():
+        try:
+            open_transport(job.transport.name, job.transport.options)
+        except Refused as error:
+            key = f"jobs.{job.name}.transport"
+            raise ConfigError(settings.file, key, str(error)) from error

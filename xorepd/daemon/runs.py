@@ -1,0 +1,264 @@
+"""Runs under way: at most one per job, each supervised until its records are in the history.
+
+A run is two tasks. The *work* is the replication, and may be cancelled. The *supervisor* waits for
+the work, whatever becomes of it, and writes down how it ended: nothing ever cancels it, so that no
+run ends unrecorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Protocol, Self
+
+import structlog
+
+from xorepd.config.models import JobSettings
+from xorepd.daemon.tasks import first_of, lone_error
+from xorepd.errors import ControlError, Remedy, StateError, XorepdError
+from xorepd.ids import JobName, RunId
+from xorepd.state.history import History
+from xorepd.state.records import Outcome, RunRecord
+
+log = structlog.get_logger()
+
+
+class JobRunner(Protocol):
+    """Executes a job once."""
+
+    async def __call__(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
+        """Return one finished record per VM; raise only when nothing can be said per VM."""
+        ...
+
+
+class Board(Protocol):
+    """What is under way now, readable at any time."""
+
+    def records(self) -> list[RunRecord]:
+        """Return the records of runs that have not ended, as they stand."""
+        ...
+
+    async def changed(self, since: int) -> int:
+        """Wait until something changed after version `since`, and return the new version."""
+        ...
+
+
+class AlreadyRunning(ControlError):
+    """A job was started while a run of it is under way."""
+
+    def __init__(self, job: str, run_id: str) -> None:
+        self.job, self.run_id = job, run_id
+        super().__init__(f"job {job} is running already (run {run_id})", status=409)
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """One execution of a job."""
+
+    id: RunId
+    job: JobSettings
+    """As configured when the run began; a reload does not touch it."""
+    started_at: datetime
+    work: asyncio.Task[list[RunRecord]] | None = None
+    cancelled_because: str = ""
+    seen: tuple[RunRecord, ...] = ()
+    """What the board showed when the run was cancelled: its work clears the board as it ends."""
+    records: tuple[RunRecord, ...] = ()
+    """Final, once `ended` is set."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Runs:
+    """All runs under way. An async context manager, whose end waits for every run."""
+
+    def __init__(
+        self, runner: JobRunner, board: Board, history: History, clock: Callable[[], datetime]
+    ) -> None:
+        self._runner = runner
+        self._board = board
+        self._history = history
+        self._clock = clock
+        self._group = asyncio.TaskGroup()
+        self._running: dict[JobName, Run] = {}
+        self._closed = False
+        self.on_end: Callable[[JobName], None] = lambda job: None
+        """Called when a run has ended and its job may start again."""
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        with lone_error():
+            await self._group.__aexit__(*exc_info)
+
+    def start(self, job: JobSettings, *, cause: str) -> Run:
+        """Start a run of a job.
+
+        Raises:
+            AlreadyRunning: one is under way.
+            ControlError: the daemon is stopping.
+        """
+        if self._closed:
+            raise ControlError("xorepd is stopping and starts no runs", status=503)
+        if rival := self._running.get(job.name):
+            raise AlreadyRunning(job.name, rival.id)
+        run = Run(RunId(str(uuid.uuid4())), job, self._clock())
+        run.work = self._spawn(self._attempt(run), f"run of {job.name}")
+        self._spawn(self._supervise(run, run.work), f"supervisor of {job.name}")
+        self._running[job.name] = run
+        log.info("run.started", job=job.name, run_id=run.id, cause=cause, vms=len(job.vms))
+        return run
+
+    def of_job(self, job: str) -> Run | None:
+        """Return the run of a job that is under way."""
+        return self._running.get(JobName(job))
+
+    def of_id(self, run_id: str) -> Run | None:
+        """Return a run that is under way."""
+        return next((run for run in self._running.values() if run.id == run_id), None)
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def cancel(self, run: Run, *, because: str) -> None:
+        """Ask a run to end; it cleans up on both pools first. Repeating that changes nothing."""
+        # A second cancellation would strike the cleaning up.
+        if run.cancelled_because or run.work is None:
+            return
+        run.cancelled_because = because
+        run.seen = tuple(self._shown(run))
+        log.info("run.cancelling", job=run.job.name, run_id=run.id, because=because)
+        run.work.cancel()
+
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Start nothing more, let runs end, and cancel those that have not after `grace_s`.
+
+        Args:
+            grace_s: Seconds that they may take.
+            hurry: Ends the waiting at once.
+        """
+        self._closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await first_of(self._all_ended(), hurry.wait())
+        for run in list(self._running.values()):
+            self.cancel(run, because="the daemon was stopped")
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        for run in list(self._running.values()):
+            await run.ended.wait()
+
+    def _shown(self, run: Run) -> list[RunRecord]:
+        return [record for record in self._board.records() if record.run_id == run.id]
+
+    def _spawn(
+        self, work: Coroutine[Any, Any, list[RunRecord] | None], name: str
+    ) -> asyncio.Task[Any]:
+        return self._group.create_task(work, name=name)
+
+    async def _attempt(self, run: Run) -> list[RunRecord]:
+        """Execute a run; whatever goes wrong becomes the outcome of its VMs."""
+        structlog.contextvars.bind_contextvars(job=run.job.name, run_id=run.id)
+        try:
+            await self._history.begin(run.job.name, run.started_at)
+        except StateError as error:
+            log.error("history.failed", error=str(error))  # noqa: TRY400 -- the sentence says all
+        try:
+            return await self._runner(run.job, run.id)
+        except XorepdError as error:
+            return self._unfinished(run, Outcome.FAILED, str(error), error.remedy)
+        except Exception as error:
+            log.exception("run.crashed")
+            text = f"internal error: {type(error).__name__}: {error}"
+            return self._unfinished(run, Outcome.FAILED, text, Remedy.OPERATOR)
+
+    async def _supervise(self, run: Run, work: asyncio.Task[list[RunRecord]]) -> None:
+        await asyncio.wait([work])
+        if work.cancelled():
+            because = run.cancelled_because or "the daemon is ending"
+            records = self._unfinished(run, Outcome.CANCELLED, because, Remedy.RETRY)
+        else:
+            records = work.result()
+        run.records = tuple(records)
+        _log_finished(run)
+        try:
+            await self._history.append(records)
+        except StateError as error:
+            # Losing history never costs a replica: the next runs go on.
+            log.error(  # noqa: TRY400 -- the sentence says all
+                "history.failed", job=run.job.name, run_id=run.id, error=str(error)
+            )
+        del self._running[run.job.name]
+        run.ended.set()
+        self.on_end(run.job.name)
+
+    def _unfinished(
+        self, run: Run, outcome: Outcome, error: str, remedy: Remedy
+    ) -> list[RunRecord]:
+        """Return final records for a run that could not finish them itself.
+
+        What the board showed of it is kept; a run that never came so far gets one per VM.
+        """
+        return [
+            replace(
+                record,
+                outcome=outcome,
+                finished_at=self._clock(),
+                error=error,
+                remedy=remedy.value,
+            )
+            if record.outcome is Outcome.RUNNING
+            else record
+            for record in run.seen or self._shown(run) or _never_begun(run)
+        ]
+
+
+def _never_begun(run: Run) -> Sequence[RunRecord]:
+    job = run.job
+    return [
+        RunRecord(
+            run_id=run.id,
+            job=job.name,
+            vm_uuid=vm if _is_uuid(vm) else "",
+            vm_name=vm,
+            source=job.source,
+            target=job.target.pool,
+            sr=job.target.sr,
+            outcome=Outcome.RUNNING,
+            step="preflight",
+            started_at=run.started_at,
+        )
+        for vm in job.vms
+    ]
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+def _log_finished(run: Run) -> None:
+    """Write the one line per VM from which its run can be understood."""
+    for record in run.records:
+        facts = {key: value for key, value in record.to_json().items() if value not in (None, "")}
+        facts["disks"] = [
+            {key: value for key, value in disk.items() if value not in (None, "")}
+            for disk in facts.pop("disks", [])
+        ]
+        if record.finished_at is not None:
+            duration = record.finished_at - record.started_at
+            facts["duration_s"] = round(duration.total_seconds(), 3)
+        if record.outcome is not Outcome.FAILED:
+            log.info("run.finished", **facts)
+        elif record.remedy == Remedy.OPERATOR.value:
+            log.error("run.finished", **facts)
+        else:
+            log.warning("run.finished", **facts)

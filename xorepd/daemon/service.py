@@ -1,0 +1,297 @@
+"""The daemon as its clients see it: everything that can be asked of it, and how it changes.
+
+ready ──reload──► ready        the new configuration rules from the next run of each job on
+  └────drain────► stopping     no new runs; those under way end, or are cancelled
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from xorepd.config.diff import Changes, Difference, compare
+from xorepd.config.fields import nearest
+from xorepd.config.models import JobSettings, Settings
+from xorepd.control.protocol import (
+    Event,
+    Finished,
+    HistoryReply,
+    JobsReply,
+    Names,
+    ReloadReply,
+    RunAccepted,
+    RunReply,
+    StatusReply,
+    VersionReply,
+)
+from xorepd.daemon.runs import AlreadyRunning, Board, Run, Runs
+from xorepd.daemon.scheduler import Scheduler
+from xorepd.daemon.status import job_reply, job_status
+from xorepd.daemon.systemd import Notifier
+from xorepd.daemon.tasks import first_of
+from xorepd.errors import ControlError, XorepdError
+from xorepd.ids import JobName
+from xorepd.state.history import History
+from xorepd.state.records import Outcome, RunRecord
+from xorepd.version import VERSION
+
+log = structlog.get_logger()
+
+EVENT_PAUSE_S = 0.25
+"""Least time between two looks at a run: four a second is what an eye follows."""
+EXPIRY_PERIOD_S = 6 * 3600.0
+
+Load = Callable[[], Settings]
+"""Reads the configuration file again, blocking; raises `ConfigError`."""
+Apply = Callable[[Settings, Changes], None]
+"""Takes what changed to the parts that the service does not know: pools, limits, logging. It
+neither waits nor fails, so that no run starts between two configurations."""
+
+
+class Service:
+    """A daemon at work. What `control.commands` needs, and what signals ask for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        runs: Runs,
+        board: Board,
+        history: History,
+        notifier: Notifier,
+        clock: Callable[[], datetime],
+        load: Load,
+        apply: Apply,
+    ) -> None:
+        self.settings = settings
+        self._runs = runs
+        self._board = board
+        self._history = history
+        self._notifier = notifier
+        self._clock = clock
+        self._load = load
+        self._apply = apply
+        self._started_at = clock()
+        self._stopping = False
+        self._reloading = asyncio.Lock()
+        self._scheduler = Scheduler(self._start_due, clock)
+        runs.on_end = self._run_ended
+
+    async def begin(self) -> None:
+        """Take up the schedules, with what was missed while the daemon was down.
+
+        Raises:
+            StateError: the history cannot be read.
+        """
+        self._scheduler.load(self.settings.jobs.values(), await self._history.last_starts())
+        self._notifier.ready(self._line())
+
+    async def run_schedules(self) -> None:
+        """Start runs as they come due, for ever."""
+        await self._scheduler.run()
+
+    async def expire_history(self) -> None:
+        """Forget what is older than the configuration wants, now and then, for ever."""
+        while True:
+            before = self._clock() - timedelta(seconds=self.settings.daemon.history)
+            try:
+                expired = await self._history.expire(before)
+            except XorepdError as error:
+                log.error("history.failed", error=str(error))  # noqa: TRY400 -- says all
+            else:
+                log.debug("history.expired", records=expired)
+            await asyncio.sleep(EXPIRY_PERIOD_S)
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Take no more work and return when no run is left.
+
+        Args:
+            hurry: Set to cancel what runs at once instead of after the grace time.
+        """
+        self._stopping = True
+        self._scheduler.reload(())
+        self._notifier.stopping(self._line())
+        log.info("daemon.draining", running=len(self._runs), grace_s=self.settings.daemon.grace)
+        await self._runs.drain(self.settings.daemon.grace, hurry)
+
+    def version(self) -> VersionReply:
+        return VersionReply(version=VERSION)
+
+    async def status(self) -> StatusReply:
+        latest, now = await self._history.latest(), self._clock()
+        return StatusReply(
+            version=VERSION,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            stopping=self._stopping,
+            jobs=tuple(
+                job_status(
+                    job,
+                    latest,
+                    next_run_at=self._scheduler.next_run_at(job.name),
+                    run_id=run.id if (run := self._runs.of_job(job.name)) else None,
+                    now=now,
+                )
+                for job in self.settings.jobs.values()
+            ),
+            running=tuple(
+                record for record in self._board.records() if record.outcome is Outcome.RUNNING
+            ),
+        )
+
+    def jobs(self) -> JobsReply:
+        return JobsReply(
+            jobs=tuple(
+                job_reply(job, self._scheduler.next_run_at(job.name))
+                for job in self.settings.jobs.values()
+            )
+        )
+
+    def start_run(self, job: str) -> RunAccepted:
+        run = self._runs.start(self._job(job), cause="command")
+        self._show()
+        return RunAccepted(run_id=run.id)
+
+    def cancel_run(self, job: str) -> RunAccepted:
+        # Before asking whether there is such a job: a removed one may still be running.
+        run = self._runs.of_job(job)
+        if run is None:
+            raise ControlError(f"job {self._job(job).name} is not running", status=409)
+        self._runs.cancel(run, because="cancelled by command")
+        return RunAccepted(run_id=run.id)
+
+    async def run(self, run_id: str) -> RunReply:
+        if run := self._runs.of_id(run_id):
+            return RunReply(
+                run_id=run.id, job=run.job.name, running=True, records=tuple(self._shown(run))
+            )
+        records = await self._finished(run_id)
+        return RunReply(run_id=run_id, job=records[0].job, running=False, records=records)
+
+    async def watch_run(self, run_id: str) -> AsyncGenerator[Event, None]:
+        run = self._runs.of_id(run_id)
+        if run is None:
+            return _only(Finished(await self._finished(run_id)))
+        return self._watch(run)
+
+    async def history(self, job: str | None, limit: int) -> HistoryReply:
+        # A job that is configured no longer still has a history: no check of its name.
+        return HistoryReply(records=tuple(await self._history.page(job=job, limit=limit)))
+
+    async def reload(self) -> ReloadReply:
+        """Load the configuration file again and let it rule; a bad one changes nothing.
+
+        Raises:
+            ConfigError: what is wrong with the file.
+            ControlError: the daemon is stopping.
+        """
+        if self._stopping:
+            raise ControlError("xorepd is stopping and reloads nothing", status=503)
+        async with self._reloading:
+            self._notifier.reloading()
+            try:
+                # Files may be on storage that hangs, and the loop must not.
+                settings = await asyncio.to_thread(self._load)
+                changes = compare(self.settings, settings)
+            except XorepdError as error:
+                log.error("reload.refused", error=str(error))  # noqa: TRY400 -- says all
+                raise
+            else:
+                self._apply(settings, changes)
+                self.settings = settings
+                self._scheduler.reload(settings.jobs.values())
+                _log_changes(changes)
+            finally:
+                self._notifier.ready(self._line())
+        return ReloadReply(
+            jobs=_names(changes.jobs),
+            pools=_names(changes.pools),
+            daemon=changes.daemon,
+            restart=changes.restart,
+        )
+
+    def _job(self, name: str) -> JobSettings:
+        try:
+            return self.settings.jobs[JobName(name)]
+        except KeyError:
+            hint = nearest(name, self.settings.jobs)
+            raise ControlError(
+                f"there is no job {name!r}" + (f"; {hint}" if hint else ""), status=404
+            ) from None
+
+    def _start_due(self, job: JobSettings, cause: str) -> bool:
+        if self._stopping:
+            return True
+        try:
+            self._runs.start(job, cause=cause)
+        except AlreadyRunning:
+            return False
+        self._show()
+        return True
+
+    def _run_ended(self, job: JobName) -> None:
+        self._scheduler.ended(job)
+        self._show()
+
+    def _show(self) -> None:
+        self._notifier.status(self._line())
+
+    def _line(self) -> str:
+        if self._stopping:
+            return f"stopping, runs to end: {len(self._runs)}"
+        return f"jobs: {len(self.settings.jobs)}, running: {len(self._runs)}"
+
+    def _shown(self, run: Run) -> list[RunRecord]:
+        return [record for record in self._board.records() if record.run_id == run.id]
+
+    async def _finished(self, run_id: str) -> tuple[RunRecord, ...]:
+        records = await self._history.of_run(run_id)
+        if not records:
+            raise ControlError(f"there is no run {run_id!r}", status=404)
+        return tuple(records)
+
+    async def _watch(self, run: Run) -> AsyncGenerator[Event, None]:
+        told: dict[tuple[str, str], RunRecord] = {}
+        version = 0
+
+        async def change() -> None:
+            nonlocal version
+            version = await self._board.changed(version)
+
+        while not run.ended.is_set():
+            for record in self._shown(run):
+                vm = (record.vm_uuid, record.vm_name)
+                if told.get(vm) != record:
+                    told[vm] = record
+                    yield record
+            await first_of(change(), run.ended.wait())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVENT_PAUSE_S):
+                    await run.ended.wait()
+        yield Finished(run.records)
+
+
+async def _only(event: Event) -> AsyncGenerator[Event, None]:
+    yield event
+
+
+def _names(difference: Difference[Any]) -> Names:
+    return Names(added=difference.added, removed=difference.removed, changed=difference.changed)
+
+
+def _log_changes(changes: Changes) -> None:
+    facts = {
+        f"{kind}_{what}": list(names)
+        for kind, difference in (("jobs", changes.jobs), ("pools", changes.pools))
+        for what in ("added", "removed", "changed")
+        if (names := getattr(difference, what))
+    }
+    log.info("reload.completed", **facts, daemon=list(changes.daemon))
+    if changes.restart:
+        log.warning("reload.needs_restart", keys=[f"daemon.{key}" for key in changes.restart])
