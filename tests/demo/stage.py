@@ -1,0 +1,191 @@
+"""The processes on stage: the lab with its two pools, the daemon, and the operator's commands."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+BIN = Path(sys.executable).parent
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONFIG = CHECKOUT / "config" / "demo.toml"
+READY_S = 60.0
+STOP_S = 30.0
+
+
+class StageError(Exception):
+    """A process did not do what it was asked to."""
+
+
+@dataclass
+class Stage:
+    """Everything that the demo starts lives below one directory and ends with it."""
+
+    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="xorepd-demo-")))
+    pools: dict[str, dict[str, Any]] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    described: str = ""
+    """What the lab says of itself: one line of JSON."""
+    lab: subprocess.Popen[str] | None = None
+    daemon: subprocess.Popen[str] | None = None
+    _logs: list[TextIO] = field(default_factory=list)
+
+    @property
+    def socket(self) -> Path:
+        return Path(self.environment["XOREPD_SOCKET"])
+
+    def start_lab(self, *options: str) -> None:
+        """Bring up the pools; returns when they answer."""
+        command = [BIN / "xorepd-lab", "up", "--state", self.directory / "lab", "--json", *options]
+        self.lab = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self._log("lab.log"), text=True
+        )
+        assert self.lab.stdout is not None
+        line = self.lab.stdout.readline()
+        if not line:
+            raise StageError(f"the lab did not start:\n{self.tail('lab.log')}")
+        self.described = line
+        self.pools = {pool["name"]: pool for pool in json.loads(line)["pools"]}
+        lab_directory = str(self.directory / "lab")
+        self.environment |= {
+            "XOREPD_DEMO_DIR": lab_directory,
+            "XOREPD_DEMO_PROD_URL": self.pools["prod"]["url"],
+            "XOREPD_DEMO_DR_URL": self.pools["dr"]["url"],
+            "XOREPD_SOCKET": str(self.directory / "lab" / "control.sock"),
+        }
+
+    def start_daemon(self) -> None:
+        """Start the daemon; returns when it says that it is ready."""
+        notifications = self.directory / "notify.sock"
+        notifications.unlink(missing_ok=True)
+        with Notifications(notifications) as heard:
+            self.daemon = subprocess.Popen(
+                [BIN / "xorepd", "run", "--config", CONFIG],
+                stdout=self._log("xorepd.log"),
+                stderr=subprocess.STDOUT,
+                env=self.environment | {"NOTIFY_SOCKET": str(notifications)},
+                text=True,
+            )
+            if not heard.ready(self.daemon, READY_S):
+                raise StageError(f"the daemon did not start:\n{self.tail('xorepd.log')}")
+
+    def kill_daemon(self) -> None:
+        """End the daemon as a power cut would."""
+        assert self.daemon is not None
+        self.daemon.send_signal(signal.SIGKILL)
+        self.daemon.wait()
+        self.daemon = None
+
+    def ctl(self, *arguments: str) -> Any:
+        """Return what `xorepctl … --json` says."""
+        return json.loads(self.run(BIN / "xorepctl", *arguments, "--json"))
+
+    def ctl_live(self, *arguments: str) -> None:
+        """Run `xorepctl` before the audience's eyes.
+
+        Raises:
+            StageError: it failed.
+        """
+        done = subprocess.run([BIN / "xorepctl", *arguments], env=self.environment, check=False)
+        if done.returncode:
+            raise StageError(f"xorepctl {' '.join(arguments)} ended with {done.returncode}")
+
+    def events(self, run_id: str) -> Iterator[dict[str, Any]]:
+        """Give the records of a run as they change, from the daemon's own socket."""
+        connection = http.client.HTTPConnection("localhost", timeout=READY_S)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.connect(str(self.socket))
+        with closing(connection):
+            connection.request("GET", f"/runs/{run_id}/events")
+            for line in connection.getresponse():
+                record = json.loads(line)
+                if "moved_bytes" in record:
+                    yield record
+
+    def guest(self, *arguments: str) -> str:
+        """Let the guest of web01 write to its disks."""
+        state = ("--state", str(self.directory / "lab"))
+        return self.run(BIN / "xorepd-lab", "write", *state, "--vm", "web01", *arguments)
+
+    def fault(self, *arguments: str) -> str:
+        """Have the lab misbehave, or behave again."""
+        action, *rest = arguments
+        state = ("--state", str(self.directory / "lab"))
+        return self.run(BIN / "xorepd-lab", "fault", action, *state, *rest)
+
+    def run(self, *command: str | Path) -> str:
+        """Return what a command prints.
+
+        Raises:
+            StageError: it failed; with what it said.
+        """
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            said = done.stderr.strip() or done.stdout.strip()
+            raise StageError(f"{Path(command[0]).name} {' '.join(map(str, command[1:]))}: {said}")
+        return done.stdout
+
+    def stop(self) -> None:
+        """End every process in order."""
+        for process in (self.daemon, self.lab):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            if process is not None and process.stdout is not None:
+                process.stdout.close()
+        for log in self._logs:
+            log.close()
+
+    def tail(self, name: str, lines: int = 15) -> str:
+        """Return the end of a log."""
+        text = (self.directory / name).read_text(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _log(self, name: str) -> TextIO:
+        log = (self.directory / name).open("a")
+        self._logs.append(log)
+        return log
+
+
+class Notifications:
+    """What a process says to its supervisor, as systemd would hear it."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._path = path
+
+    def __enter__(self) -> Notifications:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def ready(self, process: subprocess.Popen[str], timeout: float) -> bool:
+        """Wait for READY=1; False when the process ends before, or takes too long."""
+        self._socket.settimeout(0.5)
+        waited = 0.0
+        while waited < timeout and process.poll() is None:
+            try:
+                if "READY=1" in self._socket.recv(4096).decode().splitlines():
+                    return True
+            except TimeoutError:
+                waited += 0.5
+        return False
