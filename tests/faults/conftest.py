@@ -1,0 +1,15 @@
+import asyncio
+
+import pytest
+
+from tests.lab.conftest import replicated, two_pools
+
+__all__ = ["replicated", "two_pools"]
+
+
+@pytest.fixture(autouse=True)
+async def loop_without_debug() -> None:
+    """Spare the lab, which lives in the same loop, asyncio's debug mode: it doubles the CPU time of
+    these many runs, and tests/lab has it on for the same code.
+    """
+    asyncio.get_running_loop().set_debug(False)

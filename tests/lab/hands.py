@@ -1,0 +1,116 @@
+"""What administrators do by hand: functions that take the XenAPI SDK, for `World.ask`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Deed = Callable[[Any], Any]
+"""Done with the SDK, logged in to one pool."""
+
+MiB = 1 << 20
+
+
+def vm_of(xenapi: Any, name: str) -> str:
+    """Return the reference of the one VM of that name that is no snapshot."""
+    found = [
+        str(vm) for vm in xenapi.VM.get_by_name_label(name) if not xenapi.VM.get_is_a_snapshot(vm)
+    ]
+    [vm] = found
+    return vm
+
+
+def replicas_of(xenapi: Any) -> list[str]:
+    """Return the replicas, each a VM with our mark on itself."""
+    return [
+        ref
+        for ref, vm in xenapi.VM.get_all_records().items()
+        if '"role":"replica"' in vm["other_config"].get("xorepd:mark", "")
+        and vm["uuid"] in vm["other_config"]["xorepd:mark"]
+    ]
+
+
+def replica_of(xenapi: Any) -> str:
+    [replica] = replicas_of(xenapi)
+    return replica
+
+
+def disks_of(xenapi: Any, vm: str) -> dict[str, str]:
+    """Return the hard disks of a VM: device → VDI."""
+    vbds = [xenapi.VBD.get_record(vbd) for vbd in xenapi.VM.get_VBDs(vm)]
+    return {vbd["userdevice"]: vbd["VDI"] for vbd in vbds if vbd["type"] == "Disk"}
+
+
+def drive_of(xenapi: Any, vm: str, device: str) -> str:
+    [vbd] = [v for v in xenapi.VM.get_VBDs(vm) if xenapi.VBD.get_userdevice(v) == device]
+    return str(vbd)
+
+
+def create_disk(xenapi: Any, sr: str, name: str, size: int = 8 * MiB) -> str:
+    record = {
+        "SR": xenapi.SR.get_by_name_label(sr)[0],
+        "virtual_size": str(size),
+        "type": "user",
+        "sharable": False,
+        "read_only": False,
+        "other_config": {},
+        "name_label": name,
+    }
+    return str(xenapi.VDI.create(record))
+
+
+def attach(
+    xenapi: Any, vm: str, vdi: str | None, device: str, *, kind: str = "Disk", mode: str = "RW"
+) -> str:
+    """Give a VM a drive; with a disk in it, unless there is none."""
+    record = {
+        "VM": vm,
+        "VDI": vdi or "OpaqueRef:NULL",
+        "userdevice": device,
+        "bootable": False,
+        "mode": mode,
+        "type": kind,
+        "empty": vdi is None,
+        "other_config": {},
+        "qos_algorithm_type": "",
+        "qos_algorithm_params": {},
+    }
+    return str(xenapi.VBD.create(record))
+
+
+def detach(xenapi: Any, vm: str, device: str) -> str:
+    """Take a drive from a VM, running or not; return the disk that was in it."""
+    vbd = drive_of(xenapi, vm, device)
+    record = xenapi.VBD.get_record(vbd)
+    if record["currently_attached"]:
+        xenapi.VBD.unplug(vbd)
+    xenapi.VBD.destroy(vbd)
+    return str(record["VDI"])
+
+
+def destroy_with_disks(xenapi: Any, vm: str) -> None:
+    """Delete a VM or snapshot as the usual tools do: with its disks."""
+    disks = disks_of(xenapi, vm).values()
+    xenapi.VM.destroy(vm)
+    for disk in disks:
+        xenapi.VDI.destroy(disk)
+
+
+def create_vm(xenapi: Any, name: str) -> str:
+    """Create a halted VM without anything, like web01 in other respects."""
+    like = next(vm for vm in xenapi.VM.get_all_records().values() if not vm["is_control_domain"])
+    kept = (
+        "user_version memory_static_max memory_dynamic_max memory_dynamic_min memory_static_min"
+        " VCPUs_params VCPUs_max VCPUs_at_startup actions_after_shutdown actions_after_reboot"
+        " actions_after_crash PV_bootloader PV_kernel PV_ramdisk PV_args PV_bootloader_args"
+        " PV_legacy_args HVM_boot_policy HVM_boot_params platform PCI_bus recommendations"
+    )
+    record = {field: like[field] for field in kept.split()}
+    record |= {
+        "name_label": name,
+        "name_description": "",
+        "is_a_template": False,
+        "affinity": "OpaqueRef:NULL",
+        "other_config": {},
+    }
+    return str(xenapi.VM.create(record))

@@ -1,0 +1,220 @@
+"""A lab with a daemon's replication engine beside it, and the judges that watch both.
+
+The engine talks to the lab through sockets, as it would to any pool. The judges (libvhdi, the
+XenAPI SDK) run in threads, because the lab lives in this process's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.demo.proof import check_equal, disks_of, hashes, leftovers, login
+from xorepd.config.models import JobSettings, PoolSettings
+from xorepd.ids import PoolName, RunId
+from xorepd.lab.lab import Lab
+from xorepd.lab.topology import SMALL, Topology
+from xorepd.replication.board import Board
+from xorepd.replication.jobs import Context, open_http, run_job
+from xorepd.state.records import RunRecord
+from xorepd.xapi.pool import Pool
+
+TIME_SCALE = 0.001
+
+NO_RESERVES = {"source_reserve": "0B", "target_reserve": "0B"}
+"""The lab's SRs are as full as the disk of the machine that runs the tests."""
+
+
+def clock() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class World:
+    lab: Lab
+    board: Board = field(default_factory=Board)
+
+    def settings(self, pool: str, **changes: Any) -> PoolSettings:
+        """Return how a configuration would describe a pool of the lab."""
+        known = self.lab.pools[pool]
+        plain = {
+            "name": pool,
+            "url": known.url,
+            "username": known.username,
+            "password": known.password,
+            "ca_file": known.ca_file,
+        }
+        return PoolSettings.model_validate(plain | changes)
+
+    def job(self, **changes: Any) -> JobSettings:
+        """Return a job that replicates web01 from prod to dr, checking everything."""
+        plain = {
+            "name": "web",
+            "source": "prod",
+            "vms": ("web01",),
+            "target": {"pool": "dr", "sr": "dr-storage"},
+            "keep": 3,
+            "verify": "full",
+            **NO_RESERVES,
+        }
+        return JobSettings.model_validate(plain | changes)
+
+    @asynccontextmanager
+    async def daemon(self, **pools: PoolSettings) -> AsyncIterator[Context]:
+        """Provide what a daemon that has just started would have: nothing is remembered."""
+        settings = {name: pools.get(name) or self.settings(name) for name in ("prod", "dr")}
+
+        def opened(pool: PoolSettings) -> Pool:
+            return Pool(pool, lambda: pool.password.get_secret_value() if pool.password else "")
+
+        async with (
+            opened(settings["prod"]) as prod,
+            opened(settings["dr"]) as dr,
+            open_http() as http,
+        ):
+            yield Context(
+                pools={PoolName("prod"): prod, PoolName("dr"): dr},
+                board=self.board,
+                slots=asyncio.Semaphore(4),
+                clock=clock,
+                http=http,
+            )
+
+    async def run(self, context: Context, **changes: Any) -> RunRecord:
+        """Run the job once with these changes; its only VM's record."""
+        [record] = await run_job(self.job(**changes), new_run(), context)
+        return record
+
+    async def replicate(self, **changes: Any) -> RunRecord:
+        """Run the job once with a new daemon, which must succeed."""
+        async with self.daemon() as context:
+            record = await self.run(context, **changes)
+        assert record.error is None, record.error
+        return record
+
+    # -- judges ------------------------------------------------------------------------------
+
+    def described(self, pool: str) -> dict[str, Any]:
+        """Return a pool as the judges take it."""
+        known = self.lab.pools[pool]
+        return {
+            "name": pool,
+            "url": known.url,
+            "ca_file": str(known.ca_file),
+            "username": known.username,
+            "password": known.password,
+            "srs": [{"uuid": sr.uuid, "directory": str(sr.directory)} for sr in known.srs.values()],
+        }
+
+    async def ask(self, pool: str, question: Any) -> Any:
+        """Return what a function learns with the SDK, logged in to a pool."""
+
+        def asked() -> Any:
+            with login(self.described(pool)) as xenapi:
+                return question(xenapi)
+
+        return await asyncio.to_thread(asked)
+
+    async def points(self, pool: str = "dr") -> list[dict[str, Any]]:
+        """Return the marks of the restore points on a target, newest first."""
+        return await self._marks(pool, "point")
+
+    async def bases(self) -> list[dict[str, Any]]:
+        """Return the marks of our snapshots on the source, newest first."""
+        return await self._marks("prod", "source")
+
+    async def _marks(self, pool: str, role: str) -> list[dict[str, Any]]:
+        def read(xenapi: Any) -> list[dict[str, Any]]:
+            marks = []
+            for vm in xenapi.VM.get_all_records().values():
+                mark = json.loads(vm["other_config"].get("xorepd:mark", "{}"))
+                if vm["is_a_snapshot"] and mark.get("role") == role and mark["self"] == vm["uuid"]:
+                    marks.append(mark)
+            return sorted(marks, key=lambda mark: str(mark["time"]), reverse=True)
+
+        found: list[dict[str, Any]] = await self.ask(pool, read)
+        return found
+
+    async def newest_equals_its_source(self, pool: str = "dr") -> str:
+        """Check the newest restore point byte for byte; return its UUID.
+
+        Raises:
+            ProofError: a disk differs from the source snapshot.
+        """
+        await self.lab.settled()  # libvhdi must not read a file that is being coalesced
+        point = (await self.points(pool))[0]
+        prod, there = self.described("prod"), self.described(pool)
+
+        def compare() -> None:
+            with login(prod) as source, login(there) as target:
+                theirs = disks_of(prod, source, point["snapshot"])
+                ours = disks_of(there, target, point["self"])
+                check_equal(theirs, ours)
+
+        await asyncio.to_thread(compare)
+        return str(point["self"])
+
+    async def exported_hashes(self, pool: str, vm_uuid: str) -> dict[str, str]:
+        """Return the SHA-256 of a VM's disks by device, as the pool itself exports them raw."""
+        described = self.described(pool)
+        disks = await self.ask(pool, lambda xenapi: disks_of(described, xenapi, vm_uuid))
+        credentials = f"{described['username']}:{described['password']}".encode()
+        auth = {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
+        tls = ssl.create_default_context(cafile=described["ca_file"])
+        found = {}
+        async with aiohttp.ClientSession(headers=auth) as http:
+            for device, (_, uuid) in disks.items():
+                digest = hashlib.sha256()
+                url = f"{described['url']}/export_raw_vdi?vdi={uuid}&format=raw"
+                async with http.get(url, ssl=tls) as response:
+                    async for data in response.content.iter_any():
+                        digest.update(data)
+                found[device] = digest.hexdigest()
+        return found
+
+    async def left_over(self, *, but: Collection[str] = ()) -> list[str]:
+        """Return what is on either pool and should not be.
+
+        Args:
+            but: UUIDs of what the test itself put there.
+        """
+        found: list[str] = []
+        for pool in ("prod", "dr"):
+            found += await self.ask(pool, lambda x, p=pool: leftovers(self.described(p), x))
+        return [line for line in found if not any(put in line for put in but)]
+
+    async def hashes(self, pool: str, vm_uuid: str) -> dict[str, str]:
+        """Return the SHA-256 of a VM's disks by device, as libvhdi reads them."""
+        await self.lab.settled()
+        described = self.described(pool)
+
+        def read() -> dict[str, str]:
+            with login(described) as xenapi:
+                disks = disks_of(described, xenapi, vm_uuid)
+            devices = sorted(disks)
+            return dict(zip(devices, hashes([disks[d] for d in devices]), strict=True))
+
+        return await asyncio.to_thread(read)
+
+
+def new_run() -> RunId:
+    return RunId(str(uuid.uuid4()))
+
+
+@asynccontextmanager
+async def world(state: Path, topology: Topology = SMALL) -> AsyncIterator[World]:
+    """Provide a new lab with two pools."""
+    async with Lab.start(state, topology, seed=1, time_scale=TIME_SCALE) as lab:
+        yield World(lab)
