@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.config.models import PoolSettings
 from xorepd.lab.faults import Fault
@@ -77,6 +78,26 @@ async def test_a_run_cancelled_in_any_call_leaves_both_pools_clean(replicated: W
     assert record.outcome is Outcome.DELTA, record.error
     await replicated.newest_equals_its_source()
     assert await replicated.left_over() == []
+
+
+async def test_a_cancelled_run_waits_for_the_call_that_is_on_its_way(two_pools: World) -> None:
+    held = two_pools.lab.faults.add(Fault("rpc", "VM.create", "dr", stall=True))
+
+    async with two_pools.daemon() as context:
+        run = start(two_pools, context)
+        await held.stalled.wait()
+        run.cancel()
+        # Cleaning up now would miss the VM that is created a moment later.
+        done, _ = await asyncio.wait([run], timeout=0.5)
+        assert not done
+        held.release()
+        assert await ended(run) < PROMPT_S
+
+        assert await two_pools.left_over() == []
+        assert await two_pools.ask("dr", hands.replicas_of) == []
+        assert (await two_pools.run(context)).outcome is Outcome.FULL
+    await two_pools.newest_equals_its_source()
+    assert await two_pools.left_over() == []
 
 
 async def test_a_run_cancelled_in_a_stream_leaves_both_pools_clean_at_once(

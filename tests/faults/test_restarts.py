@@ -79,7 +79,9 @@ async def test_sessions_and_events_that_are_lost_for_a_while_cost_only_time(
 ) -> None:
     async with replicated.daemon() as context:
         await write(replicated, 1)
-        fault = replicated.lab.faults.add(Fault("import", stall=True, stall_at=3 * MiB))
+        # The request that belongs to this task is about to go out, with the session that dies.
+        fault = replicated.lab.faults.add(Fault("rpc", "task.create", "dr", stall=True))
+        before = len(replicated.lab.calls)
         run = start(replicated, context)
         await fault.stalled.wait()
         for pool in replicated.lab.pools.values():
@@ -87,6 +89,7 @@ async def test_sessions_and_events_that_are_lost_for_a_while_cost_only_time(
         fault.release()
         [record] = await run
         assert record.outcome is Outcome.DELTA, record.error
+        assert "401" in {call.outcome for call in replicated.lab.calls[before:]}
 
         await write(replicated, 2)
         held = replicated.lab.faults.add(Fault("rpc", "VM.snapshot", "prod", stall=True))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -206,7 +207,7 @@ class RawExport(_Export):
 _Parser = Generator[int, Buffer, None]
 
 
-class _Import:
+class _Import(ABC):
     """A parser that asks for exact amounts, fed with whatever amounts arrive."""
 
     def __init__(self, disk: Disk) -> None:
@@ -219,8 +220,8 @@ class _Import:
         self.received = 0
         self._advance(None)
 
-    def _parse(self) -> _Parser:
-        raise NotImplementedError
+    @abstractmethod
+    def _parse(self) -> _Parser: ...
 
     @property
     def done(self) -> bool:
@@ -270,8 +271,8 @@ class _Import:
         except DiskError as error:
             raise StreamError(str(error)) from error
 
-    def _surplus(self, rest: memoryview) -> None:
-        """Bytes behind the end: XAPI closes without having read them."""
+    def _surplus(self, rest: memoryview) -> None:  # noqa: B027 -- what most streams do
+        """Ignore bytes behind the end: XAPI closes without having read them."""
 
     def _must_be_whole(self) -> None:
         if self._failure is not None:
