@@ -19,7 +19,7 @@ from xorepd.data.digest import Digest, Observed, read_back
 from xorepd.data.export import open_export
 from xorepd.data.imports import open_import
 from xorepd.data.writer import Writer
-from xorepd.errors import DigestMismatch, ObjectGone
+from xorepd.errors import DigestMismatch, ObjectGone, StreamCut
 from xorepd.extents import Extent, total
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.assignment import Assignment
@@ -184,7 +184,7 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
             await a.transport.carry(observed, open_writer)
         extents = reader.extents
     if progress.moved_bytes != progress.planned_bytes:
-        raise AssertionError(f"{what}: {progress.moved_bytes} of {progress.planned_bytes} moved")
+        raise StreamCut(what, progress.moved_bytes, progress.planned_bytes)
     log.info(
         "disk.transferred", device=device, mode=progress.mode, moved_bytes=progress.moved_bytes
     )
