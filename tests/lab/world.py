@@ -27,7 +27,7 @@ from xorepd.ids import PoolName, RunId
 from xorepd.lab.lab import Lab
 from xorepd.lab.topology import SMALL, Topology
 from xorepd.replication.board import Board
-from xorepd.replication.jobs import Context, open_http, run_job
+from xorepd.replication.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.xapi.pool import Pool
 
@@ -82,14 +82,12 @@ class World:
         async with (
             opened(settings["prod"]) as prod,
             opened(settings["dr"]) as dr,
-            open_http() as http,
         ):
             yield Context(
                 pools={PoolName("prod"): prod, PoolName("dr"): dr},
                 board=self.board,
                 slots=asyncio.Semaphore(4),
                 clock=clock,
-                http=http,
             )
 
     async def run(self, context: Context, **changes: Any) -> RunRecord:

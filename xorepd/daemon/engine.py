@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from functools import partial
 
-import aiohttp
-
 from xorepd.config.diff import Changes
 from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
@@ -18,7 +16,7 @@ from xorepd.daemon.pools import Pools
 from xorepd.errors import ConfigError, Refused
 from xorepd.ids import RunId
 from xorepd.replication.board import Board
-from xorepd.replication.jobs import Context, open_http, run_job
+from xorepd.replication.jobs import Context, run_job
 from xorepd.replication.room import Room
 from xorepd.state.records import RunRecord
 from xorepd.transports.registry import open_transport
@@ -32,13 +30,11 @@ class Engine:
         self,
         settings: Settings,
         pools: Pools[Pool],
-        http: aiohttp.ClientSession,
         clock: Callable[[], datetime],
     ) -> None:
         self.board = Board()
         self._settings = settings
         self._pools = pools
-        self._http = http
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.daemon.max_vms)
         self._room = Room()
@@ -57,7 +53,6 @@ class Engine:
                 board=self.board,
                 slots=self._slots,
                 clock=self._clock,
-                http=self._http,
                 room=self._room,
                 turns=self._turns,
             )
@@ -79,8 +74,8 @@ async def open_engine(settings: Settings, clock: Callable[[], datetime]) -> Asyn
     def open_pool(pool: PoolSettings) -> Pool:
         return Pool(pool, partial(read_password, pool, file=settings.file))
 
-    async with open_http() as http, Pools(open_pool) as pools:
-        yield Engine(settings, pools, http, clock)
+    async with Pools(open_pool) as pools:
+        yield Engine(settings, pools, clock)
 
 
 def check_transports(settings: Settings) -> None:

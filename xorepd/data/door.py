@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-import aiohttp
 from yarl import URL
 
+from xorepd.data.http import HeadError, Response, exchange
 from xorepd.errors import (
     OutcomeUnknown,
     ProtocolViolation,
@@ -28,30 +28,25 @@ from xorepd.errors import (
     XorepdError,
 )
 from xorepd.ids import Ref
+from xorepd.stream import ByteStream, Stalled
 
-CONNECT_S = 30.0
 STALL_S = 300.0
 """A stream that moves no byte for this long is given up: XAPI attaches disks one after the other
 under load, which has been seen to take minutes."""
 OUTCOME_S = 600.0
 """Longest wait for a task to end after its stream has: flush and detach of the disk."""
 
-TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=STALL_S)
-
 _REDIRECTS = 3
 _CODE = re.compile(rb"([A-Z][A-Z0-9_]{2,}): \[ ?([^\]]*)\]")
-_ERROR_PAGE_LIMIT = 4096
+ERROR_PAGE_LIMIT = 4096
 
 
 class Door(Protocol):
     """Requests for the disks of one SR (implemented by `xapi.doors.DiskDoor`)."""
 
-    http: aiohttp.ClientSession
-
     @property
     def pool(self) -> str: ...
-    @property
-    def ssl(self) -> ssl.SSLContext | aiohttp.Fingerprint: ...
+    async def connect(self, url: URL, stall: float) -> ByteStream: ...
     def url(self, path: str, query: Mapping[str, str]) -> URL: ...
     def redirected(self, location: str, asked: URL) -> URL: ...
     async def renew(self) -> None: ...
@@ -78,48 +73,42 @@ async def respond(
     query: Mapping[str, str],
     what: str,
     *,
-    body: aiohttp.Payload | None = None,
-    length: int | None = None,
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Send a request, follow its redirects, and provide the response once its status is 200.
+    headers: Mapping[str, str] | None = None,
+) -> AsyncIterator[Response]:
+    """Send the head of a request, follow its redirects, and provide the answer once it is 200.
 
     Args:
         what: the disk and direction, for messages.
-        body: sent to the host that accepts the request; it must write nothing before that.
 
     Raises:
         DataError: any other status, or no answer.
     """
     url = door.url(path, query)
-    headers = {"Accept-Encoding": "identity"}
-    if length is not None:
-        headers["Content-Length"] = str(length)
     renewed = False
     for _ in range(_REDIRECTS + 1):
         try:
-            async with door.http.request(
-                method,
-                url,
-                data=body,
-                headers=headers,
-                ssl=door.ssl,
-                allow_redirects=False,
-                timeout=TIMEOUT,
-            ) as response:
-                if response.status == 302:
-                    url = door.redirected(response.headers.get("Location", ""), url)
-                    continue
-                if response.status == 401 and not renewed:
-                    await door.renew()
-                    url, renewed = door.url(path, query), True
-                    continue
-                if response.status != 200:
-                    page = await response.content.read(_ERROR_PAGE_LIMIT)
-                    raise http_failure(what, response.status, page)
-                yield response
-                return
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            stream = await door.connect(url, STALL_S)
+        except OSError as error:
             raise lost(what, error) from error
+        async with stream:
+            try:
+                response = await exchange(stream, method, url, headers or {})
+                page = b"" if response.status == 200 else await response.text(ERROR_PAGE_LIMIT)
+            except HeadError as error:
+                raise ProtocolViolation(what, str(error)) from error
+            except (OSError, EOFError) as error:
+                raise lost(what, error) from error
+            if response.status == 302:
+                url = door.redirected(response.headers.get("Location", ""), url)
+                continue
+            if response.status == 401 and not renewed:
+                await door.renew()
+                url, renewed = door.url(path, query), True
+                continue
+            if response.status != 200:
+                raise http_failure(what, response.status, page)
+            yield response
+            return
     raise ProtocolViolation(what, f"{door.pool} redirected {_REDIRECTS + 1} times")
 
 
@@ -134,12 +123,16 @@ def http_failure(what: str, status: int, page: bytes) -> TransferFailed:
 
 def lost(what: str, error: BaseException) -> ProtocolViolation:
     """Return the error for a connection that broke, without the URL, which is a credential."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, Stalled):
         reason = f"no byte moved for {STALL_S:.0f} s"
-    elif isinstance(
-        error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch
-    ):
+    elif isinstance(error, TimeoutError):
+        reason = "it could not be made in time"
+    elif isinstance(error, ssl.SSLError):
         reason = "the host's certificate is not trusted; set ca_file or fingerprint of its pool"
+        if not isinstance(error, ssl.SSLCertVerificationError) and error.reason:
+            reason = f"TLS failed with {error.reason}"
+    elif isinstance(error, EOFError):
+        reason = "it ended before the answer"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
     else:

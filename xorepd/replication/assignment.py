@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import aiohttp
-
 from xorepd.config.models import JobSettings
 from xorepd.ids import RunId
 from xorepd.replication.board import Progress
@@ -28,13 +26,12 @@ class Assignment:
     sr: Sr
     """The target SR as it was found."""
     stream: Stream
-    http: aiohttp.ClientSession
     transport: Transport
     room: Room
     progress: Progress
 
     def source_door(self, vdi: Vdi) -> DiskDoor:
-        return DiskDoor(self.source, vdi.sr, self.http)
+        return DiskDoor(self.source, vdi.sr)
 
     def target_door(self) -> DiskDoor:
-        return DiskDoor(self.target, self.sr.ref, self.http)
+        return DiskDoor(self.target, self.sr.ref)

@@ -7,15 +7,15 @@ has the SR attached is asked in the first place, the master before others. Redir
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping, Sequence
+from functools import partial
 from urllib.parse import urlsplit
 
-import aiohttp
 from yarl import URL
 
 from xorepd.errors import Refused
 from xorepd.ids import Ref
+from xorepd.stream import ByteStream
 from xorepd.xapi import tls
 from xorepd.xapi.failures import redact
 from xorepd.xapi.pool import Pool
@@ -25,17 +25,29 @@ from xorepd.xapi.records import Sr
 class DiskDoor:
     """Requests for the disks of one SR; implements `data.door.Door`."""
 
-    def __init__(self, pool: Pool, sr: Ref, http: aiohttp.ClientSession) -> None:
-        self._pool, self._sr, self.http = pool, sr, http
+    def __init__(self, pool: Pool, sr: Ref) -> None:
+        self._pool, self._sr = pool, sr
 
     @property
     def pool(self) -> str:
         return self._pool.name
 
-    @property
-    def ssl(self) -> ssl.SSLContext | aiohttp.Fingerprint:
-        fingerprints = self._pool.session.fingerprints
-        return tls.Pinned(fingerprints) if fingerprints else self._pool.session.ssl_context
+    async def connect(self, url: URL, stall: float) -> ByteStream:
+        """Open a connection to where a request goes, verified as this pool's are."""
+        session = self._pool.session
+        fingerprints = session.fingerprints
+        host, port = url.host or "", url.port or 443
+        if url.scheme == "http":
+            return await ByteStream.connect(host, port, stall=stall)
+        return await ByteStream.connect(
+            host,
+            port,
+            stall=stall,
+            tls=session.ssl_context,
+            check_peer=partial(tls.check_fingerprint, fingerprints=fingerprints)
+            if fingerprints
+            else None,
+        )
 
     def url(self, path: str, query: Mapping[str, str]) -> URL:
         """Return the address for one request. It holds the session: never log it."""

@@ -6,7 +6,6 @@ SHA-256 fingerprints, or the system's trust store. XAPI offers TLS 1.2 only, so 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import http.client
@@ -16,8 +15,6 @@ import ssl
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-
-import aiohttp
 
 
 class FingerprintMismatch(ssl.SSLError):
@@ -120,16 +117,3 @@ class VerifiedConnection(BreakableConnection):
         except (OSError, ValueError):
             self.close()
             raise
-
-
-class Pinned(aiohttp.Fingerprint):
-    """Several pinned certificates for aiohttp, one for each host of a pool."""
-
-    def __init__(self, fingerprints: Collection[str]) -> None:
-        super().__init__(bytes.fromhex(next(iter(fingerprints))))
-        self._fingerprints = fingerprints
-
-    def check(self, transport: asyncio.Transport) -> None:
-        ssl_object = transport.get_extra_info("ssl_object")
-        if ssl_object is not None:
-            check_fingerprint(ssl_object.getpeercert(binary_form=True), self._fingerprints)

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trustme
+import uvloop
+
+from xorepd.stream import SPILL, ByteStream, Ended, Stalled
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Run = Callable[[Awaitable[None]], None]
+
+CA = trustme.CA()
+SERVER_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+CA.issue_cert("localhost").configure_cert(SERVER_TLS)
+CLIENT_TLS = ssl.create_default_context()
+CA.configure_trust(CLIENT_TLS)
+DATA = random.Random(1).randbytes(3 * SPILL + 12345)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Run a coroutine on either of the two event loops that the daemon may have."""
+    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        yield lambda body: runner.run(asyncio.wait_for(body, 20))
+
+
+@asynccontextmanager
+async def peer(serve: Serve, *, tls: bool = False, stall: float = 10.0):
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    context = SERVER_TLS if tls else None
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with await ByteStream.connect(
+            "127.0.0.1",
+            port,
+            stall=stall,
+            tls=CLIENT_TLS if tls else None,
+            server_name="localhost",
+        ) as stream:
+            yield stream
+    finally:
+        server.close()
+        await asyncio.sleep(0)
+
+
+async def write_on(stream: ByteStream) -> None:
+    for _ in range(1000):
+        await stream.write(DATA)
+
+
+def sends(*parts: bytes) -> Serve:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+
+    return serve
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_large_reads_give_every_byte_in_order(run: Run, tls: bool) -> None:
+    async def body() -> None:
+        async with peer(sends(DATA), tls=tls) as stream:
+            buffer = bytearray(len(DATA))
+            view = memoryview(buffer)
+            position, rng = 0, random.Random(2)
+            while position < len(DATA):
+                size = min(rng.choice([1, 511, 65536, SPILL + 1]), len(DATA) - position)
+                await stream.read_into(view[position : position + size])
+                position += size
+            assert buffer == DATA
+            assert await stream.read_some(view[:1]) == 0
+
+    run(body())
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_written_buffer_may_be_used_again_at_once(run: Run, tls: bool) -> None:
+    async def body() -> None:
+        got = asyncio.get_running_loop().create_future()
+
+        async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            received = bytearray()
+            while len(received) < 4 * len(DATA):
+                await asyncio.sleep(0.001)  # a slow peer, so that buffers run full
+                received += await reader.read(1 << 20)
+            got.set_result(bytes(received))
+
+        async with peer(serve, tls=tls) as stream:
+            for _ in range(4):
+                buffer = bytearray(DATA)
+                await stream.write(memoryview(buffer))
+                buffer[:] = bytes(len(buffer))
+            assert await got == DATA * 4
+
+    run(body())
+
+
+def test_a_line_is_read_up_to_its_mark_and_the_rest_stays(run: Run) -> None:
+    async def body() -> None:
+        async with peer(sends(b"HTTP/1.1 200 OK\r\n", b"a: b\r\n\r\nbody")) as stream:
+            assert await stream.read_until(b"\r\n\r\n", 1024) == b"HTTP/1.1 200 OK\r\na: b\r\n\r\n"
+            rest = bytearray(4)
+            await stream.read_into(memoryview(rest))
+            assert rest == b"body"
+
+    run(body())
+
+
+def test_a_mark_that_does_not_come_is_bounded(run: Run) -> None:
+    async def body() -> None:
+        async with peer(sends(bytes(5000))) as stream:
+            with pytest.raises(ValueError, match="within 1024 bytes"):
+                await stream.read_until(b"\r\n\r\n", 1024)
+
+    run(body())
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_an_early_end_says_how_much_came(run: Run, tls: bool) -> None:
+    async def body() -> None:
+        async with peer(sends(b"abc"), tls=tls) as stream:
+            with pytest.raises(Ended) as caught:
+                await stream.read_into(memoryview(bytearray(10)))
+            assert caught.value.received == 3
+
+    run(body())
+
+
+def test_a_silent_peer_is_given_up(run: Run) -> None:
+    async def body() -> None:
+        async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with peer(serve, stall=0.05) as stream:
+            with pytest.raises(Stalled):
+                await stream.read_into(memoryview(bytearray(10)))
+
+    run(body())
+
+
+def test_a_slow_peer_is_not_given_up(run: Run) -> None:
+    async def body() -> None:
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for _ in range(10):
+                writer.write(b"x")
+                await asyncio.sleep(0.1)
+
+        async with peer(serve, stall=0.5) as stream:
+            buffer = bytearray(10)
+            await stream.read_into(memoryview(buffer))
+            assert buffer == b"x" * 10
+
+    run(body())
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_peer_that_takes_nothing_is_given_up(run: Run, tls: bool) -> None:
+    async def body() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.pause_reading()
+            await asyncio.sleep(5)
+
+        async with peer(serve, tls=tls, stall=0.2) as stream:
+            with pytest.raises(Stalled):
+                await write_on(stream)
+
+    run(body())
+
+
+def test_a_cut_connection_fails_who_writes(run: Run) -> None:
+    async def body() -> None:
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.abort()
+
+        async with peer(serve) as stream:
+            with pytest.raises(ConnectionError):
+                await write_on(stream)
+
+    run(body())
+
+
+def test_a_certificate_that_is_not_trusted_is_refused(run: Run) -> None:
+    async def body() -> None:
+        server = await asyncio.start_server(sends(b""), "127.0.0.1", 0, ssl=SERVER_TLS)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ssl.SSLError):
+            await ByteStream.connect(
+                "127.0.0.1",
+                port,
+                stall=1,
+                tls=ssl.create_default_context(),
+                server_name="localhost",
+            )
+        server.close()
+
+    run(body())
+
+
+def test_a_pinned_certificate_is_looked_at(run: Run) -> None:
+    async def body() -> None:
+        seen: list[bytes | None] = []
+
+        def refuse(der: bytes | None) -> None:
+            seen.append(der)
+            raise ssl.SSLError("not the one")
+
+        server = await asyncio.start_server(sends(b"hello"), "127.0.0.1", 0, ssl=SERVER_TLS)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ssl.SSLError, match="not the one"):
+            await ByteStream.connect(
+                "127.0.0.1",
+                port,
+                stall=1,
+                tls=CLIENT_TLS,
+                server_name="localhost",
+                check_peer=refuse,
+            )
+        assert seen[0]
+        server.close()
+
+    run(body())
+
+
+def test_a_cancelled_read_leaves_the_connection_closable(run: Run) -> None:
+    async def body() -> None:
+        async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with peer(serve) as stream:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await stream.read_into(memoryview(bytearray(10)))
+
+    run(body())
