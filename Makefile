@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo test test-sweep lint format lock bench-memory clean
+.PHONY: setup demo strangers test test-sweep docs lint format lock bench-memory bench-lab clean
 
 setup: .venv/ready
 
@@ -19,12 +19,29 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
 
+# Software that is not ours and that the lab is tried with: Ansible, XenGarden and npm's xen-api.
+# What Debian has (see .ci/run) is the machine's business.
+strangers: .strangers/ready tests/strangers/node/node_modules/.package-lock.json
+
+.strangers/ready: tests/strangers/ansible/requirements.lock
+	$(PYTHON) -m venv .strangers
+	.strangers/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  --require-hashes -r $<
+	touch $@
+
+tests/strangers/node/node_modules/.package-lock.json: tests/strangers/node/package-lock.json
+	cd $(<D) && npm ci --ignore-scripts --silent
+
 test: setup
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 # Kills the daemon at every single call that changes something; takes about ten minutes.
 test-sweep: setup
 	XOREPD_SWEEP=all $(BIN)/python -m pytest -n 4 tests/faults/test_killed_at_every_call.py
+
+# The tables in docs/lab.md, from the lab's own code.
+docs: setup
+	$(BIN)/python -m xorepd.lab.coverage docs/lab.md
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -40,10 +57,17 @@ format: setup
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --group dev --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --output-file tests/strangers/ansible/requirements.lock tests/strangers/ansible/requirements.in
 
 # Peak memory of the daemon while it moves an 8 GiB disk that is full of data.
 bench-memory: setup
 	$(BIN)/python -m tests.bench.memory
 
+# What the lab itself costs, against its goals: streams, NBD, a thousand VMs.
+bench-lab: setup
+	$(BIN)/python -m tests.bench.lab
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .strangers tests/strangers/node/node_modules build dist

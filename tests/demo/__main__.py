@@ -95,6 +95,8 @@ def tell(stage: Stage) -> None:
 
     step(6, "The daemon is killed in the middle of a transfer")
     kill_in_transfer(stage, second)
+    stage.check_lab()
+    fact("the records of both pools agree with each other and with every file")
 
 
 def introduce(stage: Stage) -> None:

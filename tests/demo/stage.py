@@ -123,6 +123,14 @@ class Stage:
         state = ("--state", str(self.directory / "lab"))
         return self.run(BIN / "xorepd-lab", "fault", action, *state, *rest)
 
+    def check_lab(self) -> None:
+        """Have the lab look whether its records and files agree.
+
+        Raises:
+            StageError: they do not; with what is wrong.
+        """
+        self.run(BIN / "xorepd-lab", "fsck", "--state", self.directory / "lab")
+
     def run(self, *command: str | Path) -> str:
         """Return what a command prints.
 

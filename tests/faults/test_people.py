@@ -265,10 +265,12 @@ async def test_drives_that_somebody_gave_the_replica_stay_and_are_in_no_restore_
     # The source gets disks in the same places: there they make room.
     def add(xenapi: Any) -> None:
         vm = hands.vm_of(xenapi, "web01")
+        xenapi.VM.hard_shutdown(vm)  # a CD drive leaves no running VM
         hands.detach(xenapi, vm, "3")
         for device in ("3", "7"):
             vdi = hands.create_disk(xenapi, "prod-shared", f"new {device}")
             hands.attach(xenapi, vm, vdi, device)
+        xenapi.VM.start(vm, False, False)
 
     await replicated.ask("prod", add)
     await next_run(replicated, 5)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.whole import left_by
 from tests.lab.world import World, world
 
 
 @pytest.fixture
-async def two_pools(tmp_path: Path) -> AsyncIterator[World]:
+async def two_pools(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """Pools `prod` and `dr` of the small topology; nothing has been replicated yet."""
-    async with world(tmp_path / "lab") as made:
+    async with world(tmp_path / "lab", leaves=left_by(request)) as made:
         yield made
 
 

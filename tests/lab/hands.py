@@ -98,7 +98,11 @@ def destroy_with_disks(xenapi: Any, vm: str) -> None:
 
 def create_vm(xenapi: Any, name: str) -> str:
     """Create a halted VM without anything, like web01 in other respects."""
-    like = next(vm for vm in xenapi.VM.get_all_records().values() if not vm["is_control_domain"])
+    like = next(
+        vm
+        for vm in xenapi.VM.get_all_records().values()
+        if not vm["is_control_domain"] and not vm["is_default_template"]
+    )
     kept = (
         "user_version memory_static_max memory_dynamic_max memory_dynamic_min memory_static_min"
         " VCPUs_params VCPUs_max VCPUs_at_startup actions_after_shutdown actions_after_reboot"

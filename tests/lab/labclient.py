@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import XenAPI
 
+from tests.lab.whole import OF_CLIENTS, assert_whole
 from xorepd.lab.lab import Lab
 from xorepd.lab.pools import Pool
 from xorepd.lab.topology import SMALL
@@ -81,19 +82,31 @@ class Api:
 
 
 @asynccontextmanager
-async def small_lab(directory: Path) -> AsyncIterator[Lab]:
+async def small_lab(directory: Path, leaves: Collection[str] = ()) -> AsyncIterator[Lab]:
+    """Give a lab of the small topology; what the test leaves on purpose is named by `leaves`."""
     async with Lab.start(directory, SMALL, seed=1, time_scale=FAST) as lab:
         yield lab
+        await assert_whole(lab, (*OF_CLIENTS, *leaves))
 
 
 @asynccontextmanager
-async def logged_in(lab: Lab, pool: str = "prod") -> AsyncIterator[Api]:
+async def logged_in(lab: Lab, pool: str = "prod", originator: str = "tests") -> AsyncIterator[Api]:
     api = Api(lab.pools[pool])
     try:
-        await api.login()
+        await api.login(originator)
         yield api
     finally:
         api.close()
+        lab.pools[pool].sessions.logout(api.ref)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait until something is so that nothing announces."""
+    async with asyncio.timeout(20):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.005)
 
 
 class Wire:

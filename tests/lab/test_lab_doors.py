@@ -131,6 +131,7 @@ async def test_a_delta_on_a_copy_of_the_base_gives_the_disk(lab: Lab, api: Api) 
     assert await download(lab, api, copy) == await download(lab, api, two)
 
 
+@pytest.mark.leaves("task")
 async def test_a_host_without_the_sr_redirects_to_one_that_has_it(lab: Lab, api: Api) -> None:
     pool = lab.pools["prod"]
     vdi, task = await api.disk("db01-data"), await new_task(api)
@@ -146,6 +147,7 @@ async def test_a_host_without_the_sr_redirects_to_one_that_has_it(lab: Lab, api:
     assert await api("task.get_status", task) == "pending"
 
 
+@pytest.mark.leaves("task")
 async def test_unknown_disks_are_a_real_500_and_the_task_stays(lab: Lab, api: Api) -> None:
     task = await new_task(api)
     path = f"raw_vdi?session_id={api.ref}&vdi=none&task_id={task}"

@@ -10,7 +10,7 @@ from tests.lab.labclient import Api, logged_in, small_lab, vbd_record, vdi_recor
 from xorepd.lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.leaves("task", "session")]
 
 
 async def events(api: Api, classes: list[str], token: str, timeout: float = 5.0) -> Any:
@@ -22,7 +22,7 @@ def seen(answer: Any) -> set[tuple[str, str, str]]:
 
 
 async def now(api: Api) -> str:
-    return str((await events(api, ["pool"], "", 0.0))["token"])
+    return str((await events(api, ["*"], "", 0.0))["token"])
 
 
 async def test_the_empty_token_gives_everything(api: Api) -> None:
@@ -122,12 +122,89 @@ async def test_an_injected_event_is_a_barrier(api: Api) -> None:
     assert failure == ["HANDLE_INVALID", "VM", "OpaqueRef:none"]
 
 
-async def test_bad_tokens_and_subscriptions_are_refused(api: Api) -> None:
-    bad_token = await api.failure("event.from", ["vm"], "nonsense", 0.0)
-    bad_class = await api.failure("event.from", ["vm/a/b"], "", 0.0)
+async def test_bad_tokens_are_refused_and_odd_subscriptions_match_nothing(api: Api) -> None:
+    for token in ("nonsense", "1", "1,2,3", "1,x", ",", f"{1 << 64},0"):
+        assert await api.failure("event.from", ["vm"], token, 0.0) == [
+            "EVENT_FROM_TOKEN_PARSE_FAILURE",
+            token,
+        ]
+    answer = await events(api, ["vm/a/b", "", "/", "nothing"], "", 0.0)
 
-    assert bad_token == ["EVENT_FROM_TOKEN_PARSE_FAILURE", "nonsense"]
-    assert bad_class == ["EVENT_SUBSCRIPTION_PARSE_FAILURE", "vm/a/b"]
+    assert answer["events"] == []
+
+
+async def test_the_token_moves_only_with_what_is_watched(api: Api) -> None:
+    token = (await events(api, ["vm"], ""))["token"]
+    await api("task.create", "other", "")
+
+    assert (await events(api, ["vm"], token, 0.0))["token"] == token
+
+
+async def test_numbers_of_events_are_strings(api: Api) -> None:
+    answer = await events(api, ["*"], "")
+
+    assert all(isinstance(event["id"], str) for event in answer["events"])
+    assert not {event["class"] for event in answer["events"]} & {"session", "user"}
+
+
+async def test_messages_come_first_and_are_counted_by_themselves(api: Api) -> None:
+    pool = (await api("pool.get_all_records")).popitem()[1]
+    token = (await events(api, ["message", "task"], ""))["token"]
+    task = await api("task.create", "t", "")
+    message = await api("message.create", "HELLO", "5", "Pool", pool["uuid"], "text")
+
+    answer = await events(api, ["message", "task"], token)
+
+    assert [(e["class"], e["ref"], e["id"] == "0") for e in answer["events"]] == [
+        ("message", message, True),
+        ("task", task, False),
+    ]
+    assert "message" not in answer["valid_ref_counts"]
+    await api("message.destroy", message)
+    gone = await events(api, ["message"], answer["token"])
+    assert seen(gone) == {("message", "del", message)}
+    assert (await events(api, ["task"], answer["token"], 0.0))["token"].endswith(f",{0:020d}")
+
+
+async def test_a_class_is_injected_by_its_exact_name(api: Api) -> None:
+    vm = await api.vm("web01")
+
+    assert await api.failure("event.inject", "vm", vm) == ["HANDLE_INVALID", "vm", vm]
+    assert await api.failure("event.inject", "nothing", vm) == ["HANDLE_INVALID", "nothing", vm]
+    assert await api("event.inject", "VM", vm)
+
+
+async def test_the_old_interface_tells_every_change(lab: Lab, api: Api) -> None:
+    assert (await api.failure("event.next"))[0] == "SESSION_NOT_REGISTERED"
+    await api("event.register", ["task"])
+    task = await api("task.create", "t", "")
+    for progress in (0.25, 0.5):
+        await api("task.set_progress", task, progress)
+    await api("task.set_status", task, "success")
+    await api("task.destroy", task)
+
+    found = await api("event.next")
+
+    assert [event["operation"] for event in found] == ["add", "mod", "mod", "mod", "del"]
+    assert [event["snapshot"]["progress"] for event in found][:3] == [0.0, 0.25, 0.5]
+    assert await api("event.get_current_id") == str(int(found[-1]["id"]) + 1)
+    await api("event.unregister", ["task"])
+    await api("task.create", "unheard", "")
+    assert lab.pools["prod"].old_events.next_number == int(found[-1]["id"]) + 1
+
+
+async def test_the_old_interface_loses_what_is_too_much(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xorepd.lab.old_events.MOST_BYTES", 2000)
+    await api("event.register", ["task"])
+    for number in range(10):
+        await api("task.create", f"t{number}", "")
+
+    assert await api.failure("event.next") == ["EVENTS_LOST"]
+    last = await api("task.create", "last", "")
+    (event,) = await api("event.next")
+    assert event["ref"] == last
 
 
 async def test_old_deletions_are_forgotten(api: Api, lab: Lab) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.lab
 
 
 async def test_a_lab_resumes_what_it_was(tmp_path: Path) -> None:
-    async with small_lab(tmp_path) as lab, logged_in(lab) as api:
+    async with small_lab(tmp_path, leaves=["task"]) as lab, logged_in(lab) as api:
         vm = await api.vm("web01")
         snapshot = await api("VM.snapshot", vm, "kept")
         await api("VM.add_to_other_config", snapshot, "key", "value")

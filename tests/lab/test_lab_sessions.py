@@ -2,6 +2,7 @@
 
 import asyncio
 import xmlrpc.client
+from datetime import timedelta
 
 import pytest
 import XenAPI
@@ -9,10 +10,10 @@ import XenAPI
 from tests.lab.labclient import Api, logged_in, post, wire
 from xorepd.lab.faults import Fault
 from xorepd.lab.lab import Lab
-from xorepd.lab.sessions import MAX_PER_ORIGINATOR
+from xorepd.lab.sessions import MAX_ANONYMOUS, MAX_PER_GROUP
 
 pytest_plugins = ("tests.lab.labfixtures",)
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.leaves("task", "session")]
 
 
 async def test_a_wrong_password_is_refused(lab: Lab) -> None:
@@ -44,7 +45,7 @@ async def test_a_session_describes_its_user(api: Api) -> None:
 
 
 async def test_logout_ends_a_wait_for_events(lab: Lab, api: Api) -> None:
-    token = (await api("event.from", ["pool"], "", 0.0))["token"]
+    token = (await api("event.from", ["*"], "", 0.0))["token"]
     params = (api.ref, ["pool"], token, 30.0)
     body = xmlrpc.client.dumps(params, "event.from").encode()
 
@@ -59,21 +60,92 @@ async def test_logout_ends_a_wait_for_events(lab: Lab, api: Api) -> None:
     assert b"<value>SESSION_INVALID</value>" in answer
 
 
-async def test_an_originator_may_hold_so_many_sessions(lab: Lab) -> None:
+@pytest.mark.parametrize(("originator", "limit"), [("mine", MAX_PER_GROUP), ("", MAX_ANONYMOUS)])
+async def test_an_originator_may_keep_so_many_sessions(
+    lab: Lab, originator: str, limit: int
+) -> None:
     pool = lab.pools["prod"]
 
-    async def login(originator: str) -> str:
-        return await pool.sessions.login(pool.master, "root", pool.password, originator)
+    async def login(name: str, last_active: str) -> str:
+        ref = await pool.sessions.login(pool.master, "root", pool.password, name)
+        pool.db.set("session", ref, last_active=last_active)
+        return ref
 
-    other = await login("other")
-    first = await login("mine")
-    for _ in range(MAX_PER_ORIGINATOR):
-        await login("mine")
+    now = pool.clock.now()
+    before = (pool.clock.time() - timedelta(seconds=100)).strftime("%Y%m%dT%H:%M:%SZ")
+    other = await login("other", before)
+    first, busy = await login(originator, before), await login(originator, before)
+    pool.tasks.create("work", session=busy)
+    for _ in range(limit):
+        await login(originator, now)
 
-    mine = list(pool.db.select("session", originator="mine"))
-    assert len(mine) == MAX_PER_ORIGINATOR
+    pool.sessions.sweep()
+
+    mine = list(pool.db.select("session", originator=originator))
+    assert len(mine) == limit + 1
+    assert busy in mine
     assert first not in mine
     assert pool.db.exists("session", other)
+
+
+async def test_who_is_idle_for_a_day_is_logged_out(lab: Lab) -> None:
+    pool = lab.pools["prod"]
+    login = (pool.master, "root", pool.password, "mine")
+    _idle, active = [await pool.sessions.login(*login) for _ in range(2)]
+    pool.clock.offset += timedelta(seconds=86000)
+    pool.sessions.check(active)
+    pool.clock.offset += timedelta(seconds=500)
+
+    pool.sessions.sweep()
+
+    assert list(pool.db.select("session", originator="mine")) == [active]
+
+
+async def test_use_is_noted_only_now_and_then(lab: Lab) -> None:
+    pool = lab.pools["prod"]
+    session = await pool.sessions.login(pool.master, "root", pool.password, "mine")
+    began = pool.db.get("session", session, "last_active")
+
+    pool.clock.offset += timedelta(seconds=500)
+    pool.sessions.check(session)
+    assert pool.db.get("session", session, "last_active") == began
+
+    pool.clock.offset += timedelta(seconds=200)
+    pool.sessions.check(session)
+    assert pool.db.get("session", session, "last_active") > began
+
+
+async def test_roots_password_can_be_changed(lab: Lab, api: Api) -> None:
+    await api("session.change_password", "whatever it was", "new")
+
+    assert lab.pools["prod"].password == "new"
+    async with logged_in(lab) as again:
+        assert await again("pool.get_all")
+
+
+async def test_a_session_knows_its_tasks(api: Api) -> None:
+    task = await api("task.create", "t", "")
+
+    assert await api("session.get_tasks", api.ref) == [task]
+    assert (await api("session.get_record", api.ref))["tasks"] == [task]
+
+
+async def test_members_ask_their_master_about_sessions(lab: Lab, api: Api) -> None:
+    pool = lab.pools["prod"]
+    member = f"http://{pool.address(pool.host('prod-h2'))}:{pool.http_port}"
+
+    async def ask(method: str, *params: str) -> bytes:
+        body = xmlrpc.client.dumps(params, method).encode()
+        async with wire(member) as connection:
+            await connection.send(post(body))
+            return (await connection.response())[1]
+
+    assert b"<value>SESSION_INVALID</value>" in await ask("VM.get_all", "OpaqueRef:dead")
+    assert b"<value>HOST_IS_SLAVE</value>" in await ask("VM.get_all", api.ref)
+    internal = pool.sessions.open_internal(pool.master)
+    assert b"<value>Success</value>" in await ask("pool.get_all", internal)
+    local = await ask("session.slave_local_login_with_password", "root", pool.password)
+    assert b"<value>Success</value>" in local
 
 
 async def test_a_restarted_toolstack_knows_nobody(lab: Lab, api: Api) -> None:

@@ -10,7 +10,7 @@ from xorepd.lab.faults import Fault
 from xorepd.lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.leaves("task", "session")]
 
 EPOCH = "19700101T00:00:00Z"
 
@@ -58,6 +58,8 @@ async def test_a_client_may_finish_its_own_task(api: Api) -> None:
     assert (record["status"], str(record["finished"])) == ("success", EPOCH)
 
 
+@pytest.mark.leaves("operation")
+@pytest.mark.leaves("task", "session", "operation")
 async def test_waiting_calls_can_be_cancelled(lab: Lab, api: Api) -> None:
     (sr,) = await api("SR.get_by_name_label", "prod-shared")
     pool = lab.pools["prod"]
@@ -135,3 +137,27 @@ async def test_storage_operations_on_one_sr_wait_for_each_other(lab: Lab, api: A
     assert most == 1
     assert len({task.result() for task in made}) == 2
     assert await api("SR.get_current_operations", sr) == {}
+
+
+@pytest.mark.leaves("task", "session", "operation")
+async def test_too_many_may_not_wait(lab: Lab, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xorepd.lab.operations.MOST_QUEUED", 1)
+    (sr,) = await api("SR.get_by_name_label", "prod-shared")
+    lab.pools["prod"].db.put("SR", sr, "current_operations", "OpaqueRef:other", "scan")
+    waiting = [await api("Async.VDI.create", vdi_record(sr)) for _ in range(2)]
+
+    assert await api.failure("VDI.create", vdi_record(sr)) == ["TOO_MANY_PENDING_TASKS"]
+
+    for task in waiting:
+        await api("task.cancel", task)
+        assert (await api.finished(task))["status"] == "cancelled"
+
+
+async def test_a_cancelled_task_remembers_who_cancelled_it(api: Api) -> None:
+    task = await api("task.create", "t", "")
+
+    await api("task.cancel", task)
+
+    record = await api("task.get_record", task)
+    assert record["status"] == "pending"
+    assert list(record["current_operations"].values()) == ["cancel"]

@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 
 from tests.demo.proof import check_equal, disks_of, hashes, leftovers, login
+from tests.lab.whole import assert_whole
 from xorepd.config.models import JobSettings, PoolSettings
 from xorepd.ids import PoolName, RunId
 from xorepd.lab.lab import Lab
@@ -212,7 +213,10 @@ def new_run() -> RunId:
 
 
 @asynccontextmanager
-async def world(state: Path, topology: Topology = SMALL) -> AsyncIterator[World]:
-    """Provide a new lab with two pools."""
+async def world(
+    state: Path, topology: Topology = SMALL, leaves: Collection[str] = ()
+) -> AsyncIterator[World]:
+    """Provide a new lab with two pools; what the test leaves on purpose is named by `leaves`."""
     async with Lab.start(state, topology, seed=1, time_scale=TIME_SCALE) as lab:
         yield World(lab)
+        await assert_whole(lab, leaves)

@@ -32,6 +32,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
             hold_files_still(pool)
         made.start_daemon()
         yield made
+        made.check_lab()
     finally:
         made.stop()
 

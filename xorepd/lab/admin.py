@@ -7,26 +7,33 @@ One JSON object per line in each direction: `{"command": "write", ...}` and `{"o
 import asyncio
 import json
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 from zlib import crc32
 
-from xorepd.lab.faults import Fault
+import structlog
+
+from xorepd.lab import fsck
+from xorepd.lab.failures import ApiError
+from xorepd.lab.faults import Fault, parse_incident
+from xorepd.lab.guests import GuestError
 from xorepd.lab.lab import Lab
-from xorepd.lab.schema import words
 
 LONGEST_PATH = 100
 """A Unix socket's address holds 108 bytes."""
 LONGEST_LINE = 1 << 20
-FAULT_FIELDS = words(
-    "where match pool host skip times error reset drop_response delay_s stall stall_at"
-    " cut_at end_at flip_at append bytes_per_s"
-)
+
+log = structlog.get_logger("xorepd.lab")
 
 
 class AdminError(Exception):
     """The running lab could not do it, or there is none."""
+
+
+class NotRunning(AdminError):
+    """There is none."""
 
 
 def socket_path(state: Path) -> Path:
@@ -56,38 +63,53 @@ class Admin:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                try:
-                    answer = {"ok": True, **await self._obey(json.loads(line))}
-                except (ValueError, TypeError, KeyError, LookupError) as error:
-                    answer = {"ok": False, "error": str(error)}
-                writer.write(json.dumps(answer).encode() + b"\n")
+                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
                 await writer.drain()
+        except (ConnectionError, ValueError) as error:
+            # A line beyond the limit is a ValueError; what follows it could be read as anything.
+            log.info("admin.closed", error=str(error))
         finally:
             writer.close()
 
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise ValueError("a request is a JSON object")
+            return {"ok": True, **await self._obey(request)}
+        except (ValueError, TypeError, LookupError, OSError, ApiError, GuestError) as error:
+            return {"ok": False, "error": str(error)}
+
     async def _obey(self, request: dict[str, Any]) -> dict[str, Any]:
+        lab = self._lab
         match request.pop("command", None):
             case "write":
                 return await self._write(**request)
             case "read":
-                content = await self._lab.guest_read(**request)
+                content = await lab.guest_read(**request)
                 return {"content": content.decode(errors="replace")}
             case "fault-add":
-                error = tuple(request.pop("error", ()))
-                self._lab.faults.add(Fault(error=error, **request))
-                return {}
+                fault = lab.faults.add(Fault.from_json(request))
+                return {"fault": describe(fault)}
             case "fault-list":
-                return {"faults": [describe(fault) for fault in self._lab.faults]}
+                return {"faults": [describe(fault) for fault in lab.faults]}
             case "fault-clear":
-                self._lab.faults.clear()
+                lab.faults.clear()
                 return {}
             case "fault-release":
-                for fault in self._lab.faults:
+                for fault in lab.faults:
                     fault.release()
                 return {}
+            case "incident":
+                await lab.happen(parse_incident(request))
+                return {}
             case "calls":
-                shown = [[c.pool, c.host, c.kind, c.name, c.outcome] for c in self._lab.calls]
+                shown = [
+                    [c.pool, c.host, c.kind, c.name, c.outcome, c.originator] for c in lab.calls
+                ]
                 return {"calls": shown[-int(request.get("last", 100)) :]}
+            case "fsck":
+                return {"problems": [asdict(problem) for problem in await fsck.check(lab)]}
             case other:
                 raise ValueError(f"no command {other!r}")
 
@@ -102,7 +124,7 @@ class Admin:
 
 
 def describe(fault: Fault) -> dict[str, Any]:
-    return {name: getattr(fault, name) for name in (*FAULT_FIELDS, "seen", "fired")}
+    return {**fault.to_json(), "seen": fault.seen, "fired": fault.fired}
 
 
 def ask(state: Path, command: str, **request: Any) -> dict[str, Any]:
@@ -115,7 +137,7 @@ def ask(state: Path, command: str, **request: Any) -> dict[str, Any]:
         try:
             connection.connect(str(socket_path(state)))
         except OSError as error:
-            raise AdminError(f"no lab is running on {state}: {error}") from error
+            raise NotRunning(f"no lab is running on {state}: {error}") from error
         connection.sendall(json.dumps({"command": command, **request}).encode() + b"\n")
         with connection.makefile("rb") as stream:
             line = stream.readline()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ATTACH_S = 0.5
 """Order of a second in reality; not measured."""
+DETACH_S = 1.0
+"""The same. So long after the last byte a VDI is still in use."""
 
 
 def device_name(userdevice: str) -> str:
@@ -53,6 +55,8 @@ def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
     for vbd in db.select("VBD", VDI=vdi, currently_attached=True):
         vm = db.get("VBD", vbd, "VM")
         there = db.get("VBD", vbd, "mode")
+        if db.get("VM", vm, "power_state") == "Suspended":
+            continue  # attached on paper only
         if db.get("VM", vm, "resident_on") == host:
             present.add(there)
         elif "RW" in (mode, there):
@@ -65,21 +69,68 @@ def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
         )
 
 
-def activate(pool: "Pool", vdi: str, mode: str) -> None:
-    """Note that somebody may write now: the content loses its fingerprint."""
+def activate(pool: "Pool", vdi: str, mode: str, host: str) -> None:
+    """Note that somebody on a host may read a VDI now, or write.
+
+    What is written to loses the fingerprint of its content. Its changed-block log counts as
+    inconsistent until the last one is done; found so already, it is of no use any more.
+
+    Source: sm: libs/sm/VDI.py (activate), libs/sm/blktap2.py (_add_tag).
+    """
+    db, key = pool.db, f"host_{host}"
     if mode == "RW":
-        pool.db.drop("VDI", vdi, "other_config", "content_id")
+        db.drop("VDI", vdi, "other_config", "content_id")
+    if key in db.get("VDI", vdi, "sm_config"):
+        return
+    db.put("VDI", vdi, "sm_config", key, mode)
+    repository = pool.storage.repositories.get(db.get("VDI", vdi, "SR"))
+    uuid = db.get("VDI", vdi, "uuid")
+    if mode == "RO" or repository is None or not repository.store.logs.has(uuid):
+        return
+    if repository.store.logs.is_consistent(uuid):
+        repository.store.logs.set_consistent(uuid, False)
+    else:
+        text = f"Changed Block Tracking metadata is inconsistent for disk {uuid}."
+        repository.lose_log(vdi, "VDI_CBT_METADATA_INCONSISTENT", text)
 
 
-def deactivate(pool: "Pool", vdi: str, mode: str) -> None:
+def deactivate(pool: "Pool", vdi: str) -> None:
+    """Note which hosts are done with a VDI: those on which nothing has it attached any more.
+
+    Whoever was the last, reader or writer, leaves a consistent log and a fingerprint.
+
+    Source: sm: libs/sm/VDI.py (deactivate); xapi: ocaml/xapi/storage_smapiv1.ml (deactivate).
+    """
     db = pool.db
-    if mode == "RW" and db.exists("VDI", vdi):
-        still = any(
-            db.get("VBD", vbd, "mode") == "RW"
-            for vbd in db.select("VBD", VDI=vdi, currently_attached=True)
-        )
-        if not still and "content_id" not in db.get("VDI", vdi, "other_config"):
+    if not db.exists("VDI", vdi):
+        return
+    for key in active_hosts(pool, vdi) - {f"host_{host}" for host in _users(pool, vdi)}:
+        db.drop("VDI", vdi, "sm_config", key)
+        if "content_id" not in db.get("VDI", vdi, "other_config"):
             db.put("VDI", vdi, "other_config", "content_id", db.new_uuid())
+        repository = pool.storage.repositories.get(db.get("VDI", vdi, "SR"))
+        if repository is not None:
+            repository.store.logs.set_consistent(db.get("VDI", vdi, "uuid"), True)
+
+
+def active_hosts(pool: "Pool", vdi: str) -> set[str]:
+    """Return the keys of `sm_config` that name the hosts where a VDI is attached."""
+    return {key for key in pool.db.get("VDI", vdi, "sm_config") if key.startswith("host_")}
+
+
+def release_all(pool: "Pool") -> None:
+    """Deactivate whatever nothing has attached any more, after VBDs went without a word."""
+    for vdi in pool.db.refs("VDI"):
+        if active_hosts(pool, vdi):
+            deactivate(pool, vdi)
+
+
+def _users(pool: "Pool", vdi: str) -> set[str]:
+    """Return the hosts whose domains have a VDI; a suspended VM's is attached on paper only."""
+    db = pool.db
+    vms = {db.get("VBD", vbd, "VM") for vbd in db.select("VBD", VDI=vdi, currently_attached=True)}
+    records = [db.record("VM", vm) for vm in vms if db.exists("VM", vm)]
+    return {vm["resident_on"] for vm in records if vm["power_state"] != "Suspended"}
 
 
 @asynccontextmanager
@@ -88,6 +139,8 @@ async def attached_to_dom0(pool: "Pool", host: str, vdi: str, mode: str) -> Asyn
     db = pool.db
     dom0 = db.get("host", host, "control_domain")
     check_attach(pool, vdi, host, mode)
+    if mode == "RW" and db.get("VDI", vdi, "read_only"):
+        raise ApiError("VDI_READONLY", vdi)
     userdevice = free_userdevice(pool, dom0)
     vbd = db.create(
         "VBD",
@@ -101,13 +154,20 @@ async def attached_to_dom0(pool: "Pool", host: str, vdi: str, mode: str) -> Asyn
         currently_attached=True,
     )
     pool.operations.refresh_vbd(vbd)
-    activate(pool, vdi, mode)
+    activate(pool, vdi, mode, host)
     try:
         await pool.clock.nap(ATTACH_S)
-        yield
+        try:
+            yield
+        except Exception:
+            await pool.clock.nap(DETACH_S)
+            raise
+        await pool.clock.nap(DETACH_S)
     finally:
-        if db.exists("VBD", vbd):
-            db.set("VBD", vbd, currently_attached=False)
-            db.destroy("VBD", vbd)
-        deactivate(pool, vdi, mode)
-        pool.operations.refresh("VDI", vdi)
+        # A host that lost its power cleans nothing up: the VBD stays until it has booted.
+        if pool.life.has_power(host):
+            if db.exists("VBD", vbd):
+                db.set("VBD", vbd, currently_attached=False)
+                db.destroy("VBD", vbd)
+            deactivate(pool, vdi)
+            pool.operations.refresh("VDI", vdi)

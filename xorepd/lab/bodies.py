@@ -1,16 +1,14 @@
 """Bodies of streams on their way through a fault: cut, changed, longer, slower."""
 
 import asyncio
-from itertools import pairwise
 
+from xorepd.lab.effects import EndedEarly as EndedEarly
 from xorepd.lab.faults import Fault
 from xorepd.lab.http import READ_SIZE, Connection, Disconnected
+from xorepd.lab.inflow import Inflow
+from xorepd.lab.vhd_file import Buffer, FileRange
 
 PACE_STEP = 64 * 1024
-
-
-class EndedEarly(Exception):
-    """The fault ends the body here, in good order."""
 
 
 class OutgoingBody:
@@ -21,62 +19,76 @@ class OutgoingBody:
         self._fault = fault
         self.sent = 0
 
+    @property
+    def takes_files(self) -> bool:
+        """Whether ranges of files go out without their bytes being looked at."""
+        return self._fault is None and self._connection.plain
+
+    async def send_file(self, part: FileRange) -> None:
+        """Send a range of a file; only where `takes_files`."""
+        await self._connection.send_file(part)
+        self.sent += len(part)
+
     async def send(self, data: bytes) -> None:
         fault = self._fault
         if fault is None:
             await self._connection.send(data)
             self.sent += len(data)
             return
-        for piece in self._pieces(data, fault):
-            await self._pass(piece, fault)
+        start = 0
+        while start < len(data):
+            await self._reach(fault)
+            end = min(len(data), start + PACE_STEP) if fault.bytes_per_s else len(data)
+            stop = fault.stop_after(self.sent)
+            if stop is not None:
+                end = min(end, start + stop - self.sent)
+            piece = data[start:end]
+            await self._connection.send(fault.spoil(self.sent, piece))
+            self.sent += len(piece)
+            start = end
+            if fault.bytes_per_s and not fault.armed:
+                await asyncio.sleep(len(piece) / fault.bytes_per_s)
 
     async def finish(self) -> None:
         if self._fault is not None and self._fault.append:
             await self._connection.send(bytes(self._fault.append))
 
-    def _pieces(self, data: bytes, fault: Fault) -> list[bytes]:
-        """Split where the fault wants to act, and into small steps when it sets a rate."""
-        edges = {0, len(data)}
-        for offset in (fault.cut_at, fault.end_at, fault.stall_at):
-            if offset is not None and self.sent < offset < self.sent + len(data):
-                edges.add(offset - self.sent)
-        if fault.bytes_per_s:
-            edges.update(range(0, len(data), PACE_STEP))
-        marks = sorted(edges)
-        return [data[a:b] for a, b in pairwise(marks)]
-
-    async def _pass(self, piece: bytes, fault: Fault) -> None:
-        if fault.cut_at == self.sent:
-            self._connection.cut()
-            raise Disconnected
-        if fault.end_at == self.sent:
-            raise EndedEarly
-        if fault.stall and fault.stall_at == self.sent:
-            await self._stall(fault)
-        if fault.flip_at is not None and self.sent <= fault.flip_at < self.sent + len(piece):
-            changed = bytearray(piece)
-            changed[fault.flip_at - self.sent] ^= 0xFF
-            piece = bytes(changed)
-        await self._connection.send(piece)
-        self.sent += len(piece)
-        if fault.bytes_per_s:
-            await asyncio.sleep(len(piece) / fault.bytes_per_s)
-
-    async def _stall(self, fault: Fault) -> None:
-        """Wait as a server does whose socket takes nothing more: until the client goes away.
+    async def _reach(self, fault: Fault) -> None:
+        """Let the fault act here, and wait in it as a server does whose socket takes nothing more:
+        until the client goes away.
 
         An import has no such end: what its client sent before it went is still there to be read.
         """
+        if fault.stop_after(self.sent - 1) != self.sent:
+            return
         loop = asyncio.get_running_loop()
-        waiting = [loop.create_task(fault.wait()), loop.create_task(self._connection.gone())]
+        acting = loop.create_task(fault.reach(self.sent, self._connection))
+        gone = loop.create_task(self._connection.gone())
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting[0].done():
+            await asyncio.wait([acting, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not acting.done():
                 raise Disconnected
+            await acting
         finally:
-            for task in waiting:
+            for task in (acting, gone):
                 task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(acting, gone, return_exceptions=True)
+
+
+async def send_spoilt(connection: Connection, response: bytes, fault: Fault) -> bool:
+    """Send the answer to a call as its fault wants it; say whether the connection may go on."""
+    if fault.drop_response:
+        connection.cut()
+        raise Disconnected
+    head, blank, content = response.partition(b"\r\n\r\n")
+    await connection.send(fault.head(head) + blank)
+    body = OutgoingBody(connection, fault)
+    try:
+        await body.send(content)
+        await body.finish()
+    except EndedEarly:
+        return False
+    return not (fault.append or fault.length_off)
 
 
 class IncomingBody:
@@ -86,7 +98,34 @@ class IncomingBody:
         self._connection = connection
         self._left = length
         self._fault = fault
+        self._inflow: Inflow | None = None
         self.received = 0
+
+    async def take(self, at_least: int) -> Buffer:
+        """Return the next bytes, b"" at the end, without a copy where nothing is to happen to them.
+
+        Args:
+            at_least: So many bytes are worth waiting for, if the body has them.
+
+        Returns:
+            Bytes that stand there until the next call.
+        """
+        if self._fault is not None:
+            return await self.read()
+        if self._left == 0:
+            return b""
+        if self._left is not None:
+            at_least = min(at_least, self._left)
+        try:
+            if self._inflow is None:
+                self._inflow = await self._connection.inflow()
+            piece = (await self._inflow.read(at_least))[: self._left]
+        except OSError as error:
+            raise Disconnected from error
+        self.received += len(piece)
+        if self._left is not None:
+            self._left -= len(piece)
+        return piece
 
     async def read(self) -> bytes:
         """Return the next bytes, b"" at the end."""
@@ -102,19 +141,13 @@ class IncomingBody:
         self.received += len(piece)
         if self._left is not None:
             self._left -= len(piece)
-        if fault is not None and fault.bytes_per_s:
+        if fault is not None and fault.bytes_per_s and not fault.armed:
             await asyncio.sleep(len(piece) / fault.bytes_per_s)
         return piece
 
     async def _act(self, fault: Fault, limit: int) -> int:
-        if fault.cut_at == self.received:
-            self._connection.cut()
-            raise Disconnected
-        if fault.stall and fault.stall_at == self.received:
-            await fault.wait()
+        await fault.reach(self.received, self._connection)
         if fault.bytes_per_s:
             limit = min(limit, PACE_STEP)
-        for offset in (fault.cut_at, fault.stall_at if fault.stall else None):
-            if offset is not None and offset > self.received:
-                limit = min(limit, offset - self.received)
-        return limit
+        stop = fault.stop_after(self.received)
+        return limit if stop is None else min(limit, stop - self.received)

@@ -4,21 +4,17 @@ import random
 from typing import Any
 
 from xorepd.lab import guests
-from xorepd.lab.classes.vm_power import report_tools
+from xorepd.lab.classes.vm_power import boot, prepare
 from xorepd.lab.dispatch import METHODS, Call
+from xorepd.lab.iso9660 import make_iso
+from xorepd.lab.kinds import SrKind, kind_of
+from xorepd.lab.placement import update_free_memory
 from xorepd.lab.pools import Pool
+from xorepd.lab.roles import role_ref
 from xorepd.lab.schema import words
+from xorepd.lab.storage import Repository
+from xorepd.lab.templates import make_templates
 from xorepd.lab.topology import DiskSpec, FilesystemSpec, NoiseSpec, PoolSpec, SrSpec, VmSpec
-
-FEATURES = dict.fromkeys(
-    words(
-        "SR_PROBE SR_UPDATE VDI_CREATE VDI_DELETE VDI_ATTACH VDI_DETACH VDI_MIRROR VDI_RESIZE"
-        " VDI_CLONE VDI_SNAPSHOT VDI_ACTIVATE VDI_DEACTIVATE VDI_UPDATE VDI_INTRODUCE"
-        " VDI_GENERATE_CONFIG VDI_READ_CACHING THIN_PROVISIONING"
-    ),
-    1,
-) | {"VDI_RESET_ON_BOOT": 2}
-"""What file-based drivers of sm announce, less what the lab cannot do."""
 
 SOFTWARE = {
     "product_brand": "XCP-ng",
@@ -41,8 +37,9 @@ SOFTWARE = {
     "db_schema": "5.786",
 }
 API_MAJOR, API_MINOR = 2, 21
-HOST_MEMORY = 64 << 30
+HOST_MEMORY = 256 << 30
 NOISE_PLACES = 4
+ISO_SIZE = 2 << 20
 WORDS = words(
     "pool host disk chain base delta extent snapshot replica restore point schedule run"
     " job seed target source network bridge guest kernel service request answer queue"
@@ -61,25 +58,23 @@ async def build_pool(pool: Pool, spec: PoolSpec, addresses: dict[str, str]) -> N
         restrictions={"restrict_vtpm": "false", "restrict_cbt": "false"},
         cpu_info={"vendor": "GenuineIntel", "socket_count": str(len(hosts))},
     )
+    _make_accounts(pool, spec)
     for kind in sorted({sr.type for sr in spec.srs}):
-        db.create(
-            "SM",
-            name_label=f"{kind} SR driver",
-            type=kind,
-            vendor="The xorepd lab",
-            version="1.0",
-            required_api_version="1.0",
-            driver_filename=f"/opt/xensource/sm/{kind.upper()}SR",
-            features=dict(FEATURES),
-            capabilities=list(FEATURES),
-        )
+        _make_driver(pool, kind_of(kind))
+    for control_domain in db.select("VM", is_control_domain=True):
+        pool.operations.refresh("VM", control_domain)
     networks = {
         name: _make_network(pool, name, number, hosts) for number, name in enumerate(spec.networks)
     }
+    if spec.nbd:
+        await invoke(pool, "network.add_purpose", networks[spec.networks[0]], spec.nbd)
     for sr in spec.srs:
         await _make_sr(pool, sr, hosts)
-    first = next(iter(pool.storage.repositories))
-    db.set("pool", next(db.select("pool")), default_SR=first)
+    first = next(
+        sr for sr, each in pool.storage.repositories.items() if not each.space.kind.read_only
+    )
+    db.set("pool", next(db.select("pool")), default_SR=first, suspend_image_SR=first)
+    make_templates(pool)
     for vm in spec.vms:
         await _make_vm(pool, vm, hosts, networks)
 
@@ -95,7 +90,6 @@ def _make_host(pool: Pool, name: str, address: str) -> str:
     metrics = db.create(
         "host_metrics",
         memory_total=HOST_MEMORY,
-        memory_free=HOST_MEMORY // 2,
         live=True,
         last_updated=pool.clock.now(),
     )
@@ -110,6 +104,7 @@ def _make_host(pool: Pool, name: str, address: str) -> str:
         API_version_major=API_MAJOR,
         API_version_minor=API_MINOR,
         API_version_vendor="XenSource",
+        virtual_hardware_platform_versions=[0, 1, 2],
         capabilities=["xen-3.0-x86_64", "hvm-3.0-x86_64"],
         cpu_info={"cpu_count": "16", "socket_count": "1", "vendor": "GenuineIntel"},
         edition="xcp-ng",
@@ -134,7 +129,31 @@ def _make_host(pool: Pool, name: str, address: str) -> str:
         metrics=db.create("VM_metrics", last_updated=pool.clock.now()),
     )
     db.set("host", host, control_domain=control_domain)
+    update_free_memory(db, host)
     return host
+
+
+def _make_accounts(pool: Pool, spec: PoolSpec) -> None:
+    """Let the pool trust a directory service and know its users by their roles."""
+    db = pool.db
+    for number, account in enumerate(spec.accounts):
+        for host in db.refs("host"):
+            db.set("host", host, external_auth_type="AD", external_auth_service_name="lab.test")
+        db.create(
+            "subject",
+            subject_identifier=f"S-1-5-21-{number + 1000}",
+            other_config={
+                "subject-name": account.name,
+                "subject-upn": f"{account.name}@lab.test",
+                "subject-sid": f"S-1-5-21-{number + 1000}",
+                "subject-is-group": "false",
+                "subject-account-disabled": "false",
+                "subject-account-expired": "false",
+                "subject-account-locked": "false",
+                "subject-password-expired": "false",
+            },
+            roles=[role_ref(account.role)] if account.role else [],
+        )
 
 
 def _make_network(pool: Pool, name: str, number: int, hosts: dict[str, str]) -> str:
@@ -155,25 +174,77 @@ def _make_network(pool: Pool, name: str, number: int, hosts: dict[str, str]) -> 
             IP=address,
             netmask="255.0.0.0" if address else "",
             ip_configuration_mode="Static" if address else "None",
+            metrics=db.create(
+                "PIF_metrics",
+                carrier=True,
+                duplex=True,
+                speed=10000,
+                vendor_name="The xorepd lab",
+                device_name="No network card",
+                last_updated=pool.clock.now(),
+            ),
         )
     return network
 
 
+def _make_driver(pool: Pool, kind: SrKind) -> None:
+    pool.db.create(
+        "SM",
+        name_label=kind.label,
+        type=kind.type,
+        vendor="The xorepd lab",
+        version="1.0",
+        required_api_version="1.0",
+        driver_filename=f"/opt/xensource/sm/{kind.type.upper()}SR",
+        features=dict(kind.features),
+        capabilities=list(kind.features),
+    )
+
+
 async def _make_sr(pool: Pool, spec: SrSpec, hosts: dict[str, str]) -> None:
-    db = pool.db
+    db, kind = pool.db, kind_of(spec.type)
     sr = db.create(
         "SR",
         name_label=spec.name,
         type=spec.type,
-        content_type="user",
+        content_type=kind.content_type,
         shared=len(spec.hosts) > 1,
         physical_size=spec.size,
+        sm_config={**kind.sm_config, **spec.sm_config},
     )
     repository = await pool.storage.add(sr, pool.sr_directory(db.get("SR", sr, "uuid")))
     config = {"location": str(repository.directory)}
     for name in spec.hosts:
         db.create("PBD", host=hosts[name], SR=sr, device_config=config, currently_attached=True)
     pool.operations.refresh("SR", sr)
+    for image in spec.isos:
+        await _make_iso(pool, repository, image)
+
+
+async def _make_iso(pool: Pool, repository: Repository, name: str) -> None:
+    """Put an image onto an SR that clients cannot write to."""
+    store = repository.store
+    uuid = pool.db.new_uuid()
+    content = make_iso(name.removesuffix(".iso"), {"README.TXT": f"{name}\n".encode()}, ISO_SIZE)
+
+    def fill() -> None:
+        store.create(uuid, len(content))
+        with store.open(uuid, writable=True) as disk:
+            disk.write(0, content)
+
+    await repository.change(fill)
+    pool.db.create(
+        "VDI",
+        uuid=uuid,
+        location=name,
+        name_label=name,
+        SR=repository.ref,
+        type="user",
+        virtual_size=len(content),
+        read_only=True,
+        managed=True,
+    )
+    await repository.follow(uuid)
 
 
 async def _make_vm(
@@ -227,8 +298,8 @@ async def _make_vm(
     }
     await invoke(pool, "VIF.create", vif)
     if spec.running_on is not None:
-        await invoke(pool, "VM.start_on", vm, home, False, False)
-        report_tools(pool.internal_call(), vm)
+        prepare(pool.internal_call(), vm)
+        boot(pool.internal_call(), vm, home, paused=False, tools_at_once=True)
 
 
 async def _connect(pool: Pool, vm: str, position: str, vdi: str | None, bootable: bool) -> None:

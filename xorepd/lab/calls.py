@@ -3,11 +3,26 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MOST = 200_000
 """Where the older half of the list is dropped, for labs that run for days."""
-SECRET = {"session.login_with_password", "session.change_password"}
+SHOWN = {
+    "session.login_with_password": 1,
+    "session.slave_local_login_with_password": 1,
+    "session.change_password": 0,
+}
+"""How many arguments are kept of calls with passwords."""
+
+
+class Caller(NamedTuple):
+    """Who asks: a session and what it called itself at login. Both empty for a stranger."""
+
+    session: str = ""
+    originator: str = ""
+
+
+NOBODY = Caller()
 
 
 @dataclass(slots=True)
@@ -19,12 +34,17 @@ class OutsideCall:
     host: str
     """Name of the host that got it."""
     kind: str
-    """`rpc`, `export` or `import`."""
+    """`rpc`, `export`, `import` or `nbd`."""
     name: str
-    """`VM.snapshot`, `Async.VM.snapshot`; for streams the format."""
+    """`VM.snapshot`, `Async.VM.snapshot`; for streams the format; for NBD `connect` or `read`."""
     arguments: tuple[Any, ...] = ()
     """As sent, without the session; for streams the query, without it."""
     outcome: str = ""
+    session: str = ""
+    originator: str = ""
+    """Of the session, as it was when the request came: tells two clients apart."""
+    moved: int = 0
+    """Bytes of a stream's body that went through."""
 
 
 @dataclass
@@ -33,12 +53,21 @@ class Recorder:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def note(
-        self, pool: str, host: str, kind: str, name: str, arguments: tuple[Any, ...]
+        self,
+        pool: str,
+        host: str,
+        kind: str,
+        name: str,
+        arguments: tuple[Any, ...],
+        caller: Caller = NOBODY,
     ) -> OutsideCall:
-        if name in SECRET:
-            arguments = arguments[:1]
-        call = OutsideCall(next(self._numbers), pool, host, kind, name, arguments)
+        arguments = arguments[: SHOWN.get(name)]
+        call = OutsideCall(next(self._numbers), pool, host, kind, name, arguments, "", *caller)
         self.calls.append(call)
         if len(self.calls) > MOST:
             del self.calls[: MOST // 2]
         return call
+
+    def since(self, number: int) -> list[OutsideCall]:
+        """Return the calls from that number on; `len` of an earlier list is none."""
+        return [call for call in self.calls if call.number >= number]

@@ -5,11 +5,14 @@ import ipaddress
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from xorepd.lab.clock import write_time
 
 VALID = timedelta(days=3650)
 KEY_BITS = 2048
@@ -54,6 +57,17 @@ def ensure_certificate(directory: Path, name: str, address: str) -> Path:
     return certificate
 
 
+def describe_certificate(certificate: Path) -> dict[str, Any]:
+    """Return what the record of a certificate says of it: fingerprint, and when it is valid."""
+    read = x509.load_pem_x509_certificate(certificate.read_bytes())
+    digest = read.fingerprint(hashes.SHA256())
+    return {
+        "fingerprint": ":".join(f"{byte:02X}" for byte in digest),
+        "not_before": write_time(read.not_valid_before_utc),
+        "not_after": write_time(read.not_valid_after_utc),
+    }
+
+
 @functools.cache
 def _key_of(name: str) -> rsa.RSAPrivateKey:
     """Return a host's key. A process that starts many labs, as tests do, makes it only once."""
@@ -64,4 +78,16 @@ def server_context(certificate: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    return context
+
+
+def nbd_context(certificate: Path) -> ssl.SSLContext:
+    """Return what xapi-nbd takes: TLS 1.2 and nothing newer, two ciphers, one curve.
+
+    Source: xapi: ocaml/nbd/src/main.ml, ocaml/xapi-consts/tls_policy.ml.
+    """
+    context = server_context(certificate)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256")
+    context.set_ecdh_curve("secp384r1")
     return context

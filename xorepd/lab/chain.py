@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from xorepd.lab.vhd import BLOCK, SECTOR, SECTORS_PER_BLOCK, VhdError
-from xorepd.lab.vhd_file import Buffer, VhdFile, mask
+from xorepd.lab.vhd_file import Buffer, FileRange, VhdFile, mask
 
 IN_USE: Final = 24
 EXISTS: Final = 43
@@ -46,6 +46,7 @@ class Opened:
     """A disk somebody holds open, whatever file is its leaf at the moment."""
 
     chain: tuple[VhdFile, ...]  # leaf first; replaced as a whole by a split
+    track: Callable[[int, int], None]  # told offset and length of each write before it is done
     handles: int = 0
     writing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -101,6 +102,19 @@ class Disk:
             pieces = [_read(chain, *piece) for piece in _pieces(offset, length)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def stored(self, offset: int, length: int) -> FileRange | None:
+        """Return where that range of one block stands, if one file of the chain holds all of it."""
+        self._check(offset, length)
+        chain = self.chain
+        [(index, first, count)] = _pieces(offset, length)
+        wanted = mask(first, count)
+        with backend_failure(IO):
+            for file in chain:
+                here = file.sectors(index) & wanted
+                if here:
+                    return file.range(index, first, count) if here == wanted else None
+        return None
+
     def write(self, offset: int, data: Buffer) -> None:
         """Write at a multiple of 512 a multiple of 512 bytes; zeroes are data like any other.
 
@@ -133,6 +147,7 @@ class Disk:
     def _write_piece(self, index: int, first: int, piece: Buffer) -> None:
         assert self._opened is not None
         with self._opened.writing, backend_failure(IO):
+            self._opened.track(index * BLOCK + first * SECTOR, len(piece))
             self._opened.chain[0].write(index, first, piece)
 
     def _must_be_writable(self) -> None:

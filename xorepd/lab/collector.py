@@ -13,13 +13,31 @@ Source: sm: libs/sm/cleanup.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 
-from xorepd.lab.chain import runs
+from xorepd.lab.chain import DiskError, runs
 from xorepd.lab.tree import Tree
 from xorepd.lab.vhd_file import VhdFile
+
+
+class Kind(Enum):
+    """What a step does to its node, see the drawing above."""
+
+    GARBAGE = auto()
+    MERGE = auto()
+    LEAF = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do, and the disks whose chain it changes."""
+
+    kind: Kind
+    uuid: str
+    leaves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +66,53 @@ class Collector:
     def run(self, leaves: bool) -> Collected:
         """Do all there is to do, one step after another as each makes room for the next."""
         removed: list[str] = []
-        while True:
-            if (victim := self._garbage()) is not None:
-                self._tree.path(victim).unlink()
-                del self._tree.entries[victim]
-            elif (victim := self._only_child(hidden=True)) is not None:
-                self._merge(victim)
-            elif leaves and (leaf := self._only_child(hidden=False)) is not None:
-                victim = self._merge_leaf(leaf)
-            else:
-                break
-            removed.append(victim)
+        while (step := self.next(leaf=lambda _: leaves)) is not None:
+            removed.append(self.do(step))
         kept = {child: to for child, to in self._relinked.items() if child not in removed}
         return Collected(tuple(removed), kept)
+
+    def next(self, leaf: Callable[[str], bool], merge: bool = True) -> Step | None:
+        """Return what is to be done first, if anything is.
+
+        Args:
+            leaf: Tells whether a disk may be merged into its base copy.
+            merge: Whether base copies may be merged.
+        """
+        children = self._tree.children()
+        for uuid, entry in self._tree.entries.items():
+            if entry.hidden and uuid not in self._busy and uuid not in children:
+                return Step(Kind.GARBAGE, uuid)
+        if not merge:
+            return None
+        found = list(self._only_children(hidden=True))
+        if found:
+            # The tallest tree is nearest to the limit.
+            uuid = max(found, key=lambda each: self._tree_height(each, children))
+            return Step(Kind.MERGE, uuid, tuple(self._leaves(uuid, children)))
+        for uuid in self._only_children(hidden=False):
+            if leaf(uuid):
+                return Step(Kind.LEAF, uuid, (uuid,))
+        return None
+
+    def can(self, step: Step) -> bool:
+        """Say whether a step is still to be done: others may have changed the tree since."""
+        if step.kind is Kind.GARBAGE:
+            entry = self._tree.entries[step.uuid]
+            free = step.uuid not in self._busy and step.uuid not in self._tree.children()
+            return entry.hidden and free
+        return step.uuid in self._only_children(hidden=step.kind is Kind.MERGE)
+
+    def do(self, step: Step) -> str:
+        """Do one step and return the node that is gone."""
+        match step.kind:
+            case Kind.GARBAGE:
+                self._tree.path(step.uuid).unlink()
+                del self._tree.entries[step.uuid]
+            case Kind.MERGE:
+                self._merge(step.uuid)
+            case Kind.LEAF:
+                return self._merge_leaf(step.uuid)
+        return step.uuid
 
     def finish(self, uuid: str) -> None:
         """Finish a merge that was cut off: give a node's children to its parent, remove it."""
@@ -77,22 +129,31 @@ class Collector:
         del self._tree.entries[uuid]
         journal_of(self._tree.path(uuid)).unlink()
 
-    def _garbage(self) -> str | None:
-        children = self._tree.children()
-        for uuid, entry in self._tree.entries.items():
-            if entry.hidden and uuid not in self._busy and uuid not in children:
-                return uuid
-        return None
-
-    def _only_child(self, hidden: bool) -> str | None:
-        """A node alone on a hidden parent that nobody reads, not even through another leaf."""
+    def _only_children(self, hidden: bool) -> Iterator[str]:
+        """Yield nodes alone on a hidden parent that nobody reads, not even through another leaf."""
         children = self._tree.children()
         for uuid, entry in self._tree.entries.items():
             parent = self._tree.entries.get(entry.parent) if entry.parent else None
             alone = children[entry.parent] == [uuid] and entry.parent not in self._busy
             if entry.hidden == hidden and parent and parent.hidden and alone:
-                return uuid
-        return None
+                yield uuid
+
+    def _tree_height(self, uuid: str, children: dict[str | None, list[str]]) -> int:
+        try:
+            *_, root = self._tree.lineage(uuid)
+        except DiskError:  # the chain is broken
+            return 0
+        return self._height(root, children)
+
+    def _height(self, uuid: str, children: dict[str | None, list[str]]) -> int:
+        below = (self._height(child, children) for child in children.get(uuid, ()))
+        return 1 + max(below, default=0)
+
+    def _leaves(self, uuid: str, children: dict[str | None, list[str]]) -> Iterator[str]:
+        if uuid not in children:
+            yield uuid
+        for child in children.get(uuid, ()):
+            yield from self._leaves(child, children)
 
     def _merge(self, uuid: str) -> None:
         self._move_data_down(uuid)

@@ -1,13 +1,15 @@
-"""The classes of XAPI's data model that the lab holds, and how their references mirror each other.
+"""The classes of XAPI's data model that the lab brings to life, and how references mirror.
 
 Notation: see `schema`. Source: xapi: ocaml/idl/datamodel.ml, datamodel_vm.ml, datamodel_host.ml,
 datamodel_pool.ml, datamodel_vtpm.ml. Getters, setters, record calls, argument checks of `create`
 and inverse sets all derive from this one page.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from xorepd.lab.schema import ClassSpec, parse_class, words
+from xorepd.lab import bystanders
+from xorepd.lab.schema import ClassSpec, parse_class
 
 VM_OPERATIONS = (
     "snapshot clone copy create_template revert checkpoint snapshot_with_quiesce provision start"
@@ -31,6 +33,11 @@ VDI_OPERATIONS = (
 HOST_OPERATIONS = (
     "provision evacuate shutdown reboot power_on vm_start vm_resume vm_migrate apply_updates enable"
 )
+POOL_OPERATIONS = (
+    "ha_enable ha_disable cluster_create designate_new_master configure_repositories sync_updates"
+    " get_updates apply_updates tls_verification_enable cert_refresh exchange_certificates_on_join"
+    " exchange_ca_certificates_on_join copy_primary_host_certs eject"
+)
 
 ENUMS = {
     "vm_operations": VM_OPERATIONS,
@@ -39,7 +46,7 @@ ENUMS = {
     "host_operations": HOST_OPERATIONS,
     "vbd_operations": "attach eject insert plug unplug unplug_force pause unpause",
     "vif_operations": "attach plug unplug",
-    "pool_operations": "ha_enable ha_disable cluster_create designate_new_master",
+    "pool_operations": POOL_OPERATIONS,
     "network_operations": "attaching",
     "network_purpose": "nbd insecure_nbd",
     "task_operations": "cancel destroy",
@@ -49,8 +56,9 @@ ENUMS = {
     "on_normal_exit": "destroy restart",
     "on_crash": "destroy coredump_and_destroy restart coredump_and_restart preserve rename_restart",
     "domain_type": "hvm pv pv_in_pvh pvh unspecified",
-    "guidances": "reboot_host reboot_host_on_livepatch_failure restart_toolstack"
-    " restart_device_model restart_vm",
+    "guidances": "reboot_host reboot_host_on_livepatch_failure"
+    " reboot_host_on_kernel_livepatch_failure reboot_host_on_xen_livepatch_failure"
+    " restart_toolstack restart_device_model restart_vm",
     "vdi_type": "system user ephemeral suspend crashdump ha_statefile metadata redo_log rrd"
     " pvs_cache cbt_metadata",
     "on_boot": "persist reset",
@@ -71,6 +79,7 @@ ENUMS = {
     "task_status": "pending success failure cancelling cancelled",
     "message_class": "VM Host SR Pool VMPP VMSS PVS_proxy VDI Certificate",
     "persistence_backend": "xapi",
+    **bystanders.ENUMS,
 }
 
 TABLES = {
@@ -366,15 +375,6 @@ datetime: timestamp
 """,
 }
 
-OTHER_CLASSES = words(
-    "Bond Certificate Cluster Cluster_host DR_task Feature GPU_group LVHD PCI PGPU"
-    " PIF_metrics PUSB PVS_cache_storage PVS_proxy PVS_server PVS_site Repository"
-    " USB_group VBD_metrics VGPU VGPU_type VIF_metrics VLAN VMPP VMSS VM_appliance VUSB"
-    " blob console crashdump host_cpu host_crashdump host_patch network_sriov pool_patch"
-    " pool_update role sdn_controller secret subject tunnel user vdi_nbd_server_info"
-)
-"""Classes of which the lab has no objects; they still appear in `valid_ref_counts`."""
-
 
 class Relation(NamedTuple):
     """`cls.field` holds a reference to `target`, whose set `inverse` lists the holders."""
@@ -402,11 +402,25 @@ PBD SR SR PBDs
 PBD host host PBDs
 PIF host host PIFs
 PIF network network PIFs
+VDI metadata_of_pool pool metadata_VDIs
 task subtask_of task subtasks
 """.strip().splitlines()
+    + bystanders.RELATIONS.strip().splitlines()
 ]
 """From xapi: ocaml/idl/datamodel.ml, all_relations; one-to-many ones between the classes here."""
 
-CLASSES: dict[str, ClassSpec] = {
-    name: parse_class(name, table, ENUMS) for name, table in TABLES.items()
-}
+
+def _read(tables: Mapping[str, str], newer: bool = False) -> dict[str, ClassSpec]:
+    return {name: parse_class(name, table, ENUMS, newer) for name, table in tables.items()}
+
+
+CLASSES = _read(TABLES | bystanders.TABLES)
+"""The classes and fields of XCP-ng 8.3."""
+NEWER_CLASSES = _read(TABLES | bystanders.TABLES | bystanders.NEWER_TABLES, newer=True)
+"""The same with what later releases added."""
+
+CLASSES_OF: dict[str, dict[str, ClassSpec]] = {"8.3": CLASSES, "newer": NEWER_CLASSES}
+"""The data model by `PoolSpec.release`."""
+
+NOT_IN_DATABASE = {"message"}
+"""Classes that XAPI keeps elsewhere: missing in `valid_ref_counts`, listed first among events."""

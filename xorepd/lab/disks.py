@@ -18,7 +18,10 @@ there and ``X.vhd`` is not     its place
 any other ``X.vhd.new``        nothing had been decided: it goes
 a visible node with children   the base copy had not been hidden yet: now it is
 ``N.relink``                   N had been merged into its parent: its children move, N goes
+``X.cbtlog.new``               X was to be tracked: it goes
 =============================  ===================================================================
+
+What is written where is noted in the disk's changed-block log if it has one, see ``cbt``.
 
 Sources: sm: libs/sm/drivers/FileSR.py (``_snapshot``), libs/sm/cleanup.py (coalesce); blktap:
 vhd/lib/vhd-util-snapshot.c (a leaf without data gets no base copy).
@@ -28,11 +31,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from xorepd.lab.cbt import ACTIVATE, DEACTIVATE, CbtLogs
 from xorepd.lab.chain import (
     CLONE,
     CREATE,
@@ -48,7 +54,7 @@ from xorepd.lab.chain import (
     Opened,
     backend_failure,
 )
-from xorepd.lab.collector import Collected, Collector
+from xorepd.lab.collector import Collected, Collector, Step
 from xorepd.lab.tree import Entry, Node, Tree
 from xorepd.lab.vhd import BLOCK, MAX_VIRTUAL_SIZE, VhdError, blocks_of, table_size
 from xorepd.lab.vhd_file import VhdFile, inspect
@@ -58,6 +64,7 @@ __all__ = ["Collected", "Disk", "DiskError", "DiskStore", "Node"]
 # sm: libs/sm/vhdutil.py MAX_CHAIN_SIZE, compared with ``vhd-util query -d``, where a disk without a
 # parent has depth 1.
 MAX_DEPTH: Final = 30
+_DISKS: Final = (".vhd", ".vhd.new")
 
 
 class DiskStore:
@@ -69,17 +76,32 @@ class DiskStore:
     Args:
         directory: Created if need be; what is in it is taken over.
         capacity: Bytes the SR may spend, to be changed at any time; None: what the host has.
+        max_size: Largest virtual size of a disk.
     """
 
-    def __init__(self, directory: Path, capacity: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, capacity: int | None = None, max_size: int = MAX_VIRTUAL_SIZE
+    ) -> None:
         self.directory = directory
-        self.capacity = capacity
+        self._capacity = capacity
+        self._room = 0  # at least so many bytes are free; found out anew when it is not enough
+        self._max_size = max_size
+        self.preallocated = False  # whether a disk's space is taken when it is made, not here
         self._lock = threading.RLock()
         self._tree = Tree(directory)
         self._opened: dict[str, Opened] = {}
         self._files: dict[str, VhdFile] = {}  # of every node in a chain that is open
         directory.mkdir(parents=True, exist_ok=True)
+        self.logs = CbtLogs(directory, self._must_fit)
         self._recover()
+
+    @property
+    def capacity(self) -> int | None:
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, capacity: int | None) -> None:
+        self._capacity, self._room = capacity, 0
 
     # -- what is there ------------------------------------------------------------------------
 
@@ -87,6 +109,7 @@ class DiskStore:
         """Return everything in the directory; files that appeared or went are noticed here."""
         with self._lock:
             self._tree.scan(keep=self._files)
+            self.logs.scan()
             return {uuid: self._tree.node(uuid) for uuid in self._tree.entries}
 
     def node(self, uuid: str) -> Node:
@@ -94,6 +117,10 @@ class DiskStore:
         with self._lock:
             self._tree.entry(uuid)
             return self._tree.node(uuid)
+
+    def exists(self, uuid: str) -> bool:
+        """Tell whether a disk, or base copy, has its file: one whose data is destroyed has not."""
+        return self.path(uuid).exists()
 
     def path(self, uuid: str) -> Path:
         """Return where the file of a node is, or would be."""
@@ -113,14 +140,30 @@ class DiskStore:
             DiskError: 79 for a negative size or one above 2040 GiB, 43 when it exists, 78 when
                 there is no space.
         """
-        size = _rounded(virtual_size)
+        size = self._rounded(virtual_size)
         with self._lock, backend_failure(CREATE):
             self._must_be_new(uuid)
             self._put(uuid, size, None)
             return size
 
-    def split(self, source: str, new: str, base_copy: str) -> str | None:
+    def split(
+        self,
+        source: str,
+        new: str,
+        base_copy: str,
+        *,
+        give_log: bool = False,
+        in_use: bool = False,
+    ) -> str | None:
         """Take a snapshot or a clone: put two empty leaves on what the disk holds now.
+
+        Args:
+            source: The disk.
+            new: The snapshot or clone.
+            base_copy: What holds the data from now on, if it is needed.
+            give_log: Let the new leaf, a snapshot, take over the changed-block log. When there is
+                no room for the next one the source is no longer tracked; that is no failure.
+            in_use: Whether somebody may be writing to the source.
 
         Returns:
             The UUID of the base copy; None when the source had no block of its own, so that the
@@ -140,21 +183,27 @@ class DiskStore:
             self._must_be_new(base_copy)
             opened = self._opened.get(source)
             with opened.writing if opened else contextlib.nullcontext():
-                if entry.parent is not None and self._is_empty(source):
+                joins = entry.parent is not None and self._is_empty(source)
+                if joins:
                     self._put(new, entry.virtual_size, entry.parent)
-                    return None
-                self._split(source, new, base_copy)
-                return base_copy
+                else:
+                    self._split(source, new, base_copy)
+                if give_log and self.logs.has(source):
+                    with contextlib.suppress(OSError, DiskError):
+                        self.logs.snapshot(source, new, entry.virtual_size, in_use)
+                return None if joins else base_copy
 
     def resize(self, uuid: str, virtual_size: int) -> int:
         """Grow a disk nobody has open and return its size, rounded up to 2 MiB.
+
+        When there is no room for the longer log the disk is no longer tracked.
 
         Raises:
             DiskError: 79 for a shrink or too large a size, 24 when it is open.
         """
         with self._lock, backend_failure(RESIZE):
             entry = self._tree.entry(uuid)
-            size = _rounded(virtual_size)
+            size = self._rounded(virtual_size)
             if size < entry.virtual_size:
                 raise DiskError(SIZE, "shrinking not allowed")
             self._must_be_closed(uuid)
@@ -162,10 +211,23 @@ class DiskStore:
                 with contextlib.closing(self._load(uuid)) as file:
                     file.grow(size)
                 entry.virtual_size = size
+                try:
+                    self.logs.grow(uuid, size)
+                except (OSError, DiskError):
+                    self.logs.remove(uuid)
             return size
 
     def destroy(self, uuid: str) -> None:
-        """Remove a disk's file; a node with children is only hidden, for ``collect``."""
+        """Remove a disk's file; a node with children is only hidden, for ``collect``.
+
+        Its changed-block log is merged into that of what follows.
+        """
+        with self._lock, backend_failure(IO):
+            self.destroy_data(uuid)
+            self.logs.merge(uuid)
+
+    def destroy_data(self, uuid: str) -> None:
+        """Remove a disk's file and keep its changed-block log."""
         with self._lock, backend_failure(IO):
             self._tree.entry(uuid)
             if self._tree.children().get(uuid):
@@ -174,6 +236,28 @@ class DiskStore:
             self._must_be_closed(uuid)
             self.path(uuid).unlink()
             del self._tree.entries[uuid]
+
+    def track(self, uuid: str, in_use: bool) -> None:
+        """Begin to note which blocks of a disk are written; no change when that is done already.
+
+        Raises:
+            DiskError: 457 when there is no room for the log.
+        """
+        with self._lock:
+            size = self._tree.entry(uuid).virtual_size
+            if not self.logs.has(uuid):
+                with backend_failure(ACTIVATE):
+                    self.logs.create(uuid, size, consistent=not in_use)
+
+    def untrack(self, uuid: str) -> None:
+        """Stop noting the changes of a disk and forget those noted.
+
+        Raises:
+            DiskError: 458 when the log cannot be removed.
+        """
+        with self._lock, backend_failure(DEACTIVATE):
+            if self.logs.has(uuid):
+                self.logs.stop(uuid)
 
     def collect(self, leaves: bool = False) -> Collected:
         """Do one whole garbage collection and return what it changed.
@@ -186,6 +270,28 @@ class DiskStore:
         """
         with self._lock, backend_failure(IO):
             return Collector(self._tree, self._files, self._load).run(leaves)
+
+    def next_step(self, kept: Container[str], merge: bool = True, busy: bool = True) -> Step | None:
+        """Return what a garbage collection would do first.
+
+        Args:
+            kept: Disks that stay what they are: none of them is merged into its base copy.
+            merge: Whether base copies may be merged; otherwise they only go when nobody needs them.
+            busy: Whether chains that are open are left out.
+        """
+        with self._lock:
+            self._tree.scan(keep=self._files)
+            collector = Collector(self._tree, self._files if busy else (), self._load)
+            return collector.next(lambda uuid: merge and uuid not in kept, merge)
+
+    def do_step(self, step: Step) -> bool:
+        """Do one step of a garbage collection, if it still is to be done."""
+        with self._lock, backend_failure(IO):
+            collector = Collector(self._tree, self._files, self._load)
+            possible = step.uuid in self._tree.entries and collector.can(step)
+            if possible:
+                collector.do(step)
+            return possible
 
     # -- open disks ---------------------------------------------------------------------------
 
@@ -201,7 +307,7 @@ class DiskStore:
                 raise DiskError(LOAD, f"{uuid} is a base copy")
             opened = self._opened.get(uuid)
             if opened is None:
-                opened = Opened(self._load_chain(uuid))
+                opened = Opened(self._load_chain(uuid), partial(self.logs.mark, uuid))
                 self._opened[uuid] = opened
             opened.handles += 1
             return Disk(uuid, opened, writable, self._release)
@@ -231,12 +337,20 @@ class DiskStore:
     def _load(self, uuid: str) -> VhdFile:
         return VhdFile(self.path(uuid), self._must_fit)
 
+    def spent(self) -> int:
+        """Return how many bytes the files take."""
+        files = os.scandir(self.directory)
+        disks = sum(each.stat().st_size for each in files if each.name.endswith(_DISKS))
+        return disks + sum(self.logs.sizes().values())
+
     def _must_fit(self, size: int) -> None:
-        if self.capacity is None:
+        if self._capacity is None or self.preallocated:
             return
-        spent = sum(path.stat().st_size for path in self.directory.glob("*.vhd"))
-        if spent + size > self.capacity:
-            raise OSError(errno.ENOSPC, f"{size} bytes do not fit, {spent} are spent")
+        if size > self._room:
+            self._room = self._capacity - self.spent()
+            if size > self._room:
+                raise OSError(errno.ENOSPC, f"{size} bytes do not fit, {self._room} are free")
+        self._room -= size
 
     # -- split --------------------------------------------------------------------------------
 
@@ -331,6 +445,13 @@ class DiskStore:
             if uuid in parents and not entry.hidden:
                 self._hide(uuid)
 
+    def _rounded(self, virtual_size: int) -> int:
+        """Round up to 2 MiB. Source: sm: libs/sm/vhdutil.py, validate_and_round_vhd_size."""
+        if not 0 <= virtual_size <= self._max_size:
+            largest = self._max_size >> 20
+            raise DiskError(SIZE, f"VDI size must be between 1 MB and {largest} MB")
+        return max(1, blocks_of(virtual_size)) * BLOCK
+
     def _must_be_new(self, uuid: str) -> None:
         if self.path(uuid).exists():
             raise DiskError(EXISTS, f"the VDI {uuid} already exists")
@@ -338,13 +459,6 @@ class DiskStore:
     def _must_be_closed(self, uuid: str) -> None:
         if uuid in self._files:
             raise DiskError(IN_USE, f"the VDI {uuid} is currently in use")
-
-
-def _rounded(virtual_size: int) -> int:
-    """Round up to 2 MiB. Source: sm: libs/sm/vhdutil.py, validate_and_round_vhd_size."""
-    if not 0 <= virtual_size <= MAX_VIRTUAL_SIZE:
-        raise DiskError(SIZE, "VDI size must be between 1 MB and 2088960 MB")
-    return max(1, blocks_of(virtual_size)) * BLOCK
 
 
 def _fresh(path: Path) -> Path:

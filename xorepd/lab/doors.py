@@ -6,12 +6,14 @@ Source: xapi: ocaml/xapi/xapi_http.ml, importexport.ml.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from xorepd.lab.calls import OutsideCall
 from xorepd.lab.failures import NULL, ApiError
 from xorepd.lab.faults import Fault
 from xorepd.lab.http import Connection, Request
 from xorepd.lab.pools import Pool
+from xorepd.lab.roles import HTTP_ROLES
 from xorepd.lab.rules import hosts_of
 
 FORMATS = {"raw": "application/octet-stream", "vhd": "application/vhd"}
@@ -20,6 +22,10 @@ IO_ERROR = ApiError("VDI_IO_ERROR", "Device I/O errors")
 
 class Unauthorised(Exception):
     """No or bad credentials: 401."""
+
+
+class Forbidden(Exception):
+    """The session's role does not permit this: 403."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ async def credentials(visit: Visit) -> AsyncIterator[str]:
 
     Raises:
         Unauthorised: There is none, or it is not good.
+        Forbidden: It is good for other things.
     """
     request, sessions = visit.request, visit.pool.sessions
     session = request.cookies.get("session_id", request.query.get("session_id"))
@@ -52,19 +59,35 @@ async def credentials(visit: Visit) -> AsyncIterator[str]:
             sessions.check(session)
         except ApiError as error:
             raise Unauthorised from error
+        _authorise(visit, session)
         yield session
         return
     given = request.basic_credentials
     if given is None:
         raise Unauthorised
     try:
-        session = await sessions.login(visit.host, *given, originator="")
+        session = await sessions.login(visit.host, *given, originator="HTTP using Basic auth")
     except ApiError as error:
         raise Unauthorised from error
     try:
+        _authorise(visit, session)
         yield session
     finally:
         sessions.logout(session)
+
+
+def _authorise(visit: Visit, session: str) -> None:
+    """Raise Forbidden, and fail the client's task, unless the session's role opens this door."""
+    request, pool = visit.request, visit.pool
+    name = f"{request.method.lower()}_{request.path.strip('/')}"
+    door = max((door for door in HTTP_ROLES if name.startswith(door)), key=len, default=name)
+    try:
+        pool.sessions.authorise(session, f"http/{door}", HTTP_ROLES.get(door, "pool-admin"))
+    except ApiError as error:
+        task = request.parameter("task_id")
+        if task is not None:
+            pool.tasks.fail(task, error)
+        raise Forbidden from error
 
 
 def find(pool: Pool, cls: str, name: str) -> str:
@@ -72,13 +95,14 @@ def find(pool: Pool, cls: str, name: str) -> str:
     return name if pool.db.exists(cls, name) else pool.db.by_uuid(cls, name)
 
 
-def other_host(visit: Visit, sr: str) -> str | None:
-    """Return where to send the client when this host does not see the SR, else None.
+def other_host(visit: Visit, *srs: str) -> str | None:
+    """Return where to send the client when this host does not see the SRs, else None.
 
     Raises:
-        ApiError: NO_HOSTS_AVAILABLE.
+        ApiError: NO_HOSTS_AVAILABLE, also for an SR that is not there.
     """
-    hosts = hosts_of(visit.pool.db, sr)
+    db = visit.pool.db
+    hosts = [host for host in db.refs("host") if all(host in hosts_of(db, sr) for sr in srs)]
     if visit.host in hosts:
         return None
     if not hosts:
@@ -87,7 +111,7 @@ def other_host(visit: Visit, sr: str) -> str | None:
     # Real hosts listen on 443 and the Location has no port; here it needs one to lead anywhere.
     request = visit.request
     query = f"?{request.raw_query}" if request.raw_query else ""
-    return f"https://{address}:{visit.pool.https_port}{request.path}{query}"
+    return f"https://{address}:{visit.pool.https_port}{quote(request.path)}{query}"
 
 
 @asynccontextmanager
@@ -97,6 +121,8 @@ async def task_of(visit: Visit, label: str) -> AsyncIterator[str]:
     given = visit.request.parameter("task_id")
     if given is not None and given != NULL:
         visit.pool.db.row("task", given)
+        if visit.fault is not None:
+            visit.fault.hold_task = lambda: tasks.hold(given)
         yield given
         return
     with tasks.temporary(label) as task:

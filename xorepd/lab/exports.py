@@ -6,7 +6,9 @@
 Source: xapi: ocaml/xapi/export_raw_vdi.ml, vhd_tool_wrapper.ml.
 """
 
+from collections import deque
 from contextlib import AsyncExitStack
+from typing import Final
 
 from xorepd.lab import http
 from xorepd.lab.attachments import attached_to_dom0
@@ -14,7 +16,12 @@ from xorepd.lab.bodies import EndedEarly, OutgoingBody
 from xorepd.lab.chain import DiskError
 from xorepd.lab.doors import FORMATS, IO_ERROR, Visit, credentials, find, other_host, task_of
 from xorepd.lab.failures import ApiError, internal_error
-from xorepd.lab.streams import RawExport, StreamError, VhdExport
+from xorepd.lab.kinds import MAX_VHD, kind_of
+from xorepd.lab.pools import Pool
+from xorepd.lab.streams import Export, Part, RawExport, StreamError, TarExport, VhdExport
+from xorepd.lab.vhd_file import FileRange
+
+CONTENT_TYPES: Final = FORMATS | {"tar": "application/x-tar"}
 
 
 async def export_raw_vdi(visit: Visit) -> None:
@@ -36,7 +43,7 @@ async def export_raw_vdi(visit: Visit) -> None:
 
 async def _serve(visit: Visit, vdi: str, task: str) -> None:
     pool = visit.pool
-    if visit.format not in FORMATS:
+    if visit.format not in CONTENT_TYPES:
         visit.record.outcome = "404"
         pool.tasks.fail(task, internal_error(f"Unknown format {visit.format}"))
         await visit.connection.send(http.missing())
@@ -46,8 +53,12 @@ async def _serve(visit: Visit, vdi: str, task: str) -> None:
     disposition = f'content-disposition: attachment; filename="{uuid}.{extension}"'
     body = OutgoingBody(visit.connection, visit.fault)
     try:
-        await visit.connection.send(http.stream_head(task, FORMATS[visit.format], disposition))
+        await visit.connection.send(
+            http.stream_head(task, CONTENT_TYPES[visit.format], disposition)
+        )
         await _work(visit, vdi, task, body)
+        if visit.fault is not None:
+            await visit.fault.after_work()
     except EndedEarly:
         visit.record.outcome = IO_ERROR.code
         pool.tasks.fail(task, IO_ERROR)
@@ -63,27 +74,36 @@ async def _serve(visit: Visit, vdi: str, task: str) -> None:
         pool.tasks.complete(task, "")
         if visit.fault is not None and visit.fault.drop_response:
             visit.connection.cut()
+    finally:
+        visit.record.moved = body.sent
 
 
 async def _work(visit: Visit, vdi: str, task: str, body: OutgoingBody) -> None:
-    pool = visit.pool
+    pool, db = visit.pool, visit.pool.db
+    if visit.format == "vhd" and db.get("VDI", vdi, "virtual_size") > MAX_VHD:
+        raise ApiError("VDI_TOO_LARGE", vdi, str(MAX_VHD))
     async with AsyncExitStack() as stack:
         if visit.fault is not None:
             await visit.fault.before_work()
         await stack.enter_async_context(attached_to_dom0(pool, visit.host, vdi, "RO"))
         repository, uuid = pool.storage.of_vdi(vdi)
+        is_vhd = _is_vhd(pool, vdi)
         base_uuid = None
         base_name = visit.request.parameter("base")
         if base_name is not None:
             base = find(pool, "VDI", base_name)
             await stack.enter_async_context(attached_to_dom0(pool, visit.host, base, "RO"))
+            if not is_vhd:
+                raise _failure("Cannot compute differences on non-VHD images")
+            if not _is_vhd(pool, base):
+                raise _failure("base VDI is not a vhd; cannot compute differences")
             base_repository, base_uuid = pool.storage.of_vdi(base)
             if base_repository is not repository:
                 raise IO_ERROR
-        kind: type[VhdExport | RawExport] = VhdExport if visit.format == "vhd" else RawExport
+        make: dict[str, type[Export]] = {"vhd": VhdExport, "raw": RawExport, "tar": TarExport}
         try:
-            export: VhdExport | RawExport = await pool.lab.in_thread(
-                kind, repository.store, uuid, base_uuid
+            export = await pool.lab.in_thread(
+                make[visit.format], repository.store, uuid, base_uuid, scanned=not is_vhd
             )
             try:
                 await _send(visit, export, task, body)
@@ -94,13 +114,48 @@ async def _work(visit: Visit, vdi: str, task: str, body: OutgoingBody) -> None:
             raise IO_ERROR from error
 
 
-async def _send(visit: Visit, export: VhdExport | RawExport, task: str, body: OutgoingBody) -> None:
-    pieces = export.pieces()
+def _is_vhd(pool: Pool, vdi: str) -> bool:
+    record = pool.db.record("VDI", vdi)
+    kind = kind_of(pool.db.get("SR", record["SR"], "type"))
+    return kind.is_vhd(record["sm_config"])
+
+
+def _failure(text: str) -> ApiError:
+    """Return what OCaml's `failwith` becomes."""
+    return internal_error(f'Failure("{text}")')
+
+
+async def _send(visit: Visit, export: Export, task: str, body: OutgoingBody) -> None:
+    lists = export.parts(body.takes_files)
+    waiting: deque[Part] = deque()  # what was opened and not sent yet, however this ends
+
+    def prepare() -> bool:
+        waiting.extend(next(lists, ()))
+        return bool(waiting)
+
     percent = 0
-    while piece := await visit.pool.lab.in_thread(next, pieces, b""):
-        await body.send(piece)
-        reached = min(99, body.sent * 100 // max(1, export.length))
-        if reached > percent:
-            percent = reached
-            visit.pool.tasks.progress(task, percent / 100)
+    try:
+        while await visit.pool.lab.in_thread(prepare):
+            while waiting:
+                await _send_part(waiting[0], body)
+                _let_go(waiting.popleft())
+            reached = min(99, body.sent * 100 // max(1, export.length))
+            if reached > percent:
+                percent = reached
+                visit.pool.tasks.progress(task, percent / 100)
+    finally:
+        for part in waiting:
+            _let_go(part)
     await body.finish()
+
+
+async def _send_part(part: Part, body: OutgoingBody) -> None:
+    if isinstance(part, bytes):
+        await body.send(part)
+    else:
+        await body.send_file(part)
+
+
+def _let_go(part: Part) -> None:
+    if isinstance(part, FileRange):
+        part.close()

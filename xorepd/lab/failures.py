@@ -38,14 +38,23 @@ BACKEND_TEXTS = {
     47: "The SR is not available",
     64: "Failed to remove VDI",
     65: "Failed to load VDI",
+    66: "Invalid VDI type",
     78: "VDI Creation failed",
     79: "VDI Invalid size",
     80: "Failed to mark VDI hidden",
     81: "Failed to clone VDI",
     82: "Failed to snapshot VDI",
+    90: "The request is missing the device parameter",
+    94: "The request is missing the location parameter",
+    101: "The request is missing the serverpath parameter",
+    102: "The request is missing the server parameter",
     109: "The snapshot chain is too long",
     110: "VDI resize failed",
     200: "General IO error",
+    457: "Unable to activate changed block tracking.",
+    458: "Unable to deactivate changed block tracking.",
+    459: "Changed block tracking log is in an inconsistent state.",
+    460: "Failed to calculate changed blocks for given VDIs.",
 }
 """From sm: libs/sm/core/XE_SR_ERRORCODES.xml."""
 

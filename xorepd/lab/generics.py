@@ -4,15 +4,36 @@ Source: xapi: ocaml/idl/datamodel_utils.ml (new_messages_of_field, messages of o
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from xorepd.lab.datamodel import CLASSES
-from xorepd.lab.dispatch import Call, Handler, Method, Parameter, register
+from xorepd.lab.datamodel import CLASSES, NEWER_CLASSES
+from xorepd.lab.dispatch import METHODS, Call, Handler, Method, Parameter, register
 from xorepd.lab.failures import ApiError, internal_error
 from xorepd.lab.filters import parse_filter
-from xorepd.lab.schema import ClassSpec, Field, Type, coerce
+from xorepd.lab.schema import ClassSpec, Field, Type, coerce, words
 
-WITHOUT_LISTS = {"session", "event"}
+WITHOUT_LISTS = {"session", "user", "LVHD"}
+WITHOUT_NAMES = {"pool"}
+"""Classes whose objects have a name by which they cannot be looked up."""
+WITHOUT_GETTERS = {"message"}
+"""Classes of which only whole records can be asked for."""
+REMOVED = words(
+    "VMPP.* VIF_metrics.get_all VIF_metrics.get_all_records VIF_metrics.get_by_uuid"
+    " VIF_metrics.get_record VIF_metrics.get_io_read_kbs VIF_metrics.get_io_write_kbs"
+    " VBD_metrics.* PIF_metrics.get_io_read_kbs PIF_metrics.get_io_write_kbs VIF.get_metrics"
+    " VBD.get_metrics host_metrics.get_memory_free VM_metrics.get_VCPUs_utilisation"
+    " VM_guest_metrics.get_disks VM_guest_metrics.get_memory VM.get_is_snapshot_from_vmpp"
+    " Repository.get_up_to_date"
+)
+"""Implicit calls that XAPI knows only to refuse; the fields are still in records."""
+REMOVED_CALLS = words(
+    "VM.set_protection_policy VM.snapshot_with_quiesce VDI.resize_online"
+    " host.apply_recommended_guidances host.reset_cpu_features host.set_cpu_features"
+    " host.license_apply pool.enable_ssl_legacy VMPP.archive_now VMPP.protect_now VMPP.create"
+    " VMPP.destroy"
+)
+"""The same of others."""
 STRING = Type("string")
 
 
@@ -23,11 +44,11 @@ def create_arguments(cls: str, record: dict[str, Any]) -> dict[str, Any]:
     dispatcher does.
     """
     found: dict[str, Any] = {}
-    for name, field in CLASSES[cls].fields.items():
+    for name, field in (CLASSES.get(cls) or NEWER_CLASSES[cls]).fields.items():
         if not field.required and not field.optional:
             continue
         if name in record:
-            found[name] = coerce(field.type, record[name], name)
+            found[name] = coerce(field.type, record[name])
         elif field.required:
             raise internal_error(f'Server_helpers.Dispatcher_FieldNotFound("{name}")')
         else:
@@ -44,13 +65,30 @@ def add_to_map(call: Call, cls: str, ref: str, field: str, key: str, value: Any)
 
 
 def register_generics() -> None:
-    """Declare the implicit messages of all classes."""
-    for spec in CLASSES.values():
+    """Declare the implicit messages of all classes, and what is left of the removed ones."""
+    for spec in NEWER_CLASSES.values():
+        newer = spec.name not in CLASSES
         for method in _of_class(spec):
-            register(method, replace=False)
+            register(_unless_removed(replace(method, newer=newer)), replace=False)
         for field in spec.fields.values():
             for method in _of_field(spec, field):
-                register(method, replace=False)
+                implicit = replace(method, newer=newer or field.newer)
+                register(_unless_removed(implicit), replace=False)
+    anything = (Parameter("ignored", Type("void"), mandatory=False),)
+    for name in REMOVED_CALLS:
+        if name not in METHODS:
+            register(Method(name, anything, _removed))
+
+
+def _removed(call: Call, *ignored: Any) -> None:
+    raise ApiError("MESSAGE_REMOVED")
+
+
+def _unless_removed(method: Method) -> Method:
+    cls = method.name.partition(".")[0]
+    if method.name in REMOVED or f"{cls}.*" in REMOVED:
+        return replace(method, handler=_removed)
+    return method
 
 
 def _method(name: str, parameters: list[Parameter], handler: Handler) -> Method:
@@ -89,7 +127,7 @@ def _of_class(spec: ClassSpec) -> Iterator[Method]:
 
     yield _method(f"{cls}.get_record", [_self(spec)], get_record)
     yield _method(f"{cls}.get_by_uuid", [_string("uuid")], get_by_uuid)
-    if "name_label" in spec.fields:
+    if "name_label" in spec.fields and cls not in WITHOUT_NAMES:
         yield _method(f"{cls}.get_by_name_label", [_string("label")], get_by_name_label)
     if cls not in WITHOUT_LISTS:
         yield _method(f"{cls}.get_all", [], get_all)
@@ -122,7 +160,8 @@ def _of_field(spec: ClassSpec, field: Field) -> Iterator[Method]:
         call.pool.db.set(cls, ref, **{name: [v for v in present if v != value]})
 
     own = _self(spec)
-    yield _method(f"{cls}.get_{name}", [own], getter)
+    if cls not in WITHOUT_GETTERS:
+        yield _method(f"{cls}.get_{name}", [own], getter)
     if not field.writable:
         return
     value = Parameter(name, field.type, mandatory=True)

@@ -6,10 +6,16 @@ Source: xapi: ocaml/libs/http-lib/http_svr.ml, http.ml, ocaml/xapi-consts/consta
 import asyncio
 import base64
 import binascii
+import contextlib
 import html
 import re
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import parse_qsl, unquote
+
+from xorepd.lab.inflow import Inflow
+from xorepd.lab.schema import parse_integer
+from xorepd.lab.vhd_file import FileRange
 
 MAX_HEADER = 1024
 """Bytes of a whole request header on TCP."""
@@ -18,15 +24,26 @@ MAX_BODY = 307200
 READ_TIMEOUT_S = 10.0
 HEADER_TIMEOUT_S = 60.0
 READ_SIZE = 1 << 20
+SEND_STEP = 1 << 18
+"""More at once only costs memory: what the socket does not take is copied."""
 NO_CACHE = "cache-control: no-cache, no-store"
 
 
 class HttpError(Exception):
     """The request cannot be understood; the status line says why, and the connection closes."""
 
-    def __init__(self, status: str) -> None:
+    def __init__(self, status: str, additional: str = "") -> None:
         super().__init__(status)
         self.status = status
+        self.additional = additional
+
+    def page(self) -> bytes:
+        if self.additional:
+            return internal_error_page(self.additional)
+        return error_page(self.status, f"<h1>HTTP {self.status.lower()}</h1>")
+
+
+UNREADABLE = HttpError("500 Internal Error", "The HTTP headers could not be parsed.")
 
 
 class Disconnected(Exception):
@@ -46,14 +63,16 @@ class Request:
 
     @property
     def keep_alive(self) -> bool:
-        if self.version == "1.0":
-            return False
-        return self.headers.get("connection", "").lower() != "close"
+        wanted = self.headers.get("connection", "").lower()
+        if wanted in ("close", "keep-alive"):
+            return wanted == "keep-alive"
+        return self.version != "1.0"
 
     @property
     def content_length(self) -> int | None:
-        text = self.headers.get("content-length")
-        return int(text) if text is not None and text.isdigit() else None
+        """What the header says; None when it says nothing, or a negative number."""
+        length = parse_integer(self.headers.get("content-length", ""))
+        return length if length is not None and length >= 0 else None
 
     @property
     def basic_credentials(self) -> tuple[str, str] | None:
@@ -82,16 +101,18 @@ class Request:
 
 
 def parse_header(raw: bytes) -> Request:
-    lines = raw.decode("latin-1").split("\r\n")
-    words = lines[0].split(" ")
+    lines = [line.strip() for line in raw.decode("latin-1").split("\n")]
+    words = lines[0].split()
     if len(words) != 3 or not words[2].startswith("HTTP/"):
-        raise HttpError("400 Bad Request")
+        raise UNREADABLE
     method, target, version = words
     headers: dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if colon:
             headers[name.strip().lower()] = value.strip()
+    if parse_integer(headers.get("content-length", "0")) is None:
+        raise UNREADABLE
     path, _, raw_query = target.partition("?")
     cookies = {
         name.strip(): unquote(value.strip())
@@ -154,6 +175,22 @@ class Connection:
             return piece
         return await self._receive(limit)
 
+    async def inflow(self) -> Inflow:
+        """Return what receives the rest of a body; nothing else may read from here afterwards."""
+        # Both ways, though streams promise only one, and uvloop's are of no class of asyncio's.
+        transport = cast("asyncio.Transport", self._writer.transport)
+        early, ended = bytes(self._buffer), False
+        self._buffer.clear()
+        with contextlib.suppress(TimeoutError):  # nothing more is here
+            while not ended:
+                transport.pause_reading()
+                async with asyncio.timeout(0):
+                    piece = await self._receive(READ_SIZE)
+                early, ended = early + piece, not piece
+        outer = transport.get_protocol()
+        assert isinstance(outer, asyncio.Protocol)
+        return Inflow(transport, outer, early, ended)
+
     async def read_exactly(self, length: int) -> bytes:
         parts = bytearray()
         while len(parts) < length:
@@ -170,13 +207,38 @@ class Connection:
 
     async def send(self, data: bytes) -> None:
         """Write, and wait while the client is slower than we are."""
-        if self._writer.is_closing():
-            raise Disconnected
+        view = memoryview(data)
         try:
-            self._writer.write(data)
-            await self._writer.drain()
+            for start in range(0, len(view), SEND_STEP):
+                if self._writer.is_closing():
+                    raise Disconnected
+                self._writer.write(view[start : start + SEND_STEP])
+                await self._writer.drain()
         except (ConnectionError, OSError) as error:
             raise Disconnected from error
+
+    @property
+    def plain(self) -> bool:
+        """Whether bytes go out as they are, without TLS."""
+        return self._writer.get_extra_info("sslcontext") is None
+
+    async def send_file(self, part: FileRange) -> None:
+        """Let the kernel send a range of a file, if this event loop can; on a plain connection."""
+        if self._writer.is_closing():
+            raise Disconnected
+        loop = asyncio.get_running_loop()
+        try:
+            with part.opened() as file:
+                sent = await loop.sendfile(
+                    self._writer.transport, file, part.offset, part.length, fallback=False
+                )
+        except (NotImplementedError, asyncio.SendfileNotAvailableError):
+            await self.send(part.read())
+            return
+        except (ConnectionError, OSError, RuntimeError) as error:
+            raise Disconnected from error
+        if sent != part.length:
+            raise Disconnected
 
     def cut(self) -> None:
         """Reset the connection: nothing more is sent, not even what was written."""
@@ -258,6 +320,30 @@ def internal_error_page(additional: str, version: str = "1.1") -> bytes:
         f"<h1> Additional information </h1>{html.escape(additional, quote=False)}"
     )
     return error_page("500 Internal Error", text, version)
+
+
+def forbidden_page(version: str = "1.1") -> bytes:
+    return error_page(
+        "403 Forbidden",
+        "<h1>HTTP 403 forbidden</h1>Access to the requested resource is forbidden.",
+        version,
+    )
+
+
+def preflight(request: Request) -> bytes:
+    """Return the answer to OPTIONS, which browsers ask before they call another site."""
+    wanted = request.headers.get("access-control-request-headers")
+    allowed = f"{wanted}, X-Requested-With" if wanted else "X-Requested-With"
+    lines = [
+        f"HTTP/{request.version} 200 OK",
+        "content-length: 0",
+        f"connection: {'keep-alive' if request.keep_alive else 'close'}",
+        NO_CACHE,
+        "Access-Control-Allow-Origin: *",
+        f"Access-Control-Allow-Headers: {allowed}",
+        "Access-Control-Allow-Methods: PUT",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 def unauthorised_page(realm: str, version: str = "1.1") -> bytes:

@@ -13,6 +13,8 @@ from xorepd.lab.chain import Disk, DiskError
 from xorepd.lab.dispatch import Call, perform
 from xorepd.lab.doors import FORMATS, IO_ERROR, Visit, credentials, find, other_host, task_of
 from xorepd.lab.failures import ApiError, internal_error
+from xorepd.lab.kinds import kind_of
+from xorepd.lab.pools import Pool
 from xorepd.lab.streams import ChunkedRawImport, RawImport, StreamError, VhdImport
 from xorepd.lab.tasks import result_text
 
@@ -101,6 +103,8 @@ async def _serve(visit: Visit, vdi: str, task: str) -> None:
     try:
         await visit.connection.send(http.stream_head(task, FORMATS["raw"]))
         await _work(visit, vdi, chunked)
+        if visit.fault is not None:
+            await visit.fault.after_work()
     except http.Disconnected:
         visit.record.outcome = "disconnected"
         pool.tasks.fail(task, IO_ERROR)
@@ -121,6 +125,9 @@ async def _work(visit: Visit, vdi: str, chunked: bool) -> None:
         await visit.fault.before_work()
     async with attached_to_dom0(pool, visit.host, vdi, "RW"):
         repository, uuid = pool.storage.of_vdi(vdi)
+        if visit.format == "vhd" and not _is_prezeroed(pool, vdi):
+            pool.log.info("import.failed", vdi=uuid, error="the disk may hold other than zeroes")
+            raise IO_ERROR
         try:
             disk = await pool.lab.in_thread(repository.store.open, uuid, writable=True)
             try:
@@ -131,6 +138,12 @@ async def _work(visit: Visit, vdi: str, chunked: bool) -> None:
             pool.log.info("import.failed", vdi=uuid, error=str(error))
             raise IO_ERROR from error
     await repository.reconcile()
+
+
+def _is_prezeroed(pool: Pool, vdi: str) -> bool:
+    record = pool.db.record("VDI", vdi)
+    sr = pool.db.record("SR", record["SR"])
+    return kind_of(sr["type"]).is_prezeroed(sr["sm_config"], record["sm_config"])
 
 
 async def _receive(visit: Visit, disk: Disk, chunked: bool) -> None:
@@ -144,6 +157,9 @@ async def _receive(visit: Visit, disk: Disk, chunked: bool) -> None:
     else:
         parser = RawImport(disk, length)
     body = IncomingBody(visit.connection, length, visit.fault)
-    while not parser.done and (piece := await body.read()):
-        await lab.in_thread(parser.feed, piece)
+    try:
+        while not parser.done and (piece := await body.take(parser.needed)):
+            await lab.in_thread(parser.feed, piece)
+    finally:
+        visit.record.moved = body.received
     await lab.in_thread(parser.finish)

@@ -10,6 +10,7 @@ passwords.
 import asyncio
 import contextlib
 import random
+import shutil
 import socket
 import string
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -22,16 +23,25 @@ import structlog
 
 from xorepd.lab import guests
 from xorepd.lab import methods as methods
+from xorepd.lab.attachments import release_all
 from xorepd.lab.builder import build_pool
 from xorepd.lab.calls import OutsideCall, Recorder
-from xorepd.lab.certificates import ensure_certificate, server_context
+from xorepd.lab.certificates import describe_certificate, ensure_certificate
 from xorepd.lab.chain import Disk
+from xorepd.lab.classes.vm_domain import settle as settle_guests
 from xorepd.lab.clock import Clock
 from xorepd.lab.faults import Faults
-from xorepd.lab.persistence import dump_registry, load_registry, lock, read_state, write_state
-from xorepd.lab.pools import Pool
+from xorepd.lab.frontage import Frontage
+from xorepd.lab.incidents import INCIDENTS, Incident
+from xorepd.lab.persistence import (
+    StateError,
+    StateFile,
+    load_registry,
+    lock,
+    read_state,
+)
+from xorepd.lab.pools import NBD_PORT, Pool
 from xorepd.lab.registry import Registry
-from xorepd.lab.server import Front
 from xorepd.lab.topology import PoolSpec, Topology
 
 THREADS = 8
@@ -55,17 +65,18 @@ class Lab:
         self.seed = seed
         self.clock = Clock(time_scale)
         self.pools: dict[str, Pool] = {}
-        self.faults = Faults()
+        self.faults = Faults(self)
         self.recorder = Recorder()
         self.topology_name = ""
-        self._fronts: list[Front] = []
         self._group: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="lab-disk")
         self._starts = 1
         self._stopping = False
+        self._complete = False
+        """Whether all pools are there; half a lab must not be saved, or it would be resumed."""
         self._lock: IO[str] | None = None
-        self._saved: dict[str, int] = {}
+        self._state_file = StateFile(state / "lab.json")
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -99,7 +110,7 @@ class Lab:
         """Wait until no garbage collector has anything to do: no file moves under a reader then."""
         for pool in self.pools.values():
             for repository in pool.storage.repositories.values():
-                await repository.settled.wait()
+                await repository.garbage.settled.wait()
 
     @property
     def calls(self) -> list[OutsideCall]:
@@ -162,7 +173,7 @@ class Lab:
     ) -> T:
         pool, vm = self.find_vm(vm_name)
         db = pool.db
-        if writable and db.get("VM", vm, "power_state") != "Running":
+        if writable and not pool.life.runs(vm):
             raise ValueError(f"{vm_name} is not running")
         for vbd in db.get("VM", vm, "VBDs"):
             record = db.record("VBD", vbd)
@@ -193,18 +204,74 @@ class Lab:
                 return choice[0]
         raise ValueError(f"{len(found)} VMs are called {name}")
 
+    # -- what happens to pools ------------------------------------------------------------------
+
+    async def happen(self, incident: Incident) -> None:
+        """Let an incident happen, to its end: a host that restarts serves again.
+
+        It goes on when the caller is cancelled, who may be a request that it kills.
+
+        Raises:
+            LookupError: It is not clear where.
+        """
+        pool = self._place(incident)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Exception | None] = loop.create_future()
+
+        async def run() -> None:
+            failure: Exception | None = None
+            try:
+                await INCIDENTS[incident.kind].happen(pool, incident)
+            except (LookupError, ValueError, OSError) as error:
+                failure = error
+                pool.log.warning("incident.failed", kind=incident.kind, error=str(error))
+            finally:
+                if not ended.done():
+                    ended.set_result(failure)
+
+        pool.log.info("incident", **incident.to_json())
+        if self.spawn(run(), f"incident {incident.kind}") is None:
+            return
+        failure = await asyncio.shield(ended)
+        if failure is not None:
+            raise failure
+
+    def _place(self, incident: Incident) -> Pool:
+        """Return the pool where an incident happens."""
+
+        def has(pool: Pool, cls: str, name: str | None) -> bool:
+            return name is None or any(pool.db.select(cls, name_label=name))
+
+        found = [
+            pool
+            for pool in self.pools.values()
+            if incident.pool in (None, pool.name)
+            and has(pool, "host", incident.host)
+            and has(pool, "SR", incident.sr)
+        ]
+        if len(found) != 1:
+            raise LookupError(
+                f"{incident.kind}: {len(found)} pools are meant; give pool, host and sr by name"
+            )
+        return found[0]
+
     # -- running things -------------------------------------------------------------------------
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run something for as long as the lab runs; its failure is logged, nothing more."""
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None] | None":
+        """Run something for as long as the lab runs; its failure is logged, nothing more.
+
+        Returns:
+            The task, for who wants to cancel it; None when the lab stops.
+        """
         if self._stopping:
             work.close()
-            return
+            return None
         task = self._group.create_task(self._guarded(work, name), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         # Cancelled before its first step, the inner coroutine would complain of never having run.
         task.add_done_callback(lambda _: work.close())
+        return task
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work on a disk in a thread; it ends before this does, cancelled or not."""
@@ -224,29 +291,48 @@ class Lab:
 
     # -- opening and closing --------------------------------------------------------------------
 
-    @property
-    def _state_file(self) -> Path:
-        return self.directory / "lab.json"
-
     async def _open(self, topology: Topology) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.directory)
-        if self._state_file.exists():
-            await self._resume(read_state(self._state_file))
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.directory)
+            exists = self._state_file.path.exists()
+            if not exists:
+                self._clear_site()
+        except OSError as error:
+            raise StateError(f"{self.directory} cannot be used: {error.strerror}") from error
+        if exists:
+            await self._resume(read_state(self._state_file.path))
         else:
             self.topology_name = topology.name
             for number, spec in enumerate(topology.pools):
                 await self._make(spec, number)
+        self._complete = True
         self._save()
+        self._building.unlink(missing_ok=True)
         self.spawn(self._keep_saving(), "save")
         self.spawn(self._keep_sweeping(), "sweep")
 
+    @property
+    def _building(self) -> Path:
+        """The file whose presence says: what is here is a lab that was never finished."""
+        return self.directory / "lab.building"
+
+    def _clear_site(self) -> None:
+        """Remove what an interrupted start has left, and nothing that is not ours."""
+        disks = self.directory / "srs"
+        if self._building.exists():
+            shutil.rmtree(disks, ignore_errors=True)
+        elif disks.exists():
+            raise StateError(f"{disks} is there, but no lab that it belongs to")
+        self._building.touch()
+
     async def _make(self, spec: PoolSpec, number: int) -> None:
         rng = random.Random(f"{self.seed}/{spec.name}")
-        password = "".join(rng.choices(string.ascii_letters + string.digits, k=PASSWORD_LENGTH))
+        password = make_password(rng)
         network = self._loopback_network(number)
         addresses = {host: f"{network}.{position + 1}" for position, host in enumerate(spec.hosts)}
-        pool = Pool(self, spec.name, Registry(rng), password)
+        accounts = {account.name: make_password(rng) for account in spec.accounts}
+        pool = Pool(self, spec.name, Registry(rng, spec.release), password, accounts)
         await build_pool(pool, spec, addresses)
         await self._listen(pool)
 
@@ -261,10 +347,13 @@ class Lab:
         self.topology_name = state["topology"]
         for name, saved in state["pools"].items():
             # Another sequence at every start: a file made last time may be older than its record.
-            db = Registry(random.Random(f"{self.seed}/{name}/{self._starts}"))
+            rng = random.Random(f"{self.seed}/{name}/{self._starts}")
+            db = Registry(rng, saved.get("release", "8.3"))
             load_registry(db, saved["registry"])
-            pool = Pool(self, name, db, saved["password"])
+            pool = Pool(self, name, db, saved["password"], saved.get("accounts"))
             pool.https_port, pool.http_port = saved["ports"]
+            pool.nbd_port = saved.get("nbd_port", NBD_PORT)
+            pool.clock.jump(saved.get("clock_offset_s", 0.0))
             await self._settle(pool)
             await self._listen(pool)
 
@@ -274,15 +363,18 @@ class Lab:
         for dom0 in list(db.select("VM", is_control_domain=True)):
             for vbd in db.get("VM", dom0, "VBDs"):
                 db.destroy("VBD", vbd)
+        pool.life.all_up()
         for sr in db.refs("SR"):
             directory = pool.sr_directory(db.get("SR", sr, "uuid"))
             if directory.is_dir():
                 repository = await pool.storage.add(sr, directory)
                 await repository.reconcile(scan=True)
-                repository.kick_collector()
+                repository.garbage.kick()
+        release_all(pool)
         for cls in ("SR", "VM", "VDI", "VBD"):
             for ref in db.refs(cls):
                 pool.operations.refresh(cls, ref)
+        settle_guests(pool.internal_call())
 
     async def _listen(self, pool: Pool) -> None:
         db = pool.db
@@ -293,50 +385,61 @@ class Lab:
             pool.certificates[host] = await self.in_thread(
                 ensure_certificate, directory, name, pool.address(host)
             )
+            if not db.get("host", host, "certificates"):
+                facts = describe_certificate(pool.certificates[host])
+                db.create("Certificate", type="host", host=host, **facts)
         pool.ca_file = self.directory / f"{pool.name}.pem"
         pool.ca_file.write_text("".join(pool.certificates[host].read_text() for host in hosts))
-        fronts = [Front(pool, host) for host in hosts]
-        if pool.https_port:
-            await self._bind(pool, fronts)
-        else:
-            await self._bind_anywhere(pool, fronts)
-        self._fronts += fronts
+        pool.frontages = {host: Frontage(pool, host) for host in hosts}
+        # Known before it listens: whatever happens from here on, `_stop` closes what is open.
         self.pools[pool.name] = pool
+        if pool.https_port:
+            try:
+                await self._bind(pool)
+            except OSError as error:
+                ports = f"{pool.https_port}, {pool.http_port} and {pool.nbd_port}"
+                raise StateError(
+                    f"pool {pool.name} cannot have its ports {ports} back: {error.strerror}"
+                ) from error
+        else:
+            await self._bind_anywhere(pool)
 
-    async def _bind_anywhere(self, pool: Pool, fronts: list[Front]) -> None:
-        addresses = [pool.address(front.host) for front in fronts]
+    async def _bind_anywhere(self, pool: Pool) -> None:
+        addresses = [pool.address(host) for host in pool.frontages]
         for attempt in range(PORT_TRIES):
             pool.https_port = free_port(addresses)
             pool.http_port = free_port(addresses, without=pool.https_port)
+            pool.nbd_port = free_port(addresses, wanted=NBD_PORT)
             try:
-                await self._bind(pool, fronts)
+                await self._bind(pool)
             except OSError:
                 # Somebody took the port between our two looks at it.
-                for front in fronts:
-                    front.close()
+                for frontage in pool.frontages.values():
+                    frontage.close()
+                    frontage.cut(streams=True)
                 if attempt == PORT_TRIES - 1:
                     raise
             else:
                 return
 
-    async def _bind(self, pool: Pool, fronts: list[Front]) -> None:
-        for front in fronts:
-            address = pool.address(front.host)
-            context = server_context(pool.certificates[front.host])
-            await front.listen(address, pool.https_port, context)
-            await front.listen(address, pool.http_port)
+    async def _bind(self, pool: Pool) -> None:
+        for frontage in pool.frontages.values():
+            await frontage.open()
 
     def _stop(self) -> None:
         self._stopping = True
-        for front in self._fronts:
-            front.close()
+        for pool in self.pools.values():
+            for frontage in pool.frontages.values():
+                frontage.close()
+                frontage.cut(streams=True)
         self.faults.clear()
         for task in self._running:
             task.cancel()
 
     async def _close(self) -> None:
-        if self.pools:
+        if self._complete:
             self._save()
+        self._state_file.close()
         await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
         if self._lock is not None:
             self._lock.close()
@@ -344,24 +447,23 @@ class Lab:
     # -- saving and sweeping --------------------------------------------------------------------
 
     def _save(self) -> None:
-        now = {name: pool.db.generation for name, pool in self.pools.items()}
-        if now == self._saved:
-            return
-        state = {
+        head = {
             "seed": self.seed,
             "starts": self._starts,
             "topology": self.topology_name,
             "pools": {
                 name: {
                     "password": pool.password,
+                    "accounts": pool.accounts,
+                    "release": pool.db.release,
                     "ports": [pool.https_port, pool.http_port],
-                    "registry": dump_registry(pool.db),
+                    "nbd_port": pool.nbd_port,
+                    "clock_offset_s": pool.clock.offset.total_seconds(),
                 }
                 for name, pool in self.pools.items()
             },
         }
-        write_state(self._state_file, state)
-        self._saved = now
+        self._state_file.save(head, {name: pool.db for name, pool in self.pools.items()})
 
     async def _keep_saving(self) -> None:
         while True:
@@ -376,11 +478,15 @@ class Lab:
                 pool.sessions.sweep()
 
 
-def free_port(addresses: list[str], without: int = 0) -> int:
-    """Return a port that is free on all addresses."""
+def make_password(rng: random.Random) -> str:
+    return "".join(rng.choices(string.ascii_letters + string.digits, k=PASSWORD_LENGTH))
+
+
+def free_port(addresses: list[str], without: int = 0, wanted: int = 0) -> int:
+    """Return a port that is free on all addresses: the one that is wanted, else any."""
     for _ in range(PORT_TRIES):
         with contextlib.ExitStack() as stack:
-            port = 0
+            port, wanted = wanted, 0
             try:
                 for address in addresses:
                     probe = stack.enter_context(socket.socket())

@@ -1,13 +1,18 @@
 """One pool: its objects, sessions, tasks, locks and disks."""
 
-from collections.abc import Coroutine
+import asyncio
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from xorepd.lab.calls import NOBODY, Caller
+from xorepd.lab.clock import Clock
 from xorepd.lab.dispatch import Call
+from xorepd.lab.life import Life
+from xorepd.lab.old_events import OldEvents
 from xorepd.lab.operations import Operations
 from xorepd.lab.registry import Registry
 from xorepd.lab.sessions import Sessions
@@ -15,9 +20,12 @@ from xorepd.lab.storage import Storage
 from xorepd.lab.tasks import Tasks
 
 if TYPE_CHECKING:
+    from xorepd.lab.frontage import Frontage
     from xorepd.lab.lab import Lab
 
 USERNAME = "root"
+NBD_PORT = 10809
+"""The one registered for NBD; a pool has another only when something else listens there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +43,40 @@ class SrView:
 class Pool:
     """Everything that the members of a pool share."""
 
-    def __init__(self, lab: "Lab", name: str, db: Registry, password: str) -> None:
+    def __init__(
+        self,
+        lab: "Lab",
+        name: str,
+        db: Registry,
+        password: str,
+        accounts: Mapping[str, str] | None = None,
+    ) -> None:
         self.lab = lab
         self.name = name
         self.db = db
         self.username = USERNAME
         self.password = password
-        self.clock = lab.clock
+        self.clock = Clock(lab.clock.scale)
+        """The hosts' clock: it may be wrong without the other pools' being wrong."""
         self.log = structlog.get_logger("xorepd.lab").bind(pool=name)
-        self.tasks = Tasks(db, lab.clock)
-        self.sessions = Sessions(db, lab.clock, {USERNAME: password})
-        self.operations = Operations(db, self.tasks, lab.clock)
+        self.tasks = Tasks(db, self.clock)
+        self.accounts = dict(accounts or {})
+        """Passwords of users beside root."""
+        self.sessions = Sessions(db, self.clock, self.tasks, {USERNAME: password, **self.accounts})
+        self.operations = Operations(db, self.tasks, self.clock)
+        self.old_events = OldEvents(db)
         self.storage = Storage(self)
+        self.last_domid = 0
         self.https_port = 0
         self.http_port = 0
+        self.nbd_port = NBD_PORT
         self.ca_file = Path()
         self.certificates: dict[str, Path] = {}
+        self.frontages: dict[str, Frontage] = {}
+        """What listens, by host."""
+        self.life = Life(self)
+        self.operations.reach = self.life.check_reachable
+        self._calls: set[asyncio.Task[None]] = set()
 
     @property
     def master(self) -> str:
@@ -91,9 +117,40 @@ class Pool:
         for cls in ("session", "task"):
             self.db.forget(cls)
 
+    async def crash_host(self, host: str) -> None:
+        """Let a host lose its power; it stays off until `restart_host`."""
+        await self.life.crash(host)
+
+    async def restart_host(self, host: str) -> None:
+        """Boot a host, after a crash if it was up; done when it serves again."""
+        await self.life.restart(host)
+
+    async def change_master(self, host: str) -> None:
+        """Make another host the master; done when all members serve again."""
+        await self.life.change_master(host)
+
+    def caller(self, session: Any) -> Caller:
+        """Return who stands behind a session's reference, as a request gives it."""
+        if not isinstance(session, str) or not self.db.exists("session", session):
+            return NOBODY
+        return Caller(session, self.db.get("session", session, "originator"))
+
     def internal_call(self) -> Call:
         """Return a call of the toolstack's own, on the master."""
         return Call(self, self.master)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something that a restart of the toolstack does not touch: a guest, a collector."""
         self.lab.spawn(work, name)
+
+    def spawn_call(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run the work of an `Async.` call; it dies with the master's toolstack."""
+        task = self.lab.spawn(work, name)
+        if task is not None:
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    def cancel_calls(self) -> None:
+        """Give up all `Async.` calls, as a toolstack does that dies."""
+        for task in self._calls:
+            task.cancel()

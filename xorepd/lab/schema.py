@@ -9,7 +9,7 @@ A class is a few lines of text, one type per line::
 `!` marks a member that `create` requires, `?` one that it takes, `~` one that it ignores (needed
 only before `w`, since names may end in one), `w` a field with setters, `=x` a default other than
 the type's zero value, and a trailing `*` a field that releases up to XCP-ng 8.3
-do not have (such fields are left out).
+do not have: only pools of the release `newer` show it.
 
 Types: `string`, `int`, `float`, `bool`, `datetime`, `ref CLASS`, `set TYPE`, `map KEY TYPE`,
 `void`, and the names of enums.
@@ -19,9 +19,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from xmlrpc.client import DateTime as XmlDateTime
 
-from xorepd.lab.failures import NULL, ApiError
+from xorepd.lab.failures import NULL, ApiError, internal_error
 
 
 class DateTime(str):
@@ -130,6 +129,8 @@ class Field:
     optional: bool
     writable: bool
     default: Any
+    newer: bool = False
+    """Whether releases up to XCP-ng 8.3 lack it."""
 
     def fresh(self) -> Any:
         """Return a default that nobody else holds."""
@@ -152,7 +153,8 @@ class ClassSpec:
 _FIELD = re.compile(r"(?P<name>\w+)(?P<mark>[!?~])?(?P<w>w)?(?:=(?P<default>[^*]*))?(?P<new>\*)?$")
 
 
-def parse_class(name: str, table: str, enums: Mapping[str, str]) -> ClassSpec:
+def parse_class(name: str, table: str, enums: Mapping[str, str], newer: bool = False) -> ClassSpec:
+    """Read a class; with the fields of newer releases, or without."""
     spec = ClassSpec(name)
     for line in table.strip().splitlines():
         kind, _, members = line.partition(": ")
@@ -160,7 +162,7 @@ def parse_class(name: str, table: str, enums: Mapping[str, str]) -> ClassSpec:
             match = _FIELD.match(word)
             if match is None:
                 raise ValueError(f"cannot read the field {word!r} of {name}")
-            if match["new"]:
+            if match["new"] and not newer:
                 continue
             declared = parse_type(kind, enums)
             default = (
@@ -173,55 +175,100 @@ def parse_class(name: str, table: str, enums: Mapping[str, str]) -> ClassSpec:
                 optional=match["mark"] == "?",
                 writable=match["w"] is not None,
                 default=default,
+                newer=match["new"] is not None,
             )
     return spec
 
 
+ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+"""Characters that XML 1.0 cannot hold."""
 _DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)T(\d\d):(\d\d):(\d\d)Z?$")
+_INTEGER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,40})$")
+_MOST_SHOWN = 100
 
 
-def coerce(declared: Type, value: Any, name: str) -> Any:
+def parse_integer(text: str) -> int | None:
+    """Read an integer as XAPI does; None when it is none, or has more than 64 bits."""
+    if not _INTEGER.match(text):
+        return None
+    number = int(text, 16 if "x" in text.lower() else 10)
+    return number if -(1 << 63) <= number < 1 << 63 else None
+
+
+def storable(text: str) -> str:
+    """Return what the database keeps of a string: all up to the first character XML cannot hold."""
+    found = ILLEGAL.search(text)
+    return str(text) if found is None else text[: found.start()]
+
+
+def mismatch(expected: str, value: Any) -> ApiError:
+    """Return the failure of an argument of the wrong type, which XAPI does not name."""
+    match value:
+        case None:
+            shown = "null"
+        case bool():
+            shown = str(value).lower()
+        case list() | dict():
+            shown = "[...]" if isinstance(value, list) else "{...}"
+        case _:
+            shown = str(value)[:_MOST_SHOWN]
+    return internal_error(f"Failure(\"Expected {expected}, got '{shown}'\")")
+
+
+def coerce(declared: Type, value: Any) -> Any:
     """Turn what the wire gave into a value of the declared type.
 
-    Integers may come as strings, since XML-RPC has no 64-bit ones.
+    Integers and floats may come as strings, since XML-RPC has no 64-bit ones.
 
     Raises:
-        ApiError: FIELD_TYPE_ERROR [name] for a wrong type, INVALID_VALUE [name, value] for an
-            unknown enum member or a date that is none.
+        ApiError: INTERNAL_ERROR with the text of the exception that the real decoder dies of.
+
+    Source: ocaml-rpc: src/lib/rpc.ml, rpcmarshal.ml.
     """
     match declared.kind:
-        case "string" | "ref" if isinstance(value, str):
-            return str(value)
+        case "string" | "ref" if isinstance(value, str) and not isinstance(value, DateTime):
+            return storable(value)
         case "int" if isinstance(value, int) and not isinstance(value, bool):
             return value
-        case "int" if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
-            return int(value)
+        case "int" if isinstance(value, str):
+            number = parse_integer(value)
+            if number is None:
+                raise mismatch("int64", value)
+            return number
         case "float" if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         case "float" if isinstance(value, str):
             try:
                 return float(value)
             except ValueError:
-                raise ApiError("FIELD_TYPE_ERROR", name) from None
+                raise mismatch("float", value) from None
         case "bool" if isinstance(value, bool):
             return value
         case "enum" if isinstance(value, str):
             if value not in declared.values:
-                raise ApiError("INVALID_VALUE", name, value)
+                raise internal_error(f"Failure(\"Unknown tag '{value[:_MOST_SHOWN]}'\")")
             return value
-        case "datetime" if isinstance(value, (str, XmlDateTime)):
-            found = _DATE.match(str(value))
+        case "datetime" if isinstance(value, str):
+            found = _DATE.match(value)
             if found is None:
-                raise ApiError("INVALID_VALUE", name, str(value))
+                raise internal_error(f"Invalid argument: {value[:_MOST_SHOWN]} is not a date")
             year, month, day, hour, minute, second = found.groups()
             return DateTime(f"{year}{month}{day}T{hour}:{minute}:{second}Z")
         case "set" if isinstance(value, list) and declared.item is not None:
-            return [coerce(declared.item, item, name) for item in value]
+            return [coerce(declared.item, item) for item in value]
         case "map" if isinstance(value, dict) and declared.item and declared.key:
-            for key in value:
-                coerce(declared.key, key, name)
-            return {str(k): coerce(declared.item, v, name) for k, v in value.items()}
+            return {
+                str(coerce(declared.key, key)): coerce(declared.item, item)
+                for key, item in value.items()
+            }
+        case "void":
+            return None
         case "record" if isinstance(value, dict):
             return value
+        case "record":
+            raise internal_error('Failure("bad __structure")')
         case _:
-            raise ApiError("FIELD_TYPE_ERROR", name)
+            raise mismatch(_NAMES.get(declared.kind, declared.kind), value)
+
+
+_NAMES = {"int": "int64", "ref": "string", "enum": "string", "set": "array", "datetime": "DateTime"}

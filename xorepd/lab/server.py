@@ -7,23 +7,33 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from xorepd.lab import http, jsonrpc, xmlrpc
+from xorepd.lab import http, jsonrpc, xmlrpc, xva_doors
+from xorepd.lab.bodies import send_spoilt
+from xorepd.lab.calls import OutsideCall
 from xorepd.lab.dispatch import dispatch
-from xorepd.lab.doors import Unauthorised, Visit
+from xorepd.lab.doors import Forbidden, Unauthorised, Visit
 from xorepd.lab.exports import export_raw_vdi
-from xorepd.lab.failures import ApiError
+from xorepd.lab.failures import NULL, ApiError
 from xorepd.lab.faults import Fault
 from xorepd.lab.http import Connection, Disconnected, HttpError, Request
 from xorepd.lab.imports import import_raw_vdi
 from xorepd.lab.pools import Pool
+from xorepd.lab.tasks import TaskWish
 
 KNOWN_METHODS = {"GET", "PUT", "POST", "OPTIONS", "CONNECT"}
 EMPTY_PAGE = b"<html><body>xorepd lab</body></html>"
-DOORS: dict[tuple[str, str], tuple[Callable[[Visit], Awaitable[None]], str]] = {
-    ("GET", "/export_raw_vdi"): (export_raw_vdi, "VDI.export_raw"),
-    ("PUT", "/import_raw_vdi"): (import_raw_vdi, "VDI.import"),
+DOORS: dict[tuple[str, str], tuple[Callable[[Visit], Awaitable[None]], str, str]] = {
+    ("GET", "/export_raw_vdi"): (export_raw_vdi, "VDI.export_raw", ""),
+    ("PUT", "/import_raw_vdi"): (import_raw_vdi, "VDI.import", ""),
+    ("GET", "/export_metadata"): (xva_doors.export_metadata, "VM.export_metadata", "metadata"),
+    ("PUT", "/import_metadata"): (xva_doors.import_metadata, "VM.metadata_import", "metadata"),
+    ("GET", "/export"): (xva_doors.export, "VM.export", "xva"),
+    ("PUT", "/import"): (xva_doors.import_, "VM.import", "xva"),
 }
-"""Handlers by method and longest prefix of the path; the second is the realm of their 401."""
+"""Handlers by method and beginning of the path, the longest first. With them the realm of their
+401, and the format that calls and faults are known by, unless the request names it."""
+MAX_CONNECTIONS = 800
+"""Of one member; who comes later is accepted and not listened to."""
 STREAM_LIMIT = 1 << 20
 """How much asyncio reads ahead of us; bounds memory per connection."""
 
@@ -35,6 +45,10 @@ class Front:
         self._pool = pool
         self.host = host
         self._servers: list[asyncio.Server] = []
+        self._connections: dict[Connection, asyncio.Task[None]] = {}
+        self._streams: set[Connection] = set()
+        """Those of the connections that carry disks."""
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def listen(self, address: str, port: int, certificate: Any = None) -> int:
         """Listen, with TLS when there is a certificate's context; return the port."""
@@ -47,28 +61,48 @@ class Front:
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
-    def close(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+    def close(self, port: int | None = None) -> None:
+        """Stop listening, on all ports or on one; connections go on."""
+        for server in list(self._servers):
+            if port in (None, *(each.getsockname()[1] for each in server.sockets)):
+                server.close()
+                self._servers.remove(server)
+
+    def cut(self, streams: bool) -> None:
+        """Cut the connections and give up what they asked for, streams of disks if told so."""
+        for connection, serving in list(self._connections.items()):
+            if streams or connection not in self._streams:
+                connection.cut()
+                serving.cancel()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._pool.lab.spawn(self._serve(Connection(reader, writer)), "connection")
+        connection = Connection(reader, writer)
+        serving = self._pool.lab.spawn(self._serve(connection), "connection")
+        if serving is not None:
+            self._connections[connection] = serving
+            serving.add_done_callback(lambda _: self._connections.pop(connection, None))
 
     async def _serve(self, connection: Connection) -> None:
         try:
-            while True:
-                request = await connection.read_request()
-                if request is None or not await self._answer(request, connection):
-                    break
+            async with self._places:
+                await self._converse(connection)
         except HttpError as error:
-            await self._last_words(connection, http.response(error.status))
+            await self._last_words(connection, error.page())
         except Disconnected:
             connection.cut()
         except asyncio.CancelledError:
             connection.cut()
             raise
+        except Exception as error:
+            self._pool.log.exception("connection.failed")
+            await self._last_words(connection, http.internal_error_page(repr(error)))
         await connection.close()
+
+    async def _converse(self, connection: Connection) -> None:
+        while True:
+            request = await connection.read_request()
+            if request is None or not await self._answer(request, connection):
+                return
 
     async def _last_words(self, connection: Connection, data: bytes) -> None:
         try:
@@ -81,22 +115,23 @@ class Front:
         version = request.version
         if request.method not in KNOWN_METHODS:
             page = http.error_page(
-                "501 Method not implemented", "<h1>HTTP 501 method not implemented</h1>", version
+                "501 Method not implemented", "<h1>HTTP 501 Method Not Implemented</h1>", version
             )
             await connection.send(page)
             return False
         if request.method == "OPTIONS":
-            extra = ("access-control-allow-methods: PUT, POST, GET, OPTIONS",)
-            await connection.send(
-                http.response("200 OK", keep_alive=request.keep_alive, extra=extra)
-            )
+            await connection.send(http.preflight(request))
             return request.keep_alive
-        for (method, prefix), (door, realm) in DOORS.items():
+        for (method, prefix), (door, realm, name) in DOORS.items():
             if request.method == method and request.path.startswith(prefix):
-                await self._visit(request, connection, door, realm)
+                name = name or request.parameter("format") or "raw"
+                await self._visit(request, connection, door, realm, name)
                 return False
         if request.method == "POST":
             return await self._rpc(request, connection)
+        if request.method != "GET":
+            await connection.send(http.forbidden_page(version))
+            return False
         await connection.send(http.response("200 OK", EMPTY_PAGE, keep_alive=request.keep_alive))
         return request.keep_alive
 
@@ -108,30 +143,31 @@ class Front:
         connection: Connection,
         door: Callable[[Visit], Awaitable[None]],
         realm: str,
+        name: str,
     ) -> None:
         pool, lab = self._pool, self._pool.lab
         kind = "export" if request.method == "GET" else "import"
-        name = request.parameter("format") or "raw"
         host_name = pool.db.get("host", self.host, "name_label")
         query = tuple(sorted((k, v) for k, v in request.query.items() if k != "session_id"))
-        record = lab.recorder.note(pool.name, host_name, kind, name, query)
-        fault = lab.faults.pick(
-            "export" if kind == "export" else "import", name, pool.name, host_name
-        )
-        if fault is not None and fault.reset:
-            record.outcome = "reset"
-            connection.cut()
-            raise Disconnected
+        caller = pool.caller(request.parameter("session_id"))
+        record = lab.recorder.note(pool.name, host_name, kind, name, query, caller)
+        fault = lab.faults.pick(kind, name, pool.name, host_name, query)
+        await _arrive(fault, record, connection)
         visit = Visit(pool, self.host, request, connection, record, fault)
+        self._streams.add(connection)
         try:
             await door(visit)
         except Unauthorised:
             record.outcome = "401"
             await connection.send(http.unauthorised_page(realm, request.version))
+        except Forbidden:
+            record.outcome = "403"
+            await connection.send(http.forbidden_page(request.version))
         except ApiError as error:
             record.outcome = error.code
             await connection.send(http.internal_error_page(str(error), request.version))
         finally:
+            self._streams.discard(connection)
             record.outcome = record.outcome or "ok"
 
     # -- remote calls ---------------------------------------------------------------------------
@@ -144,6 +180,7 @@ class Front:
             )
             return False
         body = await connection.read_exactly(length)
+        content_type = "text/xml"
         try:
             if request.path.startswith("/jsonrpc"):
                 call = jsonrpc.decode_call(body)
@@ -151,45 +188,65 @@ class Front:
                 succeed, fail = call.success, call.failure
                 content_type = "application/json"
             else:
+                # Also at `/json`, whose name promises something else.
                 name, params = xmlrpc.decode_call(body)
                 succeed, fail = xmlrpc.success, xmlrpc.failure
                 if name == "system.listMethods":
                     succeed = xmlrpc.encode_response
-                content_type = "text/xml"
         except xmlrpc.Malformed as error:
             await connection.send(http.internal_error_page(str(error), request.version))
             return False
-        answer, fault = await self._call(connection, name, params, request.task_keys, succeed, fail)
-        if fault is not None and fault.drop_response:
-            connection.cut()
-            raise Disconnected
-        await connection.send(
-            http.response("200 OK", answer, content_type, keep_alive=request.keep_alive)
+        except ApiError as error:
+            early = jsonrpc.early_failure(error.description)
+            await connection.send(
+                http.response("200 OK", early, "application/json", keep_alive=request.keep_alive)
+            )
+            return request.keep_alive
+        wish = TaskWish(
+            request.task_keys,
+            request.headers.get("task-id", ""),
+            request.headers.get("subtask-of", NULL),
         )
-        return request.keep_alive
+        answer, fault = await self._call(connection, name, params, wish, succeed, fail)
+        response = http.response("200 OK", answer, content_type, keep_alive=request.keep_alive)
+        if fault is None:
+            await connection.send(response)
+            return request.keep_alive
+        return await send_spoilt(connection, response, fault) and request.keep_alive
 
     async def _call(
         self,
         connection: Connection,
         name: str,
         params: list[Any],
-        task_keys: dict[str, str],
+        wish: TaskWish,
         succeed: Callable[[Any], bytes],
         fail: Callable[[list[str]], bytes],
     ) -> tuple[bytes, Fault | None]:
         pool, lab = self._pool, self._pool.lab
         host_name = pool.db.get("host", self.host, "name_label")
-        arguments = params if name.startswith("session.login") else params[1:]
-        record = lab.recorder.note(pool.name, host_name, "rpc", name, tuple(arguments))
-        fault = lab.faults.pick("rpc", name.removeprefix("Async."), pool.name, host_name)
-        if fault is not None and fault.reset:
-            record.outcome = "reset"
-            connection.cut()
-            raise Disconnected
+        is_login = name.startswith(("session.login", "session.slave_l"))
+        arguments = tuple(params if is_login else params[1:])
+        caller = pool.caller(None if is_login or not params else params[0])
+        record = lab.recorder.note(pool.name, host_name, "rpc", name, arguments, caller)
+        plain_name = name.removeprefix("Async.")
+        fault = lab.faults.pick("rpc", plain_name, pool.name, host_name, arguments)
+        await _arrive(fault, record, connection)
         try:
-            answer = succeed(await dispatch(pool, self.host, name, params, fault, task_keys))
+            answer = succeed(await dispatch(pool, self.host, name, params, fault, wish))
         except ApiError as error:
             record.outcome = error.code
             return fail(error.description), fault
         record.outcome = "ok"
         return answer, fault
+
+
+async def _arrive(fault: Fault | None, record: OutsideCall, connection: Connection) -> None:
+    """Let a fault meet the request before anything is done."""
+    if fault is None:
+        return
+    try:
+        await fault.arrive(connection)
+    except Disconnected:
+        record.outcome = fault.outcome
+        raise

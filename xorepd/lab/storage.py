@@ -3,27 +3,36 @@
 Structural changes of one SR's directory run one at a time. After each, `reconcile` makes the
 records follow: base copies appear and vanish, `vhd-parent` and sizes change.
 
+While the storage layer does something to a VDI, keys of `sm_config` tell:
+
+    host_<ref>    RW or RO: attached on that host; see `attachments`
+    paused        nobody reads or writes for a moment: snapshot, clone, CBT, merge of a leaf
+    relinking     a base copy below is being merged; see `garbage`
+
 Source: sm: libs/sm/drivers/FileSR.py, cleanup.py; xapi: ocaml/xapi/storage_smapiv1.ml.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from xorepd.lab.disks import DiskError, DiskStore, Node
 from xorepd.lab.failures import ApiError, backend_failure
+from xorepd.lab.garbage import GarbageCollector
+from xorepd.lab.kinds import kind_of
+from xorepd.lab.space import Space
 
 if TYPE_CHECKING:
     from xorepd.lab.pools import Pool
 
-GC_QUIET_S = 20.0
-"""How long the garbage collector waits before it starts. XAPI's waits 5 minutes; nobody would watch
-the lab that long, and a client cannot tell the difference from a collector kicked earlier."""
-
 P = ParamSpec("P")
 T = TypeVar("T")
+
+ALERT_PRIORITY = 3
+FRESH_SIZE = 1 << 40
+"""What an SR has room for when nobody says: there is no device behind it to ask."""
 
 
 class Repository:
@@ -35,11 +44,22 @@ class Repository:
         self.directory = directory
         self._pool = pool
         self._lock = asyncio.Lock()
-        self._collecting = False
-        self._collectors = 0
-        self.settled = asyncio.Event()
-        """Set while no garbage collection waits or runs: the files hold still between changes."""
-        self.settled.set()
+        self.garbage = GarbageCollector(pool, self)
+        self._seen: dict[str, Node] = {}
+        self.space = Space(pool.db, ref, store)
+        self._whole: tuple[int | None] | None = None
+        """The capacity before the SR was made to look full."""
+
+    def shrink_capacity(self, to: int) -> None:
+        """Let the SR hold no more than so many bytes, until `restore_capacity`."""
+        if self._whole is None:
+            self._whole = (self.store.capacity,)
+        self.store.capacity = to
+
+    def restore_capacity(self) -> None:
+        if self._whole is not None:
+            (self.store.capacity,) = self._whole
+            self._whole = None
 
     async def change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one structural change of the directory in a thread, alone.
@@ -55,6 +75,23 @@ class Repository:
             except OSError as error:
                 raise backend_failure(200, error.strerror or "") from error
 
+    async def follow(self, uuid: str) -> None:
+        """Make one VDI's record and the totals follow its file, without a look at the others."""
+        node = await self.change(self.store.node, uuid)
+        self._seen[uuid] = node
+        self._update(self._pool.db.by_uuid("VDI", uuid), node)
+        self.update_totals(self._seen)
+
+    async def refresh(self, vdi: str) -> None:
+        """Make one VDI's record follow what the driver knows of it."""
+        uuid = self._pool.db.get("VDI", vdi, "uuid")
+        logs = self.store.logs.sizes()
+        if uuid in logs and not self.store.exists(uuid):
+            self._update_metadata(vdi, logs[uuid])
+        else:
+            await self.follow(uuid)
+            self._see_log(vdi)
+
     async def reconcile(self, scan: bool = False) -> None:
         """Make the VDI records follow the files.
 
@@ -65,16 +102,33 @@ class Repository:
         nodes = await self.change(self.store.nodes)
         db = self._pool.db
         known = {db.get("VDI", ref, "uuid"): ref for ref in db.select("VDI", SR=self.ref)}
+        logs = self.store.logs.sizes()
         for uuid, ref in known.items():
-            if uuid not in nodes and (scan or not db.get("VDI", ref, "managed")):
+            if uuid in nodes:
+                continue
+            if uuid in logs:
+                if scan:
+                    self._update_metadata(ref, logs[uuid])
+            elif scan or not db.get("VDI", ref, "managed"):
                 for vbd in db.get("VDI", ref, "VBDs"):
                     db.destroy("VBD", vbd)
                 db.destroy("VDI", ref)
+        shows_base_copies = self.space.kind.vhd_backed
+        self.space.keep_only(nodes)
         for uuid, node in nodes.items():
             if uuid in known:
-                self._update(known[uuid], node)
-            elif node.hidden or scan:
+                if scan or self._seen.get(uuid) != node:
+                    self._update(known[uuid], node)
+                if scan:
+                    self._see_log(known[uuid])
+            elif shows_base_copies if node.hidden else scan:
                 self._introduce(node)
+            else:
+                self.space.note(node, None)
+        if scan:
+            for uuid in logs.keys() - nodes.keys() - known.keys():
+                self._introduce_metadata(uuid, logs[uuid])
+        self._seen = nodes
         self.update_totals(nodes)
 
     def update_totals(self, nodes: dict[str, Node]) -> None:
@@ -82,59 +136,84 @@ class Repository:
         self._pool.db.set(
             "SR",
             self.ref,
-            physical_utilisation=sum(node.physical_size for node in nodes.values()),
+            physical_utilisation=self.space.spent,
             virtual_allocation=sum(leaves),
         )
 
-    def kick_collector(self) -> None:
-        """Start the garbage collector, unless it waits or runs already."""
-        if not self._collecting:
-            self._collecting = True
-            self.settled.clear()
-            self._pool.spawn(self._collect(), f"gc {self.ref}")
-
-    async def _collect(self) -> None:
-        self._collectors += 1
-        self.settled.clear()
+    @asynccontextmanager
+    async def paused(self, vdi: str) -> AsyncIterator[None]:
+        """Show that nobody can read or write a VDI while the block runs."""
+        db = self._pool.db
+        db.put("VDI", vdi, "sm_config", "paused", "true")
         try:
-            await self._collect_all()
+            yield
         finally:
-            self._collectors -= 1
-            if not self._collectors:
-                self.settled.set()
+            if db.exists("VDI", vdi):
+                db.drop("VDI", vdi, "sm_config", "paused")
 
-    async def _collect_all(self) -> None:
-        db, clock = self._pool.db, self._pool.clock
-        again = True
-        while again:
-            try:
-                self._collecting = True
-                await clock.nap(GC_QUIET_S)
-            finally:
-                self._collecting = False
-            if db.get("SR", self.ref, "other_config").get("coalesce") == "false":
-                return
-            try:
-                await self.change(self.store.collect)
-                await self.reconcile()
-                # What somebody had open stays for the next round.
-                again = has_garbage(await self.change(self.store.nodes))
-            except ApiError as error:
-                self._pool.log.warning("gc.failed", sr=self.ref, error=str(error))
-                return
-            again = again and not self._collecting
+    # -- changed-block tracking -----------------------------------------------------------------
+
+    def lose_log(self, vdi: str, name: str, text: str) -> None:
+        """Stop tracking a VDI after a failure, and say so in a message.
+
+        Source: sm: libs/sm/VDI.py (_disable_cbt_on_error).
+        """
+        db = self._pool.db
+        uuid = db.get("VDI", vdi, "uuid")
+        self.store.logs.remove(uuid)
+        db.set("VDI", vdi, cbt_enabled=False)
+        db.create(
+            "message",
+            name=name,
+            priority=ALERT_PRIORITY,
+            cls="VDI",
+            obj_uuid=uuid,
+            timestamp=self._pool.clock.now(),
+            body=text,
+        )
+        self._pool.operations.refresh("VDI", vdi)
+
+    def _see_log(self, vdi: str) -> None:
+        """Let a record say whether the disk has a log; what has data is no bare metadata."""
+        db = self._pool.db
+        record = db.record("VDI", vdi)
+        db.set("VDI", vdi, cbt_enabled=self.store.logs.has(record["uuid"]))
+        if record["type"] == "cbt_metadata" and not record["current_operations"]:
+            db.set("VDI", vdi, type="user")
+
+    def _update_metadata(self, vdi: str, size: int) -> None:
+        """Make a record follow a log without a disk: for the driver the log's size is all there is.
+
+        Source: sm: libs/sm/drivers/FileSR.py (load), libs/sm/VDI.py (_db_update).
+        """
+        self._pool.db.set(
+            "VDI",
+            vdi,
+            type="cbt_metadata",
+            cbt_enabled=True,
+            virtual_size=size,
+            physical_utilisation=size,
+        )
+        self._pool.operations.refresh("VDI", vdi)
+
+    def _introduce_metadata(self, uuid: str, size: int) -> None:
+        ref = self._pool.db.create("VDI", uuid=uuid, location=uuid, SR=self.ref, type="user")
+        self._update_metadata(ref, size)
 
     def _update(self, ref: str, node: Node) -> None:
         db = self._pool.db
         sm_config = dict(db.get("VDI", ref, "sm_config"))
+        is_vhd = self.space.kind.is_vhd(sm_config)
         sm_config.pop("vhd-parent", None)
-        if node.parent is not None:
+        if node.parent is not None and is_vhd:
             sm_config["vhd-parent"] = node.parent
+        if self.space.is_lvm:
+            sm_config["vdi_type"] = "vhd" if is_vhd else "aio"
         db.set(
             "VDI",
             ref,
             sm_config=sm_config,
-            physical_utilisation=node.physical_size,
+            physical_utilisation=self.space.note(node, ref),
             virtual_size=node.virtual_size,
             managed=not node.hidden,
         )
@@ -155,17 +234,6 @@ class Repository:
         self._update(ref, node)
 
 
-def has_garbage(nodes: dict[str, Node]) -> bool:
-    """Say whether a collector would find something: a hidden node without children, or one that is
-    the only child of its parent.
-    """
-    children = Counter(node.parent for node in nodes.values())
-    return any(
-        node.hidden and (children[node.uuid] == 0 or (node.parent and children[node.parent] == 1))
-        for node in nodes.values()
-    )
-
-
 class Storage:
     """The repositories of one pool."""
 
@@ -174,9 +242,27 @@ class Storage:
         self.repositories: dict[str, Repository] = {}
 
     async def add(self, sr: str, directory: Path) -> Repository:
-        store = await self._pool.lab.in_thread(DiskStore, directory)
+        record = self._pool.db.record("SR", sr)
+        capacity = record["physical_size"] if record["physical_size"] > 0 else None
+        largest = kind_of(record["type"]).max_size
+        store = await self._pool.lab.in_thread(DiskStore, directory, capacity, largest)
         found = self.repositories[sr] = Repository(self._pool, sr, store, directory)
         return found
+
+    async def attach(self, sr: str, new: bool = False) -> None:
+        """Let an SR that was forgotten come back with all that is on it.
+
+        Args:
+            new: Make its directory; otherwise an SR without one has no disks.
+        """
+        db = self._pool.db
+        directory = self._pool.sr_directory(db.get("SR", sr, "uuid"))
+        if sr not in self.repositories and (new or directory.is_dir()):
+            if db.get("SR", sr, "physical_size") <= 0:
+                db.set("SR", sr, physical_size=FRESH_SIZE)
+            repository = await self.add(sr, directory)
+            await repository.reconcile(scan=True)
+            self._pool.operations.refresh("SR", sr)
 
     def of(self, sr: str) -> Repository:
         """Return an SR's repository; SR_OPERATION_NOT_SUPPORTED when it keeps no disks."""
@@ -189,3 +275,21 @@ class Storage:
         """Return where a VDI's file is, and its UUID."""
         record = self._pool.db.record("VDI", vdi)
         return self.of(record["SR"]), record["uuid"]
+
+    async def unclean_stop(self, vdis: Iterable[str]) -> None:
+        """Let VDIs lose the host that wrote to them: nobody can say what was being written.
+
+        Their changed-block logs stay as they are, and whoever writes next finds them inconsistent.
+        """
+        db = self._pool.db
+        for vdi in vdis:
+            if not db.exists("VDI", vdi) or db.get("VDI", vdi, "SR") not in self.repositories:
+                continue
+            repository, uuid = self.of_vdi(vdi)
+            await repository.change(repository.store.logs.set_consistent, uuid, False)
+            kept = {
+                key: value
+                for key, value in db.get("VDI", vdi, "sm_config").items()
+                if not key.startswith("host_")
+            }
+            db.set("VDI", vdi, sm_config=kept)

@@ -20,10 +20,10 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 from uuid import uuid4
 
 from xorepd.lab.chain import Disk, DiskError, runs
@@ -47,12 +47,16 @@ from xorepd.lab.vhd import (
     blocks_of,
     table_size,
 )
-from xorepd.lab.vhd_file import Buffer, VhdFile
+from xorepd.lab.vhd_file import Buffer, FileRange, VhdFile
+from xorepd.lab.xva import CHUNK, END, chunk
 
 _TABLE_OFFSET: Final = 2048
 _LOCATOR_OFFSET: Final = 1536
 _CHUNK: Final = struct.Struct("<QI")
 _ALL_SET: Final = (1 << SECTORS_PER_BLOCK) - 1
+_BATCH: Final = 4  # blocks
+_ZERO_BLOCK: Final = bytes(BLOCK)
+Part = bytes | FileRange
 _MAX_CHUNK: Final = (1 << 31) - 1  # chunked.ml reads the length as a signed 32-bit number
 
 
@@ -60,10 +64,23 @@ class StreamError(Exception):
     """The stream cannot be made or taken; XAPI reports VDI_IO_ERROR ["Device I/O errors"]."""
 
 
-class _Export:
-    """What both exports share: the disk and its base held open, and which blocks to send."""
+class Export(ABC):
+    """What all exports share: the disk and its base held open, and which blocks to send.
 
-    def __init__(self, store: DiskStore, uuid: str, base: str | None) -> None:
+    Args:
+        store: The SR.
+        uuid: The disk.
+        base: The disk to compare with; None: everything.
+        scanned: Look for zeroes, as XAPI must where a disk is no VHD and nobody knows what of it
+            was ever written.
+    """
+
+    length: int
+    """Bytes of the whole stream."""
+
+    def __init__(
+        self, store: DiskStore, uuid: str, base: str | None = None, scanned: bool = False
+    ) -> None:
         self._stack = ExitStack()
         try:
             self._disk = self._stack.enter_context(store.open(uuid))
@@ -74,13 +91,24 @@ class _Export:
                 self._base = below[0]
                 theirs = {_identity(file): file for file in below}
                 nodes = {key: (nodes | theirs)[key] for key in nodes.keys() ^ theirs.keys()}
+            self.virtual_size = self._disk.virtual_size
+            self.blocks = self._blocks_of(nodes.values(), scanned)
         except BaseException:
             self._stack.close()
             raise
-        self.virtual_size = self._disk.virtual_size
+
+    def _blocks_of(self, nodes: Iterable[VhdFile], scanned: bool) -> list[int]:
+        """Return the blocks that these files hold; looking into them, if scanned, for zeroes."""
         entries = blocks_of(self.virtual_size)
-        present = {index for file in nodes.values() for index in file.allocated()}
-        self.blocks: list[int] = sorted(index for index in present if index < entries)
+        present = {index for file in nodes for index in file.allocated()}
+        return [
+            index
+            for index in sorted(present)
+            if index < entries and not (scanned and self._data(index) == _ZERO_BLOCK)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
 
     def close(self) -> None:
         """Let go of the disk, so that its chain may be collected again."""
@@ -94,6 +122,20 @@ class _Export:
     ) -> None:
         self.close()
 
+    @abstractmethod
+    def parts(self, in_files: bool) -> Iterator[list[Part]]:
+        """Yield the whole stream in lists of a few MiB, each to be sent in its order.
+
+        Args:
+            in_files: Give blocks that one file holds wholly as ranges of that file, which the
+                receiver closes; otherwise everything as bytes.
+        """
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the whole stream as bytes, in pieces of about 2 MiB."""
+        for parts in self.parts(in_files=False):
+            yield from (part if isinstance(part, bytes) else part.read() for part in parts)
+
     def _data(self, index: int) -> bytes:
         """Return a block's 2 MiB, zeroes behind the disk's end."""
         offset = index * BLOCK
@@ -102,7 +144,7 @@ class _Export:
         return data if size == BLOCK else data.ljust(BLOCK, b"\0")
 
 
-class VhdExport(_Export):
+class VhdExport(Export):
     """A disk as XAPI streams it with ``format=vhd``; close it when done.
 
     With a base: the blocks of all files that are in one of the two chains but not in both. That
@@ -119,27 +161,30 @@ class VhdExport(_Export):
         DiskError: 65 when the disk or the base is not there.
     """
 
-    def __init__(self, store: DiskStore, uuid: str, base_store_uuid: str | None = None) -> None:
-        super().__init__(store, uuid, base_store_uuid)
+    def __init__(
+        self, store: DiskStore, uuid: str, base: str | None = None, scanned: bool = False
+    ) -> None:
+        super().__init__(store, uuid, base, scanned)
         kind = DYNAMIC if self._base is None else DIFFERENCING
         footer = Footer(self.virtual_size, kind, uuid4(), creator=b"caml", creator_version=1)
         self.tail = footer.pack()
         self.head = self.tail + self._header().pack() + bytes(SECTOR) + self._table()
         self.length = len(self.head) + len(self.blocks) * STORED_BLOCK + len(self.tail)
 
-    def __enter__(self) -> VhdExport:
-        return self
-
     def block(self, index: int) -> bytes:
         """Return one block as it stands in the stream: bitmap, all set, and 2 MiB of data."""
         return FULL_BITMAP + self._data(index)
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the whole stream, in pieces of about 2 MiB."""
-        yield self.head
-        for index in self.blocks:
-            yield self.block(index)
-        yield self.tail
+    def parts(self, in_files: bool) -> Iterator[list[Part]]:
+        yield [self.head]
+        for indexes in batched(self.blocks):
+            yield [part for index in indexes for part in self._parts_of(index, in_files)]
+        yield [self.tail]
+
+    def _parts_of(self, index: int, in_files: bool) -> list[Part]:
+        whole = in_files and (index + 1) * BLOCK <= self.virtual_size
+        stored = self._disk.stored(index * BLOCK, BLOCK) if whole else None
+        return [self.block(index)] if stored is None else [FULL_BITMAP, stored]
 
     def _header(self) -> Header:
         entries = blocks_of(self.virtual_size)
@@ -167,21 +212,20 @@ class VhdExport(_Export):
         return table.tobytes()
 
 
-class RawExport(_Export):
+class RawExport(Export):
     """A disk as ``format=raw``: its bytes, holes as zeroes; close it when done.
 
     With a base, whatever no file outside both chains holds is sent as zeroes: useless as a delta,
     and what XAPI does.
     """
 
-    def __init__(self, store: DiskStore, uuid: str, base_store_uuid: str | None = None) -> None:
-        super().__init__(store, uuid, base_store_uuid)
+    def __init__(
+        self, store: DiskStore, uuid: str, base: str | None = None, scanned: bool = False
+    ) -> None:
+        super().__init__(store, uuid, base)  # every byte is sent: there is nothing to look for
         self.length = self.virtual_size
         self._present = frozenset(self.blocks)
         self._position = 0
-
-    def __enter__(self) -> RawExport:
-        return self
 
     def read(self, limit: int = BLOCK) -> bytes:
         """Return the next bytes, at most that many and at most to the end of a 2 MiB block.
@@ -198,12 +242,54 @@ class RawExport(_Export):
         self._position += size
         return self._disk.read(position, size) if index in self._present else bytes(size)
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the rest of the stream, in pieces of about 2 MiB."""
-        return iter(self.read, b"")
+    def parts(self, in_files: bool) -> Iterator[list[Part]]:
+        if not in_files:
+            for piece in iter(self.read, b""):
+                yield [piece]
+            return
+        for indexes in batched(range(blocks_of(self.virtual_size))):
+            yield [self._part_of(index) for index in indexes]
+
+    def _part_of(self, index: int) -> Part:
+        size = min(BLOCK, self.virtual_size - index * BLOCK)
+        if index not in self._present:
+            return _ZERO_BLOCK[:size]
+        return self._disk.stored(index * BLOCK, size) or self._disk.read(index * BLOCK, size)
 
 
-# What a parser asks for next: that many bytes. Negative: skip as many.
+class TarExport(Export):
+    """A disk as ``format=tar``: 1 MiB files `vdi/00000000` with their checksums, as in an XVA.
+
+    Chunks of zeroes, or of which no file of the chain knows, are left out, but not the first and
+    the last one. The stream's length is not known before.
+    """
+
+    def __init__(
+        self, store: DiskStore, uuid: str, base: str | None = None, scanned: bool = False
+    ) -> None:
+        super().__init__(store, uuid, base)  # looked for in chunks, not in blocks
+        self._scanned = scanned
+        self.length = self.virtual_size
+
+    def parts(self, in_files: bool) -> Iterator[list[Part]]:
+        last = (self.virtual_size - 1) // CHUNK
+        per_block = BLOCK // CHUNK
+        inside = {block * per_block + part for block in self.blocks for part in range(per_block)}
+        for number in sorted({0, last} | {each for each in inside if each <= last}):
+            at = number * CHUNK
+            data = self._disk.read(at, min(CHUNK, self.virtual_size - at))
+            if not self._scanned or number in (0, last) or data != _ZERO_BLOCK[: len(data)]:
+                yield [chunk("vdi", number, data)]
+        yield [END]
+
+
+def batched(indexes: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the numbers of blocks a few at a time, so that not each costs a change of threads."""
+    return (indexes[at : at + _BATCH] for at in range(0, len(indexes), _BATCH))
+
+
+# What a parser asks for next: that many bytes. Negative: skip as many. What it gets stands there
+# only until it asks again.
 _Parser = Generator[int, Buffer, None]
 
 
@@ -212,7 +298,8 @@ class _Import(ABC):
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._held = bytearray()  # the beginning of what the parser waits for
+        self._held = memoryview(bytearray(BLOCK))  # the beginning of what the parser waits for
+        self._holding = 0
         self._parser: _Parser | None = self._parse()
         self._wanted = 0
         self._skipping = 0
@@ -227,6 +314,11 @@ class _Import(ABC):
     def done(self) -> bool:
         """Whether the stream reached its own end."""
         return self._parser is None
+
+    @property
+    def needed(self) -> int:
+        """How many bytes more it takes before anything happens."""
+        return self._skipping or self._wanted - self._holding
 
     def feed(self, data: Buffer) -> None:
         """Take the next bytes of the body and write what they complete.
@@ -245,15 +337,17 @@ class _Import(ABC):
                 if not self._skipping:
                     self._advance(b"")
                 continue
-            missing = self._wanted - len(self._held)
-            piece, view = view[:missing], view[missing:]
+            piece, view = view[: self.needed], view[self.needed :]
             if len(piece) == self._wanted:  # whole as it came: spares a copy
                 self._advance(piece)
                 continue
-            self._held += piece
-            if len(self._held) == self._wanted:
-                held, self._held = self._held, bytearray()
-                self._advance(held)
+            if not self._holding and self._wanted > len(self._held):
+                self._held = memoryview(bytearray(self._wanted))
+            self._held[self._holding : self._holding + len(piece)] = piece
+            self._holding += len(piece)
+            if self._holding == self._wanted:
+                self._holding = 0
+                self._advance(self._held[: self._wanted])
         if view:
             self._surplus(view)
 
@@ -376,9 +470,9 @@ class VhdImport(_Import):
         blocks.sort(key=table.__getitem__)
         for index in blocks:
             yield from self._skip_to(table[index] * SECTOR, f"block {index}")
-            bitmap = yield from self._take(BITMAP)
+            bits = int.from_bytes((yield from self._take(BITMAP)), "big")
             data = yield from self._take(BLOCK)
-            self._write(index, int.from_bytes(bitmap, "big"), data)
+            self._write(index, bits, data)
 
         yield from self._skip_to(self._length - SECTOR, "its last footer")
         Footer.unpack(bytes((yield from self._take(SECTOR))))

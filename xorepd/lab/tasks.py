@@ -7,6 +7,7 @@ Source: xapi: ocaml/xapi/taskHelper.ml, xapi_task.ml, db_gc_util.ml.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +20,19 @@ from xorepd.lab.xmlrpc import encode_value
 COMPLETED_KEPT = timedelta(seconds=3900)
 PENDING_KEPT = timedelta(hours=24)
 MAX_TASKS = 200
-NOTHING: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWish:
+    """What the headers of a request say of its task."""
+
+    other_config: Mapping[str, str] = field(default_factory=dict)
+    task: str = ""
+    """The client's own task, to be used for the call; it is not completed with it."""
+    subtask_of: str = NULL
+
+
+NOTHING = TaskWish()
 
 
 class Tasks:
@@ -30,16 +43,20 @@ class Tasks:
         self._clock = clock
         self._stuck: dict[str, float] = {}
         """Progress of old pending tasks at the last sweep."""
+        self._held: set[str] = set()
+        self._owners: dict[str, str] = {}
+        """The session that each task was made with."""
 
     def create(
         self,
         label: str,
         description: str = "",
         subtask_of: str = NULL,
-        other_config: Mapping[str, str] = NOTHING,
+        other_config: Mapping[str, str] = NOTHING.other_config,
+        session: str = NULL,
     ) -> str:
         master = next(self._db.select("pool"), None)
-        return self._db.create(
+        ref = self._db.create(
             "task",
             name_label=label,
             name_description=description,
@@ -50,14 +67,40 @@ class Tasks:
             subtask_of=subtask_of,
             other_config=dict(other_config),
         )
+        if session != NULL:
+            self._owners[ref] = session
+        return ref
+
+    def adopt(self, wish: TaskWish) -> str | None:
+        """Return the task that a client wants its call to run in, if there is one."""
+        return wish.task if wish.task and self._db.exists("task", wish.task) else None
+
+    def owner(self, ref: str) -> str:
+        """Return the session that made a task; NULL for the toolstack's own."""
+        return self._owners.get(ref, NULL)
+
+    def of_session(self, session: str) -> list[str]:
+        """Return the tasks that were made with a session."""
+        return [
+            ref
+            for ref, owner in self._owners.items()
+            if owner == session and self._db.exists("task", ref)
+        ]
 
     @contextmanager
-    def temporary(self, label: str, subtask_of: str = NULL) -> Iterator[str]:
+    def temporary(
+        self,
+        label: str,
+        subtask_of: str = NULL,
+        other_config: Mapping[str, str] = NOTHING.other_config,
+        session: str = NULL,
+    ) -> Iterator[str]:
         """Give a task that exists while the block runs, as synchronous calls have one."""
-        ref = self.create(label, subtask_of=subtask_of)
+        ref = self.create(label, "", subtask_of, other_config, session)
         try:
             yield ref
         finally:
+            self._owners.pop(ref, None)
             if self._db.exists("task", ref):
                 self._db.destroy("task", ref)
 
@@ -85,19 +128,22 @@ class Tasks:
         if self.is_cancelling(ref):
             raise ApiError("TASK_CANCELLED", ref)
 
-    def destroy(self, ref: str, by: str) -> None:
+    def destroy(self, ref: str) -> None:
         """Remove a completed task; a pending one goes when it ends."""
         if self.is_pending(ref):
-            self._db.put("task", ref, "current_operations", by, "destroy")
+            self._db.put("task", ref, "current_operations", "task", "destroy")
         else:
             self._db.destroy("task", ref)
 
     def cancel(self, ref: str, by: str) -> None:
+        """Ask the work of a task to end; who does the work sees to it, or does not."""
         if self._db.get("task", ref, "status") == "pending":
-            self._db.put("task", ref, "current_operations", by, "cancel")
+            self._db.set("task", ref, current_operations={by: "cancel"})
 
     def sweep(self) -> None:
         """Do one pass of XAPI's garbage collection, which runs every 30 s."""
+        for gone in [ref for ref in self._owners if not self._db.exists("task", ref)]:
+            del self._owners[gone]
         now = self._clock.time()
         done: list[tuple[str, str]] = []
         stuck: dict[str, float] = {}
@@ -122,8 +168,12 @@ class Tasks:
             for _, ref in sorted(done, reverse=True)[kept:]:
                 self._db.destroy("task", ref)
 
+    def hold(self, ref: str) -> None:
+        """Keep a task pending whatever happens to its work."""
+        self._held.add(ref)
+
     def _finish(self, ref: str, status: str, **fields: Any) -> None:
-        if not self.is_pending(ref):
+        if not self.is_pending(ref) or ref in self._held:
             return
         wanted = self._db.get("task", ref, "current_operations").values()
         if "destroy" in wanted:
@@ -135,7 +185,6 @@ class Tasks:
             status=status,
             progress=1.0,
             finished=self._clock.now(),
-            current_operations={},
             allowed_operations=[],
             **fields,
         )

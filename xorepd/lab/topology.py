@@ -1,6 +1,8 @@
 """What a lab consists of, before it exists: pools, hosts, SRs, networks, VMs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -9,9 +11,14 @@ KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 class SrSpec:
     name: str
     type: str
+    """One of `kinds.KINDS`."""
     hosts: tuple[str, ...]
     """Names of the hosts that see it; more than one makes it shared."""
     size: int = TIB
+    sm_config: Mapping[str, str] = field(default_factory=dict)
+    """Beside what its kind puts there: `allocation=thin`, or `use_vhd=false`."""
+    isos: tuple[str, ...] = ()
+    """Names of the images that lie on an SR of type `iso`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,15 @@ class VmSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class AccountSpec:
+    """A user of the directory service. Its password is made with the lab."""
+
+    name: str
+    role: str
+    """`pool-admin` … `read-only`; "" for none, who cannot log in."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSpec:
     name: str
     hosts: tuple[str, ...]
@@ -58,6 +74,12 @@ class PoolSpec:
     srs: tuple[SrSpec, ...]
     networks: tuple[str, ...]
     vms: tuple[VmSpec, ...] = ()
+    accounts: tuple[AccountSpec, ...] = ()
+    """Who may log in beside root."""
+    release: Literal["8.3", "newer"] = "8.3"
+    """Whether records have the fields that came after XCP-ng 8.3."""
+    nbd: Literal["", "nbd", "insecure_nbd"] = ""
+    """Purpose of the first network, which is the management network; hosts come without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +160,29 @@ SMALL = _two_pools(
     ),
 )
 
-TOPOLOGIES = {topology.name: topology for topology in (DEMO, SMALL)}
+
+def _large(vms: int) -> Topology:
+    """Return one pool with many VMs of two disks each, every tenth of them running."""
+    hosts = ("big-h1", "big-h2")
+    guests = tuple(
+        VmSpec(
+            f"vm{number:04}",
+            disks=tuple(
+                DiskSpec(f"vm{number:04}-{role}", "big-shared", 8 * GIB)
+                for role in ("root", "data")
+            ),
+            network="lan",
+            mac=f"02:16:3e:00:{number // 256:02x}:{number % 256:02x}",
+            running_on=hosts[number // 10 % 2] if number % 10 == 0 else None,
+        )
+        for number in range(vms)
+    )
+    pool = PoolSpec(
+        "big", hosts, (SrSpec("big-shared", "nfs", hosts, size=64 * TIB),), ("lan",), guests
+    )
+    return Topology("large", (pool,), job=("big", "vm0000", "big", "big-shared"))
+
+
+LARGE = _large(1000)
+
+TOPOLOGIES = {topology.name: topology for topology in (DEMO, SMALL, LARGE)}

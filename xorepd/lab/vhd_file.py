@@ -18,6 +18,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -31,7 +32,6 @@ from xorepd.lab.vhd import (
     HEADER_OFFSET,
     HEADER_SIZE,
     LOCATORS_OFFSET,
-    MAX_VIRTUAL_SIZE,
     SECTOR,
     SECTORS_PER_BLOCK,
     STORED_BLOCK,
@@ -45,6 +45,10 @@ from xorepd.lab.vhd import (
 )
 
 _PAGE: Final = 4096
+_MAX_ENTRIES: Final = (16 << 40) // BLOCK
+"""More than a VHD of XenServer may have: kinds of SR that are not made of VHDs keep their disks in
+such files as well.
+"""
 _ZERO_PAGE: Final = bytes(_PAGE)
 _ZERO_BLOCK: Final = bytes(BLOCK)
 _TABLE_OFFSET: Final = LOCATORS_OFFSET + 3 * SECTOR
@@ -58,6 +62,32 @@ class ParentLink:
     name: str
     unique_id: UUID
     timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes as they stand in a file, to be sent from there; close it when done.
+
+    It has a descriptor of its own: what is behind it stays what it was even when the file is
+    merged, renamed or removed meanwhile.
+    """
+
+    fd: int
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self) -> bytes:
+        return os.pread(self.fd, self.length, self.offset)
+
+    def opened(self) -> FileIO:
+        """Return a file object of the same descriptor, to be closed before this."""
+        return FileIO(self.fd, "rb", closefd=False)
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class VhdFile:
@@ -166,6 +196,11 @@ class VhdFile:
         at = self.table[index] * SECTOR + BITMAP + first * SECTOR
         data = os.pread(self._fd, count * SECTOR, at)
         return data if len(data) == count * SECTOR else data.ljust(count * SECTOR, b"\0")
+
+    def range(self, index: int, first: int, count: int) -> FileRange:
+        """Return where sectors of a block that is here stand in the file."""
+        at = self.table[index] * SECTOR + BITMAP + first * SECTOR
+        return FileRange(os.dup(self._fd), at, count * SECTOR)
 
     def write(self, index: int, first: int, data: Buffer) -> None:
         """Write whole sectors into one block, allocating it if need be, and set their bits."""
@@ -338,7 +373,7 @@ def _read_front(fd: int) -> tuple[Footer, Header]:
     header = Header.unpack(os.pread(fd, HEADER_SIZE, HEADER_OFFSET))
     if header.block_size != BLOCK:
         raise VhdError(f"the VHD has blocks of {header.block_size} bytes, not of 2 MiB")
-    if not blocks_of(footer.virtual_size) <= header.max_entries <= blocks_of(MAX_VIRTUAL_SIZE):
+    if not blocks_of(footer.virtual_size) <= header.max_entries <= _MAX_ENTRIES:
         raise VhdError(f"the VHD has a BAT of {header.max_entries} entries")
     return footer, header
 

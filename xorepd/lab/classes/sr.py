@@ -1,72 +1,218 @@
-"""SR and PBD: storage and how hosts reach it.
+"""SR: storage.
 
-Source: xapi: ocaml/xapi/xapi_sr.ml, xapi_pbd.ml, ocaml/idl/datamodel.ml.
+Source: xapi: ocaml/xapi/xapi_sr.ml, message_forwarding.ml (module SR), ocaml/idl/datamodel.ml;
+sm: libs/sm/drivers/*.py.
 """
 
+import shutil
 from typing import Any
 
+from xorepd.lab.classes.pbd import set_plugged
 from xorepd.lab.dispatch import Call, rpc
-from xorepd.lab.failures import ApiError
-from xorepd.lab.generics import create_arguments
+from xorepd.lab.failures import ApiError, backend_failure
+from xorepd.lab.kinds import kind_of
 from xorepd.lab.operations import Claim
-from xorepd.lab.rules import attached_pbds
+from xorepd.lab.rules import attached_pbds, check_plugged
+
+NEEDED_OF_A_HOST = {
+    "ext": (("device", 90),),
+    "lvm": (("device", 90),),
+    "nfs": (("server", 102), ("serverpath", 101)),
+    "smb": (("server", 102),),
+    "file": (("location", 94),),
+    "iso": (("location", 94),),
+}
+"""Keys of `device_config` that drivers insist on, and the failure when one is missing."""
+UNKNOWN_SIZE = -1
 
 
 @rpc("SR.scan(sr: ref SR)")
 async def scan(call: Call, sr: str) -> None:
-    await _follow_files(call, sr, "scan")
-    call.pool.storage.of(sr).kick_collector()
+    async with call.pool.operations.hold(call.task, Claim("SR", sr, "scan")):
+        check_plugged(call.pool.db, sr)
+        repository = call.pool.storage.of(sr)
+        await repository.reconcile(scan=True)
+        call.pool.db.drop("SR", sr, "other_config", "dirty")
+    repository.garbage.kick()
 
 
 @rpc("SR.update(sr: ref SR)")
 async def update(call: Call, sr: str) -> None:
-    await _follow_files(call, sr, "update")
-
-
-async def _follow_files(call: Call, sr: str, operation: str) -> None:
-    call.pool.db.row("SR", sr)
-    if not attached_pbds(call.pool.db, sr):
-        raise ApiError("SR_HAS_NO_PBDS", sr)
+    """Refresh the SR's own numbers. It waits for nobody."""
+    check_plugged(call.pool.db, sr)
     repository = call.pool.storage.of(sr)
-    async with call.pool.operations.hold(call.task, Claim("SR", sr, operation)):
-        await repository.reconcile(scan=operation == "scan")
+    repository.update_totals(await repository.change(repository.store.nodes))
 
 
-@rpc("PBD.create(args: record PBD)")
-def create_pbd(call: Call, record: dict[str, Any]) -> str:
-    fields = create_arguments("PBD", record)
-    call.pool.db.row("SR", fields["SR"])
-    call.pool.db.row("host", fields["host"])
-    return call.pool.db.create("PBD", **fields)
-
-
-@rpc("PBD.destroy(self: ref PBD)")
-def destroy_pbd(call: Call, pbd: str) -> None:
-    if call.pool.db.get("PBD", pbd, "currently_attached"):
-        raise ApiError("OPERATION_NOT_ALLOWED", "PBD is currently attached")
-    call.pool.db.destroy("PBD", pbd)
-
-
-@rpc("PBD.plug(self: ref PBD)")
-def plug(call: Call, pbd: str) -> None:
-    call.pool.db.set("PBD", pbd, currently_attached=True)
-    refresh_sr(call, call.pool.db.get("PBD", pbd, "SR"))
-
-
-@rpc("PBD.unplug(self: ref PBD)")
-def unplug(call: Call, pbd: str) -> None:
+@rpc("SR.get_supported_types()", asynchronous=False)
+def get_supported_types(call: Call) -> list[str]:
     db = call.pool.db
-    record = db.record("PBD", pbd)
-    for vdi in db.select("VDI", SR=record["SR"]):
-        for vbd in db.select("VBD", VDI=vdi, currently_attached=True):
-            if db.get("VM", db.get("VBD", vbd, "VM"), "resident_on") == record["host"]:
-                raise ApiError("VDI_IN_USE", vdi)
-    db.set("PBD", pbd, currently_attached=False)
-    refresh_sr(call, record["SR"])
+    return sorted(db.get("SM", driver, "type") for driver in db.refs("SM"))
 
 
-def refresh_sr(call: Call, sr: str) -> None:
-    """Compute the allowed operations of an SR and its VDIs anew."""
+_CREATE = (
+    "SR.create(host: ref host, device_config: map string string, physical_size: int,"
+    " name_label: string, name_description: string, type: string, content_type: string,"
+    " shared: bool, sm_config: map string string = {})"
+)
+_INTRODUCE = (
+    "SR.introduce(uuid: string, name_label: string, name_description: string, type: string,"
+    " content_type: string, shared: bool, sm_config: map string string = {})"
+)
+
+
+@rpc(_CREATE)
+async def create(
+    call: Call,
+    host: str,
+    device_config: dict[str, str],
+    physical_size: int,
+    name_label: str,
+    name_description: str,
+    kind: str,
+    content_type: str,
+    shared: bool,
+    sm_config: dict[str, str],
+) -> str:
+    """Make an SR, empty, and plug it in on the hosts that are to see it."""
+    pool, db = call.pool, call.pool.db
+    db.row("host", host)
+    sr = _introduce(
+        call, "", name_label, name_description, kind, content_type, shared, dict(sm_config)
+    )
+    try:
+        _check_driver(call, kind, device_config)
+        for each in db.refs("host") if shared else [host]:
+            db.create("PBD", SR=sr, host=each, device_config=device_config)
+        made = {**kind_of(kind).sm_config, **sm_config}
+        db.set("SR", sr, physical_size=physical_size, sm_config=made)
+        await pool.storage.attach(sr, new=True)
+    except ApiError:
+        _forget(call, sr)
+        raise
+    for pbd in db.get("SR", sr, "PBDs"):
+        set_plugged(call, pbd, plugged=True)
+    return sr
+
+
+def _check_driver(call: Call, kind: str, device_config: dict[str, str]) -> None:
+    if not any(call.pool.db.select("SM", type=kind.lower())):
+        raise ApiError("SR_UNKNOWN_DRIVER", kind.lower())
+    for key, failure in NEEDED_OF_A_HOST.get(kind.lower(), ()):
+        if not device_config.get(key):
+            raise backend_failure(failure)
+
+
+@rpc(_INTRODUCE)
+def introduce(
+    call: Call,
+    uuid: str,
+    name_label: str,
+    name_description: str,
+    kind: str,
+    content_type: str,
+    shared: bool,
+    sm_config: dict[str, str],
+) -> str:
+    """Make only the record. Plugging a PBD of it finds what the SR holds."""
+    return _introduce(
+        call, uuid, name_label, name_description, kind, content_type, shared, sm_config
+    )
+
+
+def _introduce(
+    call: Call,
+    uuid: str,
+    name_label: str,
+    name_description: str,
+    kind: str,
+    content_type: str,
+    shared: bool,
+    sm_config: dict[str, str],
+) -> str:
+    db = call.pool.db
+    if uuid and any(db.select("SR", uuid=uuid)):
+        raise ApiError("SR_UUID_EXISTS", uuid)
+    sr = db.create(
+        "SR",
+        uuid=uuid,
+        name_label=name_label,
+        name_description=name_description,
+        type=kind.lower(),
+        content_type=content_type,
+        shared=shared,
+        sm_config=sm_config,
+        physical_size=UNKNOWN_SIZE,
+        physical_utilisation=UNKNOWN_SIZE,
+    )
     call.pool.operations.refresh("SR", sr)
-    for vdi in call.pool.db.get("SR", sr, "VDIs"):
-        call.pool.operations.refresh("VDI", vdi)
+    return sr
+
+
+@rpc("SR.forget(sr: ref SR)")
+async def forget(call: Call, sr: str) -> None:
+    """Drop all records; what stands on the SR stays there."""
+    async with call.pool.operations.hold(call.task, Claim("SR", sr, "forget")):
+        _forget(call, sr)
+
+
+@rpc("SR.destroy(sr: ref SR)")
+async def destroy(call: Call, sr: str) -> None:
+    pool, db = call.pool, call.pool.db
+    async with pool.operations.hold(call.task, Claim("SR", sr, "destroy")):
+        if db.get("SR", sr, "other_config").get("indestructible") == "true":
+            raise ApiError("SR_INDESTRUCTIBLE", sr)
+        for host in db.select("host", local_cache_sr=sr):
+            raise ApiError("SR_IS_CACHE_SR", host)
+        directory = pool.sr_directory(db.get("SR", sr, "uuid"))
+        await pool.lab.in_thread(shutil.rmtree, directory, ignore_errors=True)
+        _forget(call, sr)
+
+
+def _forget(call: Call, sr: str) -> None:
+    db = call.pool.db
+    call.pool.storage.repositories.pop(sr, None)
+    for pbd in db.get("SR", sr, "PBDs"):
+        db.destroy("PBD", pbd)
+    for vdi in db.get("SR", sr, "VDIs"):
+        for vbd in db.get("VDI", vdi, "VBDs"):
+            db.destroy("VBD", vbd)
+        db.destroy("VDI", vdi)
+    db.destroy("SR", sr)
+
+
+@rpc(
+    "SR.make(host: ref host, device_config: map string string, physical_size: int,"
+    " name_label: string, name_description: string, type: string, content_type: string,"
+    " sm_config: map string string = {})"
+)
+def make(call: Call, *_: Any) -> str:
+    raise ApiError("MESSAGE_DEPRECATED")
+
+
+@rpc("SR.set_name_label(sr: ref SR, value: string)")
+def set_name_label(call: Call, sr: str, value: str) -> None:
+    check_plugged(call.pool.db, sr)
+    call.pool.db.set("SR", sr, name_label=value)
+
+
+@rpc("SR.set_name_description(sr: ref SR, value: string)")
+def set_name_description(call: Call, sr: str, value: str) -> None:
+    check_plugged(call.pool.db, sr)
+    call.pool.db.set("SR", sr, name_description=value)
+
+
+@rpc("SR.set_shared(sr: ref SR, value: bool)")
+def set_shared(call: Call, sr: str, value: bool) -> None:
+    pbds = call.pool.db.get("SR", sr, "PBDs")
+    if not value and len(pbds) > 1:
+        raise ApiError("SR_HAS_MULTIPLE_PBDS", *pbds)
+    call.pool.db.set("SR", sr, shared=value)
+
+
+@rpc("SR.get_live_hosts(sr: ref SR)")
+def get_live_hosts(call: Call, sr: str) -> list[str]:
+    db = call.pool.db
+    db.row("SR", sr)
+    hosts = [db.get("PBD", pbd, "host") for pbd in attached_pbds(db, sr)]
+    return [host for host in hosts if db.get("host", host, "enabled")]

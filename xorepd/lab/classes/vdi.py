@@ -1,37 +1,49 @@
 """VDI: disks. Source: xapi: ocaml/xapi/xapi_vdi.ml, storage_smapiv1.ml; sm: libs/sm/drivers."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from xorepd.lab.dispatch import Call, rpc
-from xorepd.lab.failures import ApiError
+from xorepd.lab.attachments import active_hosts
+from xorepd.lab.classes.vdi_copy import copy_data
+from xorepd.lab.dispatch import Call, perform, rpc
+from xorepd.lab.failures import NULL, ApiError, internal_error
 from xorepd.lab.generics import create_arguments
 from xorepd.lab.operations import Claim
-from xorepd.lab.rules import attached_pbds
+from xorepd.lab.rules import check_plugged, check_served
 from xorepd.lab.schema import words
+from xorepd.lab.storage import Repository
 
 INHERITED = words(
     "name_label name_description type sharable other_config xenstore_data tags on_boot"
     " allow_caching virtual_size"
 )
 """What snapshots and clones take over from the VDI."""
+KEPT_BY_DRIVERS = ("base_mirror", "key_hash", "type")
+"""Keys of `sm_config` that a new VDI keeps; drivers drop all others a client gives, but not LVM's.
+
+Source: sm: libs/sm/VDI.py (SM_CONFIG_PASS_THROUGH_FIELDS), libs/sm/drivers/FileSR.py (create),
+LVHDSR.py (create)."""
 
 
 @rpc("VDI.create(args: record VDI)")
 async def create(call: Call, record: dict[str, Any]) -> str:
     fields = create_arguments("VDI", record)
-    if fields["type"] == "cbt_metadata":
-        raise ApiError("VDI_INCOMPATIBLE_TYPE", "", fields["type"])
     pool, sr = call.pool, fields["SR"]
-    pool.db.row("SR", sr)
-    if not attached_pbds(pool.db, sr):
-        raise ApiError("SR_HAS_NO_PBDS", sr)
     async with pool.operations.hold(call.task, Claim("SR", sr, "vdi_create")):
+        check_plugged(pool.db, sr)
+        if fields["type"] == "cbt_metadata":
+            raise ApiError("VDI_INCOMPATIBLE_TYPE", "", fields["type"])
         repository = pool.storage.of(sr)
+        given = fields["sm_config"]
+        if not repository.space.is_lvm:
+            fields["sm_config"] = {key: given[key] for key in KEPT_BY_DRIVERS if key in given}
         uuid = pool.db.new_uuid()
+        repository.space.check_new(fields)
         size = await repository.change(repository.store.create, uuid, fields["virtual_size"])
         fields.update(uuid=uuid, location=uuid, virtual_size=size)
         ref = pool.db.create("VDI", **fields)
-        await repository.reconcile()
+        await repository.follow(uuid)
     pool.operations.refresh("VDI", ref)
     return ref
 
@@ -47,97 +59,173 @@ async def snapshot(call: Call, vdi: str, driver_params: dict[str, str]) -> str:
 @rpc("VDI.clone(vdi: ref VDI, driver_params: map string string = {})")
 async def clone(call: Call, vdi: str, driver_params: dict[str, str]) -> str:
     # Clones have a snapshot_time too; nothing else tells of their origin.
-    return await _split(call, vdi, "clone", snapshot_time=call.pool.clock.now())
+    try:
+        return await _split(call, vdi, "clone", snapshot_time=call.pool.clock.now())
+    except ApiError as error:
+        if error.code != "UNIMPLEMENTED_IN_SM_BACKEND":
+            raise
+    # The driver cannot: xapi makes a new VDI and copies.
+    return await _copy_instead(call, vdi)
+
+
+async def _copy_instead(call: Call, vdi: str) -> str:
+    source = call.pool.db.record("VDI", vdi)
+    kept = words(
+        "SR name_label name_description virtual_size type sharable read_only other_config"
+        " xenstore_data"
+    )
+    new: str = await perform(call, "VDI.create", {name: source[name] for name in kept})
+    try:
+        await copy_data(call, vdi, new, None)
+    except ApiError:
+        await perform(call, "VDI.destroy", new)
+        raise
+    return new
 
 
 async def _split(call: Call, vdi: str, operation: str, **fields: Any) -> str:
     pool, db = call.pool, call.pool.db
-    source = db.record("VDI", vdi)
-    claims = (Claim("VDI", vdi, operation), Claim("SR", source["SR"], f"vdi_{operation}"))
-    async with pool.operations.hold(call.task, *claims):
-        repository, uuid = pool.storage.of_vdi(vdi)
+    async with _held(call, vdi, operation) as (repository, uuid):
         new, base_copy = db.new_uuid(), db.new_uuid()
-        await repository.change(repository.store.split, uuid, new, base_copy)
+        repository.space.check_split(vdi, operation)
+        logs = repository.store.logs
+        tracked = operation == "snapshot" and logs.has(uuid)
+        async with repository.paused(vdi):
+            await repository.change(
+                repository.store.split,
+                uuid,
+                new,
+                base_copy,
+                give_log=tracked,
+                in_use=bool(active_hosts(pool, vdi)),
+            )
         source = db.record("VDI", vdi)
         fields.update({name: source[name] for name in INHERITED})
-        fields["cbt_enabled"] = source["cbt_enabled"] if operation == "snapshot" else False
+        fields["sm_config"] = repository.space.carried(source["sm_config"])
+        fields["cbt_enabled"] = logs.has(new)
         ref = db.create("VDI", uuid=new, location=new, SR=source["SR"], **fields)
         await repository.reconcile()
-        # A file SR reports the source's size for the new leaf until the next scan.
-        db.set("VDI", ref, physical_utilisation=source["physical_utilisation"])
+        if tracked and not logs.has(uuid):
+            text = f"Creating CBT metadata log for disk {uuid} failed."
+            repository.lose_log(vdi, "VDI_CBT_SNAPSHOT_FAILED", text)
+        if not repository.space.is_lvm:
+            # A file SR reports the source's size for the new leaf until the next scan.
+            db.set("VDI", ref, physical_utilisation=source["physical_utilisation"])
     pool.operations.refresh("VDI", ref)
     return ref
 
 
 @rpc("VDI.resize(vdi: ref VDI, size: int)")
 async def resize(call: Call, vdi: str, size: int) -> None:
-    pool = call.pool
-    sr = pool.db.get("VDI", vdi, "SR")
-    claims = (Claim("VDI", vdi, "resize"), Claim("SR", sr, "vdi_resize"))
-    async with pool.operations.hold(call.task, *claims):
-        repository, uuid = pool.storage.of_vdi(vdi)
+    await _resize(call, vdi, size, "resize")
+
+
+@rpc("VDI.resize_online(vdi: ref VDI, size: int)")
+async def resize_online(call: Call, vdi: str, size: int) -> None:
+    await _resize(call, vdi, size, "resize_online")
+
+
+async def _resize(call: Call, vdi: str, size: int, operation: str) -> None:
+    async with _held(call, vdi, operation, "vdi_resize") as (repository, uuid):
+        repository.space.check_growth(vdi, size)
+        tracked = repository.store.logs.has(uuid)
         await repository.change(repository.store.resize, uuid, size)
+        if tracked and not repository.store.logs.has(uuid):
+            text = f"Resizing of CBT metadata for disk {uuid} failed."
+            repository.lose_log(vdi, "VDI_CBT_RESIZE_FAILED", text)
         await repository.reconcile()
 
 
 @rpc("VDI.destroy(self: ref VDI)")
 async def destroy(call: Call, vdi: str) -> None:
-    pool, db = call.pool, call.pool.db
-    sr = db.get("VDI", vdi, "SR")
-    claims = (Claim("VDI", vdi, "destroy"), Claim("SR", sr, "vdi_destroy"))
-    async with pool.operations.hold(call.task, *claims):
-        repository, uuid = pool.storage.of_vdi(vdi)
-        await repository.change(repository.store.destroy, uuid)
+    db = call.pool.db
+    async with _held(call, vdi, "destroy") as (repository, uuid):
+        if repository.store.exists(uuid):
+            await repository.change(repository.store.destroy, uuid)
+        else:
+            await _destroy_metadata(repository, uuid)
         if db.exists("VDI", vdi):
             for vbd in db.get("VDI", vdi, "VBDs"):
                 db.destroy("VBD", vbd)
             db.destroy("VDI", vdi)
+        for vm in list(db.select("VM", suspend_VDI=vdi)):
+            db.set("VM", vm, suspend_VDI=NULL)
         await repository.reconcile()
-    repository.kick_collector()
+    repository.garbage.kick()
+
+
+async def _destroy_metadata(repository: Repository, uuid: str) -> None:
+    """Delete a log whose disk is gone already.
+
+    Drivers of file SRs take it for the VDI's own file and unlink it before they look for a log to
+    merge: what is before it and behind it becomes unrelated.
+
+    Source: sm: libs/sm/drivers/FileSR.py (delete), LVHDSR.py (delete).
+    """
+    logs = repository.store.logs
+    await repository.change(logs.merge if repository.space.is_lvm else logs.remove, uuid)
 
 
 @rpc("VDI.forget(vdi: ref VDI)")
 async def forget(call: Call, vdi: str) -> None:
+    """Drop the record; what stands on the SR comes back with the next scan."""
+    db = call.pool.db
     async with call.pool.operations.hold(call.task, Claim("VDI", vdi, "forget")):
-        call.pool.db.destroy("VDI", vdi)
+        for vbd in db.get("VDI", vdi, "VBDs"):
+            db.destroy("VBD", vbd)
+        db.destroy("VDI", vdi)
 
 
 @rpc("VDI.update(vdi: ref VDI)")
 async def update(call: Call, vdi: str) -> None:
     async with call.pool.operations.hold(call.task, Claim("VDI", vdi, "update")):
+        check_plugged(call.pool.db, call.pool.db.get("VDI", vdi, "SR"))
         repository, _ = call.pool.storage.of_vdi(vdi)
-        await repository.reconcile()
+        await repository.refresh(vdi)
 
 
-@rpc("VDI.set_name_label(self: ref VDI, value: string)")
-def set_name_label(call: Call, vdi: str, value: str) -> None:
-    call.pool.db.set("VDI", vdi, name_label=value)
+_INTRODUCE = (
+    "VDI.introduce(uuid: string, name_label: string, name_description: string, SR: ref SR,"
+    " type: vdi_type, sharable: bool, read_only: bool, other_config: map string string,"
+    " location: string, xenstore_data: map string string = {}, sm_config: map string string = {},"
+    " managed: bool = true, virtual_size: int = 0, physical_utilisation: int = 0,"
+    ' metadata_of_pool: ref pool = "", is_a_snapshot: bool = false,'
+    ' snapshot_time: datetime = "19700101T00:00:00Z", snapshot_of: ref VDI = "")'
+)
 
 
-@rpc("VDI.set_name_description(self: ref VDI, value: string)")
-def set_name_description(call: Call, vdi: str, value: str) -> None:
-    call.pool.db.set("VDI", vdi, name_description=value)
+@rpc(_INTRODUCE)
+async def introduce(call: Call, *arguments: Any) -> str:
+    """Refuse: no driver of an SR whose files the lab keeps can introduce VDIs, a scan does."""
+    sr, location = arguments[3], arguments[8]
+    async with call.pool.operations.hold(call.task, Claim("SR", sr, "vdi_introduce")):
+        check_plugged(call.pool.db, sr)
+        for vdi in call.pool.db.select("VDI", SR=sr, location=location):
+            if call.pool.db.get("VDI", vdi, "uuid") != arguments[0]:
+                raise ApiError("LOCATION_NOT_UNIQUE", sr, location)
+        raise internal_error(
+            f"Storage_interface.Storage_error ([S(Vdi_does_not_exist);S({location})])"
+        )
 
 
-@rpc("VDI.set_read_only(self: ref VDI, value: bool)")
-def set_read_only(call: Call, vdi: str, value: bool) -> None:
-    call.pool.db.set("VDI", vdi, read_only=value)
+@rpc("VDI.force_unlock(vdi: ref VDI)")
+async def force_unlock(call: Call, vdi: str) -> None:
+    async with call.pool.operations.hold(call.task, Claim("VDI", vdi, "force_unlock")):
+        raise ApiError("MESSAGE_DEPRECATED")
 
 
-@rpc("VDI.set_sharable(self: ref VDI, value: bool)")
-def set_sharable(call: Call, vdi: str, value: bool) -> None:
-    call.pool.db.set("VDI", vdi, sharable=value)
+@asynccontextmanager
+async def _held(
+    call: Call, vdi: str, operation: str, on_sr: str | None = None
+) -> AsyncIterator[tuple[Repository, str]]:
+    """Hold a VDI and its SR, and give where it is stored and its UUID.
 
-
-@rpc("VDI.set_allow_caching(self: ref VDI, value: bool)")
-def set_allow_caching(call: Call, vdi: str, value: bool) -> None:
-    call.pool.db.set("VDI", vdi, allow_caching=value)
-
-
-@rpc("VDI.set_on_boot(self: ref VDI, value: on_boot)")
-async def set_on_boot(call: Call, vdi: str, value: str) -> None:
-    sr = call.pool.db.get("VDI", vdi, "SR")
-    async with call.pool.operations.hold(call.task, Claim("SR", sr, "vdi_set_on_boot")):
-        if call.pool.db.get("VDI", vdi, "cbt_enabled"):
-            raise ApiError("VDI_CBT_ENABLED", vdi)
-        call.pool.db.set("VDI", vdi, on_boot=value)
+    Args:
+        on_sr: What the SR calls the operation, if not by the same name.
+    """
+    pool = call.pool
+    sr = pool.db.get("VDI", vdi, "SR")
+    claims = (Claim("SR", sr, on_sr or f"vdi_{operation}"), Claim("VDI", vdi, operation))
+    async with pool.operations.hold(call.task, *claims):
+        check_served(pool.db, vdi)
+        yield pool.storage.of_vdi(vdi)

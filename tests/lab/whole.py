@@ -1,0 +1,42 @@
+"""After a test nothing may be left behind in its lab, and its files must agree with its records."""
+
+import asyncio
+from collections.abc import Collection
+
+import pytest
+
+from xorepd.lab import fsck
+from xorepd.lab.fsck import Problem
+from xorepd.lab.lab import Lab
+
+PATIENCE_S = 5.0
+"""For work that the test did not wait for, such as letting go of a disk after a disconnect."""
+MOST_TOLD = 20
+OF_CLIENTS = ("result",)
+"""Completed tasks are the client's to destroy; a test of the lab need not."""
+
+
+async def assert_whole(lab: Lab, leaves: Collection[str] = ()) -> None:
+    """Fail for every problem of other kinds than the test leaves on purpose."""
+    lab.faults.clear()
+    problems: list[Problem] = []
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                problems = await _problems(lab, leaves)
+                if not problems:
+                    return
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        told = "\n".join(f"[{problem.kind}] {problem}" for problem in problems[:MOST_TOLD])
+        pytest.fail(f"the lab is not whole after the test:\n{told}", pytrace=False)
+
+
+async def _problems(lab: Lab, leaves: Collection[str]) -> list[Problem]:
+    found = await fsck.check(lab, idle=True)
+    return [problem for problem in found if problem.kind not in leaves]
+
+
+def left_by(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Return the kinds of problems that a test says it leaves: `@pytest.mark.leaves("session")`."""
+    return tuple(kind for marker in request.node.iter_markers("leaves") for kind in marker.args)

@@ -1,0 +1,96 @@
+"""Tasks from start to end, and changes as events."""
+
+import pytest
+
+from tests.pool.target import Bench
+
+pytestmark = pytest.mark.pool
+
+
+def test_an_async_call_gives_a_task_with_its_result(bench: Bench) -> None:
+    vm = bench.new_vm()
+
+    task = bench.call("Async.VM.clone", vm, bench.name())
+    bench.afterwards("task.destroy", task)
+    record = bench.finished(task)
+
+    assert record["status"] == "success"
+    assert record["progress"] == 1.0
+    assert record["error_info"] == []
+    clone = record["result"].removeprefix("<value>").removesuffix("</value>")
+    bench.keep_vm(clone)
+    assert bench.api.VM.get_power_state(clone) == "Halted"
+
+
+def test_errors_of_an_async_call_are_in_its_task(bench: Bench) -> None:
+    task = bench.call("Async.VM.clone", "OpaqueRef:none", bench.name())
+    bench.afterwards("task.destroy", task)
+
+    record = bench.finished(task)
+
+    assert record["status"] == "failure"
+    assert record["error_info"][0] == "HANDLE_INVALID"
+    assert record["result"] == ""
+
+
+def test_a_task_of_ours_waits_until_it_is_destroyed(bench: Bench) -> None:
+    task = bench.new_task()
+
+    record = bench.api.task.get_record(task)
+
+    assert (record["status"], record["progress"], record["type"]) == ("pending", 0.0, "<none/>")
+    bench.api.task.add_to_other_config(task, "xorepd-test", "ours")
+    assert bench.api.task.get_other_config(task) == {"xorepd-test": "ours"}
+
+
+def test_events_tell_what_became_of_an_object(bench: Bench) -> None:
+    vm = bench.new_vm()
+    token = bench.call("event.from", [f"vm/{vm}"], "", 0.0)["token"]
+
+    bench.api.VM.set_name_description(vm, "first")
+    bench.api.VM.set_name_description(vm, "second")
+    changed = bench.call("event.from", [f"vm/{vm}"], token, 30.0)
+    bench.api.VM.destroy(vm)
+    gone = bench.call("event.from", [f"vm/{vm}"], changed["token"], 30.0)
+
+    (mod,) = changed["events"]
+    assert (mod["class"], mod["operation"], mod["ref"]) == ("vm", "mod", vm)
+    assert mod["snapshot"]["name_description"] == "second"
+    (end,) = gone["events"]
+    assert (end["operation"], end["ref"]) == ("del", vm)
+    assert "snapshot" not in end
+
+
+def test_an_empty_token_gives_every_object(bench: Bench) -> None:
+    answer = bench.call("event.from", ["sr"], "", 30.0)
+
+    assert {event["operation"] for event in answer["events"]} == {"add"}
+    assert {event["ref"] for event in answer["events"]} == set(bench.api.SR.get_all())
+    assert int(answer["valid_ref_counts"]["sr"]) == len(answer["events"])
+
+
+def test_a_wait_without_news_ends_in_time_with_a_good_token(bench: Bench) -> None:
+    vm = bench.new_vm()
+    token = bench.call("event.from", [f"vm/{vm}"], "", 0.0)["token"]
+
+    quiet = bench.call("event.from", [f"vm/{vm}"], token, 0.1)
+    bench.api.VM.set_name_description(vm, "now")
+    loud = bench.call("event.from", [f"vm/{vm}"], quiet["token"], 30.0)
+
+    assert quiet["events"] == []
+    assert loud["events"][0]["ref"] == vm
+
+
+def test_an_injected_event_passes_the_token_it_gave(bench: Bench) -> None:
+    vm = bench.new_vm()
+
+    token = bench.call("event.inject", "VM", vm)
+
+    answer = bench.call("event.from", ["vm"], token, 30.0)
+    assert vm in [event["ref"] for event in answer["events"]]
+
+
+def test_a_token_of_somebody_else_is_refused(bench: Bench) -> None:
+    refused = bench.failure("event.from", ["vm"], "yesterday", 0.0)
+
+    assert refused == ["EVENT_FROM_TOKEN_PARSE_FAILURE", "yesterday"]

@@ -1,0 +1,87 @@
+"""VDI: the setters that do more than write a field.
+
+Source: xapi: ocaml/xapi/xapi_vdi.ml, message_forwarding.ml (module VDI), sm.ml.
+"""
+
+from typing import Any
+
+from xorepd.lab.dispatch import Call, rpc
+from xorepd.lab.failures import ApiError
+from xorepd.lab.operations import Claim
+from xorepd.lab.rules import check_plugged, check_served
+
+SM_SESSION = "_sm_session"
+"""Key of a session's `other_config` that holds the SR whose driver it belongs to."""
+OF_DRIVERS = {
+    "sharable": "bool",
+    "read_only": "bool",
+    "managed": "bool",
+    "missing": "bool",
+    "virtual_size": "int",
+    "physical_utilisation": "int",
+    "is_a_snapshot": "bool",
+    "snapshot_of": "ref VDI",
+    "snapshot_time": "datetime",
+    "metadata_of_pool": "ref pool",
+    "cbt_enabled": "bool",
+}
+"""Fields that drivers set through the API. Source: xapi: ocaml/xapi/message_forwarding.ml."""
+
+
+@rpc("VDI.set_name_label(self: ref VDI, value: string)")
+def set_name_label(call: Call, vdi: str, value: str) -> None:
+    check_plugged(call.pool.db, call.pool.db.get("VDI", vdi, "SR"))
+    call.pool.db.set("VDI", vdi, name_label=value)
+
+
+@rpc("VDI.set_name_description(self: ref VDI, value: string)")
+def set_name_description(call: Call, vdi: str, value: str) -> None:
+    check_plugged(call.pool.db, call.pool.db.get("VDI", vdi, "SR"))
+    call.pool.db.set("VDI", vdi, name_description=value)
+
+
+def _declare_setters_of_drivers() -> None:
+    """Declare the setters that only a storage driver's own session may use."""
+
+    def declare(name: str, kind: str) -> None:
+        @rpc(f"VDI.set_{name}(self: ref VDI, value: {kind})", asynchronous=False)
+        def setter(call: Call, vdi: str, value: Any) -> None:
+            db = call.pool.db
+            sr = db.get("VDI", vdi, "SR")
+            if db.get("session", call.session, "other_config").get(SM_SESSION) != sr:
+                raise ApiError("PERMISSION_DENIED", "")
+            db.set("VDI", vdi, **{name: value})
+            call.pool.operations.refresh("VDI", vdi)
+
+    for name, kind in OF_DRIVERS.items():
+        declare(name, kind)
+
+
+_declare_setters_of_drivers()
+
+
+@rpc("VDI.set_allow_caching(self: ref VDI, value: bool)")
+def set_allow_caching(call: Call, vdi: str, value: bool) -> None:
+    _check_halted(call, vdi)
+    call.pool.db.set("VDI", vdi, allow_caching=value)
+
+
+@rpc("VDI.set_on_boot(self: ref VDI, value: on_boot)")
+async def set_on_boot(call: Call, vdi: str, value: str) -> None:
+    _check_halted(call, vdi)
+    db = call.pool.db
+    sr = db.get("VDI", vdi, "SR")
+    claims = (Claim("SR", sr, "vdi_set_on_boot"), Claim("VDI", vdi, "set_on_boot"))
+    async with call.pool.operations.hold(call.task, *claims):
+        check_served(db, vdi)
+        db.set("VDI", vdi, on_boot=value)
+
+
+def _check_halted(call: Call, vdi: str) -> None:
+    """Raise VM_BAD_POWER_STATE unless every VM with the disk, attached or not, is halted."""
+    db = call.pool.db
+    for vbd in db.get("VDI", vdi, "VBDs"):
+        vm = db.get("VBD", vbd, "VM")
+        state = db.get("VM", vm, "power_state")
+        if state != "Halted":
+            raise ApiError("VM_BAD_POWER_STATE", vm, "halted", state.lower())

@@ -1,0 +1,49 @@
+"""VM.import: the pool itself fetches an XVA from a web server, or from another pool's `/export`.
+
+Source: xapi: ocaml/xapi/xapi_vm.ml (import_inner).
+"""
+
+from urllib.parse import urljoin
+
+import aiohttp
+
+from xorepd.lab.dispatch import Call, rpc
+from xorepd.lab.failures import ApiError, internal_error
+from xorepd.lab.xva import premature_end
+from xorepd.lab.xva_doors import stream_import
+from xorepd.lab.xva_records import Options
+
+MOST_REDIRECTS = 5
+REDIRECTS = range(300, 400)
+
+
+@rpc("VM.import(url: string, sr: ref SR, full_restore: bool, force: bool)")
+async def import_(call: Call, url: str, sr: str, full_restore: bool, force: bool) -> list[str]:
+    options = Options(sr, full_restore, force)
+    call.pool.db.row("SR", sr)
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as client:
+            for _ in range(MOST_REDIRECTS + 1):
+                # Certificates are looked at only if an administrator switched that on.
+                async with client.get(url, allow_redirects=False, ssl=False) as answer:
+                    if answer.status not in REDIRECTS:
+                        return await _take(call, answer, options)
+                    if "Location" not in answer.headers:
+                        raise ApiError("IMPORT_ERROR", "Redirect with no new location")
+                    url = urljoin(url, answer.headers["Location"])
+    except aiohttp.ClientError as error:
+        raise internal_error(str(error)) from error
+    raise ApiError("IMPORT_ERROR", "Maximum redirect limit reached")
+
+
+async def _take(call: Call, answer: aiohttp.ClientResponse, options: Options) -> list[str]:
+    if answer.status != 200:
+        raise ApiError("IMPORT_ERROR", f"{answer.status} {answer.reason}")
+
+    async def receive() -> bytes:
+        try:
+            return await answer.content.readany()
+        except aiohttp.ClientError as error:
+            raise premature_end() from error
+
+    return await stream_import(Call(call.pool, call.host, task=call.task), receive, options)
