@@ -21,9 +21,15 @@ from rich.console import Console, RenderableType
 from xorepd.config.load import load
 from xorepd.config.models import DaemonSettings
 from xorepd.console.progress import displayed
-from xorepd.console.tables import finished_view, history_table, jobs_table, status_view
+from xorepd.console.tables import (
+    finished_view,
+    history_table,
+    jobs_table,
+    run_view,
+    status_view,
+)
 from xorepd.control.client import Client, NoDaemon
-from xorepd.control.protocol import MAX_HISTORY, Finished, Names, ReloadReply, Reply
+from xorepd.control.protocol import MAX_HISTORY, Finished, Names, ReloadReply, Reply, RunReply
 from xorepd.errors import ControlError, XorepdError
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.version import VERSION
@@ -144,6 +150,29 @@ def history(
     """Show finished runs, the newest first."""
     reply = _ask(socket, config, lambda client: client.history(job, limit))
     _show(reply, history_table(reply, datetime.now(UTC)), as_json=as_json)
+
+
+@app.command()
+def show(
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Which one; the newest if not given.")
+    ] = None,
+    as_json: AsJson = False,
+    socket: Socket = None,
+    config: Config = None,
+) -> None:
+    """Show one run in full: how each disk was read and written, and what that cost."""
+
+    async def find(client: Client) -> RunReply:
+        if run_id is not None:
+            return await client.run(run_id)
+        newest = (await client.history(None, 1)).records
+        if not newest:
+            raise ControlError("no run has finished yet; start one with `xorepctl run JOB`")
+        return await client.run(newest[0].run_id)
+
+    reply = _ask(socket, config, find)
+    _show(reply, run_view(reply.records), as_json=as_json)
 
 
 @app.command()

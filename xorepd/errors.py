@@ -17,6 +17,7 @@
      │   ├─ StreamCut              RETRY      the stream ended before its end
      │   ├─ ProtocolViolation      RETRY      the stream is not what it claims to be
      │   ├─ TransferFailed         RETRY      the pool says that the transfer failed
+     │   │   └─ NotServed          RETRY      the pool does not know this kind of request
      │   ├─ OutcomeUnknown         RETRY      the pool does not say how the transfer ended
      │   └─ DigestMismatch         RETRY      what arrived is not what was sent
      ├─ StateError                 OPERATOR   the history database cannot be used
@@ -209,6 +210,10 @@ class TransferFailed(DataError):
         super().__init__(
             f"{what}: XAPI failed with {_details(code, params)}" + (f"; {hint}" if hint else "")
         )
+
+
+class NotServed(TransferFailed):
+    """The pool does not know this kind of request: 404, which it answers to a strange format."""
 
 
 class OutcomeUnknown(DataError):

@@ -60,6 +60,14 @@ class Verify(StrEnum):
     OFF = "off"
 
 
+class ChangedBlocks(StrEnum):
+    """Whether deltas follow changed-block tracking, which knows 64 KiB where VHDs know 2 MiB."""
+
+    USE = "use"
+    ENABLE = "enable"
+    OFF = "off"
+
+
 class DaemonSettings(_Model):
     """The process itself."""
 
@@ -98,6 +106,8 @@ class PoolSettings(_Model):
     """SHA-256 of the certificates that are trusted: one for each host of the pool."""
     plaintext: bool = False
     """Allow `http://`: password and disks travel readable. For laboratories."""
+    nbd: bool = True
+    """Read disks over NBD where a network of the pool has the purpose `nbd`."""
     connections: Annotated[int, Field(ge=1, le=16)] = 4
     """XAPI calls at once. XAPI serialises most of them anyway; more only queue there."""
 
@@ -172,6 +182,9 @@ class JobSettings(_Model):
     max_vms: Annotated[int, Field(ge=1, le=64)] = 2
     """VMs of this job in transfer at once."""
     verify: Annotated[Verify, Field(strict=False)] = Verify.SAMPLE
+    changed_blocks: Annotated[ChangedBlocks, Field(strict=False)] = ChangedBlocks.USE
+    """`use`: where it is on. `enable`: also switch it on for the disks of the job; XAPI refuses to
+    move such disks to another SR until it is off again. `off`: never."""
     networks: TextMap = Field(default_factory=lambda: NOTHING)
     """Source network → target network, UUIDs or names; `""` leaves the interface out."""
     transport: TransportSettings = Field(default_factory=TransportSettings)

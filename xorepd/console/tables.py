@@ -14,7 +14,10 @@ from xorepd.control.protocol import HistoryReply, JobsReply, JobStatus, StatusRe
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.units import format_duration, format_size
 
-NUMBERS = frozenset({"LAST RUN", "POINT AGE", "NEXT RUN", "DONE", "RATE", "KEEP", "MOVED", "TOOK"})
+NUMBERS = frozenset(
+    {"LAST RUN", "POINT AGE", "NEXT RUN", "DONE", "RATE", "KEEP", "MOVED", "TOOK"}
+    | {"READER", "CHANGED", "READ", "SENT", "AMPL"}
+)
 
 STYLES = {
     Outcome.RUNNING: "cyan",
@@ -104,6 +107,45 @@ def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
     return Group(table, *errors[:5])
 
 
+def run_view(records: Iterable[RunRecord]) -> RenderableType:
+    """Show one run in full: for each disk how it was read and written, and what that cost."""
+    parts: list[RenderableType] = []
+    for record in records:
+        if parts:
+            parts.append(Text())
+        parts.append(_finished(record))
+        if record.disks:
+            parts.append(_disks_table(record))
+        parts += [
+            Text(f"disk {disk.device}: {disk.mode} because {disk.reason}")
+            for disk in record.disks
+            if disk.reason
+        ]
+        parts += [
+            Text(f"disk {disk.device}: {disk.reader} because {disk.reader_reason}")
+            for disk in record.disks
+            if disk.reader_reason
+        ]
+    return Group(*parts)
+
+
+def _disks_table(record: RunRecord) -> Table:
+    table = _table("DISK", "MODE", "READER", "WRITER", "CHANGED", "READ", "SENT", "AMPL")
+    for disk in record.disks:
+        amplified = disk.amplification
+        table.add_row(
+            disk.device,
+            disk.mode,
+            disk.reader or "-",
+            disk.writer or "-",
+            "-" if disk.changed_bytes is None else format_size(disk.changed_bytes),
+            format_size(disk.moved_bytes),
+            format_size(disk.sent_bytes),
+            "-" if amplified is None else f"{amplified:.2f}",
+        )
+    return table
+
+
 def finished_view(records: Iterable[RunRecord]) -> RenderableType:
     """Show how a run ended, one line per VM."""
     return Group(*(_finished(record) for record in records))
@@ -112,6 +154,8 @@ def finished_view(records: Iterable[RunRecord]) -> RenderableType:
 def _finished(record: RunRecord) -> Text:
     if record.error:
         return _failure(record)
+    if record.outcome is Outcome.RUNNING:
+        return Text(f"{record.vm_name}: {record.step}")
     text = Text(f"{record.vm_name}: ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
     text.append(f", {format_size(record.moved_bytes)} in {_took(record)}")

@@ -6,6 +6,7 @@ A list of extents would be short for most disks and hundreds of megabytes for a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Self
 
 from xorepd.extents import Extent
 
@@ -22,8 +23,26 @@ class BlockMap:
         self.virtual_size, self.block_size = virtual_size, block_size
         self._bits = bytearray(-(-virtual_size // block_size // 8) + 1)
 
+    @classmethod
+    def of_bits(cls, virtual_size: int, block_size: int, bits: bytes) -> Self:
+        """Return the map of these bits, the least significant of a byte first."""
+        made = cls(virtual_size, block_size)
+        made._bits[: len(bits)] = bits
+        return made
+
     def add(self, block: int) -> None:
         self._bits[block // 8] |= 1 << block % 8
+
+    def within(self, other: BlockMap) -> BlockMap:
+        """Return those blocks of which the other map has the beginning."""
+        both = BlockMap(self.virtual_size, self.block_size)
+        for block in self.blocks():
+            if other.has(block * self.block_size // other.block_size):
+                both.add(block)
+        return both
+
+    def has(self, block: int) -> bool:
+        return block // 8 < len(self._bits) and bool(self._bits[block // 8] >> block % 8 & 1)
 
     def blocks(self) -> Iterator[int]:
         """Return the indexes of the blocks in it, ascending."""

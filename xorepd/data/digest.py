@@ -1,54 +1,91 @@
-"""A fingerprint of data on its way, to compare with what can be read back at the other end.
+"""A fingerprint of a disk's content on its way, to compare with what can be read back.
 
-It covers offsets and bytes in order, up to a limit, and does not depend on how they were cut into
-pieces. xxh3 finds accidents, not forgeries, at the speed of memory.
+Two readers may cut the same content into other pieces, and one may leave out zeroes that the other
+gives. So the fingerprint is taken of the content: each unit of 64 KiB that holds anything but
+zeroes counts with its place and its hash, and where nothing was read stands for zeroes.
+
+xxh3 finds accidents, not forgeries, at the speed of memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+import random
+import struct
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 
 import xxhash
 
+from xorepd.data.narrow import Sieve
 from xorepd.data.reader import Piece, Reader
-from xorepd.extents import Extent
+from xorepd.data.zeroes import UNIT, hash_of_unit
+from xorepd.extents import Extent, split, total
+from xorepd.units import MiB
 
 Meter = Callable[[int], None]
 """Told the number of bytes whenever some have moved."""
 
+SPOT = 1 * MiB
+"""Size of one place of a sample that is spread over a disk."""
+
+_ENTRY = struct.Struct("<QQ")
+
 
 class Digest:
-    """Takes pieces in ascending order.
+    """Takes the content of a disk in ascending order.
 
     Args:
-        limit: bytes of data after which everything else is ignored; None takes all.
+        within: sorted, disjoint extents; what lies outside them is not looked at. None takes all.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self.limit = limit
-        self.size = 0
-        self._next = -1
+    def __init__(self, within: Iterable[Extent] | None = None) -> None:
+        self._sieve = None if within is None else Sieve(within)
         self._hash = xxhash.xxh3_128()
+        self._unit = -1
+        self._scratch = bytearray(UNIT)
 
     def update(self, offset: int, data: memoryview) -> None:
-        if self.limit is not None:
-            data = data[: self.limit - self.size]
-        if not data:
+        if self._sieve is None:
+            self._take(offset, data)
             return
-        if offset != self._next:
-            self._hash.update(offset.to_bytes(8, "big"))
-        self._hash.update(data)
-        self._next = offset + len(data)
-        self.size += len(data)
+        for part in self._sieve.parts(offset, data):
+            self._take(*part)
 
     @property
-    def is_full(self) -> bool:
-        """Whether nothing more would be taken in."""
-        return self.limit is not None and self.size >= self.limit
+    def is_complete(self) -> bool:
+        """Whether all that it covers has been taken in."""
+        return self._sieve is not None and self._sieve.is_done
 
     def hexdigest(self) -> str:
+        """Return the fingerprint of all that was taken in; nothing more may follow."""
+        self._flush()
         return self._hash.hexdigest()
+
+    def _take(self, offset: int, data: memoryview) -> None:
+        while data:
+            unit, at = offset - offset % UNIT, offset % UNIT
+            part = data[: UNIT - at]
+            if len(part) == UNIT:
+                self._flush()
+                self._count(unit, part)
+            else:
+                if unit != self._unit:
+                    self._flush()
+                    self._unit = unit
+                self._scratch[at : at + len(part)] = part
+            offset, data = offset + len(part), data[len(part) :]
+
+    def _flush(self) -> None:
+        """Count the unit that came in parts; what is missing of it is zero."""
+        if self._unit >= 0:
+            self._count(self._unit, memoryview(self._scratch))
+            self._scratch[:] = bytes(UNIT)
+            self._unit = -1
+
+    def _count(self, unit: int, data: memoryview) -> None:
+        digest = hash_of_unit(data)
+        if digest is not None:
+            self._hash.update(_ENTRY.pack(unit, digest))
 
 
 class Observed:
@@ -73,27 +110,43 @@ class Observed:
                 self._moved(len(data))
 
 
-async def read_back(reader: Reader, extents: Iterable[Extent], limit: int | None) -> Digest:
+async def read_back(reader: Reader, within: Iterable[Extent]) -> Digest:
     """Return the digest of these extents as another reader gives them.
 
-    The other reader may give more: what lies outside the extents is not looked at.
+    The other reader may give more, and stops being read behind the last of them.
     """
-    digest = Digest(limit)
-    wanted = iter(extents)
-    extent = next(wanted, None)
+    digest = Digest(within)
     async with aclosing(reader.pieces()) as pieces:
-        async for start, data in pieces:
-            offset = start
-            while data and extent is not None:
-                if offset >= extent.end:
-                    extent = next(wanted, None)
-                    continue
-                skip = max(0, extent.offset - offset)
-                offset, data = offset + skip, data[skip:]
-                inside = data[: extent.end - offset]
-                if inside:
-                    digest.update(offset, inside)
-                offset, data = offset + len(inside), data[len(inside) :]
-            if digest.is_full:
+        async for offset, data in pieces:
+            digest.update(offset, data)
+            if digest.is_complete:
                 break
     return digest
+
+
+def head_of(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """Yield the first `size` bytes of some extents: for readers that begin at the front."""
+    for extent in extents:
+        if size <= 0:
+            return
+        yield Extent(extent.offset, min(extent.length, size))
+        size -= extent.length
+
+
+def sample_of(extents: Iterable[Extent], size: int, seed: str) -> Iterator[Extent]:
+    """Yield about `size` bytes of some extents, in places of 1 MiB spread at random.
+
+    Args:
+        extents: iterable again and again.
+        seed: decides the places.
+    """
+    spots = -(-total(extents) // SPOT)
+    wanted = -(-size // SPOT)
+    rng = random.Random(seed)
+    for extent in extents:
+        for part in split(extent, SPOT):
+            # Selection sampling: each of the spots left has the same chance, all in one pass.
+            if wanted and rng.random() * max(1, spots) < wanted:
+                wanted -= 1
+                yield part
+            spots -= 1

@@ -21,6 +21,7 @@ from yarl import URL
 
 from xorepd.data.http import HeadError, Response, exchange
 from xorepd.errors import (
+    NotServed,
     OutcomeUnknown,
     ProtocolViolation,
     TransferFailed,
@@ -114,6 +115,8 @@ async def respond(
 
 def http_failure(what: str, status: int, page: bytes) -> TransferFailed:
     """Return the error that an HTTP error page of XAPI stands for."""
+    if status == 404:
+        return NotServed(what, f"HTTP status {status}", [])
     found = _CODE.search(page)
     if found is None:
         return TransferFailed(what, f"HTTP status {status}", [])

@@ -91,6 +91,8 @@ class ImportWriter:
 
     def __init__(self, upload: Upload, encoder: VhdStreamEncoder, what: str) -> None:
         self._upload, self._encoder, self._what = upload, encoder, what
+        self.sent = 0
+        """Bytes of data sent so far."""
 
     async def begin(self) -> None:
         """Send what stands before the first block."""
@@ -98,6 +100,7 @@ class ImportWriter:
 
     async def write(self, offset: int, data: memoryview) -> None:
         await self._send(self._encoder.encode(offset, data))
+        self.sent += len(data)
 
     async def finish(self) -> None:
         await self._send(self._encoder.tail())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xorepd.config.models import JobSettings
+from xorepd.data.nbd_reader import NbdBudget
 from xorepd.ids import RunId
 from xorepd.replication.board import Progress
 from xorepd.replication.markers import Stream
@@ -28,6 +29,7 @@ class Assignment:
     stream: Stream
     transport: Transport
     room: Room
+    nbd: NbdBudget
     progress: Progress
 
     def source_door(self, vdi: Vdi) -> DiskDoor:

@@ -30,8 +30,13 @@ class DiskProgress:
     virtual_size: int
     mode: str = ""
     reason: str = ""
+    reader: str = ""
+    reader_reason: str = ""
+    writer: str = ""
+    changed_bytes: int | None = None
     planned_bytes: int = 0
     moved_bytes: int = 0
+    sent_bytes: int = 0
 
     def record(self) -> DiskRecord:
         return DiskRecord(
@@ -40,8 +45,13 @@ class DiskProgress:
             virtual_size=self.virtual_size,
             mode=self.mode,
             reason=self.reason,
+            reader=self.reader,
+            reader_reason=self.reader_reason,
+            writer=self.writer,
+            changed_bytes=self.changed_bytes,
             planned_bytes=self.planned_bytes,
             moved_bytes=self.moved_bytes,
+            sent_bytes=self.sent_bytes,
         )
 
 

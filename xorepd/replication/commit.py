@@ -34,7 +34,7 @@ from xorepd.replication.markers import (
     xo_point,
 )
 from xorepd.replication.preflight import Interface
-from xorepd.replication.record import new_replica, other_config_of, update_replica
+from xorepd.replication.record import bios_strings_of, new_replica, other_config_of, update_replica
 from xorepd.replication.snapshot import replica_name
 from xorepd.replication.transfer import Staged
 from xorepd.units import format_size
@@ -217,9 +217,9 @@ async def _create_replica(a: Assignment, raw: Mapping[str, Any]) -> Ref:
     await rewrite_other_config(a.target, "VM", ref, {KEY: blank.on(uuid).encode()})
     await _protect(a, ref)
     await a.target.call("VM.set_is_a_template", ref, False)
-    if raw.get("bios_strings"):
+    if strings := bios_strings_of(raw):
         try:
-            await a.target.call("VM.set_bios_strings", ref, raw["bios_strings"])
+            await a.target.call("VM.set_bios_strings", ref, strings)
         except XapiFailure as failure:
             log.warning("bios_strings.not_copied", reason=str(failure))
     return ref

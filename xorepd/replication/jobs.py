@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from xorepd.config.models import JobSettings
+from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import Broken, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.assignment import Assignment
@@ -36,6 +37,7 @@ class Context:
     """VMs in transfer at once, over all jobs."""
     clock: Clock
     room: Room = field(default_factory=Room)
+    nbd: NbdBudget = field(default_factory=NbdBudget)
     turns: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """By UUID of the source VM: two jobs take their turns on one VM."""
 
@@ -121,6 +123,7 @@ async def _replicate(
                 stream=Stream(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid),
                 transport=transport,
                 room=context.room,
+                nbd=context.nbd,
                 progress=progress,
             )
         )

@@ -21,7 +21,10 @@ from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import Sr, Vdi, Vif, Vm
 
 MAX_VHD_SIZE = 2040 * GiB
-"""Largest disk that XAPI exports as a VHD."""
+"""Largest disk that XAPI and its storage drivers put into a VHD."""
+
+NOT_VHD = frozenset({"zfs-vol", "rawhba", "udev", "iso"})
+"""SR types whose drivers keep disks in something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +106,24 @@ def check_source(a: Assignment, side: SourceSide) -> None:
     if moving:
         raise ObjectBusy(pool, "VM", vm.name_label, moving[0])
     for _, vdi in side.disks:
-        problem = _disk_problem(vdi)
+        problem = _disk_problem(vdi, a.sr)
         if problem:
             raise Refused(f"pool {pool}: disk {vdi.name_label} of VM {vm.name_label} {problem}")
     for sr in {a.source.cache.srs[vdi.sr] for _, vdi in side.disks if vdi.sr in a.source.cache.srs}:
         a.room.check(sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}")
 
 
-def _disk_problem(vdi: Vdi) -> str | None:
+def _disk_problem(vdi: Vdi, target: Sr) -> str | None:
     if vdi.missing:
         return "is missing from its SR; scan the SR or detach the disk"
     if vdi.sharable:
         return "is sharable, which XAPI cannot snapshot; detach it or leave the VM out"
     if vdi.on_boot == "reset":
         return "is reset at each boot, which XAPI cannot snapshot; set on_boot to persist"
-    if vdi.virtual_size > MAX_VHD_SIZE:
+    if vdi.virtual_size > MAX_VHD_SIZE and target.type not in NOT_VHD:
         return (
-            f"has {vdi.virtual_size / GiB:.1f} GiB, more than the {MAX_VHD_SIZE // GiB} GiB "
-            "that XAPI exports as VHD; split it"
+            f"has {vdi.virtual_size / GiB:.1f} GiB, more than the {MAX_VHD_SIZE // GiB} GiB of a "
+            f"VHD, and SR {target.name_label} of type {target.type} keeps VHDs; choose another SR"
         )
     return None
 

@@ -53,8 +53,34 @@ _VCPUS = ("VCPUs_max", "VCPUs_at_startup")
 _PLAIN_SETTERS = tuple(field for field in _REQUIRED + _OPTIONAL if field not in _MEMORY + _VCPUS)
 """Set one by one, in any order; the others have rules among themselves."""
 
+_BIOS_STRINGS = frozenset(
+    {
+        "bios-vendor",
+        "bios-version",
+        "system-manufacturer",
+        "system-product-name",
+        "system-version",
+        "system-serial-number",
+        "baseboard-manufacturer",
+        "baseboard-product-name",
+        "baseboard-version",
+        "baseboard-serial-number",
+        "baseboard-asset-tag",
+        "baseboard-location-in-chassis",
+        "enclosure-asset-tag",
+    }
+)
+"""What a client may set; XAPI adds others by itself, and takes no empty one
+(xapi: ocaml/xapi/xapi_vm.ml, set_bios_strings)."""
+
 _PRIVATE_PREFIXES = ("xo:", "xorepd:")
 _LEFT_BEHIND = {"auto_poweron", "import_task", "default_template", "xensource_internal"}
+
+
+def bios_strings_of(raw: Raw) -> dict[str, str]:
+    """Return the BIOS strings of the source that can be given to a replica."""
+    given = dict(raw.get("bios_strings") or {})
+    return {key: value for key, value in given.items() if key in _BIOS_STRINGS and value}
 
 
 def other_config_of(raw: Raw) -> dict[str, str]:

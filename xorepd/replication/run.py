@@ -22,6 +22,7 @@ from xorepd.replication.preflight import check_source, check_target, plan_interf
 from xorepd.replication.prune import prune
 from xorepd.replication.snapshot import block_migration, confirm_snapshot, take_source_snapshot
 from xorepd.replication.sweep import read_sides, release_source, sweep
+from xorepd.replication.tracking import enable_tracking
 from xorepd.replication.transfer import DiskPlan, transfer_disks
 from xorepd.state.records import Outcome
 from xorepd.tidying import to_the_end
@@ -67,6 +68,7 @@ async def _replicate(a: Assignment) -> Outcome:
     source, target = await sweep(a)
 
     enter("snapshot")
+    await enable_tracking(a, source)
     await block_migration(a, source.vm)
     snapshot = await take_source_snapshot(a, source, target)
     a.progress.point_in_time = snapshot.vm.snapshot_time

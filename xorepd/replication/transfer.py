@@ -7,19 +7,20 @@ of it shows before the commit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import structlog
 
 from xorepd.config.models import Verify
-from xorepd.data.blocks import BlockMap
-from xorepd.data.digest import Digest, Observed, read_back
-from xorepd.data.export import open_export
-from xorepd.data.imports import open_import
+from xorepd.data.chunked import ChunkedWriter, open_chunked
+from xorepd.data.digest import Digest, Observed, head_of, read_back, sample_of
+from xorepd.data.export import open_export, open_raw
+from xorepd.data.imports import ImportWriter, open_import
+from xorepd.data.reader import Reader
 from xorepd.data.writer import Writer
-from xorepd.errors import DigestMismatch, ObjectGone, StreamCut
+from xorepd.errors import DataError, DigestMismatch, NotServed, ObjectGone, StreamCut
 from xorepd.extents import Extent, total
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.assignment import Assignment
@@ -27,6 +28,7 @@ from xorepd.replication.board import DiskProgress
 from xorepd.replication.inventory import Group, Marked
 from xorepd.replication.markers import CLONING, KEY, Mark, Role, xo_point
 from xorepd.replication.plan import Delta, Full
+from xorepd.replication.roads import find_facts, find_nbd, is_vhd, open_nbd, open_source
 from xorepd.units import MiB
 from xorepd.xapi.records import Vdi
 from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
@@ -34,8 +36,7 @@ from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
 log = structlog.get_logger(__name__)
 
 SAMPLE = 64 * MiB
-"""How much of each disk's transferred data is read back when a job verifies a sample: the head of
-what was sent, because XAPI's export can only be read from the front."""
+"""How much of each disk's transferred data is read back when a job verifies a sample."""
 
 DISKS_AT_ONCE = 4
 """Disks of one VM in transfer at the same time. More share the same two hosts."""
@@ -63,8 +64,10 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    extents: BlockMap
+    sample: Iterable[Extent]
+    """What of it is read back."""
     digest: Digest
+    """Of the sample, as it was sent."""
 
 
 async def transfer_disks(a: Assignment, snapshot: Group, plans: list[DiskPlan]) -> list[Staged]:
@@ -158,13 +161,16 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
     """Carry the disk's data from its snapshot to its staging disk."""
     content, device = plan.source.vdi, plan.source.mark.device
     what = f"disk {content.name_label} ({device}) of VM {a.vm.name_label}"
-    base = VdiUuid(plan.how.base) if isinstance(plan.how, Delta) else None
-    digest = Digest(SAMPLE if a.job.verify is Verify.SAMPLE else None)
+    base = _source_base(a, plan)
+    facts = await find_facts(a, content, base)
     progress = a.progress.disks[device]
-    async with open_export(
-        a.source_door(content), content.uuid, base=base, what=f"{what}, export"
-    ) as reader:
+    async with open_source(a, content, base, facts, what) as (reader, choice):
+        progress.reader, progress.reader_reason = choice.road.value, choice.reason
         progress.planned_bytes = total(reader.extents)
+        if facts.changes is not None:
+            progress.changed_bytes = total(facts.changes)
+        sample = await _choose_sample(a, staged, reader.extents)
+        digest = Digest(sample)
         sr = a.target.cache.srs.get(a.sr.ref, a.sr)
         with a.room.promise(sr, a.target.name, progress.planned_bytes, a.job.target_reserve, what):
             await _fit(a, staged, reader.virtual_size)
@@ -172,23 +178,61 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
             def open_writer(
                 virtual_size: int, extents: Iterable[Extent]
             ) -> AbstractAsyncContextManager[Writer]:
-                return open_import(
-                    a.target_door(),
-                    VdiUuid(staged.uuid),
-                    virtual_size,
-                    extents,
-                    what=f"{what}, import",
-                )
+                return _open_target(a, plan, staged, virtual_size, extents, what)
 
             observed = Observed(reader, digest, lambda size: a.progress.moved(device, size))
             await a.transport.carry(observed, open_writer)
-        extents = reader.extents
     if progress.moved_bytes != progress.planned_bytes:
         raise StreamCut(what, progress.moved_bytes, progress.planned_bytes)
     log.info(
-        "disk.transferred", device=device, mode=progress.mode, moved_bytes=progress.moved_bytes
+        "disk.transferred",
+        device=device,
+        mode=progress.mode,
+        reader=progress.reader,
+        writer=progress.writer,
+        read_bytes=progress.moved_bytes,
+        sent_bytes=progress.sent_bytes,
     )
-    return _Sent(extents, digest)
+    return _Sent(sample, digest)
+
+
+def _source_base(a: Assignment, plan: DiskPlan) -> Vdi | None:
+    """Return the disk on the source whose content the target has already."""
+    if not isinstance(plan.how, Delta):
+        return None
+    base = a.source.cache.by_uuid(Vdi, plan.how.base)
+    if base is None:
+        raise ObjectGone(a.source.name, "VDI", plan.how.base)
+    return base
+
+
+@asynccontextmanager
+async def _open_target(
+    a: Assignment,
+    plan: DiskPlan,
+    staged: Staged,
+    virtual_size: int,
+    extents: Iterable[Extent],
+    what: str,
+) -> AsyncIterator[Writer]:
+    """Open the staging disk for writing: in extents, or as a VHD where those are not taken."""
+    progress = a.progress.disks[plan.source.mark.device]
+    door, vdi, what = a.target_door(), VdiUuid(staged.uuid), f"{what}, import"
+    async with AsyncExitStack() as stack:
+        chunked = open_chunked(door, vdi, fresh=isinstance(plan.how, Full), what=what)
+        writer: ChunkedWriter | ImportWriter
+        try:
+            writer = await stack.enter_async_context(chunked)
+            progress.writer = "chunked"
+        except NotServed as error:
+            log.warning("writer.refused", what=what, reason=str(error))
+            vhd = open_import(door, vdi, virtual_size, extents, what=what)
+            writer = await stack.enter_async_context(vhd)
+            progress.writer = "vhd"
+        try:
+            yield writer
+        finally:
+            progress.sent_bytes = writer.sent
 
 
 async def _fit(a: Assignment, staged: Staged, virtual_size: int) -> None:
@@ -198,19 +242,70 @@ async def _fit(a: Assignment, staged: Staged, virtual_size: int) -> None:
         await grow_disk(a.target, staged.ref, a.sr.ref, virtual_size)
 
 
+async def _choose_sample(
+    a: Assignment, staged: Staged, extents: Iterable[Extent]
+) -> Iterable[Extent]:
+    """Return what of these extents will be read back.
+
+    A sample is spread over the disk where the target serves it over NBD. An export can only be read
+    from the front, so the sample is the head there.
+    """
+    match a.job.verify:
+        case Verify.OFF:
+            return ()
+        case Verify.FULL:
+            return extents
+        case Verify.SAMPLE:
+            exports, _ = await find_nbd(a.target, staged.ref)
+            if exports:
+                return list(sample_of(extents, SAMPLE, seed=staged.uuid))
+            return list(head_of(extents, SAMPLE))
+
+
 async def _check(a: Assignment, plan: DiskPlan, staged: Staged, sent: _Sent) -> None:
     """Read back what arrived, as much as the job asks for, and compare.
 
     Raises:
         DigestMismatch: it is not what was sent.
     """
-    if a.job.verify is Verify.OFF or sent.digest.size == 0:
+    if not any(True for _ in sent.sample):
         return
     what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
-    onto = VdiUuid(plan.how.onto) if isinstance(plan.how, Delta) else None
-    async with open_export(
-        a.target_door(), VdiUuid(staged.uuid), base=onto, what=f"{what}, check"
-    ) as reader:
-        found = await read_back(reader, sent.extents, sent.digest.limit)
-    if (found.size, found.hexdigest()) != (sent.digest.size, sent.digest.hexdigest()):
-        raise DigestMismatch(what, sent.digest.hexdigest(), found.hexdigest())
+    async with _open_staged(a, plan, staged, sent.sample, f"{what}, check") as reader:
+        found = await read_back(reader, sent.sample)
+    expected = sent.digest.hexdigest()
+    if found.hexdigest() != expected:
+        raise DigestMismatch(what, expected, found.hexdigest())
+
+
+@asynccontextmanager
+async def _open_staged(
+    a: Assignment, plan: DiskPlan, staged: Staged, sample: Iterable[Extent], what: str
+) -> AsyncIterator[Reader]:
+    """Open a staging disk for reading back: over NBD if possible, else as it is exported."""
+    await a.target.refresh()
+    disk = a.target.cache.vdis.get(staged.ref)
+    if disk is None:
+        raise ObjectGone(a.target.name, "VDI", staged.uuid)
+    async with AsyncExitStack() as stack:
+        reader: Reader
+        exports, _ = await find_nbd(a.target, staged.ref)
+        if exports:
+            try:
+                reader = await stack.enter_async_context(
+                    open_nbd(a.target, disk, a.nbd, sample, f"{what}, NBD")
+                )
+            except DataError as error:
+                log.warning("road.closed", what=what, road="nbd", reason=str(error))
+            else:
+                yield reader
+                return
+        door = a.target_door()
+        if is_vhd(disk, a.target.cache.srs.get(a.sr.ref, a.sr)):
+            onto = VdiUuid(plan.how.onto) if isinstance(plan.how, Delta) else None
+            export = open_export(door, disk.uuid, base=onto, what=what)
+            reader = await stack.enter_async_context(export)
+        else:
+            raw = open_raw(door, disk.uuid, disk.virtual_size, what=what)
+            reader = await stack.enter_async_context(raw)
+        yield reader

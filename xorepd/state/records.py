@@ -38,8 +38,24 @@ class DiskRecord:
     reason: str = ""
     """Why the disk is sent whole, machine-readable (see `replication.plan.FullReason`)."""
     planned_bytes: int = 0
-    """What the source announced to send: known when its stream begins."""
+    """What the source announced to give: known when its stream begins."""
     moved_bytes: int = 0
+    """What of it has been read and taken by the target."""
+    reader: str = ""
+    """How it was read (see `replication.roads.Road`)."""
+    reader_reason: str = ""
+    """Why in no better way; empty when there is none."""
+    writer: str = ""
+    """`chunked` or `vhd`."""
+    changed_bytes: int | None = None
+    """What changed since the base, in blocks of 64 KiB; None where the source does not track it."""
+    sent_bytes: int = 0
+    """What was sent to the target: zeroes are left out on a fresh disk. Known at the end."""
+
+    @property
+    def amplification(self) -> float | None:
+        """Bytes sent for each byte that changed, where both are known."""
+        return self.sent_bytes / self.changed_bytes if self.changed_bytes else None
 
 
 @dataclass(frozen=True, slots=True)

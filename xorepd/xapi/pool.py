@@ -47,6 +47,7 @@ class Pool:
 
     def __init__(self, settings: PoolSettings, read_password: Callable[[], str]) -> None:
         self.name: PoolName = settings.name
+        self.settings = settings
         self.session = Session(settings, read_password)
         self.cache = Cache()
         self._feed = EventFeed(self.session, self.cache)

@@ -106,6 +106,7 @@ class Vdi:
     sharable: bool
     on_boot: str
     is_a_snapshot: bool
+    cbt_enabled: bool
     snapshot_of: Ref
     snapshot_time: datetime
     other_config: dict[str, str]
@@ -128,6 +129,7 @@ class Vdi:
             missing=bool(raw.get("missing", False)),
             sharable=bool(raw.get("sharable", False)),
             on_boot=raw.get("on_boot", "persist"),
+            cbt_enabled=bool(raw.get("cbt_enabled", False)),
             is_a_snapshot=bool(raw["is_a_snapshot"]),
             snapshot_of=_ref(raw, "snapshot_of"),
             snapshot_time=parse_time(raw.get("snapshot_time")),

@@ -8,7 +8,13 @@ from rich.console import Console, RenderableType
 
 from tests.unit.parts import NOON, job, record
 from xorepd.console.progress import displayed
-from xorepd.console.tables import finished_view, history_table, jobs_table, status_view
+from xorepd.console.tables import (
+    finished_view,
+    history_table,
+    jobs_table,
+    run_view,
+    status_view,
+)
 from xorepd.control.protocol import HistoryReply, JobsReply, StatusReply
 from xorepd.daemon.status import job_reply, job_status
 from xorepd.state.history import Latest
@@ -89,6 +95,40 @@ def test_end_of_a_full_run_says_why_it_was_full() -> None:
     text = shown(finished_view([record(outcome=Outcome.FULL, disks=(disk,))]))
 
     assert text == "web01: full, 4.0 KiB in 30 s (full because: no-base)\n"
+
+
+def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
+    disks = (
+        DiskRecord(
+            device="0",
+            name="root",
+            virtual_size=1 << 33,
+            mode="delta",
+            reader="nbd-changes",
+            writer="chunked",
+            changed_bytes=6 << 20,
+            moved_bytes=6 << 20,
+            sent_bytes=6 << 20,
+        ),
+        DiskRecord(
+            device="1",
+            name="data",
+            virtual_size=1 << 33,
+            mode="full",
+            reason="new-disk",
+            reader="export",
+            reader_reason="no network of pool prod has the purpose nbd",
+            writer="vhd",
+            moved_bytes=1 << 30,
+            sent_bytes=1 << 30,
+        ),
+    )
+
+    text = shown(run_view([record(disks=disks)]))
+
+    assert "nbd-changes" in text
+    assert "1.00" in text
+    assert "disk 1: export because no network of pool prod has the purpose nbd" in text
 
 
 @pytest.mark.parametrize("terminal", [False, True])

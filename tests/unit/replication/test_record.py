@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from xorepd.ids import NULL_REF
-from xorepd.replication.record import new_replica, other_config_of
+from xorepd.replication.record import bios_strings_of, new_replica, other_config_of
 
 TEXTS = [
     "user_version",
@@ -146,3 +146,10 @@ def test_source_record_is_left_as_it_is() -> None:
     new_replica(raw, "replica", "", {"xorepd:mark": "new"})["tags"].append("x")
 
     assert raw == source()
+
+
+def test_only_bios_strings_that_xapi_takes_travel() -> None:
+    given = {"bios-vendor": "Xen", "bios-version": "", "hp-rombios": "", "oem-1": "Xen"}
+
+    assert bios_strings_of(source() | {"bios_strings": given}) == {"bios-vendor": "Xen"}
+    assert bios_strings_of({}) == {}

@@ -123,6 +123,18 @@ class VhdStreamParser:
                 held, self._held = bytes(self._held), bytearray()
                 self._take(held)
 
+    def next_read(self, piece: int) -> int:
+        """Return how many bytes to read next, for data in pieces that end at multiples of `piece`.
+
+        Args:
+            piece: a divisor of the block size.
+        """
+        if self._at is _At.BITMAP:
+            return self._wanted - len(self._held) + piece
+        if self._at is _At.DATA:
+            return piece - self._in_block % piece
+        return self._wanted - len(self._held)
+
     def finish(self) -> None:
         """Declare the end of the stream.
 

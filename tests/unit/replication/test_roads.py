@@ -1,0 +1,105 @@
+"""Which roads are open for a disk, from what its pool offers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.xapi import raws
+from xorepd.data.blocks import BlockMap
+from xorepd.data.nbd import NbdExport
+from xorepd.ids import Ref
+from xorepd.replication.roads import Choice, Facts, Road, choose_roads, is_vhd
+from xorepd.units import GiB, KiB
+from xorepd.xapi.records import Sr, Vdi
+
+
+def vdi(**changes: Any) -> Vdi:
+    return Vdi.parse(Ref("OpaqueRef:vdi"), raws.vdi("vdi", **changes))
+
+
+def sr(kind: str = "ext") -> Sr:
+    return Sr.parse(Ref("OpaqueRef:sr"), {"uuid": "sr", "name_label": "disks", "type": kind})
+
+
+NBD = (NbdExport("10.0.0.1", 10809, "/disk", "PEM", "host"),)
+CHANGES = BlockMap(1 << 30, 64 * KiB)
+NO_NBD, NO_CHANGES = "no network has the purpose nbd", "tracking is off"
+
+
+def facts(*, delta: bool, vhd: bool, nbd: bool, changes: bool) -> Facts:
+    return Facts(
+        is_delta=delta,
+        is_vhd=vhd,
+        nbd=NBD if nbd else (),
+        without_nbd="" if nbd else NO_NBD,
+        changes=CHANGES if changes else None,
+        without_changes="" if changes or not delta else NO_CHANGES,
+    )
+
+
+@pytest.mark.parametrize(
+    ("vhd", "nbd", "changes", "roads"),
+    [
+        (True, True, True, [Road.NBD_CHANGES, Road.EXPORT_CHANGES]),
+        (True, False, True, [Road.EXPORT_CHANGES]),
+        (True, True, False, [Road.EXPORT]),
+        (True, False, False, [Road.EXPORT]),
+        (False, True, True, [Road.NBD_CHANGES]),
+        (False, False, True, [Road.EXPORT_RAW]),
+        (False, True, False, [Road.NBD_EVERYTHING, Road.EXPORT_RAW]),
+        (False, False, False, [Road.EXPORT_RAW]),
+    ],
+)
+def test_a_delta_takes_the_road_that_sends_least(
+    vhd: bool, nbd: bool, changes: bool, roads: list[Road]
+) -> None:
+    choices = choose_roads(facts(delta=True, vhd=vhd, nbd=nbd, changes=changes))
+
+    assert [choice.road for choice in choices] == roads
+
+
+@pytest.mark.parametrize(
+    ("vhd", "nbd", "roads"),
+    [
+        (True, True, [Road.NBD_ALLOCATED, Road.EXPORT]),
+        (True, False, [Road.EXPORT]),
+        (False, True, [Road.NBD_EVERYTHING, Road.EXPORT_RAW]),
+        (False, False, [Road.EXPORT_RAW]),
+    ],
+)
+def test_a_whole_disk_takes_the_road_that_sends_least(
+    vhd: bool, nbd: bool, roads: list[Road]
+) -> None:
+    choices = choose_roads(facts(delta=False, vhd=vhd, nbd=nbd, changes=False))
+
+    assert [choice.road for choice in choices] == roads
+
+
+def test_the_best_road_needs_no_reason_and_any_other_has_one() -> None:
+    best = choose_roads(facts(delta=True, vhd=True, nbd=True, changes=True))
+    without_nbd = choose_roads(facts(delta=True, vhd=True, nbd=False, changes=True))
+    without_both = choose_roads(facts(delta=True, vhd=False, nbd=False, changes=False))
+
+    assert best[0] == Choice(Road.NBD_CHANGES, "")
+    assert without_nbd[0].reason == NO_NBD
+    assert NO_NBD in without_both[0].reason
+    assert NO_CHANGES in without_both[0].reason
+
+
+@pytest.mark.parametrize("nbd", [True, False])
+@pytest.mark.parametrize("changes", [True, False])
+def test_no_whole_disk_stands_in_for_a_delta_that_can_be_had(nbd: bool, changes: bool) -> None:
+    choices = choose_roads(facts(delta=True, vhd=True, nbd=nbd, changes=changes))
+
+    assert not {choice.road for choice in choices} & {Road.NBD_EVERYTHING, Road.EXPORT_RAW}
+
+
+def test_what_xapi_exports_as_a_vhd() -> None:
+    assert is_vhd(vdi(), sr())
+    assert is_vhd(vdi(), None)
+    assert not is_vhd(vdi(virtual_size=2041 * GiB), sr())
+    assert not is_vhd(vdi(sm_config={"type": "raw"}), sr())
+    assert not is_vhd(vdi(sm_config={"image-format": "qcow2"}), sr())
+    assert not is_vhd(vdi(), sr("zfs-vol"))

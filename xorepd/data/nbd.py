@@ -1,0 +1,243 @@
+"""NBD as XAPI's server speaks it: fixed newstyle, STARTTLS, one export by its name, reads only.
+
+    server                                  client
+    NBDMAGIC IHAVEOPT flags          ──►
+                                     ◄──    flags
+                                     ◄──    IHAVEOPT STARTTLS
+    reply ACK                        ──►
+                      ═══ TLS 1.2 handshake ═══
+                                     ◄──    IHAVEOPT EXPORT_NAME /<uuid>?session_id=<secret>
+    size, flags, 124 zero bytes      ──►
+                                     ◄──    READ cookie offset length      (many at once)
+    reply error cookie, data         ──►                                   (one after the other)
+
+The server knows nothing else (no GO, no structured replies) and drops the connection wherever it
+cannot go on, without a word: an ending is all we see of a dead session, a disk that cannot be
+attached, or the limit of 16 connections of a host.
+
+Source: the NBD protocol, doc/proto.md; xapi: ocaml/nbd/src/main.ml; nbd: lib/server.ml.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import struct
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from xorepd.errors import DataError, ProtocolViolation, StreamCut
+from xorepd.stream import ByteStream, Ended
+from xorepd.units import KiB
+
+ALIGNMENT = 512
+"""Offsets and lengths of reads must be multiples of this."""
+DETACH_S = 10.0
+"""Longest wait for a disk to be detached after its last read."""
+LARGEST_READ = 32 * 1024 * 1024
+"""What every NBD server must take in one request."""
+
+_GREETING = struct.Struct(">8s8sH")
+_OPTION = struct.Struct(">8sII")
+_OPTION_REPLY = struct.Struct(">QIII")
+_EXPORT = struct.Struct(">QH")
+_REQUEST = struct.Struct(">IHHQQI")
+_REPLY = struct.Struct(">IIQ")
+_OPTION_MAGIC = b"IHAVEOPT"
+_REPLY_MAGIC = 0x3E889045565A9
+_REQUEST_MAGIC, _SIMPLE_REPLY_MAGIC = 0x25609513, 0x67446698
+_FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
+_OPTION_EXPORT_NAME, _OPTION_STARTTLS = 1, 5
+_ACK = 1
+_COMMAND_READ, _COMMAND_DISCONNECT = 0, 2
+_HAS_FLAGS = 1
+_PADDING = 124
+
+
+@dataclass(frozen=True, slots=True)
+class NbdExport:
+    """Where one host serves one disk (an element of `VDI.get_nbd_info`)."""
+
+    address: str
+    port: int
+    name: str = field(repr=False)
+    """It holds the session: a credential, never to be logged."""
+    certificate: str
+    """PEM of the host's certificate, which the server must show; empty where the network's purpose
+    is `insecure_nbd`."""
+    subject: str
+
+    def context(self) -> ssl.SSLContext:
+        """Return TLS settings that trust this certificate and no other.
+
+        The certificate was told by the pool's master over a verified connection; its name and its
+        age add nothing to that.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def check(self, certificate: bytes | None) -> None:
+        """Compare the server's certificate (DER) with the one that was told.
+
+        Raises:
+            ssl.SSLError: it is another.
+        """
+        if certificate != ssl.PEM_cert_to_DER_cert(self.certificate):
+            raise ssl.SSLError("its certificate is not the one that the pool told")
+
+
+class NbdConnection:
+    """One connection to one export; make it with `open_nbd`.
+
+    Reads are asked for with `ask` and taken with `take`, in the same order: the server answers one
+    after the other, and what it sent ahead waits in the socket, where it costs us nothing.
+    """
+
+    def __init__(self, stream: ByteStream, size: int, what: str) -> None:
+        self._stream, self.size, self._what = stream, size, what
+        self._asked: deque[tuple[int, int]] = deque()
+        self._cookie = 0
+
+    @property
+    def outstanding(self) -> int:
+        """How many reads have been asked for and not taken."""
+        return len(self._asked)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the next answer has not even begun to come: more could have been asked for."""
+        return self._stream.waiting == 0
+
+    async def ask(self, offset: int, length: int) -> None:
+        """Ask for a range, multiples of 512 bytes inside the export.
+
+        Raises:
+            DataError: the connection is gone.
+        """
+        if offset % ALIGNMENT or length % ALIGNMENT or not 0 < length <= LARGEST_READ:
+            raise ValueError(f"NBD cannot read {length} bytes at {offset}")
+        if offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} are beyond the {self.size} of the export")
+        self._cookie += 1
+        request = _REQUEST.pack(_REQUEST_MAGIC, 0, _COMMAND_READ, self._cookie, offset, length)
+        try:
+            await self._stream.write(request)
+        except OSError as error:
+            raise broken(self._what, error) from error
+        self._asked.append((self._cookie, length))
+
+    async def take(self, target: memoryview) -> None:
+        """Wait for the answer to the oldest read, as long as `target`, and put it there.
+
+        Raises:
+            DataError: the server failed, contradicts the protocol, or is gone.
+        """
+        cookie, length = self._asked[0]
+        if len(target) != length:
+            raise ValueError(f"{length} bytes were asked for, not {len(target)}")
+        head = bytearray(_REPLY.size)
+        try:
+            await self._stream.read_into(memoryview(head))
+            magic, error_number, answered = _REPLY.unpack(head)
+            if magic != _SIMPLE_REPLY_MAGIC:
+                raise ProtocolViolation(self._what, f"an NBD reply begins with {magic:#x}")
+            if answered != cookie:
+                raise ProtocolViolation(
+                    self._what, f"NBD answers request {answered} where {cookie} is next"
+                )
+            if error_number:
+                raise ProtocolViolation(self._what, f"NBD fails with error {error_number}")
+            await self._stream.read_into(target)
+        except Ended as error:
+            raise StreamCut(self._what, error.received, length) from error
+        except OSError as error:
+            raise broken(self._what, error) from error
+        self._asked.popleft()
+
+    async def disconnect(self) -> None:
+        """Say goodbye, and wait a moment for the server to let go of the disk.
+
+        XAPI's server ends the connection when the disk is detached: until then nobody could destroy
+        it (VDI_IN_USE).
+        """
+        goodbye = _REQUEST.pack(_REQUEST_MAGIC, 0, _COMMAND_DISCONNECT, 0, 0, 0)
+        rest = memoryview(bytearray(64 * KiB))
+        with suppress(OSError):  # it may be gone already, or take too long
+            async with asyncio.timeout(DETACH_S):
+                await self._stream.write(goodbye)
+                while await self._stream.read_some(rest):
+                    pass  # answers that nobody waits for any more
+
+
+@asynccontextmanager
+async def open_nbd(export: NbdExport, what: str, *, stall: float) -> AsyncIterator[NbdConnection]:
+    """Open one connection to an export.
+
+    Args:
+        what: the disk, for messages.
+        stall: seconds without a byte after which the server is given up.
+
+    Raises:
+        DataError: it is not served there, or not in a way that we know.
+    """
+    try:
+        stream = await ByteStream.connect(export.address, export.port, stall=stall)
+    except OSError as error:
+        raise broken(what, error) from error
+    async with stream:
+        try:
+            size = await _negotiate(stream, export, what)
+        except Ended as error:
+            raise ProtocolViolation(
+                what,
+                f"the NBD server of {export.address} ended the connection; the disk cannot be "
+                "attached, its 16 connections are taken, or its network has no purpose nbd",
+            ) from error
+        except OSError as error:
+            raise broken(what, error) from error
+        connection = NbdConnection(stream, size, what)
+        yield connection
+        await connection.disconnect()
+
+
+def broken(what: str, error: OSError) -> DataError:
+    """Return the error for an NBD connection that broke, without the export's name."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return ProtocolViolation(what, f"the NBD connection broke ({reason})")
+
+
+async def _negotiate(stream: ByteStream, export: NbdExport, what: str) -> int:
+    """Go through the handshake; return the size of the export."""
+    magic, option_magic, flags = _GREETING.unpack(await _receive(stream, _GREETING.size))
+    if magic != b"NBDMAGIC" or option_magic != _OPTION_MAGIC:
+        raise ProtocolViolation(what, "the greeting is not that of a newstyle NBD server")
+    if not flags & _FIXED_NEWSTYLE:
+        raise ProtocolViolation(what, "the NBD server does not speak fixed newstyle")
+    padding = 0 if flags & _NO_ZEROES else _PADDING
+    await stream.write(struct.pack(">I", flags & (_FIXED_NEWSTYLE | _NO_ZEROES)))
+    if export.certificate:
+        await stream.write(_OPTION.pack(_OPTION_MAGIC, _OPTION_STARTTLS, 0))
+        reply = _OPTION_REPLY.unpack(await _receive(stream, _OPTION_REPLY.size))
+        if reply != (_REPLY_MAGIC, _OPTION_STARTTLS, _ACK, 0):
+            raise ProtocolViolation(what, f"the NBD server refuses TLS (reply {reply[2]:#x})")
+        if stream.waiting:
+            raise ProtocolViolation(what, "the NBD server sends data before the TLS handshake")
+        await stream.start_tls(export.context(), export.subject, export.check)
+    name = export.name.encode()
+    await stream.write(_OPTION.pack(_OPTION_MAGIC, _OPTION_EXPORT_NAME, len(name)), name)
+    size, export_flags = _EXPORT.unpack(await _receive(stream, _EXPORT.size))
+    await _receive(stream, padding)
+    if not export_flags & _HAS_FLAGS or size % ALIGNMENT:
+        raise ProtocolViolation(what, f"NBD offers {size} bytes with flags {export_flags:#x}")
+    return int(size)
+
+
+async def _receive(stream: ByteStream, size: int) -> bytes:
+    buffer = bytearray(size)
+    await stream.read_into(memoryview(buffer))
+    return bytes(buffer)

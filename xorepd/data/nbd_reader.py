@@ -1,0 +1,199 @@
+"""Reader: any extents of a disk over NBD, from as many connections as it is given.
+
+Requests go out in the order of the disk, round the connections, and are taken in that order. What a
+server sends ahead of us waits in the socket's own buffer; so reading ahead takes no memory of ours
+and needs no worker: how far ahead is a number, and it grows while we are the ones who wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from itertools import cycle, islice
+
+import structlog
+
+from xorepd.data.nbd import NbdConnection, NbdExport, open_nbd
+from xorepd.data.reader import Piece
+from xorepd.errors import DataError, ProtocolViolation
+from xorepd.extents import Extent, split
+from xorepd.units import MiB
+
+log = structlog.get_logger(__name__)
+
+PIECE = 1 * MiB
+"""Largest read: beyond it nothing gets cheaper (`make bench-relay`)."""
+FIRST_WINDOW = 2
+"""Reads under way for each connection at the beginning."""
+LARGEST_WINDOW = 16
+"""Reads under way for each connection at most: 16 MiB cover 1 Gbit/s at 130 ms."""
+TRIES, PAUSE_S = 5, 1.0
+"""How often the connections are opened anew without a byte in between, and the first pause. A
+server that restarts, or lets go of a disk, takes seconds; the pause doubles each time."""
+
+OpenConnections = Callable[[], AbstractAsyncContextManager[Sequence[NbdConnection]]]
+"""Open the connections of one disk: at least one."""
+
+
+class NbdReader:
+    """One disk, or some extents of it, read over NBD; make it with `open_nbd_reader`."""
+
+    def __init__(
+        self,
+        open_connections: OpenConnections,
+        virtual_size: int,
+        extents: Iterable[Extent],
+        what: str,
+    ) -> None:
+        self._open, self._what = open_connections, what
+        self._virtual_size, self._extents = virtual_size, extents
+        self._stack = AsyncExitStack()
+        self._connections: Sequence[NbdConnection] = ()
+        self.reconnects = 0
+
+    @property
+    def virtual_size(self) -> int:
+        return self._virtual_size
+
+    @property
+    def extents(self) -> Iterable[Extent]:
+        return self._extents
+
+    async def connect(self) -> None:
+        """Open the connections, or open them anew.
+
+        Raises:
+            DataError: the disk is not served, or another one is.
+        """
+        await self.close()
+        self._connections = await self._stack.enter_async_context(self._open())
+        for connection in self._connections:
+            if connection.size < self._virtual_size:
+                raise ProtocolViolation(
+                    self._what,
+                    f"NBD serves {connection.size} bytes, the disk has {self._virtual_size}",
+                )
+
+    async def close(self) -> None:
+        stack, self._stack = self._stack, AsyncExitStack()
+        await stack.aclose()
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        requests = (part for extent in self._extents for part in split(extent, PIECE))
+        asked: deque[Extent] = deque()
+        buffer = memoryview(bytearray(PIECE))
+        tries = 0
+        while True:
+            try:
+                if tries:
+                    await self.connect()
+                turns = cycle(self._connections)
+                owners: deque[NbdConnection] = deque()
+                for part in asked:  # what broken connections owed us
+                    owners.append(next(turns))
+                    await owners[-1].ask(part.offset, part.length)
+                window = FIRST_WINDOW * len(self._connections)
+                while True:
+                    for part in islice(requests, max(0, window - len(asked))):
+                        asked.append(part)
+                        owners.append(next(turns))
+                        await owners[-1].ask(part.offset, part.length)
+                    if not asked:
+                        return
+                    owner, part = owners.popleft(), asked[0]
+                    if owner.is_behind and window < LARGEST_WINDOW * len(self._connections):
+                        window += 1
+                    data = buffer[: part.length]
+                    await owner.take(data)
+                    asked.popleft()
+                    tries = 0
+                    yield part.offset, data
+            except DataError as error:
+                tries += 1
+                if tries >= TRIES:
+                    raise
+                self.reconnects += 1
+                log.warning("nbd.reconnecting", what=self._what, error=str(error), tries=tries)
+                await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
+
+
+@asynccontextmanager
+async def open_nbd_reader(
+    open_connections: OpenConnections, virtual_size: int, extents: Iterable[Extent], what: str
+) -> AsyncIterator[NbdReader]:
+    """Open a disk for reading some extents of it.
+
+    Args:
+        open_connections: called now, and again after a connection broke.
+        virtual_size: what the pool says the disk has; the export may be rounded up.
+        extents: sorted, disjoint, multiples of 512 bytes.
+        what: the disk, for messages.
+
+    Raises:
+        DataError: the disk is not served over NBD at this moment.
+    """
+    reader = NbdReader(open_connections, virtual_size, extents, what)
+    try:
+        await reader.connect()
+        yield reader
+    finally:
+        await reader.close()
+
+
+class NbdBudget:
+    """How many connections we have open to each host: XAPI's server takes 16 from all its clients.
+
+    Args:
+        per_host: ours among them.
+    """
+
+    def __init__(self, per_host: int = 8) -> None:
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(per_host)
+        )
+
+    @asynccontextmanager
+    async def connections(
+        self, exports: Sequence[NbdExport], most: int, what: str, *, stall: float
+    ) -> AsyncIterator[list[NbdConnection]]:
+        """Open up to `most` connections, spread over the hosts that serve a disk.
+
+        They are opened one after the other, because each attaches the disk. The first has to
+        succeed on some host, after waiting for a free slot there; others are a bonus.
+
+        Raises:
+            DataError: no host serves the disk.
+        """
+        async with AsyncExitStack() as stack:
+            opened = [await self._first(stack, exports, what, stall)]
+            for export in islice(cycle(exports), most - 1):
+                if self._slots[export.address].locked():
+                    continue
+                try:
+                    opened.append(await self._enter(stack, export, what, stall))
+                except DataError as error:
+                    log.info("nbd.fewer_connections", what=what, reason=str(error))
+                    break
+            yield opened
+
+    async def _first(
+        self, stack: AsyncExitStack, exports: Sequence[NbdExport], what: str, stall: float
+    ) -> NbdConnection:
+        failure: DataError = ProtocolViolation(what, "no host serves the disk over NBD")
+        for export in sorted(exports, key=lambda each: self._slots[each.address].locked()):
+            try:
+                return await self._enter(stack, export, what, stall)
+            except DataError as error:
+                failure = error
+        raise failure
+
+    async def _enter(
+        self, stack: AsyncExitStack, export: NbdExport, what: str, stall: float
+    ) -> NbdConnection:
+        async with AsyncExitStack() as own:
+            await own.enter_async_context(self._slots[export.address])
+            connection = await own.enter_async_context(open_nbd(export, what, stall=stall))
+            stack.push_async_exit(own.pop_all())
+            return connection

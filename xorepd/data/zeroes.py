@@ -1,0 +1,52 @@
+"""Finding the zeroes in a disk's data, at the speed of memory.
+
+A hash is the fastest way to look at every byte that Python has (22 GB/s; comparing with a buffer of
+zeroes makes 12, comparing memoryviews 0.3). What the hash finds is compared all the same: nobody
+may craft a block that we take for zeroes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import xxhash
+
+from xorepd.units import KiB
+
+UNIT = 64 * KiB
+"""Zeroes are looked for in pieces of this size: what XAPI's own change tracking works in."""
+
+_ZEROES = bytes(UNIT)
+_DIGEST_OF_ZEROES = xxhash.xxh3_64_intdigest(_ZEROES)
+
+
+def is_zero(data: memoryview) -> bool:
+    """Whether these bytes, at most 64 KiB, are all zero."""
+    if len(data) < UNIT:
+        return bytes(data) == _ZEROES[: len(data)]
+    return hash_of_unit(data) is None
+
+
+def hash_of_unit(data: memoryview) -> int | None:
+    """Return the xxh3 of 64 KiB, or None when they are all zero."""
+    digest = xxhash.xxh3_64_intdigest(data)
+    if digest == _DIGEST_OF_ZEROES and bytes(data) == _ZEROES:
+        return None
+    return digest
+
+
+def without_zeroes(offset: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the parts of a piece that hold data, neighbours joined.
+
+    Units are cut at multiples of 64 KiB of the disk, not of the piece.
+    """
+    start, position = 0, 0
+    while position < len(data):
+        size = min(UNIT - (offset + position) % UNIT, len(data) - position)
+        if is_zero(data[position : position + size]):
+            if start < position:
+                yield offset + start, data[start:position]
+            start = position + size
+        position += size
+    if start < position:
+        yield offset + start, data[start:position]

@@ -1,0 +1,255 @@
+"""How the data of a disk is read: the best way that the source pool offers. Choosing is pure.
+
+    road            gives                                 needs
+    nbd-changes     a delta, in blocks of 64 KiB          NBD, changed-block tracking
+    export-changes  the same, out of blocks of 2 MiB      changed-block tracking, a VHD
+    export          a delta or a whole disk, 2 MiB        a VHD of at most 2040 GiB
+    nbd-allocated   a whole disk, what it has allocated   NBD, a VHD of at most 2040 GiB
+    nbd-everything  a whole disk, every byte              NBD
+    export-raw      a whole disk, every byte              nothing
+
+A road that turns out to be closed when it is entered gives way to the next one, with a warning and
+a reason in the run's record. No road that gives a whole disk stands in for one that gives a delta:
+terabytes are not the answer to a failure that may be over tomorrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import structlog
+
+from xorepd.config.models import ChangedBlocks
+from xorepd.data.blocks import BlockMap
+from xorepd.data.changes import parse_changes
+from xorepd.data.door import STALL_S
+from xorepd.data.export import open_export, open_raw, read_map
+from xorepd.data.narrow import Narrowed
+from xorepd.data.nbd import NbdConnection, NbdExport
+from xorepd.data.nbd_reader import NbdBudget, NbdReader, open_nbd_reader
+from xorepd.data.reader import Reader
+from xorepd.errors import DataError, ProtocolViolation, XapiError
+from xorepd.extents import Extent
+from xorepd.ids import Ref
+from xorepd.replication.assignment import Assignment
+from xorepd.replication.preflight import MAX_VHD_SIZE, NOT_VHD
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Sr, Vdi
+
+log = structlog.get_logger(__name__)
+
+CONNECTIONS = 2
+"""NBD connections for one disk. Each attaches the disk; two hide one another's latency."""
+
+
+class Road(StrEnum):
+    NBD_CHANGES = "nbd-changes"
+    EXPORT_CHANGES = "export-changes"
+    EXPORT = "export"
+    NBD_ALLOCATED = "nbd-allocated"
+    NBD_EVERYTHING = "nbd-everything"
+    EXPORT_RAW = "export-raw"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the source pool offers for one disk. A missing thing has its reason."""
+
+    is_delta: bool
+    is_vhd: bool
+    """Whether XAPI can export it as a VHD."""
+    nbd: tuple[NbdExport, ...] = ()
+    without_nbd: str = ""
+    changes: BlockMap | None = None
+    without_changes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    road: Road
+    reason: str = ""
+    """Why none of the better ones; empty when there is no better one."""
+
+
+def choose_roads(facts: Facts) -> list[Choice]:
+    """Return the roads that are open for a disk, best first; there is always one."""
+    choices = []
+    why = "; ".join(reason for reason in (facts.without_changes, facts.without_nbd) if reason)
+    if facts.is_delta and facts.changes is not None:
+        if facts.nbd:
+            choices.append(Choice(Road.NBD_CHANGES))
+        if facts.is_vhd:
+            choices.append(Choice(Road.EXPORT_CHANGES, facts.without_nbd))
+    elif facts.is_delta and facts.is_vhd:
+        choices.append(Choice(Road.EXPORT, facts.without_changes))
+    elif facts.is_vhd:
+        if facts.nbd:
+            choices.append(Choice(Road.NBD_ALLOCATED))
+        choices.append(Choice(Road.EXPORT, facts.without_nbd))
+    if not choices:
+        nothing = "the disk is no VHD that XAPI exports"
+        why = f"{nothing}; {why}" if why else nothing
+        if facts.nbd:
+            choices.append(Choice(Road.NBD_EVERYTHING, why))
+        choices.append(Choice(Road.EXPORT_RAW, why))
+    return choices
+
+
+def is_vhd(vdi: Vdi, sr: Sr | None) -> bool:
+    """Whether XAPI can export a disk as a VHD, as far as its record tells."""
+    return (
+        vdi.virtual_size <= MAX_VHD_SIZE
+        and vdi.sm_config.get("type") != "raw"
+        and vdi.sm_config.get("image-format", "vhd") == "vhd"
+        and (sr is None or sr.type not in NOT_VHD)
+    )
+
+
+# -- finding out --------------------------------------------------------------------------------
+
+
+async def find_facts(a: Assignment, disk: Vdi, base: Vdi | None) -> Facts:
+    """Ask the source pool what it offers for a disk of a snapshot.
+
+    Changed blocks are asked for before anything connects: a disk that is served over NBD is in use,
+    and says no more.
+    """
+    changes, without_changes = None, ""
+    if base is not None:
+        changes, without_changes = await _find_changes(a, disk, base)
+    nbd, without_nbd = await find_nbd(a.source, disk.ref)
+    return Facts(
+        is_delta=base is not None,
+        is_vhd=is_vhd(disk, a.source.cache.srs.get(disk.sr)),
+        nbd=nbd,
+        without_nbd=without_nbd,
+        changes=changes,
+        without_changes=without_changes,
+    )
+
+
+async def _find_changes(a: Assignment, disk: Vdi, base: Vdi) -> tuple[BlockMap | None, str]:
+    if a.job.changed_blocks is ChangedBlocks.OFF:
+        return None, "changed-block tracking is switched off for the job"
+    for each, name in ((disk, "disk"), (base, "base")):
+        if not each.cbt_enabled:
+            return None, f"changed-block tracking is off on the {name}"
+    try:
+        text = await a.source.call("VDI.list_changed_blocks", base.ref, disk.ref)
+        return parse_changes(str(text), disk.virtual_size), ""
+    except (XapiError, ValueError) as error:
+        return None, f"changed blocks cannot be had ({error})"
+
+
+async def find_nbd(pool: Pool, disk: Ref) -> tuple[tuple[NbdExport, ...], str]:
+    """Return where a pool serves a disk over NBD, or why nowhere."""
+    if not pool.settings.nbd:
+        return (), f"NBD is switched off for pool {pool.name}"
+    try:
+        infos = await pool.call("VDI.get_nbd_info", disk)
+        exports = tuple(_export(info) for info in infos)
+    except (XapiError, KeyError, TypeError, ValueError) as error:
+        return (), f"NBD cannot be had ({error})"
+    if not exports:
+        return (), f"no network of pool {pool.name} that reaches the disk has the purpose nbd"
+    return exports, ""
+
+
+def _export(info: Mapping[str, Any]) -> NbdExport:
+    return NbdExport(
+        address=str(info["address"]),
+        port=int(info["port"]),
+        name=str(info["exportname"]),
+        certificate=str(info["cert"]),
+        subject=str(info["subject"]),
+    )
+
+
+@asynccontextmanager
+async def open_nbd(
+    pool: Pool, disk: Vdi, budget: NbdBudget, extents: Iterable[Extent], what: str
+) -> AsyncIterator[NbdReader]:
+    """Open a disk over NBD for reading some extents.
+
+    Raises:
+        DataError: it is not served.
+    """
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Sequence[NbdConnection]]:
+        exports, reason = await find_nbd(pool, disk.ref)  # each time: their names hold the session
+        if not exports:
+            raise ProtocolViolation(what, reason)
+        async with budget.connections(exports, CONNECTIONS, what, stall=STALL_S) as opened:
+            yield opened
+
+    async with open_nbd_reader(connect, disk.virtual_size, extents, what) as reader:
+        yield reader
+
+
+# -- entering -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_source(
+    a: Assignment, disk: Vdi, base: Vdi | None, facts: Facts, what: str
+) -> AsyncIterator[tuple[Reader, Choice]]:
+    """Open a disk for reading on the best road that can be entered.
+
+    Raises:
+        DataError: none could.
+    """
+    choices = choose_roads(facts)
+    closed = ""
+    async with AsyncExitStack() as stack:
+        for number, choice in enumerate(choices):
+            try:
+                reader = await _enter(stack, a, disk, base, facts, choice.road, what)
+            except DataError as error:
+                if number == len(choices) - 1:
+                    raise
+                closed = str(error)
+                log.warning("road.closed", what=what, road=choice.road.value, reason=closed)
+            else:
+                yield reader, Choice(choice.road, closed or choice.reason)
+                return
+
+
+async def _enter(
+    stack: AsyncExitStack,
+    a: Assignment,
+    disk: Vdi,
+    base: Vdi | None,
+    facts: Facts,
+    road: Road,
+    what: str,
+) -> Reader:
+    door = a.source_door(disk)
+    size = disk.virtual_size
+    match road:
+        case Road.NBD_CHANGES | Road.NBD_ALLOCATED | Road.NBD_EVERYTHING:
+            extents: BlockMap | list[Extent] = [Extent(0, size)]
+            if road is Road.NBD_CHANGES and facts.changes is not None:
+                extents = facts.changes
+            elif road is Road.NBD_ALLOCATED:
+                extents = await read_map(door, disk.uuid, what=f"{what}, map")
+            return await stack.enter_async_context(
+                open_nbd(a.source, disk, a.nbd, extents, f"{what}, NBD")
+            )
+        case Road.EXPORT | Road.EXPORT_CHANGES:
+            reader = await stack.enter_async_context(
+                open_export(
+                    door, disk.uuid, base=base.uuid if base else None, what=f"{what}, export"
+                )
+            )
+            if road is Road.EXPORT_CHANGES and facts.changes is not None:
+                return Narrowed(reader, facts.changes.within(reader.extents))
+            return reader
+        case Road.EXPORT_RAW:
+            return await stack.enter_async_context(
+                open_raw(door, disk.uuid, size, what=f"{what}, export")
+            )
