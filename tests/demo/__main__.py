@@ -86,6 +86,8 @@ def tell(stage: Stage) -> None:
     fact(f"the guest rewrote {MOTD} and 40 random blocks of 4 KiB")
     second = replicate(stage)
     expect(second["outcome"] == "delta", f"the second run was a {second['outcome']}, not a delta")
+    stage.ctl_live("show")
+    expect_small(second)
 
     step(4, "Proof: libvhdi reads both sides, e2fsck and debugfs the filesystem")
     prove_equal(stage, second)
@@ -97,6 +99,14 @@ def tell(stage: Stage) -> None:
     kill_in_transfer(stage, second)
     stage.check_lab()
     fact("the records of both pools agree with each other and with every file")
+
+
+def expect_small(record: dict[str, Any]) -> None:
+    """Check that each disk was read over NBD and sent what changed, in 64 KiB, and no more."""
+    for disk in record["disks"]:
+        expect(disk["reader"] == "nbd-changes", f"disk {disk['device']}: {disk['reader_reason']}")
+        sent, changed = disk["sent_bytes"], disk["changed_bytes"]
+        expect(sent == changed, f"disk {disk['device']}: {sent} bytes sent, {changed} changed")
 
 
 def introduce(stage: Stage) -> None:
@@ -198,7 +208,7 @@ def kill_in_transfer(stage: Stage, last: dict[str, Any]) -> None:
     prod, dr = stage.pools["prod"], stage.pools["dr"]
     stage.guest("--disk", "1", "--sequential", str(1 << 30), str(96 << 20), "--seed", "11")
     fact("the guest wrote another 96 MiB")
-    stage.fault("add", "export", "--times", "0", "--rate", str(WHILE_KILLED))
+    stage.fault("add", "import", "--times", "0", "--rate", str(WHILE_KILLED))
     started = stage.ctl("run", "web")
     moved = wait_for_middle(stage, started["run_id"])
     stage.kill_daemon()

@@ -47,7 +47,7 @@ def curl(stage: Stage, path: str) -> dict[str, object]:
 @needs_curl
 @pytest.mark.stranger
 def test_curl_sees_bytes_and_rate_while_a_transfer_runs(stage: Stage) -> None:
-    stage.fault("add", "export", "--times", "0", "--rate", str(RATE // 8))
+    stage.fault("add", "import", "--times", "0", "--rate", str(RATE // 8))
     started = stage.ctl("run", "web")
 
     for event in stage.events(started["run_id"]):
@@ -90,7 +90,7 @@ def test_a_sigkilled_daemon_continues_with_a_delta(stage: Stage) -> None:
         disks = disks_of(dr, xenapi, point)
     before = {device: judge.sha256(*disk) for device, disk in disks.items()}
     stage.guest("--disk", "1", "--sequential", str(16 << 20), str(8 << 20), "--seed", "1")
-    stage.fault("add", "export", "--times", "0", "--rate", str(RATE // 8))
+    stage.fault("add", "import", "--times", "0", "--rate", str(RATE // 8))
     started = stage.ctl("run", "web")
     for event in stage.events(started["run_id"]):
         if 0 < event["moved_bytes"] < event["planned_bytes"]:

@@ -21,6 +21,7 @@ vms = ["{vm}"]
 schedule = "*/5 * * * *"
 timezone = "UTC"
 keep = 3
+changed_blocks = "enable"
 target = {{ pool = "{target}", sr = "{sr}" }}
 """
 _POOL = """

@@ -90,7 +90,9 @@ class Topology:
     """Source pool, VM, target pool and SR of the daemon configuration that `up` writes."""
 
 
-def _two_pools(name: str, prod_vms: tuple[VmSpec, ...]) -> Topology:
+def _two_pools(
+    name: str, prod_vms: tuple[VmSpec, ...], nbd: Literal["", "nbd", "insecure_nbd"] = ""
+) -> Topology:
     prod = PoolSpec(
         name="prod",
         hosts=("prod-h1", "prod-h2"),
@@ -100,12 +102,14 @@ def _two_pools(name: str, prod_vms: tuple[VmSpec, ...]) -> Topology:
         ),
         networks=("lan",),
         vms=prod_vms,
+        nbd=nbd,
     )
     recovery = PoolSpec(
         name="dr",
         hosts=("dr-h1",),
         srs=(SrSpec("dr-storage", "ext", ("dr-h1",)),),
         networks=("lan", "dr-isolated"),
+        nbd=nbd,
     )
     return Topology(name, (prod, recovery))
 
@@ -131,6 +135,7 @@ DEMO = _two_pools(
             running_on="prod-h1",
         ),
     ),
+    nbd="nbd",
 )
 
 SMALL = _two_pools(
