@@ -5,14 +5,15 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep docs lint format lock bench-memory bench-lab clean
+.PHONY: setup demo strangers test test-sweep docs lint format lock bench-memory bench-lab bench-relay bench-delta clean
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml requirements.lock
+.venv/ready: pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . \
+	  $(patsubst %/pyproject.toml,--editable %,$(wildcard plugins/*/pyproject.toml))
 	touch $@
 
 # KEEP=1 leaves pools and daemon running and prints how to look around.
@@ -35,9 +36,11 @@ tests/strangers/node/node_modules/.package-lock.json: tests/strangers/node/packa
 test: setup
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
-# Kills the daemon at every single call that changes something; takes about ten minutes.
+# Kills the daemon at every single call that changes something, and cuts every single request of a
+# run; takes more than ten minutes.
 test-sweep: setup
-	XOREPD_SWEEP=all $(BIN)/python -m pytest -n 4 tests/faults/test_killed_at_every_call.py
+	XOREPD_SWEEP=all $(BIN)/python -m pytest -n 4 tests/faults/test_killed_at_every_call.py \
+	  tests/faults/test_nbd_and_chunks.py::test_any_request_of_a_run_may_be_cut
 
 # The tables in docs/lab.md, from the lab's own code.
 docs: setup
@@ -68,6 +71,14 @@ bench-memory: setup
 # What the lab itself costs, against its goals: streams, NBD, a thousand VMs.
 bench-lab: setup
 	$(BIN)/python -m tests.bench.lab
+
+# Bytes of a delta in blocks of 64 KiB beside 2 MiB: read, sent, written, against what changed.
+bench-delta: setup
+	$(BIN)/python -m tests.bench.delta
+
+# CPU and memory of carrying a full disk, beside `curl | curl`; GIB=2 for a shorter one.
+bench-relay: setup
+	$(BIN)/python -m tests.bench.relay $(if $(GIB),--gib $(GIB))
 
 clean:
 	rm -rf .venv .strangers tests/strangers/node/node_modules build dist

@@ -25,11 +25,20 @@ from xorepd.console.tables import (
     finished_view,
     history_table,
     jobs_table,
+    links_table,
     run_view,
     status_view,
 )
 from xorepd.control.client import Client, NoDaemon
-from xorepd.control.protocol import MAX_HISTORY, Finished, Names, ReloadReply, Reply, RunReply
+from xorepd.control.protocol import (
+    MAX_HISTORY,
+    Finished,
+    LinksReply,
+    Names,
+    ReloadReply,
+    Reply,
+    RunReply,
+)
 from xorepd.errors import ControlError, XorepdError
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.version import VERSION
@@ -173,6 +182,37 @@ def show(
 
     reply = _ask(socket, config, find)
     _show(reply, run_view(reply.records), as_json=as_json)
+
+
+@app.command()
+def throttle(
+    link: Annotated[
+        str | None, typer.Argument(metavar="LINK", help="Which one; all are shown if not given.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RATE",
+            help="Such as 20Mbit/s; unlimited; or auto: as the configuration has it.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    socket: Socket = None,
+    config: Config = None,
+) -> None:
+    """Show what limits transfers, or set it until the next reload or restart."""
+
+    async def ask(client: Client) -> LinksReply:
+        if link is not None and rate is not None:
+            return LinksReply(links=(await client.set_rate(link, rate),))
+        links = (await client.links()).links
+        found = tuple(one for one in links if link in (None, one.name))
+        if link is not None and not found:
+            raise ControlError(f"there is no link {link!r}; `xorepctl throttle` lists them")
+        return LinksReply(links=found)
+
+    reply = _ask(socket, config, ask)
+    _show(reply, links_table(reply), as_json=as_json)
 
 
 @app.command()

@@ -19,6 +19,7 @@
      │   ├─ TransferFailed         RETRY      the pool says that the transfer failed
      │   │   └─ NotServed          RETRY      the pool does not know this kind of request
      │   ├─ OutcomeUnknown         RETRY      the pool does not say how the transfer ended
+     │   ├─ TransportFailed        RETRY      a transport did not do what it promises
      │   └─ DigestMismatch         RETRY      what arrived is not what was sent
      ├─ StateError                 OPERATOR   the history database cannot be used
      ├─ ControlError               OPERATOR   a request on the control socket was refused
@@ -222,6 +223,17 @@ class OutcomeUnknown(DataError):
     def __init__(self, what: str, reason: str) -> None:
         self.what, self.reason = what, reason
         super().__init__(f"{what}: how it ended is unknown ({reason})")
+
+
+class TransportFailed(DataError):
+    """A transport did not do what it promises: a fault in its package, or in what it needs."""
+
+    def __init__(self, transport: str, reason: str) -> None:
+        self.transport, self.reason = transport, reason
+        super().__init__(
+            f"transport {transport} failed ({reason}); "
+            "report it to whoever made its package, or use direct meanwhile"
+        )
 
 
 class DigestMismatch(DataError):

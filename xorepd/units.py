@@ -1,8 +1,10 @@
-"""Sizes and durations as people write and read them."""
+"""Sizes, durations and rates as people write and read them."""
 
 from __future__ import annotations
 
+import math
 import re
+from contextlib import suppress
 from fractions import Fraction
 
 KiB = 1024
@@ -13,6 +15,8 @@ TiB = 1024 * GiB
 _SIZES = {"": 1, "B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?")
+_RATES = {"k": 10**3, "M": 10**6, "G": 10**9}
+_RATE_BITS = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG])?bit/s")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 
 
@@ -40,12 +44,39 @@ def parse_duration(text: str) -> float:
     return sum(float(n) * _DURATIONS[unit] for n, unit in _DURATION_PART.findall(compact))
 
 
+def parse_rate(text: str) -> float:
+    """Return the bytes per second that a text such as `100Mbit/s` or `12MiB/s` means.
+
+    Raises:
+        ValueError: it is not a rate.
+    """
+    compact = text.strip()
+    if match := _RATE_BITS.fullmatch(compact):
+        return float(Fraction(match[1]) * _RATES.get(match[2] or "", 1) / 8)
+    size, slash, second = compact.rpartition("/")
+    if slash and second == "s":
+        with suppress(ValueError):
+            return float(parse_size(size))
+    raise ValueError(f"{text!r} is not a rate; write it like 100Mbit/s or 12MiB/s")
+
+
 def format_size(size: float) -> str:
     """Return a size for people: `512 B`, `2.0 MiB`, `8.0 GiB`."""
     for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
         if abs(size) >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size:.0f} B"
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """Return a rate for people: `100 Mbit/s`, `1.5 Gbit/s`, `unlimited`."""
+    if bytes_per_s == math.inf:
+        return "unlimited"
+    bits = bytes_per_s * 8
+    for prefix, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if bits >= factor:
+            return f"{bits / factor:.4g} {prefix}bit/s"
+    return f"{bits:.4g} bit/s"
 
 
 def format_duration(seconds: float) -> str:

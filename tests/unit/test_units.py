@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from xorepd.units import (
@@ -8,8 +10,10 @@ from xorepd.units import (
     MiB,
     TiB,
     format_duration,
+    format_rate,
     format_size,
     parse_duration,
+    parse_rate,
     parse_size,
 )
 
@@ -72,3 +76,39 @@ def test_size_is_written_for_people(size: int, text: str) -> None:
 )
 def test_duration_is_written_for_people(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s"),
+    [
+        ("100Mbit/s", 12_500_000),
+        ("1.5 Gbit/s", 187_500_000),
+        ("64kbit/s", 8000),
+        ("8bit/s", 1),
+        ("12MiB/s", 12 * MiB),
+        ("512 KiB/s", 512 * KiB),
+    ],
+)
+def test_rate_is_read_as_people_write_it(text: str, bytes_per_s: float) -> None:
+    assert parse_rate(text) == bytes_per_s
+
+
+@pytest.mark.parametrize("text", ["", "fast", "100", "100Mbit", "12MiB", "-1MiB/s", "/s", "1MB/s"])
+def test_what_is_no_rate_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="write it like 100Mbit/s or 12MiB/s"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "text"),
+    [
+        (12_500_000, "100 Mbit/s"),
+        (187_500_000, "1.5 Gbit/s"),
+        (8000, "64 kbit/s"),
+        (MiB, "8.389 Mbit/s"),
+        (1, "8 bit/s"),
+        (math.inf, "unlimited"),
+    ],
+)
+def test_rate_is_written_for_people(bytes_per_s: float, text: str) -> None:
+    assert format_rate(bytes_per_s) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -10,9 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from xorepd.control.protocol import HistoryReply, JobsReply, JobStatus, StatusReply, VmStatus
+from xorepd.control.protocol import (
+    HistoryReply,
+    JobsReply,
+    JobStatus,
+    LinksReply,
+    StatusReply,
+    VmStatus,
+)
 from xorepd.state.records import Outcome, RunRecord
-from xorepd.units import format_duration, format_size
+from xorepd.units import format_duration, format_rate, format_size
 
 NUMBERS = frozenset(
     {"LAST RUN", "POINT AGE", "NEXT RUN", "DONE", "RATE", "KEEP", "MOVED", "TOOK"}
@@ -86,6 +94,23 @@ def jobs_table(reply: JobsReply, now: datetime) -> Table:
             schedule if job.enabled else "disabled",
             str(job.keep),
             _moment(job.next_run_at, now) if job.next_run_at else "-",
+        )
+    return table
+
+
+def links_table(reply: LinksReply) -> RenderableType:
+    """Show what limits transfers, why, and what has passed."""
+    if not reply.links:
+        return Text("Nothing limits transfers; see the transport throttled.")
+    table = _table("LINK", "RATE", "BECAUSE OF", "DISKS", "MOVED")
+    for link in reply.links:
+        rate = math.inf if link.rate_bytes_per_s is None else link.rate_bytes_per_s
+        table.add_row(
+            link.name,
+            format_rate(rate),
+            link.because,
+            str(link.streams),
+            format_size(link.passed_bytes),
         )
     return table
 

@@ -18,6 +18,8 @@ from xorepd.control.protocol import (
     Event,
     HistoryReply,
     JobsReply,
+    LinkReply,
+    LinksReply,
     ReloadReply,
     Reply,
     RunAccepted,
@@ -86,6 +88,13 @@ class Client:
     async def history(self, job: str | None = None, limit: int = 50) -> HistoryReply:
         query = {"limit": str(limit)} | ({"job": job} if job is not None else {})
         return await self._call("GET", "/history", HistoryReply, query)
+
+    async def links(self) -> LinksReply:
+        return await self._call("GET", "/links", LinksReply)
+
+    async def set_rate(self, link: str, rate: str) -> LinkReply:
+        path = f"/links/{quote(link, safe='')}"
+        return await self._call("POST", path, LinkReply, {"rate": rate})
 
     async def reload(self) -> ReloadReply:
         return await self._call("POST", "/reload", ReloadReply)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol
@@ -19,6 +20,8 @@ from xorepd.control.protocol import (
     Event,
     HistoryReply,
     JobsReply,
+    LinkReply,
+    LinksReply,
     ReloadReply,
     Reply,
     RunAccepted,
@@ -27,6 +30,7 @@ from xorepd.control.protocol import (
     VersionReply,
 )
 from xorepd.errors import ControlError
+from xorepd.units import parse_rate
 
 WRITE_TIMEOUT_S = 30.0
 """A client that takes no event for this long has gone without saying so, or hangs."""
@@ -56,6 +60,12 @@ class Service(Protocol):
         ...
 
     async def history(self, job: str | None, limit: int) -> HistoryReply: ...
+
+    def links(self) -> LinksReply: ...
+
+    def set_rate(self, link: str, rate: float | None) -> LinkReply:
+        """Let a rate rule over a link, in bytes per second; None: as configured."""
+        ...
 
     async def reload(self) -> ReloadReply: ...
 
@@ -113,6 +123,28 @@ async def history(request: web.Request) -> web.Response:
     return _reply(await _service(request).history(request.query.get("job"), limit))
 
 
+async def links(request: web.Request) -> web.Response:
+    return _reply(_service(request).links())
+
+
+async def set_rate(request: web.Request) -> web.Response:
+    unknown = request.query.keys() - {"rate"}
+    if unknown:
+        raise ControlError(f"a link takes rate, not {min(unknown)}")
+    rate: float | None
+    match request.query.get("rate", ""):
+        case "auto":
+            rate = None
+        case "unlimited":
+            rate = math.inf
+        case text:
+            try:
+                rate = parse_rate(text)
+            except ValueError as error:
+                raise ControlError(f"{error}, or unlimited, or auto") from None
+    return _reply(_service(request).set_rate(request.match_info["link"], rate))
+
+
 async def reload(request: web.Request) -> web.Response:
     return _reply(await _service(request).reload())
 
@@ -126,6 +158,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/runs/{run_id}", run),
     ("GET", "/runs/{run_id}/events", run_events),
     ("GET", "/history", history),
+    ("GET", "/links", links),
+    ("POST", "/links/{link}", set_rate),
     ("POST", "/reload", reload),
 )
 ENDLESS: frozenset[Handler] = frozenset({run_events})

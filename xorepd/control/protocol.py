@@ -11,6 +11,8 @@ members do not count, clients ignore what they do not know.
     GET  /runs/{run_id}        RunReply
     GET  /runs/{run_id}/events NDJSON: records as they change, at last {"finished": [records]}
     GET  /history?job=&limit=  HistoryReply
+    GET  /links                LinksReply
+    POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto`: as configured
     POST /reload               ReloadReply          422 the file is bad, and why
 
     any error                  {"error": "one sentence"}
@@ -131,6 +133,24 @@ class RunReply(Reply):
 
 class HistoryReply(Reply):
     records: tuple[Record, ...]
+
+
+class LinkReply(Reply):
+    """Something that transports share and that can be slowed down."""
+
+    name: str
+    rate_bytes_per_s: float | None
+    """What may pass now; null where nothing limits it."""
+    because: str
+    """What sets the rate."""
+    streams: int
+    """Disks that are being carried over it."""
+    passed_bytes: int
+    """Since the daemon's start."""
+
+
+class LinksReply(Reply):
+    links: tuple[LinkReply, ...]
 
 
 class Names(Reply):

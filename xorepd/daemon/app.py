@@ -41,9 +41,8 @@ def load_checked(file: Path) -> Settings:
     Raises:
         ConfigError: it cannot.
     """
-    settings = load(file)
-    check_secrets(settings)
-    check_transports(settings)
+    settings = _load(file)
+    check_transports(settings, _clock)
     return settings
 
 
@@ -62,6 +61,8 @@ async def run_daemon(settings: Settings) -> None:
         store = await stack.enter_async_context(open_store(daemon.state_dir / "history.db"))
         history = History(store)
         engine = await stack.enter_async_context(open_engine(settings, _clock))
+        await asyncio.to_thread(engine.check, settings)
+        engine.adopt_links()
         runs = await stack.enter_async_context(Runs(engine.run, engine.board, history, _clock))
 
         def apply(new: Settings, changes: Changes) -> None:
@@ -75,8 +76,9 @@ async def run_daemon(settings: Settings) -> None:
             history=history,
             notifier=notifier,
             clock=_clock,
-            load=lambda: load_checked(settings.file),
+            load=lambda: engine.check(_load(settings.file)),
             apply=apply,
+            links=engine.links,
         )
         await stack.enter_async_context(serve(service, daemon.socket))
         await service.begin()
@@ -93,6 +95,12 @@ async def run_daemon(settings: Settings) -> None:
             async with background(("second signal", _await_second(signals, hurry))):
                 await service.drain(hurry)
     log.info("daemon.stopped")
+
+
+def _load(file: Path) -> Settings:
+    settings = load(file)
+    check_secrets(settings)
+    return settings
 
 
 async def _obey(signals: asyncio.Queue[Intent], service: Service) -> None:

@@ -13,13 +13,16 @@ from xorepd.config.diff import Changes
 from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
 from xorepd.daemon.pools import Pools
+from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import ConfigError, Refused
 from xorepd.ids import RunId
 from xorepd.replication.board import Board
 from xorepd.replication.jobs import Context, run_job
 from xorepd.replication.room import Room
 from xorepd.state.records import RunRecord
-from xorepd.transports.registry import open_transport
+from xorepd.transports.base import Surroundings
+from xorepd.transports.links import Links
+from xorepd.transports.registry import open_inner, open_transport
 from xorepd.xapi.pool import Pool
 
 
@@ -38,6 +41,9 @@ class Engine:
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.daemon.max_vms)
         self._room = Room()
+        self._nbd = NbdBudget()
+        self.links = Links()
+        self._checked = self.links
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
@@ -54,13 +60,29 @@ class Engine:
                 slots=self._slots,
                 clock=self._clock,
                 room=self._room,
+                nbd=self._nbd,
+                links=self.links,
                 turns=self._turns,
             )
             return await run_job(job, run_id, context)
 
+    def check(self, settings: Settings) -> Settings:
+        """Open the transports of a configuration that is to rule, and return it; blocking.
+
+        Raises:
+            ConfigError: see `check_transports`.
+        """
+        self._checked = check_transports(settings, self._clock)
+        return settings
+
+    def adopt_links(self) -> None:
+        """Let the links of the configuration that was checked last rule at once."""
+        self.links.adopt(self._checked)
+
     def apply(self, settings: Settings, changes: Changes) -> None:
         """Let a new configuration rule from the next run of each job on."""
         self._settings = settings
+        self.adopt_links()
         self._pools.retain(settings.pools)
         if "max_vms" in changes.daemon:
             # Runs under way keep their slots of before: for their remainder both limits count.
@@ -78,15 +100,28 @@ async def open_engine(settings: Settings, clock: Callable[[], datetime]) -> Asyn
         yield Engine(settings, pools, clock)
 
 
-def check_transports(settings: Settings) -> None:
+def check_transports(settings: Settings, clock: Callable[[], datetime]) -> Links:
     """Open the transport of every job once, so that a missing one is refused at the start.
+
+    Returns:
+        The links that the transports share.
 
     Raises:
         ConfigError: the first that cannot be had, or whose options it does not take.
     """
+    links = Links(strict=True)
     for job in settings.jobs.values():
+        surroundings = Surroundings(
+            job=job.name,
+            source=job.source,
+            target=job.target.pool,
+            links=links,
+            clock=clock,
+            opener=open_inner,
+        )
         try:
-            open_transport(job.transport.name, job.transport.options)
+            open_transport(job.transport.name, job.transport.options, surroundings)
         except Refused as error:
             key = f"jobs.{job.name}.transport"
             raise ConfigError(settings.file, key, str(error)) from error
+    return links

@@ -7,6 +7,7 @@ ready ──reload──► ready        the new configuration rules from the ne
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
@@ -23,6 +24,8 @@ from xorepd.control.protocol import (
     Finished,
     HistoryReply,
     JobsReply,
+    LinkReply,
+    LinksReply,
     Names,
     ReloadReply,
     RunAccepted,
@@ -39,6 +42,7 @@ from xorepd.errors import ControlError, XorepdError
 from xorepd.ids import JobName
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
+from xorepd.transports.links import Links, LinkState
 from xorepd.version import VERSION
 
 log = structlog.get_logger()
@@ -68,6 +72,7 @@ class Service:
         clock: Callable[[], datetime],
         load: Load,
         apply: Apply,
+        links: Links,
     ) -> None:
         self.settings = settings
         self._runs = runs
@@ -77,6 +82,7 @@ class Service:
         self._clock = clock
         self._load = load
         self._apply = apply
+        self._links = links
         self._started_at = clock()
         self._stopping = False
         self._reloading = asyncio.Lock()
@@ -184,6 +190,24 @@ class Service:
         # A job that is configured no longer still has a history: no check of its name.
         return HistoryReply(records=tuple(await self._history.page(job=job, limit=limit)))
 
+    def links(self) -> LinksReply:
+        states = self._links.states()
+        return LinksReply(links=tuple(_link(name, state) for name, state in states.items()))
+
+    def set_rate(self, link: str, rate: float | None) -> LinkReply:
+        try:
+            state = self._links.set_rate(link, rate)
+        except KeyError:
+            known = list(self._links.states())
+            hint = nearest(link, known) or (
+                f"there is {', '.join(known)}" if known else "no job has a transport with links"
+            )
+            raise ControlError(f"there is no link {link!r}; {hint}", status=404) from None
+        except ValueError as error:
+            raise ControlError(f"link {link}: {error}", status=422) from None
+        log.info("link.set", link=link, rate_bytes_per_s=rate, because=state.because)
+        return _link(link, state)
+
     async def reload(self) -> ReloadReply:
         """Load the configuration file again and let it rule; a bad one changes nothing.
 
@@ -279,6 +303,17 @@ class Service:
 
 async def _only(event: Event) -> AsyncGenerator[Event, None]:
     yield event
+
+
+def _link(name: str, state: LinkState) -> LinkReply:
+    rate = None if state.rate_bytes_per_s == math.inf else state.rate_bytes_per_s
+    return LinkReply(
+        name=name,
+        rate_bytes_per_s=rate,
+        because=state.because,
+        streams=state.streams,
+        passed_bytes=state.passed_bytes,
+    )
 
 
 def _names(difference: Difference[Any]) -> Names:

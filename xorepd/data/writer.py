@@ -8,6 +8,10 @@ from typing import Protocol
 class Writer(Protocol):
     """One disk open for writing the extents that were announced when it was opened."""
 
+    @property
+    def sent(self) -> int:
+        """Bytes of data that went to the target so far, without what was left out as zeroes."""
+
     async def write(self, offset: int, data: memoryview) -> None:
         """Take the next piece; returns when there is room for another (back-pressure).
 

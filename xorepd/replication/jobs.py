@@ -20,7 +20,9 @@ from xorepd.replication.preflight import find_sr, find_vm
 from xorepd.replication.room import Room
 from xorepd.replication.run import replicate
 from xorepd.state.records import Outcome, RunRecord
-from xorepd.transports.registry import open_transport
+from xorepd.transports.base import Surroundings
+from xorepd.transports.links import Links
+from xorepd.transports.registry import open_inner, open_transport
 from xorepd.units import format_duration
 from xorepd.xapi.pool import Pool
 
@@ -38,6 +40,7 @@ class Context:
     clock: Clock
     room: Room = field(default_factory=Room)
     nbd: NbdBudget = field(default_factory=NbdBudget)
+    links: Links = field(default_factory=Links)
     turns: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     """By UUID of the source VM: two jobs take their turns on one VM."""
 
@@ -104,7 +107,18 @@ async def _replicate(
     job: JobSettings, run_id: RunId, wanted: str, context: Context, progress: Progress
 ) -> Outcome:
     source, target = context.pools[job.source], context.pools[job.target.pool]
-    transport = open_transport(job.transport.name, job.transport.options)
+    surroundings = Surroundings(
+        job=job.name,
+        source=job.source,
+        target=job.target.pool,
+        links=context.links,
+        clock=context.clock,
+        opener=open_inner,
+    )
+    # In a thread, because it is the code of others and may take its time.
+    transport = await asyncio.to_thread(
+        open_transport, job.transport.name, job.transport.options, surroundings
+    )
     progress.enter("connect")
     await source.refresh()
     await target.refresh()

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from xorepd.data.reader import Reader
-from xorepd.transports.base import API, OpenWriter
+from xorepd.transports.base import API, OpenWriter, Surroundings
 
 
 class Direct:
@@ -29,7 +29,7 @@ class DirectFactory:
     name = "direct"
     api = API
 
-    def open(self, options: Mapping[str, Any]) -> Direct:
+    def open(self, options: Mapping[str, Any], surroundings: Surroundings) -> Direct:
         if options:
             raise ValueError(f"transport direct has no options, remove {', '.join(options)}")
         return Direct()

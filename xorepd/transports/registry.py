@@ -1,18 +1,25 @@
 """Transports by name: entry points, loaded when a job first needs them.
 
 One that a job names and that cannot be had is an error which says what to install; one that is
-merely installed and broken hurts nobody.
+merely installed and broken hurts nobody. The code of a plug-in is loaded and opened in a thread
+that may hang for ever without holding up the daemon.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from xorepd.errors import Refused
-from xorepd.transports.base import API, GROUP, Transport, TransportFactory
+from xorepd.transports.base import API, GROUP, Surroundings, Transport
+from xorepd.transports.guard import Guarded
+from xorepd.units import format_duration
+
+OPEN_S = 10.0
+"""Loading and opening read files at most."""
 
 
 def installed() -> list[str]:
@@ -20,12 +27,51 @@ def installed() -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
-def open_transport(name: str, options: Mapping[str, Any]) -> Transport:
-    """Return a transport with its options.
+def open_transport(
+    name: str, options: Mapping[str, Any], surroundings: Surroundings, *, timeout: float = OPEN_S
+) -> Transport:
+    """Return a transport with its options; blocks for `timeout` seconds at most.
 
     Raises:
-        Refused: not installed, installed twice, broken, of another version, or wrong options.
+        Refused: not installed, installed twice, broken, of another version, wrong options, or it
+            does not answer.
     """
+    point = _find(name)
+    opened: list[Transport | Refused] = []
+
+    def work() -> None:
+        try:
+            opened.append(_open(name, point, options, surroundings))
+        except Refused as error:
+            opened.append(error)
+
+    # A daemon thread: one that hangs must not keep the process from ending.
+    thread = threading.Thread(target=work, name=f"open transport {name}", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not opened:
+        raise Refused(
+            f"transport {name} did not open within {format_duration(timeout)}; "
+            "update or remove its package"
+        )
+    if isinstance(opened[0], Refused):
+        raise opened[0]
+    return Guarded(name, opened[0])
+
+
+def open_inner(name: str, options: Mapping[str, Any], surroundings: Surroundings) -> Transport:
+    """Return a transport for one that wraps it (`Surroundings.opener`).
+
+    Raises:
+        ValueError: as `open_transport` refuses.
+    """
+    try:
+        return open_transport(name, options, surroundings)
+    except Refused as error:
+        raise ValueError(str(error)) from error
+
+
+def _find(name: str) -> EntryPoint:
     found = list(entry_points(group=GROUP, name=name))
     if not found:
         near = get_close_matches(name, installed(), 1)
@@ -37,9 +83,15 @@ def open_transport(name: str, options: Mapping[str, Any]) -> Transport:
         raise Refused(
             f"transport {name} comes from several packages ({owners}); remove all but one"
         )
+    return found[0]
+
+
+def _open(
+    name: str, point: EntryPoint, options: Mapping[str, Any], surroundings: Surroundings
+) -> Transport:
     try:
-        factory: TransportFactory = found[0].load()
-    except Exception as error:
+        factory = point.load()
+    except BaseException as error:  # SystemExit too: it would end the thread without a word
         raise Refused(
             f"transport {name} cannot be loaded ({error}); reinstall its package"
         ) from error
@@ -50,6 +102,17 @@ def open_transport(name: str, options: Mapping[str, Any]) -> Transport:
             "install matching versions"
         )
     try:
-        return factory.open(options)
+        transport: Transport = factory.open(options, surroundings)
     except ValueError as error:
         raise Refused(f"transport {name}: {error}") from error
+    except BaseException as error:
+        raise Refused(
+            f"transport {name} cannot be opened ({type(error).__name__}: {error}); "
+            "report it to whoever made the package"
+        ) from error
+    if not callable(getattr(transport, "carry", None)):
+        raise Refused(
+            f"transport {name} opened something that cannot carry; "
+            "report it to whoever made the package"
+        )
+    return transport

@@ -18,6 +18,7 @@ from xorepd.daemon.service import Service
 from xorepd.daemon.systemd import Notifier
 from xorepd.state.history import History
 from xorepd.state.store import open_store
+from xorepd.transports.links import Links
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Stage:
     history: History
     clock: Clock
     applied: list[Changes]
+    links: Links
 
     @property
     def socket(self) -> Path:
@@ -51,6 +53,7 @@ class Stage:
 @asynccontextmanager
 async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage]:
     file = write(directory, text)
+    links = Links()
     runner, board, clock, applied = Runner(), OpenBoard(), Clock(), list[Changes]()
 
     def apply(settings: Settings, changes: Changes) -> None:
@@ -68,8 +71,11 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                 clock=clock,
                 load=lambda: load(file),
                 apply=apply,
+                links=links,
             )
             socket = directory / "run" / "control.sock"
             async with serve(service, socket), Client(socket) as client:
                 await service.begin()
-                yield Stage(directory, client, service, runner, board, history, clock, applied)
+                yield Stage(
+                    directory, client, service, runner, board, history, clock, applied, links
+                )

@@ -22,7 +22,7 @@ def test_transport_that_cannot_be_had_is_refused_before_anything_runs(
     settings = settings_of(tmp_path, POOLS + JOB + f"transport = {transport}\n")
 
     with pytest.raises(ConfigError, match=words) as caught:
-        check_transports(settings)
+        check_transports(settings, lambda: NOON)
 
     assert caught.value.key == "jobs.web.transport"
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from xorepd.errors import Refused
-from xorepd.transports.direct import Direct
-from xorepd.transports.registry import installed, open_transport
+from xorepd.errors import Refused, TransportFailed
+from xorepd.extents import Extent
+from xorepd.transports import registry
+from xorepd.transports.base import Transport
+from xorepd.transports.conformance import ScriptedReader, ScriptedWriter, surroundings
+from xorepd.transports.registry import installed
+from xorepd.units import MiB
 
 GOOD = """
 class Factory:
-    name, api = "{name}", 1
-    def open(self, options):
+    name, api = "{name}", 2
+    def open(self, options, surroundings):
         if "rate" in options:
             raise ValueError("rate must be a size, such as 10MiB")
-        return (type(self).name, dict(options))
+        self.options = dict(options)
+        return self
+    async def carry(self, reader, open_writer):
+        raise RuntimeError(type(self).name, self.options)
 transport = Factory()
 """
 
@@ -45,9 +54,20 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(tmp_path)
 
 
-def test_direct_is_installed_with_xorepd() -> None:
+def open_transport(name: str, options: dict[str, Any], timeout: float = 10.0) -> Transport:
+    return registry.open_transport(name, options, surroundings(), timeout=timeout)
+
+
+async def carried(transport: Transport) -> ScriptedWriter:
+    reader = ScriptedReader(MiB, [Extent(0, MiB)])
+    writer = ScriptedWriter(reader)
+    await transport.carry(reader, writer.open)
+    return writer
+
+
+async def test_direct_is_installed_with_xorepd() -> None:
     assert "direct" in installed()
-    assert isinstance(open_transport("direct", {}), Direct)
+    assert (await carried(open_transport("direct", {}))).sent == MiB
 
 
 def test_options_of_direct_are_refused_by_name() -> None:
@@ -55,11 +75,12 @@ def test_options_of_direct_are_refused_by_name() -> None:
         open_transport("direct", {"rate": "1MiB"})
 
 
-def test_installed_transport_is_opened_with_its_options(site: Site) -> None:
+async def test_installed_transport_is_opened_with_its_options(site: Site) -> None:
     site.install("reg-good-one", "good-one")
 
     assert "good-one" in installed()
-    assert open_transport("good-one", {"level": 3}) == ("good-one", {"level": 3})
+    with pytest.raises(TransportFailed, match=r"good-one failed .*'good-one', {'level': 3}"):
+        await carried(open_transport("good-one", {"level": 3}))
 
 
 def test_wrong_option_is_refused_with_the_transports_own_words(site: Site) -> None:
@@ -87,9 +108,18 @@ def test_transport_of_two_packages_names_both(site: Site) -> None:
         open_transport("twice", {})
 
 
-@pytest.mark.parametrize("code", ["import missing_library", "raise RuntimeError('x')", "other = 1"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import missing_library",
+        "raise RuntimeError('x')",
+        "raise ValueError",
+        "exit(2)",
+        "other = 1",
+    ],
+)
 def test_broken_transport_is_refused_by_who_names_it(site: Site, code: str) -> None:
-    site.install(f"reg-broken-{len(code)}", "broken", code)
+    site.install(f"reg-broken-{zlib.crc32(code.encode())}", "broken", code)
 
     with pytest.raises(Refused, match=r"transport broken cannot be loaded .*reinstall"):
         open_transport("broken", {})
@@ -98,15 +128,60 @@ def test_broken_transport_is_refused_by_who_names_it(site: Site, code: str) -> N
 def test_broken_transport_hurts_nobody_else(site: Site) -> None:
     site.install("reg-broken-too", "broken", "raise RuntimeError")
 
-    assert isinstance(open_transport("direct", {}), Direct)
+    assert open_transport("direct", {})
 
 
-@pytest.mark.parametrize("version", ["api = 2", "api = 0", "no_api = 1"])
+HANGS = """
+import threading
+class transport:
+    api = 2
+    @staticmethod
+    def open(options, surroundings):
+        threading.Event().wait()
+"""
+RAISES = """
+class transport:
+    api = 2
+    @staticmethod
+    def open(options, surroundings):
+        raise {what}
+"""
+
+
+def test_transport_that_hangs_in_open_is_refused_by_name(site: Site) -> None:
+    site.install("reg-hangs", "hangs", HANGS)
+
+    with pytest.raises(Refused, match=r"transport hangs did not open within 0\.2 s; update or"):
+        open_transport("hangs", {}, timeout=0.2)
+
+
+@pytest.mark.parametrize("what", ["KeyError('x')", "SystemExit(3)", "AttributeError('x')"])
+def test_transport_that_raises_in_open_is_refused_by_name(site: Site, what: str) -> None:
+    site.install(f"reg-raises-{len(what)}", "raises", RAISES.replace("{what}", what))
+
+    with pytest.raises(Refused, match=r"transport raises cannot be opened \(\w+: .*report it"):
+        open_transport("raises", {})
+
+
+def test_what_cannot_carry_is_refused(site: Site) -> None:
+    code = RAISES.replace("raise {what}", "return 3")
+    site.install("reg-carries-nothing", "idle", code)
+
+    with pytest.raises(Refused, match="idle opened something that cannot carry"):
+        open_transport("idle", {})
+
+
+def test_inner_transport_is_refused_as_an_option_is() -> None:
+    with pytest.raises(ValueError, match=r"drect is not installed .*did you mean direct"):
+        surroundings().open("drect", {})
+
+
+@pytest.mark.parametrize("version", ["api = 1", "api = 0", "no_api = 1"])
 def test_transport_of_another_version_is_refused(site: Site, version: str) -> None:
     dist = "reg-version-" + version.replace(" = ", "-").replace("_", "-")
     site.install(dist, "old", f"class transport:\n    {version}\n")
 
-    with pytest.raises(Refused, match=r"made for transport API .*this is 1; install matching"):
+    with pytest.raises(Refused, match=r"made for transport API .*this is 2; install matching"):
         open_transport("old", {})
 
 

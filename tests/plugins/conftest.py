@@ -1,0 +1,3 @@
+from tests.lab.conftest import two_pools
+
+__all__ = ["two_pools"]

@@ -1,0 +1,130 @@
+"""`xorepctl throttle` and what is behind it, with a throttled job in a real configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.unit.control.stage import Stage, stage
+from tests.unit.parts import JOB, NOON, POOLS, settings_of
+from xorepd.config.diff import compare
+from xorepd.ctl import app
+from xorepd.daemon.engine import check_transports, open_engine
+from xorepd.errors import ConfigError, ControlError
+from xorepd.transports.links import Links
+
+pytest.importorskip("xorepd_throttled")
+
+WEB = JOB + 'transport = { name = "throttled", link = "wan", rate = "%s" }\n'
+DB = (WEB % "100Mbit/s").replace("jobs.web", "jobs.db").replace("web01", "db01")
+
+
+def text(rate: str = "100Mbit/s") -> str:
+    return POOLS + WEB % rate
+
+
+def links(directory: Path, rate: str = "100Mbit/s") -> Links:
+    return check_transports(settings_of(directory, text(rate)), lambda: NOON)
+
+
+@asynccontextmanager
+async def throttled(directory: Path) -> AsyncIterator[Stage]:
+    async with stage(directory) as on:
+        on.links.adopt(links(directory))
+        yield on
+
+
+async def test_links_of_the_configuration_are_shown_before_anything_runs(tmp_path: Path) -> None:
+    async with throttled(tmp_path) as on:
+        found = (await on.client.links()).links
+
+    assert [(link.name, link.rate_bytes_per_s, link.because) for link in found] == [
+        ("job:web", None, "configuration"),
+        ("pool:dr", None, "configuration"),
+        ("wan", 12_500_000, "configuration"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "found"),
+    [("20Mbit/s", (2_500_000, "command")), ("unlimited", (None, "command"))],
+)
+async def test_rate_is_set_and_unset(
+    tmp_path: Path, rate: str, found: tuple[float | None, str]
+) -> None:
+    async with throttled(tmp_path) as on:
+        reply = await on.client.set_rate("wan", rate)
+        assert (reply.rate_bytes_per_s, reply.because) == found
+
+        reply = await on.client.set_rate("wan", "auto")
+        assert (reply.rate_bytes_per_s, reply.because) == (12_500_000, "configuration")
+
+
+@pytest.mark.parametrize(
+    ("link", "rate", "words", "status"),
+    [
+        ("wlan", "1MiB/s", r"no link 'wlan'; did you mean 'wan'\?", 404),
+        ("wan", "fast", "'fast' is not a rate; .* or unlimited, or auto", 400),
+        ("wan", "", "is not a rate", 400),
+        ("wan", "1kbit/s", "link wan: the slowest rate is 64kbit/s", 422),
+    ],
+)
+async def test_what_cannot_be_set_is_refused(
+    tmp_path: Path, link: str, rate: str, words: str, status: int
+) -> None:
+    async with throttled(tmp_path) as on:
+        with pytest.raises(ControlError, match=words) as caught:
+            await on.client.set_rate(link, rate)
+
+    assert caught.value.status == status
+
+
+async def test_command_shows_and_sets(tmp_path: Path) -> None:
+    async with throttled(tmp_path) as on:
+
+        def ask(*words: str) -> str:
+            result = CliRunner().invoke(app, ["throttle", *words, "--socket", str(on.socket)])
+            assert result.exit_code == 0, result.output
+            return result.output
+
+        shown = await asyncio.to_thread(ask)
+        set_to = await asyncio.to_thread(ask, "wan", "20Mbit/s")
+        told = json.loads(await asyncio.to_thread(ask, "wan", "--json"))
+
+    assert "100 Mbit/s" in shown
+    assert "pool:dr" in shown
+    assert "20 Mbit/s" in set_to
+    assert "pool:dr" not in set_to
+    assert [(link["name"], link["because"]) for link in told["links"]] == [("wan", "command")]
+
+
+async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path) -> None:
+    old = settings_of(tmp_path, text())
+    async with open_engine(old, lambda: NOON) as engine:
+        engine.check(old)
+        engine.adopt_links()
+        before = engine.links._links["wan"]
+        engine.links.set_rate("wan", 8000)
+        new = engine.check(settings_of(tmp_path, text("20Mbit/s")))
+        assert engine.links.states()["wan"].rate_bytes_per_s == 8000
+
+        engine.apply(new, compare(old, new))
+
+        assert engine.links._links["wan"] is before
+        state = engine.links.states()["wan"]
+        assert (state.rate_bytes_per_s, state.because) == (2_500_000, "configuration")
+
+
+def test_two_jobs_that_disagree_on_a_link_are_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, text("50Mbit/s") + DB)
+
+    with pytest.raises(ConfigError, match="wan has another rate or timetable in another job") as e:
+        check_transports(settings, lambda: NOON)
+
+    assert e.value.key == "jobs.db.transport"
