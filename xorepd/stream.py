@@ -21,6 +21,11 @@ LARGEST_READ = 1024 * 1024
 as long as it copies."""
 LARGEST_TLS_READ = 256 * 1024
 """The same for TLS, where a byte takes six times as long."""
+SMALLEST_WRITE = 64 * 1024
+"""Parts are handed on together up to this size: a call of the system for each short one costs more
+than its bytes. Above it they go one by one, so that no more than one waits in memory."""
+HANDSHAKE_S = 30.0
+"""Longest TLS handshake; asyncio's own limit is twice that."""
 
 CheckPeer = Callable[[bytes | None], None]
 """Looks at the peer's certificate (DER) after the handshake; raises ssl.SSLError to refuse it."""
@@ -102,10 +107,16 @@ class ByteStream(asyncio.BufferedProtocol):
 
         Raises:
             OSError: the handshake failed, or the peer is not who it should be.
+            ValueError: `server_name` cannot be the name of a host.
         """
+        secured: asyncio.Transport | None = None
         try:
             secured = await self._loop.start_tls(
-                self._require(), self, context, server_hostname=server_name
+                self._require(),
+                self,
+                context,
+                server_hostname=server_name,
+                ssl_handshake_timeout=min(self._stall, HANDSHAKE_S),
             )
             if secured is None:  # uvloop's word for a connection lost in the handshake
                 raise ConnectionResetError("the connection was lost in the TLS handshake")
@@ -113,8 +124,10 @@ class ByteStream(asyncio.BufferedProtocol):
             self._largest = LARGEST_TLS_READ
             if check_peer is not None:
                 check_peer(secured.get_extra_info("ssl_object").getpeercert(binary_form=True))
-        except BaseException:
+        except BaseException as error:
             self.abort()
+            if secured is None:  # asyncio tells nobody when it loses a connection before it is made
+                self.connection_lost(error if isinstance(error, OSError) else None)
             raise
 
     def abort(self) -> None:
@@ -191,13 +204,16 @@ class ByteStream(asyncio.BufferedProtocol):
             Stalled: the peer took no byte for too long.
             OSError: the connection broke.
         """
-        transport = self._require()
+        together: list[bytes | memoryview] = []
+        size = 0
         for part in parts:
-            transport.write(part)
-            if self._full:
-                await self._wait_for_room()
-        if self._lost is not None:
-            raise self._failure()
+            together.append(part)
+            size += len(part)
+            if size >= SMALLEST_WRITE:
+                await self._write(together)
+                together, size = [], 0
+        if together:
+            await self._write(together)
 
     # -- asyncio calls these ------------------------------------------------------------------
 
@@ -254,6 +270,14 @@ class ByteStream(asyncio.BufferedProtocol):
         if isinstance(self._lost, OSError):
             return self._lost
         return ConnectionResetError(str(self._lost or "the connection is not open"))
+
+    async def _write(self, parts: list[bytes | memoryview]) -> None:
+        transport = self._require()
+        transport.writelines(parts)
+        if self._full:
+            await self._wait_for_room()
+        if self._lost is not None:
+            raise self._failure()
 
     async def _read(self, target: memoryview, enough: int) -> None:
         """Put at least `enough` bytes into a buffer, fewer at the end."""

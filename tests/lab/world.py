@@ -208,6 +208,21 @@ class World:
         return await asyncio.to_thread(read)
 
 
+async def serve_nbd(world: World, pool: str, purpose: str = "nbd") -> None:
+    """Give the management network of a pool a purpose, as its administrator would."""
+
+    def add(xenapi: Any) -> None:
+        host = xenapi.host.get_all()[0]
+        [pif] = [
+            ref
+            for ref, pif in xenapi.PIF.get_all_records().items()
+            if pif["management"] and pif["host"] == host
+        ]
+        xenapi.network.add_purpose(xenapi.PIF.get_network(pif), purpose)
+
+    await world.ask(pool, add)
+
+
 def new_run() -> RunId:
     return RunId(str(uuid.uuid4()))
 

@@ -14,7 +14,8 @@ from tests import judge
 from tests.demo.proof import disks_of, hold_files_still, login
 from tests.demo.stage import BIN, Stage
 
-RATE = 20 << 20
+SLOW = 2 << 20
+"""Bytes per second of an export that has to be met in its middle."""
 
 needs_curl = pytest.mark.skipif(
     shutil.which("curl") is None, reason="curl is not installed; it is the stranger in this test"
@@ -47,7 +48,7 @@ def curl(stage: Stage, path: str) -> dict[str, object]:
 @needs_curl
 @pytest.mark.stranger
 def test_curl_sees_bytes_and_rate_while_a_transfer_runs(stage: Stage) -> None:
-    stage.fault("add", "import", "--times", "0", "--rate", str(RATE // 8))
+    stage.fault("add", "export", "--times", "0", "--rate", str(SLOW))
     started = stage.ctl("run", "web")
 
     for event in stage.events(started["run_id"]):
@@ -90,7 +91,7 @@ def test_a_sigkilled_daemon_continues_with_a_delta(stage: Stage) -> None:
         disks = disks_of(dr, xenapi, point)
     before = {device: judge.sha256(*disk) for device, disk in disks.items()}
     stage.guest("--disk", "1", "--sequential", str(16 << 20), str(8 << 20), "--seed", "1")
-    stage.fault("add", "import", "--times", "0", "--rate", str(RATE // 8))
+    stage.fault("add", "export", "--times", "0", "--rate", str(SLOW))
     started = stage.ctl("run", "web")
     for event in stage.events(started["run_id"]):
         if 0 < event["moved_bytes"] < event["planned_bytes"]:

@@ -195,6 +195,33 @@ def test_a_cut_connection_fails_who_writes(run: Run) -> None:
     run(body())
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_connection_cut_between_the_parts_of_a_write_fails_it(run: Run, tls: bool) -> None:
+    async def body() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.pause_reading()
+            await asyncio.sleep(0.2)
+            writer.transport.abort()
+
+        async with peer(serve, tls=tls) as stream:
+            with pytest.raises(ConnectionError):
+                await stream.write(*[DATA * 10] * 8)
+
+    run(body())
+
+
+def test_a_handshake_that_stands_still_is_given_up(run: Run) -> None:
+    async def body() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        async with peer(serve, stall=0.1) as stream:
+            with pytest.raises(OSError, match=r"handshake|lost"):
+                await stream.start_tls(CLIENT_TLS, "localhost")
+
+    run(body())
+
+
 def test_a_certificate_that_is_not_trusted_is_refused(run: Run) -> None:
     async def body() -> None:
         server = await asyncio.start_server(sends(b""), "127.0.0.1", 0, ssl=SERVER_TLS)

@@ -91,6 +91,8 @@ async def respond(
             stream = await door.connect(url, STALL_S)
         except OSError as error:
             raise lost(what, error) from error
+        except ValueError as error:  # a name that is none
+            raise ProtocolViolation(what, f"{door.pool} names a host that is none") from error
         async with stream:
             try:
                 response = await exchange(stream, method, url, headers or {})
@@ -100,7 +102,10 @@ async def respond(
             except (OSError, EOFError) as error:
                 raise lost(what, error) from error
             if response.status == 302:
-                url = door.redirected(response.headers.get("Location", ""), url)
+                try:
+                    url = door.redirected(response.headers.get("Location", ""), url)
+                except ValueError as error:
+                    raise ProtocolViolation(what, f"{door.pool} redirects to nowhere") from error
                 continue
             if response.status == 401 and not renewed:
                 await door.renew()

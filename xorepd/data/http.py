@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
@@ -22,6 +23,8 @@ from xorepd.stream import ByteStream
 LARGEST_REQUEST_HEAD = 1024
 """XAPI answers 431 to more (xapi: ocaml/xapi/xapi_globs.ml, max_header_length_tcp)."""
 LARGEST_RESPONSE_HEAD = 16 * 1024
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?: |$)")
 
 
 class HeadError(ValueError):
@@ -66,13 +69,16 @@ async def exchange(
     except ValueError as error:
         raise HeadError("the answer is not HTTP, or its head does not end") from error
     status_line, _, rest = answer.partition(b"\r\n")
-    version, _, status = status_line.decode("latin-1").partition(" ")
-    if not version.startswith("HTTP/1.") or not status[:3].isdigit():
+    begins = _STATUS_LINE.match(status_line)
+    if begins is None:
         raise HeadError("the answer does not begin as HTTP does")
+    status = int(begins[1])
+    if status < 200:
+        raise HeadError(f"the answer has status {status}, which XAPI never gives")
     try:
         found = http.client.parse_headers(io.BytesIO(rest))
     except http.client.HTTPException as error:
         raise HeadError(f"the answer's headers cannot be read: {error}") from error
     if found.get("Transfer-Encoding") is not None:
         raise HeadError("the answer has a transfer encoding, which XAPI never uses")
-    return Response(int(status[:3]), found, stream)
+    return Response(status, found, stream)

@@ -29,6 +29,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from xorepd.errors import DataError, ProtocolViolation, StreamCut
+from xorepd.extents import Extent
 from xorepd.stream import ByteStream, Ended
 from xorepd.units import KiB
 
@@ -113,23 +114,26 @@ class NbdConnection:
         """Whether the next answer has not even begun to come: more could have been asked for."""
         return self._stream.waiting == 0
 
-    async def ask(self, offset: int, length: int) -> None:
-        """Ask for a range, multiples of 512 bytes inside the export.
+    async def ask(self, *extents: Extent) -> None:
+        """Ask for ranges, multiples of 512 bytes inside the export, in one go.
 
         Raises:
             DataError: the connection is gone.
         """
+        requests = b"".join(self._request(extent.offset, extent.length) for extent in extents)
+        try:
+            await self._stream.write(requests)
+        except OSError as error:
+            raise broken(self._what, error) from error
+
+    def _request(self, offset: int, length: int) -> bytes:
         if offset % ALIGNMENT or length % ALIGNMENT or not 0 < length <= LARGEST_READ:
             raise ValueError(f"NBD cannot read {length} bytes at {offset}")
         if offset + length > self.size:
             raise ValueError(f"{length} bytes at {offset} are beyond the {self.size} of the export")
         self._cookie += 1
-        request = _REQUEST.pack(_REQUEST_MAGIC, 0, _COMMAND_READ, self._cookie, offset, length)
-        try:
-            await self._stream.write(request)
-        except OSError as error:
-            raise broken(self._what, error) from error
         self._asked.append((self._cookie, length))
+        return _REQUEST.pack(_REQUEST_MAGIC, 0, _COMMAND_READ, self._cookie, offset, length)
 
     async def take(self, target: memoryview) -> None:
         """Wait for the answer to the oldest read, as long as `target`, and put it there.
@@ -200,6 +204,9 @@ async def open_nbd(export: NbdExport, what: str, *, stall: float) -> AsyncIterat
             ) from error
         except OSError as error:
             raise broken(what, error) from error
+        except ValueError as error:
+            reason = f"the pool told a certificate or subject for NBD that is none ({error})"
+            raise ProtocolViolation(what, reason) from error
         connection = NbdConnection(stream, size, what)
         yield connection
         await connection.disconnect()

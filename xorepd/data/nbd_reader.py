@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from itertools import cycle, islice
 
@@ -25,10 +33,12 @@ log = structlog.get_logger(__name__)
 
 PIECE = 1 * MiB
 """Largest read: beyond it nothing gets cheaper (`make bench-relay`)."""
-FIRST_WINDOW = 2
-"""Reads under way for each connection at the beginning."""
-LARGEST_WINDOW = 16
-"""Reads under way for each connection at most: 16 MiB cover 1 Gbit/s at 130 ms."""
+FIRST_WINDOW = 2 * MiB
+"""Bytes under way for each connection at the beginning."""
+LARGEST_WINDOW = 16 * MiB
+"""Bytes under way for each connection at most: they cover 1 Gbit/s at 130 ms."""
+MOST_READS = 256
+"""Reads under way for each connection at most: their requests fit into any socket."""
 TRIES, PAUSE_S = 5, 1.0
 """How often the connections are opened anew without a byte in between, and the first pause. A
 server that restarts, or lets go of a disk, takes seconds; the pause doubles each time."""
@@ -89,24 +99,18 @@ class NbdReader:
             try:
                 if tries:
                     await self.connect()
-                turns = cycle(self._connections)
-                owners: deque[NbdConnection] = deque()
-                for part in asked:  # what broken connections owed us
-                    owners.append(next(turns))
-                    await owners[-1].ask(part.offset, part.length)
-                window = FIRST_WINDOW * len(self._connections)
+                ahead = _Ahead(self._connections)
+                await ahead.ask(asked)  # what broken connections owed us
                 while True:
-                    for part in islice(requests, max(0, window - len(asked))):
-                        asked.append(part)
-                        owners.append(next(turns))
-                        await owners[-1].ask(part.offset, part.length)
+                    if ahead.has_room:
+                        more = list(ahead.fill(requests))
+                        asked.extend(more)
+                        await ahead.ask(more)
                     if not asked:
                         return
-                    owner, part = owners.popleft(), asked[0]
-                    if owner.is_behind and window < LARGEST_WINDOW * len(self._connections):
-                        window += 1
+                    part = asked[0]
                     data = buffer[: part.length]
-                    await owner.take(data)
+                    await ahead.take(data)
                     asked.popleft()
                     tries = 0
                     yield part.offset, data
@@ -117,6 +121,50 @@ class NbdReader:
                 self.reconnects += 1
                 log.warning("nbd.reconnecting", what=self._what, error=str(error), tries=tries)
                 await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
+
+
+class _Ahead:
+    """The reads under way on some connections: a window of bytes, which grows while we wait."""
+
+    def __init__(self, connections: Sequence[NbdConnection]) -> None:
+        self._connections = connections
+        self._turns = cycle(connections)
+        self._owners: deque[NbdConnection] = deque()
+        self._window = FIRST_WINDOW * len(connections)
+        self._under_way = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is time to ask for more: not for each small read, but for some together."""
+        return self._under_way + PIECE <= self._window
+
+    def fill(self, requests: Iterator[Extent]) -> Iterator[Extent]:
+        """Take from some requests what may be asked for now."""
+        size, reads = self._under_way, len(self._owners)
+        while size < self._window and reads < MOST_READS * len(self._connections):
+            request = next(requests, None)
+            if request is None:
+                return
+            yield request
+            size, reads = size + request.length, reads + 1
+
+    async def ask(self, parts: Collection[Extent]) -> None:
+        """Ask for some reads, the connections in turn."""
+        shares: dict[NbdConnection, list[Extent]] = {}
+        for part, owner in zip(parts, self._turns, strict=False):
+            shares.setdefault(owner, []).append(part)
+            self._owners.append(owner)
+            self._under_way += part.length
+        for owner, share in shares.items():
+            await owner.ask(*share)
+
+    async def take(self, target: memoryview) -> None:
+        """Wait for the oldest read."""
+        owner = self._owners.popleft()
+        if owner.is_behind and self._window < LARGEST_WINDOW * len(self._connections):
+            self._window += PIECE
+        await owner.take(target)
+        self._under_way -= len(target)
 
 
 @asynccontextmanager

@@ -33,17 +33,22 @@ from xorepd.data.nbd import NbdConnection, NbdExport
 from xorepd.data.nbd_reader import NbdBudget, NbdReader, open_nbd_reader
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError, ProtocolViolation, XapiError
-from xorepd.extents import Extent
+from xorepd.extents import Extent, total
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.preflight import MAX_VHD_SIZE, NOT_VHD
+from xorepd.units import MiB
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 
 log = structlog.get_logger(__name__)
 
 CONNECTIONS = 2
-"""NBD connections for one disk. Each attaches the disk; two hide one another's latency."""
+"""NBD connections for one disk: two hide one another's latency."""
+
+WORTH_ANOTHER = 256 * MiB
+"""Bytes from which a second connection is opened: attaching and detaching the disk once more takes
+about two seconds."""
 
 
 class Road(StrEnum):
@@ -66,6 +71,11 @@ class Facts:
     without_nbd: str = ""
     changes: BlockMap | None = None
     without_changes: str = ""
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the disk is known to be equal to its base."""
+        return self.changes is not None and next(iter(self.changes), None) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +170,12 @@ async def find_nbd(pool: Pool, disk: Ref) -> tuple[tuple[NbdExport, ...], str]:
 
 
 def _export(info: Mapping[str, Any]) -> NbdExport:
+    port = int(info["port"])
+    if not 0 < port < 1 << 16:
+        raise ValueError(f"no port has the number {port}")
     return NbdExport(
         address=str(info["address"]),
-        port=int(info["port"]),
+        port=port,
         name=str(info["exportname"]),
         certificate=str(info["cert"]),
         subject=str(info["subject"]),
@@ -178,13 +191,14 @@ async def open_nbd(
     Raises:
         DataError: it is not served.
     """
+    most = CONNECTIONS if total(extents) >= WORTH_ANOTHER else 1
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Sequence[NbdConnection]]:
         exports, reason = await find_nbd(pool, disk.ref)  # each time: their names hold the session
         if not exports:
             raise ProtocolViolation(what, reason)
-        async with budget.connections(exports, CONNECTIONS, what, stall=STALL_S) as opened:
+        async with budget.connections(exports, most, what, stall=STALL_S) as opened:
             yield opened
 
     async with open_nbd_reader(connect, disk.virtual_size, extents, what) as reader:

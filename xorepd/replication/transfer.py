@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from xorepd.config.models import Verify
+from xorepd.data.blocks import size_of
 from xorepd.data.chunked import ChunkedWriter, open_chunked
 from xorepd.data.digest import Digest, Observed, head_of, read_back, sample_of
 from xorepd.data.export import open_export, open_raw
@@ -21,7 +22,7 @@ from xorepd.data.imports import ImportWriter, open_import
 from xorepd.data.reader import Reader
 from xorepd.data.writer import Writer
 from xorepd.errors import DataError, DigestMismatch, NotServed, ObjectGone, StreamCut
-from xorepd.extents import Extent, total
+from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
@@ -37,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 SAMPLE = 64 * MiB
 """How much of each disk's transferred data is read back when a job verifies a sample."""
+
+UNCHANGED = "unchanged"
+"""In place of a road: the source tells that no block has changed, so nothing has to be opened."""
 
 DISKS_AT_ONCE = 4
 """Disks of one VM in transfer at the same time. More share the same two hosts."""
@@ -164,11 +168,15 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
     base = _source_base(a, plan)
     facts = await find_facts(a, content, base)
     progress = a.progress.disks[device]
+    if facts.is_unchanged:
+        progress.reader, progress.changed_bytes = UNCHANGED, 0
+        await _fit(a, staged, content.virtual_size)
+        return _Sent((), Digest(()))
     async with open_source(a, content, base, facts, what) as (reader, choice):
         progress.reader, progress.reader_reason = choice.road.value, choice.reason
-        progress.planned_bytes = total(reader.extents)
+        progress.planned_bytes = size_of(reader.extents)
         if facts.changes is not None:
-            progress.changed_bytes = total(facts.changes)
+            progress.changed_bytes = facts.changes.size
         sample = await _choose_sample(a, staged, reader.extents)
         digest = Digest(sample)
         sr = a.target.cache.srs.get(a.sr.ref, a.sr)

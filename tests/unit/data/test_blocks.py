@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from xorepd.data.blocks import BlockMap
+from xorepd.data.blocks import BlockMap, size_of
 from xorepd.extents import Extent, total
 from xorepd.units import KiB, TiB
 
@@ -72,3 +72,18 @@ def test_extents_of_a_huge_disk_come_one_at_a_time() -> None:
 
     assert next(extents) == Extent(0, 64 * KiB)
     assert next(extents).end == 2 * TiB
+
+
+@pytest.mark.parametrize("virtual_size", [1, 99, 100, 101, 799, 800, 801, 950, 1600])
+def test_its_size_is_that_of_its_extents(virtual_size: int) -> None:
+    blocks = range(-(-virtual_size // 100))
+    for wanted in ([], blocks, blocks[:1], blocks[-1:], blocks[::2], blocks[1::3]):
+        found = BlockMap(virtual_size, 100)
+        for block in wanted:
+            found.add(block)
+
+        assert found.size == size_of(found) == size_of(list(found)) == total(found)
+
+
+def test_an_empty_disk_has_an_empty_map() -> None:
+    assert (BlockMap(0, 100).size, list(BlockMap(0, 100))) == (0, [])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from xorepd.data.changes import BLOCK, parse_changes
 from xorepd.extents import Extent
+from xorepd.units import TiB
 
 
 def encoded(*bits: str) -> str:
@@ -50,3 +52,29 @@ def test_every_bit_is_its_block(bits: list[bool]) -> None:
     octets = ["".join("01"[bit] for bit in padded[i : i + 8]) for i in range(0, len(padded), 8)]
     changes = parse_changes(encoded(*octets), len(bits) * BLOCK)
     assert list(changes.blocks()) == [index for index, bit in enumerate(bits) if bit]
+
+
+def test_a_bitmap_of_4_tib_takes_little_memory_and_time() -> None:
+    size = 4 * TiB
+    bits = bytearray(size // BLOCK // 8)
+    bits[0], bits[len(bits) // 2], bits[-1] = 0x80, 0xFF, 0x01
+    text = base64.b64encode(bits).decode()
+
+    tracemalloc.start()
+    try:
+        changes = parse_changes(text, size)
+        found = list(changes)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert found == [Extent(0, BLOCK), Extent(2 * TiB, 8 * BLOCK), Extent(size - BLOCK, BLOCK)]
+    assert most < 6 * len(bits)
+
+
+def test_a_bitmap_of_4_tib_is_refused_for_any_other_size() -> None:
+    text = base64.b64encode(bytes(4 * TiB // BLOCK // 8)).decode()
+
+    for size in (4 * TiB - 8 * BLOCK, 4 * TiB + 1, 2 * TiB):
+        with pytest.raises(ValueError, match="bytes has"):
+            parse_changes(text, size)

@@ -7,7 +7,7 @@ import random
 import shutil
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -107,6 +107,17 @@ async def test_another_certificate_than_the_one_told_is_refused(tmp_path: Path) 
                 pass
 
 
+@pytest.mark.stranger
+async def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
+    async with nbdkit(tmp_path, bytes(MiB), tls=True) as served:
+        told = NbdExport(served.address, served.port, served.name, "garbage", "localhost")
+        with pytest.raises(
+            ProtocolViolation, match="a certificate or subject for NBD that is none"
+        ):
+            async with open_nbd(told, "disk", stall=10):
+                pass
+
+
 # -- servers that misbehave ---------------------------------------------------------------------
 
 GREETING = b"NBDMAGICIHAVEOPT" + struct.pack(">H", 1)
@@ -176,6 +187,47 @@ async def test_a_greeting_that_is_none_is_refused_by_name(greeting: bytes, messa
                 pass
 
 
+async def accept_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(GREETING)
+    await reader.readexactly(4 + 16)
+    writer.write(struct.pack(">QIII", 0x3E889045565A9, 5, 1, 0))
+
+
+def told(served: NbdExport, subject: str = "localhost") -> NbdExport:
+    return NbdExport(served.address, served.port, served.name, "told", subject)
+
+
+@pytest.mark.parametrize("subject", ["", ".lan", "x" * 64 + ".lan"])
+async def test_a_subject_that_is_none_is_refused(subject: str) -> None:
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_tls(reader, writer)
+        await reader.read()
+
+    async with serving(behave) as served:
+        with pytest.raises(ProtocolViolation, match="disk: "):
+            async with open_nbd(told(served, subject), "disk", stall=0.5):
+                pass
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", None])
+async def test_a_server_that_accepts_tls_and_does_not_speak_it_is_given_up(
+    answer: bytes | None,
+) -> None:
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_tls(reader, writer)
+        await reader.readexactly(10)
+        if answer is None:
+            await reader.read()
+        else:
+            writer.write(answer)
+
+    async with serving(behave) as served:
+        async with asyncio.timeout(5):
+            with pytest.raises(DataError, match="disk: the NBD connection broke"):
+                async with open_nbd(told(served), "disk", stall=0.3):
+                    pass
+
+
 async def test_an_export_that_ends_in_the_middle_of_a_sector_is_refused() -> None:
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(GREETING)
@@ -208,9 +260,37 @@ async def test_a_reply_that_is_none_is_refused_by_name(
         writer.write(reply)
 
     async with serving(behave) as served, open_nbd(served, "disk", stall=5) as connection:
-        await connection.ask(0, 64 * KiB)
+        await connection.ask(Extent(0, 64 * KiB))
         with pytest.raises(kind, match=message):
             await connection.take(memoryview(bytearray(64 * KiB)))
+
+
+async def test_small_reads_are_asked_for_far_ahead_and_large_ones_within_the_window() -> None:
+    blocks = [Extent(at, 64 * KiB) for at in range(0, SIZE, 128 * KiB)]
+    for extents, most in ((blocks, 32), ([Extent(0, SIZE)], 2)):
+        ahead: list[int] = []
+
+        async def behave(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ahead: list[int] = ahead
+        ) -> None:
+            await handshake(reader, writer)
+            waiting = [await requested(reader)]
+            await asyncio.sleep(0.1)  # whoever asks ahead has asked by then
+            while waiting:
+                with suppress(TimeoutError):
+                    while True:
+                        waiting.append(await asyncio.wait_for(requested(reader), 0.1))
+                ahead.append(len(waiting))
+                while waiting:
+                    cookie, _, length = waiting.pop(0)
+                    writer.write(struct.pack(">IIQ", 0x67446698, 0, cookie) + bytes(length))
+                waiting.append(await requested(reader))
+
+        async with serving(behave) as served:
+            one = partial(NbdBudget().connections, [served], 1, "disk", stall=5)
+            async with open_nbd_reader(one, SIZE, extents, "disk") as reader:
+                await check(reader, bytes(SIZE), extents)
+        assert ahead[0] == most
 
 
 async def test_a_server_that_drops_now_and_then_is_read_to_the_end(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -10,8 +11,9 @@ from tests.unit.xapi import raws
 from xorepd.data.blocks import BlockMap
 from xorepd.data.nbd import NbdExport
 from xorepd.ids import Ref
-from xorepd.replication.roads import Choice, Facts, Road, choose_roads, is_vhd
+from xorepd.replication.roads import Choice, Facts, Road, choose_roads, find_nbd, is_vhd
 from xorepd.units import GiB, KiB
+from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 
 
@@ -103,3 +105,59 @@ def test_what_xapi_exports_as_a_vhd() -> None:
     assert not is_vhd(vdi(sm_config={"type": "raw"}), sr())
     assert not is_vhd(vdi(sm_config={"image-format": "qcow2"}), sr())
     assert not is_vhd(vdi(), sr("zfs-vol"))
+
+
+INFO = {
+    "address": "10.0.0.1",
+    "port": "10809",
+    "exportname": "/uuid?session_id=OpaqueRef:secret",
+    "cert": "",
+    "subject": "host",
+}
+
+
+class Told:
+    """A pool that tells something about NBD."""
+
+    name = "prod"
+    settings = SimpleNamespace(nbd=True)
+
+    def __init__(self, infos: object) -> None:
+        self._infos = infos
+
+    async def call(self, method: str, disk: Ref) -> object:
+        assert (method, disk) == ("VDI.get_nbd_info", "disk")
+        return self._infos
+
+
+async def test_a_disk_is_served_where_its_pool_tells() -> None:
+    exports, reason = await find_nbd(cast(Pool, Told([INFO])), Ref("disk"))
+
+    assert [(each.address, each.port, each.subject) for each in exports] == [
+        ("10.0.0.1", 10809, "host")
+    ]
+    assert reason == ""
+
+
+@pytest.mark.parametrize(
+    "infos",
+    [
+        None,
+        7,
+        "nbd",
+        [None],
+        ["10.0.0.1"],
+        [{}],
+        [{**INFO, "port": "many"}],
+        [{**INFO, "port": "0"}],
+        [{**INFO, "port": "65536"}],
+        [INFO, {**INFO, "port": "-1"}],
+        [{name: value for name, value in INFO.items() if name != "cert"}],
+    ],
+)
+async def test_what_a_pool_tells_about_nbd_may_be_nonsense(infos: object) -> None:
+    exports, reason = await find_nbd(cast(Pool, Told(infos)), Ref("disk"))
+
+    assert exports == ()
+    assert reason.startswith("NBD cannot be had (")
+    assert "secret" not in reason

@@ -1,0 +1,57 @@
+"""The HTTP side of a pool that is one scripted server, and what its tasks say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from itertools import count
+
+from yarl import URL
+
+from xorepd.ids import Ref
+from xorepd.stream import ByteStream
+
+
+class ScriptedDoor:
+    """Implements `data.door.Door`.
+
+    Args:
+        outcomes: how tasks end, in their order: nothing, an error, or None for never. What comes
+            after the last of them succeeds.
+    """
+
+    pool = "lab"
+
+    def __init__(self, port: int, outcomes: Sequence[Sequence[str] | None] = ()) -> None:
+        self._port, self._outcomes = port, list(outcomes)
+        self._numbers = count()
+        self.begun: list[Ref] = []
+        self.discarded: list[Ref] = []
+        self.renewed = 0
+
+    async def connect(self, url: URL, stall: float) -> ByteStream:
+        return await ByteStream.connect("127.0.0.1", self._port, stall=stall)
+
+    def url(self, path: str, query: Mapping[str, str]) -> URL:
+        return URL(f"http://127.0.0.1:{self._port}").with_path(path).with_query(query)
+
+    def redirected(self, location: str, asked: URL) -> URL:
+        return URL(location).with_path(asked.path).with_query(asked.query)
+
+    async def renew(self) -> None:
+        self.renewed += 1
+
+    async def begin(self, label: str) -> Ref:
+        self.begun.append(Ref(f"task{next(self._numbers)}"))
+        return self.begun[-1]
+
+    async def outcome(self, task_ref: Ref, timeout: float) -> Sequence[str]:
+        number = self.begun.index(task_ref)
+        told = self._outcomes[number] if number < len(self._outcomes) else ()
+        if told is None:
+            await asyncio.sleep(min(timeout, 0.01))
+            raise TimeoutError
+        return told
+
+    async def discard(self, task_ref: Ref) -> None:
+        self.discarded.append(task_ref)
