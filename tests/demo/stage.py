@@ -64,13 +64,13 @@ class Stage:
             "XOREPD_SOCKET": str(self.directory / "lab" / "control.sock"),
         }
 
-    def start_daemon(self) -> None:
+    def start_daemon(self, config: Path = CONFIG) -> None:
         """Start the daemon; returns when it says that it is ready."""
         notifications = self.directory / "notify.sock"
         notifications.unlink(missing_ok=True)
         with Notifications(notifications) as heard:
             self.daemon = subprocess.Popen(
-                [BIN / "xorepd", "run", "--config", CONFIG],
+                [BIN / "xorepd", "run", "--config", config],
                 stdout=self._log("xorepd.log"),
                 stderr=subprocess.STDOUT,
                 env=self.environment | {"NOTIFY_SOCKET": str(notifications)},
