@@ -33,6 +33,13 @@ async def test_a_vm_that_is_gone_is_named(two_pools: World) -> None:
     await refused(two_pools, "pool prod: VM web99 was not found", vms=("web99",))
 
 
+async def test_an_sr_whose_new_disks_hold_old_data_is_refused(two_pools: World) -> None:
+    dr = two_pools.lab.pools["dr"]
+    dr.db.set("SR", dr.srs["dr-storage"].ref, type="lvm", sm_config={"allocation": "thick"})
+
+    await refused(two_pools, "SR dr-storage of type lvm hands out disks with what others wrote")
+
+
 async def test_an_unknown_sr_is_named_with_those_that_exist(two_pools: World) -> None:
     target = {"pool": "dr", "sr": "dr-storrage"}
 

@@ -230,6 +230,7 @@ async def test_the_members_are_those_of_tars_before_posix(api: Api, tmp_path: Pa
     assert xva[-1024:] == bytes(1024)
 
 
+@pytest.mark.stranger
 @pytest.mark.skipif(shutil.which("bsdtar") is None, reason="bsdtar is not installed")
 async def test_bsdtar_lists_it(api: Api, tmp_path: Path) -> None:
     xva = await exported(api, await api.vm("db01"))

@@ -109,7 +109,7 @@ def check_source(a: Assignment, side: SourceSide) -> None:
         problem = _disk_problem(vdi, a.sr)
         if problem:
             raise Refused(f"pool {pool}: disk {vdi.name_label} of VM {vm.name_label} {problem}")
-    for sr in {a.source.cache.srs[vdi.sr] for _, vdi in side.disks if vdi.sr in a.source.cache.srs}:
+    for sr in a.source.cache.present(Sr, {vdi.sr for _, vdi in side.disks}):
         a.room.check(sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}")
 
 
@@ -141,6 +141,11 @@ def check_target(a: Assignment, side: TargetSide) -> None:
             "not halted; shut it down, or keep your work in a clone of it and shut it down then"
         )
     sr = a.target.cache.srs.get(a.sr.ref, a.sr)
+    if not sr.zeroes_new_disks:
+        raise Refused(
+            f"pool {a.target.name}: SR {sr.name_label} of type {sr.type} hands out disks with what "
+            "others wrote there before, and a replica's zeroes are never sent; choose another SR"
+        )
     a.room.check(sr, a.target.name, 0, a.job.target_reserve, f"replica of VM {a.vm.name_label}")
 
 

@@ -212,6 +212,7 @@ class Sr:
     physical_size: int
     physical_utilisation: int
     pbds: tuple[Ref, ...]
+    sm_config: dict[str, str]
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
@@ -224,7 +225,21 @@ class Sr:
             physical_size=int(raw.get("physical_size", 0)),
             physical_utilisation=int(raw.get("physical_utilisation", 0)),
             pbds=_refs(raw, "PBDs"),
+            sm_config=_map(raw, "sm_config"),
         )
+
+    @property
+    def zeroes_new_disks(self) -> bool:
+        """Whether a new disk reads as zeroes where nobody has written
+        (xapi: ocaml/xapi/sm_fs_ops.ml, must_write_zeroes_into_new_vdi).
+        """
+        match self.type:
+            case "lvm" | "lvmoiscsi" | "lvmohba":
+                return self.sm_config.get("use_vhd") == "true"
+            case "equal":
+                return self.sm_config.get("allocation") != "thick"
+            case kind:
+                return kind != "cslg"
 
     @property
     def free(self) -> int | None:

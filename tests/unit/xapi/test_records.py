@@ -158,3 +158,25 @@ def test_classes_are_found_by_the_names_that_events_use() -> None:
     assert RECORDS["vm"] is Vm
     assert RECORDS["pif"] is Pif
     assert all(kind == kind.lower() == cls.kind.lower() for kind, cls in RECORDS.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "sm_config", "zeroes"),
+    [
+        ("ext", {}, True),
+        ("nfs", {}, True),
+        ("lvm", {"use_vhd": "true"}, True),
+        ("lvmoiscsi", {"allocation": "thick", "use_vhd": "true"}, True),
+        ("lvm", {}, False),
+        ("lvmohba", {"use_vhd": "false"}, False),
+        ("equal", {"allocation": "thick"}, False),
+        ("equal", {"allocation": "thin"}, True),
+        ("cslg", {}, False),
+    ],
+)
+def test_sr_tells_whether_its_new_disks_are_zeroes(
+    kind: str, sm_config: dict[str, str], zeroes: bool
+) -> None:
+    raw = {"uuid": "sr", "name_label": "disks", "type": kind, "sm_config": sm_config}
+
+    assert Sr.parse(Ref("OpaqueRef:sr"), raw).zeroes_new_disks is zeroes
