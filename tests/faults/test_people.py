@@ -533,5 +533,7 @@ async def test_a_replica_started_during_a_transfer_is_left_alone_and_nothing_is_
     assert state == "Running"
     assert await replicated.left_over() == []
     await replicated.ask("dr", lambda x: x.VM.hard_shutdown(hands.replica_of(x)))
-    assert (await next_run(replicated, 2)).outcome is Outcome.DELTA
+    async with replicated.daemon() as context:
+        assert "has diverged" in ((await replicated.run(context)).error or "")
+    assert (await next_run(replicated, 2, diverged="replace")).outcome is Outcome.DELTA
     await sound(replicated)

@@ -68,6 +68,13 @@ class ChangedBlocks(StrEnum):
     OFF = "off"
 
 
+class Diverged(StrEnum):
+    """What becomes of a replica that somebody started or wrote to since its last restore point."""
+
+    REFUSE = "refuse"
+    REPLACE = "replace"
+
+
 class DaemonSettings(_Model):
     """The process itself."""
 
@@ -192,6 +199,9 @@ class JobSettings(_Model):
     """Free bytes that a run leaves on every source SR: snapshots grow while they are read."""
     target_reserve: Size = GiB
     """Free bytes that a run leaves on the target SR."""
+    diverged: Annotated[Diverged, Field(strict=False)] = Diverged.REFUSE
+    """`refuse`: a replica that somebody worked on stays as it is, and the run fails and says so.
+    `replace`: the next restore point takes its place, and that work is lost."""
     deadline: Duration = 86400.0
     """Seconds after which the run of a VM is cancelled."""
     enabled: bool = True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from xorepd.config.models import Diverged
 from xorepd.errors import ObjectBusy, Refused
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
+from xorepd.replication.divergence import diverged_disks
 from xorepd.replication.inventory import SourceSide, TargetSide
 from xorepd.replication.markers import (
     BLOCK_TEXT,
@@ -139,6 +141,13 @@ def check_target(a: Assignment, side: TargetSide) -> None:
         raise Refused(
             f"pool {a.target.name}: replica {replica.name_label} is {replica.power_state.lower()}, "
             "not halted; shut it down, or keep your work in a clone of it and shut it down then"
+        )
+    changed = diverged_disks(side)
+    if replica is not None and changed and a.job.diverged is Diverged.REFUSE:
+        raise Refused(
+            f"pool {a.target.name}: replica {replica.name_label} has diverged: somebody wrote to "
+            f"{', '.join(vdi.name_label for vdi in changed)} since its last restore point; keep "
+            f'what is worth it in a clone, then set diverged = "replace" in job {a.job.name}'
         )
     sr = a.target.cache.srs.get(a.sr.ref, a.sr)
     if not sr.zeroes_new_disks:
