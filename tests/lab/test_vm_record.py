@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from tests.lab import hands
 from tests.lab.world import World
 from xorepd.state.records import Outcome
@@ -115,3 +117,57 @@ async def test_a_vm_without_any_disk_is_replicated_and_pruned_too(two_pools: Wor
     assert {disk.reason for disk in record.disks} == {"new-disk"}
     await two_pools.newest_equals_its_source()
     assert await two_pools.left_over() == []
+
+
+def _give_vtpm(contents: str, *, is_unique: bool = False) -> hands.Deed:
+    def deed(xenapi: Any) -> None:
+        vm = hands.vm_of(xenapi, "web01")
+        present = xenapi.VM.get_VTPMs(vm)
+        if not present:
+            xenapi.VM.hard_shutdown(vm)
+        vtpm = present[0] if present else xenapi.VTPM.create(vm, is_unique)
+        xenapi.VTPM.set_contents(vtpm, contents)
+
+    return deed
+
+
+def _vtpms_of_replica(xenapi: Any) -> list[str]:
+    replica = hands.replica_of(xenapi)
+    [point] = xenapi.VM.get_snapshots(replica)
+    return [
+        xenapi.VTPM.get_contents(vtpm)
+        for vm in (replica, point)
+        for vtpm in xenapi.VM.get_VTPMs(vm)
+    ]
+
+
+async def test_the_contents_of_a_vtpm_arrive_with_the_disks(replicated: World) -> None:
+    for contents in ("c2VjcmV0IG9mIGEgVFBN", "YW5vdGhlciBzZWNyZXQ="):
+        await replicated.ask("prod", _give_vtpm(contents))
+        assert (await replicated.replicate(keep=1)).outcome is Outcome.DELTA
+        assert await replicated.ask("dr", _vtpms_of_replica) == [contents, contents]
+
+
+async def test_an_empty_vtpm_never_replaces_one_that_holds_something(replicated: World) -> None:
+    await replicated.ask("prod", _give_vtpm("c2VjcmV0IG9mIGEgVFBN"))
+    await replicated.replicate(keep=1)
+
+    await replicated.ask("prod", _give_vtpm(""))
+    await replicated.replicate(keep=1)
+
+    assert set(await replicated.ask("dr", _vtpms_of_replica)) == {"c2VjcmV0IG9mIGEgVFBN"}
+
+
+async def test_a_pool_that_forbids_vtpms_gets_the_disks_all_the_same(
+    replicated: World,
+) -> None:
+    db = replicated.lab.pools["dr"].db
+    db.put("pool", next(db.select("pool")), "restrictions", "restrict_vtpm", "true")
+    await replicated.ask("prod", _give_vtpm("c2VjcmV0IG9mIGEgVFBN"))
+
+    with capture_logs() as logs:
+        assert (await replicated.replicate(keep=1)).outcome is Outcome.DELTA
+
+    [said] = [entry for entry in logs if entry["event"] == "vtpm.not_carried"]
+    assert "restrict_vtpm" in said["reason"]
+    assert "c2VjcmV0" not in str(logs)

@@ -37,6 +37,7 @@ from xorepd.replication.preflight import Interface
 from xorepd.replication.record import bios_strings_of, new_replica, other_config_of, update_replica
 from xorepd.replication.snapshot import replica_name
 from xorepd.replication.transfer import Staged
+from xorepd.replication.vtpm import carry_vtpm
 from xorepd.units import format_size
 from xorepd.xapi.records import Vbd, Vdi, Vif, Vm
 from xorepd.xapi.vms import (
@@ -99,6 +100,7 @@ async def commit(
     for disk in staged:
         await _attach(a, replica, disk)
     await update_replica(a.target, replica, raw, previous)
+    await carry_vtpm(a.source, raw, a.target, replica)
     await _describe(a, replica, raw, previous, snapshot)
     await _update_interfaces(a, replica, interfaces)
     point = await take_snapshot(a.target, replica, name, without=staying)
@@ -168,6 +170,7 @@ async def undo_commit(a: Assignment, side: TargetSide, pending: Commit) -> None:
         newest = side.points[0]
         raw = await a.target.call("VM.get_record", newest.vm.ref)
         await update_replica(a.target, replica.ref, raw)
+        await carry_vtpm(a.target, raw, a.target, replica.ref)
         await a.target.call("VM.set_name_description", replica.ref, raw["name_description"])
         mark = replace(newest.mark, role=Role.REPLICA, self=replica.uuid)
     await _release(a, replica, mark)
