@@ -69,6 +69,8 @@ class ByteStream(asyncio.BufferedProtocol):
         self._arrivals = 0
         self._broken = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
+        self.guard: Callable[[], None] | None = None
+        """Asked before each piece is sent; what it raises ends the write."""
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -273,6 +275,8 @@ class ByteStream(asyncio.BufferedProtocol):
 
     async def _write(self, parts: list[bytes | memoryview]) -> None:
         transport = self._require()
+        if self.guard is not None:
+            self.guard()
         transport.writelines(parts)
         if self._full:
             await self._wait_for_room()

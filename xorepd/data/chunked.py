@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from xorepd.data.door import Door
@@ -38,8 +38,19 @@ _END = _CHUNK.pack(0, 0)
 class ChunkedWriter:
     """A disk while it is written; see `open_chunked`."""
 
-    def __init__(self, door: Door, vdi: VdiUuid, what: str, *, fresh: bool) -> None:
+    def __init__(
+        self,
+        door: Door,
+        vdi: VdiUuid,
+        what: str,
+        *,
+        fresh: bool,
+        confirmed_to: Callable[[int], None],
+    ) -> None:
         self._door, self._vdi, self._what, self._fresh = door, vdi, what, fresh
+        self._confirmed_to = confirmed_to
+        self._taken_to = 0
+        """End of what has been taken so far, where it comes in ascending order."""
         self._open = AsyncExitStack()
         self._upload: Upload | None = None
         self._batch = memoryview(bytearray(BATCH))
@@ -59,12 +70,14 @@ class ChunkedWriter:
         parts = without_zeroes(offset, data) if self._fresh else [(offset, data)]
         for start, part in parts:
             if self._is_long():
+                self._taken_to = start
                 await self._end_segment()
             if self._upload is None:
                 await self._begin_segment()
             await self._put(_CHUNK.pack(start, len(part)), part)
             self._in_segment += len(part)
             self.sent += len(part)
+        self._taken_to = offset + len(data)
 
     async def finish(self) -> None:
         await self._end_segment()
@@ -112,11 +125,17 @@ class ChunkedWriter:
         await self._open.aclose()
         self._open = AsyncExitStack()
         self.confirmed = self.sent
+        self._confirmed_to(self._taken_to)
 
 
 @asynccontextmanager
 async def open_chunked(
-    door: Door, vdi: VdiUuid, *, fresh: bool, what: str
+    door: Door,
+    vdi: VdiUuid,
+    *,
+    fresh: bool,
+    what: str,
+    confirmed_to: Callable[[int], None] = lambda offset: None,
 ) -> AsyncIterator[ChunkedWriter]:
     """Open a disk for writing any extents, multiples of 512 bytes, in any order.
 
@@ -125,11 +144,13 @@ async def open_chunked(
     Args:
         fresh: whether the disk is known to be all zeroes.
         what: the disk, for messages.
+        confirmed_to: told at each end of a segment up to where the disk is confirmed, if it is
+            written in ascending order.
 
     Raises:
         DataError: the pool does not take it.
     """
-    writer = ChunkedWriter(door, vdi, what, fresh=fresh)
+    writer = ChunkedWriter(door, vdi, what, fresh=fresh, confirmed_to=confirmed_to)
     try:
         await writer.begin()
         yield writer

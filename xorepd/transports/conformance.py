@@ -8,14 +8,15 @@
         refused = {"pause_s": {"pause_s": "soon"}}
 
 They need pytest and no plug-in of it; each runs an event loop of its own. The transport is tried as
-it is, without what the daemon wraps around it. It has to write in this process: one that writes
-elsewhere brings a peer along in `opened`, which may be overridden.
+it is, without what the daemon wraps around it. One that writes elsewhere sets `elsewhere` and
+overrides `opened` to bring its peer along, which writes to the scripted target with `open`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -24,9 +25,9 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 
 from xorepd.data.reader import Piece
-from xorepd.errors import StreamCut
+from xorepd.errors import DataError, StreamCut
 from xorepd.extents import Extent, merge
-from xorepd.transports.base import API, Surroundings, Transport, TransportFactory
+from xorepd.transports.base import API, Surroundings, TargetDisk, Transport, TransportFactory
 from xorepd.transports.links import Links
 from xorepd.transports.registry import open_inner
 from xorepd.units import KiB, MiB
@@ -71,8 +72,8 @@ class ScriptedReader:
     ) -> None:
         self.virtual_size, self.extents = virtual_size, extents
         self.content = {e: random.Random(f"{seed} {e.offset}").randbytes(e.length) for e in extents}
-        self.given = 0
-        """Bytes that were asked for so far."""
+        self.given = self.reached = 0
+        """Bytes that were asked for so far, and where on the disk the last of them end."""
         self.ended = False
         """Whether it has given everything and said that this was all."""
         self.is_open = False
@@ -92,11 +93,12 @@ class ScriptedReader:
                     await asyncio.Event().wait()
                 buffer[: len(data)] = data
                 self.given += len(data)
+                self.reached = offset + len(data)
                 yield offset, memoryview(buffer)[: len(data)]
                 buffer[: len(data)] = b"\xee" * len(data)
             if self._fails_with:
                 raise self._fails_with
-            self.ended = True
+            self.ended, self.reached = True, self.virtual_size
         finally:
             self.is_open = False
 
@@ -112,8 +114,8 @@ class ScriptedReader:
                 start += size
 
 
-class ScriptedWriter:
-    """Keeps what it is given, and remembers how it was treated.
+class ScriptedTarget:
+    """Target and writer in one: keeps what it is given, and remembers how it was treated.
 
     Args:
         fails_at: `open`, `write` or `finish`, which raises `fails_with`.
@@ -128,8 +130,18 @@ class ScriptedWriter:
         fails_with: Exception | None = None,
         hangs_at: str = "",
     ) -> None:
+        self.disk = TargetDisk(
+            pool=str(uuid.uuid4()),
+            vdi=str(uuid.uuid4()),
+            base="",
+            stream="/".join(str(uuid.uuid4()) for _ in range(3)),
+            run=str(uuid.uuid4()),
+            what="disk web01 (0)",
+        )
         self.written: list[tuple[int, bytes]] = []
         self.sent = 0
+        self.paid = self.left_bytes = self.confirmed_to = 0
+        """What a transport says that writes elsewhere."""
         self.announced: list[Extent] = []
         self.virtual_size = -1
         self.finishes = 0
@@ -145,7 +157,7 @@ class ScriptedWriter:
     @asynccontextmanager
     async def open(
         self, virtual_size: int, extents: Iterable[Extent]
-    ) -> AsyncIterator[ScriptedWriter]:
+    ) -> AsyncIterator[ScriptedTarget]:
         if self.virtual_size >= 0:
             self.faults.append("the target was opened twice")
         self.virtual_size, self.announced = virtual_size, list(extents)
@@ -155,6 +167,19 @@ class ScriptedWriter:
             yield self
         finally:
             self.is_open = False
+
+    async def pay(self, size: int) -> None:
+        self.paid += size
+
+    def left(self, size: int) -> None:
+        self.left_bytes += size
+        if self.left_bytes > self.paid:
+            self.faults.append("bytes left before they were paid for")
+
+    def confirmed(self, offset: int) -> None:
+        if not self.confirmed_to <= offset <= self._reader.reached:
+            self.faults.append("more was confirmed than had been read")
+        self.confirmed_to = offset
 
     async def write(self, offset: int, data: memoryview) -> None:
         if self._inside:
@@ -215,6 +240,9 @@ class TransportConformance:
     held_bytes: ClassVar[int] = 16 * MiB
     """How much of a disk it may hold, between reader and writer."""
 
+    elsewhere: ClassVar[bool] = False
+    """Whether it writes to the target without `Target.open`."""
+
     def opened(self) -> Transport:
         """Return the transport to try."""
         return self.factory.open(self.options, surroundings())
@@ -250,29 +278,27 @@ class TransportConformance:
         self._arrives(ScriptedReader(size, extents, largest=37 * SECTOR))
 
     def test_several_disks_at_once_do_not_mix(self) -> None:
-        async def carry_all() -> list[tuple[ScriptedReader, ScriptedWriter]]:
+        async def carry_all() -> list[tuple[ScriptedReader, ScriptedTarget]]:
             transport, size = self.opened(), 4 * MiB
             pairs = []
             async with asyncio.TaskGroup() as group:
                 for seed in range(4):
                     reader = ScriptedReader(size, random_extents(seed, size), seed=seed)
-                    writer = ScriptedWriter(reader)
-                    pairs.append((reader, writer))
-                    group.create_task(transport.carry(reader, writer.open))
+                    target = ScriptedTarget(reader)
+                    pairs.append((reader, target))
+                    group.create_task(transport.carry(reader, target))
             return pairs
 
-        for reader, writer in _run(carry_all()):
-            _assert_whole(reader, writer)
+        for reader, target in _run(carry_all()):
+            self._assert_whole(reader, target)
 
     def test_a_reader_is_not_asked_for_more_than_the_writer_has_room_for(self) -> None:
         async def read_ahead() -> int:
             size = 4 * self.held_bytes
             reader = ScriptedReader(size, [Extent(0, size)])
-            writer = ScriptedWriter(reader, hangs_at="write")
-            carrying = asyncio.get_running_loop().create_task(
-                self.opened().carry(reader, writer.open)
-            )
-            await writer.hangs.wait()
+            target = ScriptedTarget(reader, hangs_at="write")
+            carrying = asyncio.get_running_loop().create_task(self.opened().carry(reader, target))
+            await target.hangs.wait()
             given = -1
             while given != reader.given:  # until it holds what it holds
                 given = reader.given
@@ -289,57 +315,66 @@ class TransportConformance:
     def test_the_error_of_a_reader_comes_out_unchanged(self, after: int | None) -> None:
         error = StreamCut("disk", 1, 2)
         reader = _disk(fails_with=error, fails_after=after)
-        writer = ScriptedWriter(reader)
+        target = ScriptedTarget(reader)
 
-        assert self._fails(reader, writer) is error
-        assert writer.finishes == 0
+        assert self._fails(reader, target) is error
+        assert target.finishes == 0
 
     @pytest.mark.parametrize("step", ["open", "write", "finish"])
     def test_the_error_of_a_writer_comes_out_unchanged(self, step: str) -> None:
         error = StreamCut("disk", 1, 2)
         reader = _disk()
-        writer = ScriptedWriter(reader, fails_at=step, fails_with=error)
+        target = ScriptedTarget(reader, fails_at=step, fails_with=error)
 
-        assert self._fails(reader, writer) is error
-        assert writer.finishes == (step == "finish")
+        failure = self._fails(reader, target)
+        if self.elsewhere:  # it has been told, and cannot have the object itself
+            assert isinstance(failure, DataError)
+            assert str(error) in str(failure)
+        else:
+            assert failure is error
+        assert target.finishes == (step == "finish")
 
     @pytest.mark.parametrize("step", ["open", "read", "write", "finish"])
     def test_a_cancellation_ends_it_and_closes_both_ends(self, step: str) -> None:
         async def cancelled() -> None:
             reader = _disk(hangs_after=MiB if step == "read" else None)
-            writer = ScriptedWriter(reader, hangs_at=step)
-            carrying = asyncio.get_running_loop().create_task(
-                self.opened().carry(reader, writer.open)
-            )
+            target = ScriptedTarget(reader, hangs_at=step)
+            carrying = asyncio.get_running_loop().create_task(self.opened().carry(reader, target))
             if step == "read":
                 while reader.given < MiB:  # noqa: ASYNC110 -- until it hangs, a moment later
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.01)
             else:
-                await writer.hangs.wait()
+                await target.hangs.wait()
             carrying.cancel()
             await asyncio.wait({carrying}, timeout=PROMPT_S)
             assert carrying.cancelled(), "it goes on after its cancellation, or hides it"
-            _assert_closed(reader, writer)
+            _assert_closed(reader, target)
 
         _run(cancelled())
 
     # -- inside ---------------------------------------------------------------------------------
 
     def _arrives(self, reader: ScriptedReader) -> None:
-        async def carry() -> ScriptedWriter:
-            writer = ScriptedWriter(reader)
-            await self.opened().carry(reader, writer.open)
-            return writer
+        async def carry() -> ScriptedTarget:
+            target = ScriptedTarget(reader)
+            await self.opened().carry(reader, target)
+            return target
 
-        _assert_whole(reader, _run(carry()))
+        self._assert_whole(reader, _run(carry()))
 
-    def _fails(self, reader: ScriptedReader, writer: ScriptedWriter) -> BaseException:
+    def _assert_whole(self, reader: ScriptedReader, target: ScriptedTarget) -> None:
+        _assert_whole(reader, target)
+        if self.elsewhere:
+            assert target.confirmed_to == target.virtual_size
+            assert target.left_bytes > 0 or not reader.given
+
+    def _fails(self, reader: ScriptedReader, target: ScriptedTarget) -> BaseException:
         async def carry() -> BaseException:
             with pytest.raises(Exception) as caught:  # noqa: PT011 -- which one, the caller asks
-                await self.opened().carry(reader, writer.open)
-            _assert_closed(reader, writer)
-            assert writer.faults == []
+                await self.opened().carry(reader, target)
+            _assert_closed(reader, target)
+            assert target.faults == []
             return caught.value
 
         return _run(carry())
@@ -349,21 +384,21 @@ def _disk(**script: Any) -> ScriptedReader:
     return ScriptedReader(4 * MiB, [Extent(0, 4 * MiB)], **script)
 
 
-def _assert_whole(reader: ScriptedReader, writer: ScriptedWriter) -> None:
-    offsets = [offset for offset, _ in writer.written]
-    assert writer.virtual_size == reader.virtual_size
-    assert writer.announced == list(reader.extents)
+def _assert_whole(reader: ScriptedReader, target: ScriptedTarget) -> None:
+    offsets = [offset for offset, _ in target.written]
+    assert target.virtual_size == reader.virtual_size
+    assert target.announced == list(reader.extents)
     assert offsets == sorted(offsets)
-    assert sum(len(data) for _, data in writer.written) == reader.given
-    assert writer.content() == reader.content
-    assert writer.finishes == 1
-    assert writer.faults == []
-    _assert_closed(reader, writer)
+    assert sum(len(data) for _, data in target.written) == reader.given
+    assert target.content() == reader.content
+    assert target.finishes == 1
+    assert target.faults == []
+    _assert_closed(reader, target)
 
 
-def _assert_closed(reader: ScriptedReader, writer: ScriptedWriter) -> None:
+def _assert_closed(reader: ScriptedReader, target: ScriptedTarget) -> None:
     assert not reader.is_open, "the reader was left open"
-    assert not writer.is_open, "the writer was left open"
+    assert not target.is_open, "the writer was left open"
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

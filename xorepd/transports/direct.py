@@ -11,13 +11,13 @@ from contextlib import aclosing
 from typing import Any
 
 from xorepd.data.reader import Reader
-from xorepd.transports.base import API, OpenWriter, Surroundings
+from xorepd.transports.base import API, Surroundings, Target
 
 
 class Direct:
-    async def carry(self, reader: Reader, open_writer: OpenWriter) -> None:
+    async def carry(self, reader: Reader, target: Target) -> None:
         async with (
-            open_writer(reader.virtual_size, reader.extents) as writer,
+            target.open(reader.virtual_size, reader.extents) as writer,
             aclosing(reader.pieces()) as pieces,
         ):
             async for offset, data in pieces:

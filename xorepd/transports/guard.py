@@ -1,17 +1,28 @@
 """Keeps a transport to what it promises, whoever wrote it.
 
-    reader ─► guarded reader ─► transport ─► guarded writer ─► writer
+    reader ─► guarded reader ─► transport ─► guarded target ─► target
 
 What failed first at either end is what the run fails with, whatever the transport makes of it. One
 that returns without having given everything on, or before the target confirmed it, has failed. One
 that does not end when it is cancelled is cut off from both ends and left behind.
+
+Of a transport that writes elsewhere only its word can be had: it has to have read to the end, and
+to say that the pool confirmed the whole disk. What it wrote is read back as after any other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import structlog
 
@@ -20,7 +31,7 @@ from xorepd.data.writer import Writer
 from xorepd.errors import TransportFailed, XorepdError
 from xorepd.extents import Extent
 from xorepd.tidying import settled, to_the_end
-from xorepd.transports.base import OpenWriter, Transport
+from xorepd.transports.base import Target, TargetDisk, Transport, Verifier
 
 log = structlog.get_logger(__name__)
 
@@ -28,25 +39,39 @@ CANCEL_S = 10.0
 """An honest transport ends at its next await."""
 CLOSE_S = 10.0
 
-_stuck: set[asyncio.Task[None]] = set()
+T = TypeVar("T")
+
+_stuck: set[asyncio.Task[Any]] = set()
 """Tasks that were left behind; the loop itself would not hold them."""
 
 
-class Guarded:
-    """A transport that can be relied on; see the module.
+def guarded(name: str, inner: Transport, *, cancel_s: float | None = None) -> Transport:
+    """Return a transport that can be relied on; a verifier if it is one.
 
     Args:
         cancel_s: seconds that it has to end when it is cancelled; `CANCEL_S` by default.
     """
+    cancel_s = CANCEL_S if cancel_s is None else cancel_s
+    if isinstance(inner, Verifier):
+        return GuardedVerifier(name, inner, inner, cancel_s)
+    return Guarded(name, inner, cancel_s)
 
-    def __init__(self, name: str, inner: Transport, *, cancel_s: float | None = None) -> None:
-        self._name, self._inner = name, inner
-        self._cancel_s = CANCEL_S if cancel_s is None else cancel_s
 
-    async def carry(self, reader: Reader, open_writer: OpenWriter) -> None:
-        ends = _Ends(self._name, reader, open_writer)
+class Guarded:
+    """A transport that is kept to its promises; see the module."""
+
+    def __init__(self, name: str, inner: Transport, cancel_s: float) -> None:
+        self._name, self._inner, self._cancel_s = name, inner, cancel_s
+
+    async def carry(self, reader: Reader, target: Target) -> None:
+        ends = _Ends(self._name, reader, target)
+        await self._attempt(ends, lambda: self._inner.carry(ends, ends))
+        ends.check()
+
+    async def _attempt(self, ends: _Ends, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what comes of a transport's work between these ends."""
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._carry(ends), name=f"transport {self._name}")
+        task = loop.create_task(self._contained(work), name=f"transport {self._name}")
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
@@ -69,30 +94,56 @@ class Guarded:
         if failure is not None:
             reason = f"{type(failure).__name__}: {failure}" if str(failure) else repr(failure)
             raise TransportFailed(self._name, reason) from failure
-        ends.check()
+        return task.result()
 
-    async def _carry(self, ends: _Ends) -> None:
+    async def _contained(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
-            await self._inner.carry(ends, ends.open_writer)
+            return await work()
         except SystemExit as error:  # it would end the daemon
             raise TransportFailed(self._name, "it called exit") from error
 
 
-def _forget(task: asyncio.Task[None]) -> None:
+class GuardedVerifier(Guarded):
+    """One that can read back what it wrote."""
+
+    def __init__(self, name: str, inner: Transport, verifier: Verifier, cancel_s: float) -> None:
+        super().__init__(name, inner, cancel_s)
+        self._verifier = verifier
+
+    async def digest(self, target: Target, extents: Sequence[Extent]) -> str:
+        ends = _Ends(self._name, _Nothing(), target)
+        return await self._attempt(ends, lambda: self._verifier.digest(ends, extents))
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
     _stuck.discard(task)
     if not task.cancelled():
         task.exception()
 
 
-class _Ends:
-    """Reader and writer as one carrying sees them."""
+class _Nothing:
+    """What is there to read while a disk is only read back."""
 
-    def __init__(self, name: str, reader: Reader, open_writer: OpenWriter) -> None:
-        self._name, self._reader, self._open_writer = name, reader, open_writer
+    virtual_size = 0
+    extents: Iterable[Extent] = ()
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        return
+        yield
+
+
+class _Ends:
+    """Reader and target as one carrying sees them."""
+
+    def __init__(self, name: str, reader: Reader, target: Target) -> None:
+        self._name, self._reader, self._target = name, reader, target
         self._open = AsyncExitStack()
         self._closed = False
         self._writers: list[_Writer] = []
         self._given = 0
+        self._reached = 0
+        """Where on the disk the reader is."""
+        self._confirmed = 0
         self.failure: Exception | None = None
         """What failed first at either end."""
 
@@ -103,6 +154,10 @@ class _Ends:
     @property
     def extents(self) -> Iterable[Extent]:
         return self._reader.extents
+
+    @property
+    def disk(self) -> TargetDisk:
+        return self._target.disk
 
     def pieces(self) -> AsyncGenerator[Piece, None]:
         pieces = self._pieces()
@@ -115,20 +170,20 @@ class _Ends:
             async with aclosing(self._reader.pieces()) as pieces:
                 async for piece in pieces:
                     self._given += len(piece[1])
+                    self._reached = piece[0] + len(piece[1])
                     yield piece
                     self.require()
+            self._reached = self.virtual_size
         except Exception as error:
             self.failed(error)
             raise
 
     @asynccontextmanager
-    async def open_writer(
-        self, virtual_size: int, extents: Iterable[Extent]
-    ) -> AsyncIterator[Writer]:
+    async def open(self, virtual_size: int, extents: Iterable[Extent]) -> AsyncIterator[Writer]:
         self.require()
         opened = AsyncExitStack()
         try:
-            target = self._open_writer(virtual_size, extents)
+            target = self._target.open(virtual_size, extents)
             writer = _Writer(self, await opened.enter_async_context(target))
         except Exception as error:
             self.failed(error)
@@ -138,6 +193,27 @@ class _Ends:
         self._open.push_async_exit(opened)
         async with opened:
             yield writer
+
+    async def pay(self, size: int) -> None:
+        self.require()
+        try:
+            await self._target.pay(size)
+        except Exception as error:
+            self.failed(error)
+            raise
+
+    def left(self, size: int) -> None:
+        self.require()
+        self._target.left(size)
+
+    def confirmed(self, offset: int) -> None:
+        self.require()
+        if not self._confirmed <= offset <= self._reached:
+            raise TransportFailed(
+                self._name, f"it confirmed {offset} bytes where {self._reached} had been read"
+            )
+        self._confirmed = offset
+        self._target.confirmed(offset)
 
     def failed(self, error: Exception) -> None:
         self.failure = self.failure or error
@@ -159,17 +235,16 @@ class _Ends:
             log.warning("transport.not_closed", transport=self._name, reason=str(error))
 
     def check(self) -> None:
-        """Raise `TransportFailed` unless everything was written and confirmed.
-
-        A transport that writes elsewhere (a relay at the other site) opens no writer here.
-        """
+        """Raise `TransportFailed` unless everything was written and confirmed."""
         for writer in self._writers:
             if writer.written != self._given:
                 raise TransportFailed(
                     self._name, f"it gave on {writer.written} of {self._given} bytes"
                 )
-            if not writer.finished:
-                raise TransportFailed(self._name, "it ended before the target confirmed the data")
+        written_here = bool(self._writers) and all(writer.finished for writer in self._writers)
+        written_elsewhere = not self._writers and self._confirmed == self.virtual_size
+        if not written_here and not written_elsewhere:
+            raise TransportFailed(self._name, "it ended before the target confirmed the data")
 
 
 async def _close_pieces(pieces: AsyncGenerator[Piece, None]) -> None:

@@ -74,7 +74,7 @@ class Links:
                     link.renew(offered.terms)
                 elif self._strict:
                     raise ValueError(
-                        f"{name} has another rate or timetable in another job; "
+                        f"{name} is set up differently in another job; "
                         "write the same in both, or name two links"
                     )
             return link

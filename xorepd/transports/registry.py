@@ -15,7 +15,7 @@ from typing import Any
 
 from xorepd.errors import Refused
 from xorepd.transports.base import API, GROUP, Surroundings, Transport
-from xorepd.transports.guard import Guarded
+from xorepd.transports.guard import guarded
 from xorepd.units import format_duration
 
 OPEN_S = 10.0
@@ -56,7 +56,7 @@ def open_transport(
         )
     if isinstance(opened[0], Refused):
         raise opened[0]
-    return Guarded(name, opened[0])
+    return guarded(name, opened[0])
 
 
 def open_inner(name: str, options: Mapping[str, Any], surroundings: Surroundings) -> Transport:

@@ -84,24 +84,41 @@ class Endless:
     async def finish(self) -> None:
         raise AssertionError("it never ends")
 
+    async def pay(self, size: int) -> None:
+        """Nothing is left to wait for behind the throttle."""
+
+    def left(self, size: int) -> None:
+        self.sent += size
+
 
 class Bare:
     """The transport inside, without what the daemon wraps around it: that would cost real time."""
 
-    async def carry(self, reader: Any, open_writer: Any) -> None:
+    async def carry(self, reader: Any, target: Any) -> None:
         async with (
-            open_writer(reader.virtual_size, reader.extents) as writer,
+            target.open(reader.virtual_size, reader.extents) as writer,
             aclosing(reader.pieces()) as pieces,
         ):
             async for offset, data in pieces:
                 await writer.write(offset, data)
 
 
+class Elsewhere:
+    """A transport inside that sends a third of the data past the target's writer."""
+
+    async def carry(self, reader: Any, target: Any) -> None:
+        async with aclosing(reader.pieces()) as pieces:
+            async for _, data in pieces:
+                await target.pay(len(data) // 3)
+                target.left(len(data) // 3)
+
+
 class Site:
     """A daemon's transports, at noon."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: Any = None) -> None:
         self.links = Links()
+        self._inner = inner or Bare()
 
     def open(
         self, options: Mapping[str, Any], job: str = "web", source: str = "paris"
@@ -115,7 +132,7 @@ class Site:
             source=source,
             links=self.links,
             clock=wall,
-            opener=lambda *_: Bare(),
+            opener=lambda *_: self._inner,
         )
         return ThrottledFactory().open(options, where)
 
@@ -124,7 +141,7 @@ class Site:
 async def carrying(*pairs: tuple[Throttled, Endless]) -> AsyncIterator[None]:
     """Keep these busy while a block lasts."""
     loop = asyncio.get_running_loop()
-    tasks = [loop.create_task(transport.carry(end, end.open)) for transport, end in pairs]
+    tasks = [loop.create_task(transport.carry(end, end)) for transport, end in pairs]
     try:
         yield
     finally:
@@ -155,6 +172,21 @@ def test_rate_is_kept_to_five_percent_over_ten_seconds(text: str, write_s: float
             # The very first ten seconds as well as any others.
             assert await sent_in(10, end) == [within(0.05, rate)]
             assert await sent_in(10, end) == [within(0.05, rate)]
+
+    steered(measure())
+
+
+@pytest.mark.parametrize("text", ["64kbit/s", "100Mbit/s"])
+def test_what_is_sent_past_the_writer_keeps_to_the_rate_too(text: str) -> None:
+    async def measure() -> None:
+        ends = [Endless(piece=96 * KiB), Endless(piece=64 * KiB)]
+        site = Site(Elsewhere())
+        transport = site.open({"rate": text, "link": "wan"})
+        rate = transport._levels[-1].state().rate_bytes_per_s
+        async with carrying(*((transport, end) for end in ends)):
+            assert sum(await sent_in(60, *ends)) == within(0.05, rate)
+        under_way = site.links.states()["wan"].passed_bytes - sum(end.sent for end in ends)
+        assert 0 <= under_way <= 160 * KiB // 3
 
     steered(measure())
 

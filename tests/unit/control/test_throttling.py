@@ -124,7 +124,7 @@ async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path)
 def test_two_jobs_that_disagree_on_a_link_are_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, text("50Mbit/s") + DB)
 
-    with pytest.raises(ConfigError, match="wan has another rate or timetable in another job") as e:
+    with pytest.raises(ConfigError, match="wan is set up differently in another job") as e:
         check_transports(settings, lambda: NOON)
 
     assert e.value.key == "jobs.db.transport"

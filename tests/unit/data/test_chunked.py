@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -68,8 +68,11 @@ async def importing(
         assert made.discarded == made.begun, "each request's task is removed"
 
 
-def opened(made: ScriptedDoor, *, fresh: bool = False):
-    return open_chunked(made, VdiUuid("the-vdi"), fresh=fresh, what="disk")
+def opened(
+    made: ScriptedDoor, *, fresh: bool = False, told: Callable[[int], None] = lambda offset: None
+):
+    vdi = VdiUuid("the-vdi")
+    return open_chunked(made, vdi, fresh=fresh, what="disk", confirmed_to=told)
 
 
 def data(letter: str, size: int = UNIT) -> memoryview:
@@ -134,6 +137,23 @@ async def test_zeroes_are_left_out_of_a_fresh_disk_and_sent_over_old_data() -> N
 
     assert letters(fresh.segments[0]) == [(0, "a", UNIT), (3 * UNIT, "b", UNIT)]
     assert old.segments[0] == [(0, bytes(piece))]
+
+
+async def test_each_segment_tells_up_to_where_the_disk_is_confirmed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunked, "SEGMENT_BYTES", 2 * UNIT)
+    host, told = Import(), []
+    async with importing(host) as made, opened(made, fresh=True, told=told.append) as writer:
+        await writer.write(0, data("a", 2 * UNIT))
+        await writer.write(2 * UNIT, memoryview(bytes(UNIT)))
+        assert told == []
+        await writer.write(8 * UNIT, data("b", 2 * UNIT))
+        assert told == [8 * UNIT]
+        await writer.write(10 * UNIT, memoryview(bytes(4 * UNIT)))
+        await writer.finish()
+
+    assert told == [8 * UNIT, 14 * UNIT]
 
 
 async def test_a_segment_ends_after_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

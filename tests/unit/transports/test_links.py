@@ -50,7 +50,7 @@ def test_who_says_nothing_of_a_link_takes_it_as_it_is(terms: tuple[int | None, .
 
 
 def test_two_terms_for_one_link_are_refused_in_a_configuration() -> None:
-    with pytest.raises(ValueError, match="wan has another rate or timetable in another job"):
+    with pytest.raises(ValueError, match="wan is set up differently in another job"):
         links(5, 6)
 
 

@@ -12,19 +12,19 @@ from xorepd.errors import Refused, TransportFailed
 from xorepd.extents import Extent
 from xorepd.transports import registry
 from xorepd.transports.base import Transport
-from xorepd.transports.conformance import ScriptedReader, ScriptedWriter, surroundings
+from xorepd.transports.conformance import ScriptedReader, ScriptedTarget, surroundings
 from xorepd.transports.registry import installed
 from xorepd.units import MiB
 
 GOOD = """
 class Factory:
-    name, api = "{name}", 2
+    name, api = "{name}", 3
     def open(self, options, surroundings):
         if "rate" in options:
             raise ValueError("rate must be a size, such as 10MiB")
         self.options = dict(options)
         return self
-    async def carry(self, reader, open_writer):
+    async def carry(self, reader, target):
         raise RuntimeError(type(self).name, self.options)
 transport = Factory()
 """
@@ -58,11 +58,11 @@ def open_transport(name: str, options: dict[str, Any], timeout: float = 10.0) ->
     return registry.open_transport(name, options, surroundings(), timeout=timeout)
 
 
-async def carried(transport: Transport) -> ScriptedWriter:
+async def carried(transport: Transport) -> ScriptedTarget:
     reader = ScriptedReader(MiB, [Extent(0, MiB)])
-    writer = ScriptedWriter(reader)
-    await transport.carry(reader, writer.open)
-    return writer
+    target = ScriptedTarget(reader)
+    await transport.carry(reader, target)
+    return target
 
 
 async def test_direct_is_installed_with_xorepd() -> None:
@@ -134,14 +134,14 @@ def test_broken_transport_hurts_nobody_else(site: Site) -> None:
 HANGS = """
 import threading
 class transport:
-    api = 2
+    api = 3
     @staticmethod
     def open(options, surroundings):
         threading.Event().wait()
 """
 RAISES = """
 class transport:
-    api = 2
+    api = 3
     @staticmethod
     def open(options, surroundings):
         raise {what}
@@ -176,12 +176,12 @@ def test_inner_transport_is_refused_as_an_option_is() -> None:
         surroundings().open("drect", {})
 
 
-@pytest.mark.parametrize("version", ["api = 1", "api = 0", "no_api = 1"])
+@pytest.mark.parametrize("version", ["api = 2", "api = 0", "no_api = 1"])
 def test_transport_of_another_version_is_refused(site: Site, version: str) -> None:
     dist = "reg-version-" + version.replace(" = ", "-").replace("_", "-")
     site.install(dist, "old", f"class transport:\n    {version}\n")
 
-    with pytest.raises(Refused, match=r"made for transport API .*this is 2; install matching"):
+    with pytest.raises(Refused, match=r"made for transport API .*this is 3; install matching"):
         open_transport("old", {})
 
 
