@@ -25,7 +25,6 @@ import json
 import random
 import shutil
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,14 +32,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench.memory import cpu_seconds
+from tests.bench.served import ServedLab, serve
 from tests.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
 from tests.demo.stage import BIN, Stage, StageError
-from xorepd.lab.handover import describe, write_files
 from xorepd.lab.lab import Lab
 from xorepd.lab.topology import DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
 
@@ -49,7 +47,6 @@ PAGE: Final = 4 * KIB
 FINE: Final = 64 * KIB
 COARSE: Final = 2 * MIB
 VM: Final = "db01"
-FAST: Final = 0.01
 
 AMPLIFICATION_GOAL: Final = 1.02
 """Bytes read, sent and written for each byte of the changed 64 KiB blocks, at most."""
@@ -69,7 +66,7 @@ def main() -> int:
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve(arguments.serve, arguments.gib))
+        asyncio.run(serve(arguments.serve, topology(arguments.gib), obey))
         return 0
     stage = Pools()
     needed = 2 * arguments.gib * GIB
@@ -158,16 +155,6 @@ def topology(gib: int) -> Topology:
     )
 
 
-async def serve(state: Path, gib: int) -> None:
-    """Run the lab and obey one JSON object a line, until stdin closes."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    plan = topology(gib)
-    async with Lab.start(state, plan, time_scale=FAST) as lab:
-        print(json.dumps(describe(lab, write_files(lab, plan))), flush=True)
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            print(json.dumps(await obey(lab, json.loads(line))), flush=True)
-
-
 async def obey(lab: Lab, request: dict[str, Any]) -> Any:
     match request["command"]:
         case "write":
@@ -192,17 +179,14 @@ async def obey(lab: Lab, request: dict[str, Any]) -> Any:
 class Pools(Stage):
     """The stage of the demo, with these pools and a daemon of two jobs."""
 
+    served: ServedLab
+
     def start(self, gib: int) -> None:
         state = self.directory / "lab"
         arguments = ["--serve", str(state), "--gib", str(gib)]
-        self.lab = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.delta", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log("lab.log"),
-            text=True,
-        )
-        self.pools = {pool["name"]: pool for pool in self._answer()["pools"]}
+        self.served = ServedLab("tests.bench.delta", *arguments, log=self._log("lab.log"))
+        self.lab = self.served.process
+        self.pools = {pool["name"]: pool for pool in self.served.pools}
         hold_files_still(self.pools["dr"])  # chains are to show what each run added
         self.environment["XOREPD_SOCKET"] = str(self.directory / "control.sock")
         config = self.directory / "xorepd.toml"
@@ -210,25 +194,9 @@ class Pools(Stage):
         config.write_text(self._configuration(state))
         self.start_daemon(config)
 
-    def ask(self, command: str, **request: Any) -> Any:
-        """Have the lab do something, and return its answer."""
-        assert self.lab is not None
-        assert self.lab.stdin is not None
-        self.lab.stdin.write(json.dumps({"command": command, **request}) + "\n")
-        self.lab.stdin.flush()
-        return self._answer()
-
     def sr(self, name: str) -> Path:
         [sr] = [sr for sr in self.pools["dr"]["srs"] if sr["name"] == name]
         return Path(sr["directory"])
-
-    def _answer(self) -> Any:
-        assert self.lab is not None
-        assert self.lab.stdout is not None
-        line = self.lab.stdout.readline()
-        if not line:
-            raise StageError(f"the lab has ended:\n{self.tail('lab.log')}")
-        return json.loads(line)
 
     def _configuration(self, state: Path) -> str:
         text = f'[daemon]\nstate_dir = "{state}/daemon"\nsocket = "{self.socket}"\n'
@@ -332,7 +300,7 @@ def measure(stage: Pools, gib: int) -> int:
     measured = []
     for number, (name, writes) in enumerate(cases(gib * GIB).items()):
         say(f"{name}: the guest writes …")
-        stage.ask("write", writes=writes, seed=number)
+        stage.served.ask("write", writes=writes, seed=number)
         case = Case(name, touched(writes, PAGE), touched(writes, FINE))
         for job, road in (("fine", "nbd-changes"), ("coarse", "export")):
             say(f"{name}: {job} …")
@@ -354,12 +322,12 @@ def say(what: str) -> None:
 def run(stage: Pools, job: str) -> tuple[dict[str, Any], Cost]:
     """Run a job; return the record of its disk, and what the run cost."""
     assert stage.daemon is not None
-    (read, sent), (written, on_disk) = stage.ask("traffic"), stored(stage.sr(job))
+    (read, sent), (written, on_disk) = stage.served.ask("traffic"), stored(stage.sr(job))
     cpu, wall = cpu_seconds(stage.daemon.pid), time.monotonic()
     stage.run(BIN / "xorepctl", "run", job, "--wait")
     cpu, wall = cpu_seconds(stage.daemon.pid) - cpu, time.monotonic() - wall
     (read_after, sent_after), (written_after, on_disk_after) = (
-        stage.ask("traffic"),
+        stage.served.ask("traffic"),
         stored(stage.sr(job)),
     )
     [record] = stage.ctl("history", "--limit", "1")["records"]
@@ -380,7 +348,7 @@ def prove(stage: Pools) -> None:
         ProofError: one of them differs.
     """
     hold_files_still(stage.pools["prod"])
-    stage.ask("settle")
+    stage.served.ask("settle")
     records = stage.ctl("history", "--limit", "2")["records"]
     prod, dr = stage.pools["prod"], stage.pools["dr"]
     read: list[DISK] = []

@@ -14,7 +14,15 @@ from xorepd.lab.roles import role_ref
 from xorepd.lab.schema import words
 from xorepd.lab.storage import Repository
 from xorepd.lab.templates import make_templates
-from xorepd.lab.topology import DiskSpec, FilesystemSpec, NoiseSpec, PoolSpec, SrSpec, VmSpec
+from xorepd.lab.topology import (
+    DiskSpec,
+    FilesystemSpec,
+    ImageSpec,
+    NoiseSpec,
+    PoolSpec,
+    SrSpec,
+    VmSpec,
+)
 
 SOFTWARE = {
     "product_brand": "XCP-ng",
@@ -347,6 +355,8 @@ async def _make_disk(pool: Pool, spec: DiskSpec) -> str:
                         for place in range(NOISE_PLACES):
                             length = total // NOISE_PLACES
                             guests.write_sequential(disk, place * step, length, seed + place)
+                    case ImageSpec(path):
+                        guests.load_raw(disk, path)
                     case None:
                         pass
 

@@ -329,7 +329,7 @@ class Lab:
     async def _make(self, spec: PoolSpec, number: int) -> None:
         rng = random.Random(f"{self.seed}/{spec.name}")
         password = make_password(rng)
-        network = self._loopback_network(number)
+        network = spec.network or self._loopback_network(number)
         addresses = {host: f"{network}.{position + 1}" for position, host in enumerate(spec.hosts)}
         accounts = {account.name: make_password(rng) for account in spec.accounts}
         pool = Pool(self, spec.name, Registry(rng, spec.release), password, accounts)

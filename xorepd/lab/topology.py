@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -38,11 +39,18 @@ class NoiseSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What a sparse raw image holds, from the disk's beginning; it may be removed afterwards."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class DiskSpec:
     name: str
     sr: str
     size: int
-    content: FilesystemSpec | NoiseSpec | None = None
+    content: FilesystemSpec | NoiseSpec | ImageSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,9 @@ class PoolSpec:
     """Whether records have the fields that came after XCP-ng 8.3."""
     nbd: Literal["", "nbd", "insecure_nbd"] = ""
     """Purpose of the first network, which is the management network; hosts come without one."""
+    network: str = ""
+    """Such as `10.1.2`: its hosts are 10.1.2.1 and so on, addresses that the machine has to have.
+    Without it they are addresses of the loopback device, which other labs are likely not to have."""
 
 
 @dataclass(frozen=True, slots=True)
