@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from xorepd.state.records import RunRecord
+from xorepd.errors import Remedy
+from xorepd.state.records import Outcome, RunRecord
 from xorepd.state.store import Store
+
+INTERRUPTION = "xorepd or its machine died in this run; the next one cleans up after it"
 
 EXPIRE_ROWS = 10_000
 """Rows deleted in one transaction, so that an append never waits long behind an expiry."""
@@ -31,12 +34,17 @@ class History:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def begin(self, job: str, at: datetime) -> None:
-        """Remember when a job last started, so that a start missed while down is noticed.
+    async def begin(
+        self, job: str, at: datetime, run_id: str, records: Sequence[RunRecord]
+    ) -> None:
+        """Remember that a run of a job starts.
 
-        Remembered by itself and not taken from the records: a run that a crash interrupted leaves
-        no record, and must not look as if it had never been due.
+        Its moment tells whether a start was missed while the daemon was down.
+
+        Args:
+            records: what there is to say of the run if the daemon dies in it (see `interrupted`).
         """
+        text = json.dumps([record.to_json() for record in records], separators=(",", ":"))
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(
@@ -44,6 +52,7 @@ class History:
                 " ON CONFLICT DO UPDATE SET started_at = excluded.started_at",
                 (job, at.timestamp()),
             )
+            connection.execute("INSERT INTO begun (run_id, records) VALUES (?, ?)", (run_id, text))
 
         await self._store.run(work)
 
@@ -56,14 +65,45 @@ class History:
 
         return await self._store.run(work)
 
-    async def append(self, records: Sequence[RunRecord]) -> None:
-        """Add the finished records of one run, all or none."""
+    async def append(self, records: Sequence[RunRecord], *, ended: str = "") -> None:
+        """Add the finished records of one run, all or none.
+
+        Args:
+            ended: the id of the run, where it began with `begin`.
+        """
 
         def work(connection: sqlite3.Connection) -> None:
             for record in records:
                 _append(connection, record)
+            connection.execute("DELETE FROM begun WHERE run_id = ?", (ended,))
 
         await self._store.run(work)
+
+    async def interrupted(self, now: datetime) -> list[RunRecord]:
+        """Add to the history, and return, what an earlier process began and did not end.
+
+        Args:
+            now: when that was found: nobody knows when it died.
+        """
+
+        def work(connection: sqlite3.Connection) -> list[RunRecord]:
+            found = [
+                replace(
+                    RunRecord.from_json(plain),
+                    outcome=Outcome.INTERRUPTED,
+                    finished_at=now,
+                    error=INTERRUPTION,
+                    remedy=Remedy.RETRY.value,
+                )
+                for (text,) in connection.execute("SELECT records FROM begun ORDER BY id")
+                for plain in json.loads(text)
+            ]
+            for record in found:
+                _append(connection, record)
+            connection.execute("DELETE FROM begun")
+            return found
+
+        return await self._store.run(work)
 
     async def of_run(self, run_id: str) -> list[RunRecord]:
         """Return the records of one run, in the order in which they were added."""

@@ -23,6 +23,12 @@ class Outcome(StrEnum):
     """A new restore point; every disk was sent as what changed since its base."""
     FAILED = "failed"
     CANCELLED = "cancelled"
+    HELD = "held"
+    """Another daemon replicates this VM to this SR: nothing was begun."""
+    EMPTY = "empty"
+    """The patterns and tags of the job match no VM."""
+    INTERRUPTED = "interrupted"
+    """The daemon died; found at its next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +40,10 @@ class DiskRecord:
     name: str
     virtual_size: int
     mode: str = ""
-    """`full` or `delta`; empty until planned."""
+    """`full`, `delta`, or `excluded`: it stays behind; empty until planned."""
     reason: str = ""
-    """Why the disk is sent whole, machine-readable (see `replication.plan.FullReason`)."""
+    """Why the disk is sent whole, machine-readable (see `replication.plan.FullReason`); or why it
+    stays behind, for people."""
     planned_bytes: int = 0
     """What the source announced to give: known when its stream begins."""
     moved_bytes: int = 0
@@ -71,7 +78,7 @@ class RunRecord:
     target: str
     """Name of the target pool in the configuration."""
     sr: str
-    """Name of the target SR."""
+    """Name of the target SR; as the configuration has it until the SR has been found."""
     outcome: Outcome
     step: str
     """The step the run is in, or ended in: `preflight`, `snapshot`, `transfer`, …"""
@@ -86,6 +93,12 @@ class RunRecord:
     remedy: str | None = None
     rate_bytes_per_s: float = 0.0
     """While running: over the last seconds; afterwards: over the whole run."""
+    sr_uuid: str = ""
+    """Empty until the SR has been found."""
+
+    def is_to(self, pool: str, sr: str) -> bool:
+        """Return whether it was to a target, whose SR may be given by name or by UUID."""
+        return self.target == pool and sr in {self.sr, self.sr_uuid}
 
     @property
     def planned_bytes(self) -> int:

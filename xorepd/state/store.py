@@ -52,6 +52,14 @@ MIGRATIONS: Sequence[str] = (
         started_at REAL NOT NULL
     ) WITHOUT ROWID;
     """,
+    # 2: runs that have begun and not ended, with the records that they have should they never end.
+    """
+    CREATE TABLE begun (
+        id INTEGER PRIMARY KEY,
+        run_id TEXT NOT NULL UNIQUE,
+        records TEXT NOT NULL
+    );
+    """,
 )
 
 

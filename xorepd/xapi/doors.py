@@ -38,16 +38,19 @@ class DiskDoor:
         fingerprints = session.fingerprints
         host, port = url.host or "", url.port or 443
         if url.scheme == "http":
-            return await ByteStream.connect(host, port, stall=stall)
-        return await ByteStream.connect(
-            host,
-            port,
-            stall=stall,
-            tls=session.ssl_context,
-            check_peer=partial(tls.check_fingerprint, fingerprints=fingerprints)
-            if fingerprints
-            else None,
-        )
+            stream = await ByteStream.connect(host, port, stall=stall)
+        else:
+            stream = await ByteStream.connect(
+                host,
+                port,
+                stall=stall,
+                tls=session.ssl_context,
+                check_peer=partial(tls.check_fingerprint, fingerprints=fingerprints)
+                if fingerprints
+                else None,
+            )
+        stream.guard = self._pool.check
+        return stream
 
     def url(self, path: str, query: Mapping[str, str]) -> URL:
         """Return the address for one request. It holds the session: never log it."""

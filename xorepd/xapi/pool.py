@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from xorepd.xapi.cache import Cache
 from xorepd.xapi.events import EventFeed
 from xorepd.xapi.failures import translate
 from xorepd.xapi.records import Task
-from xorepd.xapi.session import Session
+from xorepd.xapi.session import Guard, Session
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +55,34 @@ class Pool:
         self._group = asyncio.TaskGroup()
         self._feeding: asyncio.Task[None] | None = None
         self._turns: defaultdict[Ref, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._guard: Guard | None = None
+        self.stuck: set[Ref] = set()
+        """Disks that something held for longer than anybody waits."""
+
+    def guarded(self, guard: Guard) -> Pool:
+        """Return this pool for somebody whose changes a guard has to allow, one by one.
+
+        Session, records and turns are shared. What only removes a task of the caller's own is not
+        asked about: it belongs to nobody else, and must not be left behind.
+        """
+        view = copy.copy(self)
+        view._guard = guard
+        return view
+
+    def unguarded(self) -> Pool:
+        """Return this pool for what has to be done even where a guard would forbid it."""
+        view = copy.copy(self)
+        view._guard = None
+        return view
+
+    def check(self) -> None:
+        """Make sure that a change may be sent.
+
+        Raises:
+            XorepdError: what the guard raised.
+        """
+        if self._guard is not None:
+            self._guard()
 
     async def __aenter__(self) -> Pool:
         await self._group.__aenter__()
@@ -70,7 +99,7 @@ class Pool:
 
     async def call(self, method: str, *params: object) -> Any:
         """Return what a short XAPI call gives (see `Session.call`)."""
-        return await self.session.call(method, *params)
+        return await self.session.call(method, *params, guard=self._guard)
 
     def storage_turn(self, sr: Ref) -> asyncio.Lock:
         """Return the lock to hold during a storage operation on an SR."""
@@ -103,7 +132,10 @@ class Pool:
         Raises:
             XapiError: what the task failed with.
         """
-        task_ref = Ref(await self.session.call(f"Async.{method}", *params, owner=task_owner.get()))
+        started = self.session.call(
+            f"Async.{method}", *params, owner=task_owner.get(), guard=self._guard
+        )
+        task_ref = Ref(await started)
         try:
             task = await self.finished_task(task_ref, timeout)
         except asyncio.CancelledError:
@@ -168,6 +200,7 @@ class Pool:
         """
         ended = False
         for task in [task for task in self.cache.tasks.values() if task.owner == owner]:
+            self.check()  # they may be of whoever came after us
             if task.is_call and not task.is_finished:
                 ended = True
                 await self._end_call(task)
@@ -190,7 +223,7 @@ class Pool:
     async def destroy_task(self, task_ref: Ref) -> None:
         """Remove a task of ours; one that is gone already is fine."""
         with suppress(ObjectGone):
-            await self.call("task.destroy", task_ref)
+            await self.session.call("task.destroy", task_ref)
 
     async def discard_call(self, task_ref: Ref) -> None:
         """Remove the task of a call on the way out, cancelled or not; best effort.
@@ -211,12 +244,12 @@ class Pool:
     async def _abandon_task(self, task_ref: Ref) -> None:
         """Remove a task of `create_task`: pending, it would only go when its request ends."""
         with suppress(ObjectGone):
-            await self.call("task.set_status", task_ref, "cancelled")
-            await self.call("task.destroy", task_ref)
+            await self.session.call("task.set_status", task_ref, "cancelled")
+            await self.session.call("task.destroy", task_ref)
 
     async def _cancel_task(self, task_ref: Ref) -> None:
         with suppress(XapiError, TimeoutError):
-            await to_the_end(self.call("task.cancel", task_ref), _TIDYING_S)
+            await to_the_end(self.session.call("task.cancel", task_ref), _TIDYING_S)
 
 
 _VALUE = re.compile(r"<value>(.*)</value>", re.DOTALL)

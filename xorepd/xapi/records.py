@@ -89,6 +89,11 @@ class Vm:
             ha_restart_priority=raw.get("ha_restart_priority", ""),
         )
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it is a VM as people mean it."""
+        return not (self.is_a_snapshot or self.is_a_template or self.is_control_domain)
+
 
 @dataclass(frozen=True, slots=True)
 class Vdi:

@@ -47,6 +47,9 @@ from xorepd.xapi.failures import redact, translate
 
 log = structlog.get_logger(__name__)
 
+Guard = Callable[[], None]
+"""Asked from any thread right before a change is sent; raises to forbid it."""
+
 ORIGINATOR = "xorepd"
 """Sessions are limited per originator: with one of our own we never push out somebody else's."""
 
@@ -85,6 +88,8 @@ class _Transport(xmlrpc.client.Transport):
         self.user_agent = ORIGINATOR
         self.owner = ""
         """Put into the task of the next call."""
+        self.guard: Guard | None = None
+        """Asked when the next call is about to be sent."""
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
         kept_host, kept = self._connection
@@ -108,6 +113,13 @@ class _Transport(xmlrpc.client.Transport):
     ) -> None:
         owner = [(_OWNER_HEADER, self.owner)] if self.owner else []
         super().send_headers(connection, headers + owner)
+
+    def send_content(self, connection: http.client.HTTPConnection, request_body: Any) -> None:
+        if self.guard is not None:
+            if connection.sock is None:
+                connection.connect()  # it takes its time, so the guard is asked after it
+            self.guard()
+        super().send_content(connection, request_body)
 
     def request(self, host: Any, handler: str, request_body: Any, verbose: bool = False) -> Any:
         """Send a request once.
@@ -187,7 +199,12 @@ class Session:
     # -- calls -------------------------------------------------------------------------------
 
     async def call(
-        self, method: str, *params: object, timeout: float = CALL_TIMEOUT_S, owner: str = ""
+        self,
+        method: str,
+        *params: object,
+        timeout: float = CALL_TIMEOUT_S,
+        owner: str = "",
+        guard: Guard | None = None,
     ) -> Any:
         """Return the value that a XAPI call gives.
 
@@ -196,14 +213,16 @@ class Session:
             params: without the session; integers of any size are fine.
             timeout: seconds until the connection is given up.
             owner: of a task that the call starts: see `records.Task.owner`.
+            guard: asked before each sending of a call that changes something.
 
         Raises:
+            XorepdError: what the guard raised.
             XapiError: translated, with the pool's name in it.
             asyncio.CancelledError: after a call that changes something has ended, or `_SETTLE_S`.
         """
         loop = asyncio.get_running_loop()
         self._check_open()  # the executor takes nothing more
-        work = partial(self.call_blocking, method, params, timeout, owner=owner)
+        work = partial(self.call_blocking, method, params, timeout, owner=owner, guard=guard)
         answer = loop.run_in_executor(self._executor, work)
         try:
             return await asyncio.shield(answer)
@@ -221,6 +240,7 @@ class Session:
         *,
         renew: bool = True,
         owner: str = "",
+        guard: Guard | None = None,
     ) -> Any:
         """As `call`, for a thread that may block.
 
@@ -235,7 +255,7 @@ class Session:
             attempts -= 1
             generation = self._login(timeout)
             try:
-                return self._once(method, wire, timeout, owner)
+                return self._once(method, wire, timeout, owner, None if repeatable else guard)
             except (SessionLost, NotMaster, XapiUnreachable) as error:
                 self._forget_session(generation, error)
                 safe = repeatable or not isinstance(error, XapiUnreachable)
@@ -243,10 +263,17 @@ class Session:
                     raise
                 log.info("session.renewed", pool=self.pool, reason=type(error).__name__)
 
-    def _once(self, method: str, wire: tuple[object, ...], timeout: float, owner: str = "") -> Any:
+    def _once(
+        self,
+        method: str,
+        wire: tuple[object, ...],
+        timeout: float,
+        owner: str,
+        guard: Guard | None,
+    ) -> Any:
         proxy = self._proxy(self._url, timeout)
         proxy._session = self._session_ref
-        proxy.transport.owner = owner
+        proxy.transport.owner, proxy.transport.guard = owner, guard
         return self._guarded(self._url, lambda: proxy.xenapi_request(method, wire))
 
     def _check_open(self) -> None:

@@ -34,7 +34,7 @@ async def test_record_comes_back_as_it_went_in(history: History) -> None:
 async def test_history_outlives_the_daemon(tmp_path: Path) -> None:
     async with open_store(tmp_path / "history.db") as store:
         await History(store).append([record()])
-        await History(store).begin("web", NOON)
+        await History(store).begin("web", NOON, "run-1", [])
 
     async with open_store(tmp_path / "history.db") as store:
         assert await History(store).page() == [record()]
@@ -127,3 +127,32 @@ async def test_append_is_all_or_nothing(tmp_path: Path, history: History) -> Non
         await history.append([record(), record(run_id="bad")])
 
     assert await history.page() == []
+
+
+async def test_run_that_never_ended_is_interrupted_at_the_next_start(tmp_path: Path) -> None:
+    begun = record(run_id="run-2", outcome=Outcome.RUNNING, finished_at=None, restore_point=None)
+    async with open_store(tmp_path / "history.db") as store:
+        history = History(store)
+        await history.begin("web", NOON, "run-1", [record(outcome=Outcome.RUNNING)])
+        await history.append([record()], ended="run-1")
+        await history.begin("web", NOON, "run-2", [begun, begun])
+
+    async with open_store(tmp_path / "history.db") as store:
+        history = History(store)
+        found = await history.interrupted(NOON)
+
+        assert [(r.run_id, r.outcome, r.finished_at) for r in found] == [
+            ("run-2", Outcome.INTERRUPTED, NOON)
+        ] * 2
+        assert "died in this run" in (found[0].error or "")
+        assert await history.of_run("run-2") == found
+        assert await history.of_run("run-1") == [record()]
+        assert await history.interrupted(NOON) == []
+
+
+async def test_run_without_records_has_ended_too(history: History) -> None:
+    await history.begin("web", NOON, "run-1", [record(outcome=Outcome.RUNNING)])
+
+    await history.append([], ended="run-1")
+
+    assert await history.interrupted(NOON) == []
