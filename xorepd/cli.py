@@ -9,8 +9,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from xorepd.config.models import JobSettings
 from xorepd.daemon.calendar import next_fire
 from xorepd.errors import ConfigError, XorepdError
+from xorepd.relay.cli import app as relay
 from xorepd.version import VERSION
 
 DEFAULT_CONFIG = Path("/etc/xorepd/xorepd.toml")
@@ -26,6 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(relay, name="relay")
 
 Config = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration, in TOML.")
@@ -87,11 +91,17 @@ def check(config: Config = DEFAULT_CONFIG) -> None:
         if job.schedule is not None:
             due_at = next_fire(job.schedule, job.timezone, now).astimezone(job.timezone)
             when = f"next {due_at:%Y-%m-%d %H:%M %Z}" if job.enabled else "disabled"
-        typer.echo(
-            f"{job.name}: {len(job.vms)} VM(s) {job.source} -> {job.target.pool}/{job.target.sr}, "
-            f"keep {job.keep}, {when}"
-        )
+        for target in job.targets:
+            typer.echo(
+                f"{job.name}: {_vms(job)} {job.source} -> {target.pool}/{target.sr}, "
+                f"keep {job.keep_on(target)}, {when}"
+            )
     typer.echo(f"{config}: good (pools: {len(settings.pools)}, jobs: {len(settings.jobs)})")
+
+
+def _vms(job: JobSettings) -> str:
+    named = [f"{len(job.named)} VM(s)"] if job.named else []
+    return " and ".join(named + ([job.found_by] if job.found_by else []))
 
 
 def _refuse(error: XorepdError) -> NoReturn:

@@ -37,6 +37,7 @@ from xorepd.control.protocol import (
     Names,
     ReloadReply,
     Reply,
+    RunAccepted,
     RunReply,
 )
 from xorepd.errors import ControlError, XorepdError
@@ -46,7 +47,7 @@ from xorepd.version import VERSION
 EXIT_REFUSED = 1
 EXIT_NO_DAEMON = 3
 EXIT_INTERRUPTED = 130
-SUCCEEDED = frozenset({Outcome.FULL, Outcome.DELTA})
+SUCCEEDED = frozenset({Outcome.FULL, Outcome.DELTA, Outcome.EMPTY})
 
 T = TypeVar("T")
 
@@ -123,16 +124,23 @@ def run(
     wait: Annotated[
         bool, typer.Option("--wait", "-w", help="Show progress, and fail if the run does.")
     ] = False,
+    allow_full: Annotated[
+        bool, typer.Option("--allow-full", help='Send disks whole despite full = "ask".')
+    ] = False,
     as_json: AsJson = False,
     socket: Socket = None,
     config: Config = None,
 ) -> None:
     """Run a job now."""
+
+    async def start(client: Client) -> RunAccepted:
+        return await client.start_run(job, allow_full=allow_full)
+
     if not wait:
-        reply = _ask(socket, config, lambda client: client.start_run(job))
+        reply = _ask(socket, config, start)
         _show(reply, f"job {job}: run {reply.run_id} has started", as_json=as_json)
         return
-    records = _ask(socket, config, lambda client: _run_and_watch(client, job, as_json=as_json))
+    records = _ask(socket, config, lambda client: _run_and_watch(client, start, as_json=as_json))
     if not as_json:
         console.print(finished_view(records))
     if not records or any(record.outcome not in SUCCEEDED for record in records):
@@ -249,8 +257,10 @@ def _find_socket(socket: Path | None, config: Path | None) -> Path:
     return DaemonSettings().socket
 
 
-async def _run_and_watch(client: Client, job: str, *, as_json: bool) -> Sequence[RunRecord]:
-    run_id = (await client.start_run(job)).run_id
+async def _run_and_watch(
+    client: Client, start: Callable[[Client], Awaitable[RunAccepted]], *, as_json: bool
+) -> Sequence[RunRecord]:
+    run_id = (await start(client)).run_id
     with displayed(console) as display:
         async with aclosing(client.watch_run(run_id)) as events:
             async for event in events:

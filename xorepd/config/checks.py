@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from xorepd.config.explain import Explainer
+from itertools import product
+
+from xorepd.config.explain import Explainer, Loc
 from xorepd.config.fields import nearest
 from xorepd.config.models import JobSettings, Settings
 
@@ -16,10 +18,10 @@ def check_references(settings: Settings, explainer: Explainer) -> None:
     replicas: dict[tuple[str, str, str, str], JobSettings] = {}
     ids: dict[str, JobSettings] = {}
     for name, job in settings.jobs.items():
-        for loc, pool in (
-            (("jobs", name, "source"), job.source),
-            (("jobs", name, "target", "pool"), job.target.pool),
-        ):
+        places: list[tuple[Loc, str]] = [(("jobs", name, "source"), job.source)]
+        for index, target in enumerate(job.targets):
+            places.append((("jobs", name, "targets", index, "pool"), target.pool))
+        for loc, pool in places:
             if pool not in settings.pools:
                 hint = nearest(pool, settings.pools) or f"add a table [pools.{pool}]"
                 raise explainer.error(loc, "there is no such pool", value=pool, hint=hint)
@@ -30,8 +32,8 @@ def check_references(settings: Settings, explainer: Explainer) -> None:
                 ("jobs", name, "id"), f"job {twin.name} has the same id", value=job.id
             )
 
-        for vm in job.vms:
-            rival = replicas.setdefault((job.source, vm, job.target.pool, job.target.sr), job)
+        for vm, target in product(job.vms, job.targets):
+            rival = replicas.setdefault((job.source, vm, target.pool, target.sr), job)
             if rival is not job:
                 raise explainer.error(
                     ("jobs", name, "vms"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from xorepd.config.fields import nearest
+from xorepd.config.keep import Keep
 from xorepd.config.models import (
     DaemonSettings,
     JobSettings,
@@ -28,6 +31,8 @@ _TABLES: dict[str | int, str] = {
     "daemon": "[daemon]",
     "pools": "[pools.NAME]",
     "jobs": "[jobs.NAME]",
+    "relay": "[relay]",
+    "clients": "[clients.NAME]",
 }
 """How the tables of a configuration begin."""
 
@@ -40,12 +45,14 @@ _ASSIGNMENT = re.compile(
 class Explainer:
     """Turns a place in a configuration and a reason into a `ConfigError`."""
 
-    def __init__(self, file: Path, text: str) -> None:
+    def __init__(self, file: Path, text: str, tables: Mapping[str, Any]) -> None:
         self.file = file
         self._text = text
+        self._tables = tables
 
     def error(self, loc: Loc, reason: str, *, value: object = None, hint: str = "") -> ConfigError:
         """Return the error for one place; `value` is quoted unless it may be a secret."""
+        loc = self._as_written(loc)
         line = find_line(self._text, loc)
         if _SECRET_KEYS.intersection(loc):
             value = None
@@ -65,11 +72,30 @@ class Explainer:
         first = min(findings, key=lambda finding: finding["type"] != "extra_forbidden")
         return self._from_finding(first)
 
+    def _as_written(self, loc: Loc) -> Loc:
+        """Return a place in the models as a place in the file, which has short forms."""
+        match loc:
+            case ("jobs", name, "targets", 0, *rest) if "target" in self._tables["jobs"][name]:
+                loc = ("jobs", name, "target", *rest)
+        match loc:
+            case (*above, "keep", "last") if not isinstance(self._written(loc[:-1]), dict):
+                return (*above, "keep")
+            case _:
+                return loc
+
+    def _written(self, loc: Loc) -> Any:
+        value: Any = self._tables
+        for part in loc:
+            value = value[part]
+        return value
+
     def _from_finding(self, finding: ErrorDetails) -> ConfigError:
         loc: Loc = finding["loc"]
         match finding["type"]:
             case "extra_forbidden":
                 return self.unknown_key(loc)
+            case "missing" if loc[0] == "jobs" and loc[-1] == "targets":
+                return self.error(loc[:-1], "the key 'target' or 'targets' is required")
             case "missing":
                 return self.error(loc[:-1], f"the key {loc[-1]!r} is required")
             # Pydantic speaks of dictionaries and tuples, TOML does not.
@@ -100,17 +126,21 @@ def find_line(text: str, loc: Loc) -> int | None:
     Reads lines, not TOML: a table inside a multi-line string can mislead it, and the key in the
     error is right all the same.
     """
-    wanted = tuple(part for part in loc if isinstance(part, str))
-    table: tuple[str, ...] = ()
+    table: Loc = ()
+    tables_of: Counter[Loc] = Counter()
     best, line_of_best = 0, None
     for number, line in enumerate(text.splitlines(), start=1):
+        found: Loc
         if header := _HEADER.fullmatch(line):
             table = found = _parts(header[1])
+            if line.lstrip().startswith("[["):
+                table = found = (*table, tables_of[table])
+                tables_of[found[:-1]] += 1
         elif assignment := _ASSIGNMENT.match(line):
             found = (*table, *_parts(assignment[1]))
         else:
             continue
-        if len(found) > best and found == wanted[: len(found)]:
+        if len(found) > best and found == loc[: len(found)]:
             best, line_of_best = len(found), number
     return line_of_best
 
@@ -132,12 +162,15 @@ def _known_keys(loc: Loc) -> list[str]:
             model = PoolSettings
         case ("jobs", _):
             model = JobSettings
-        case ("jobs", _, "target"):
+        case ("jobs", _, "targets", _) | ("jobs", _, "target"):
             model = TargetSettings
+        case ("jobs", *_, "keep"):
+            model = Keep
         case _:
             return []
     # What load.py fills in itself is no key of the file.
-    return [key for key in model.model_fields if key not in {"name", "file"}]
+    known = [key for key in model.model_fields if key not in {"name", "file"}]
+    return [*known, "target"] if model is JobSettings else known
 
 
 def _quotable(value: Any) -> object:

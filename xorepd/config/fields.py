@@ -19,7 +19,14 @@ from urllib.parse import urlsplit
 
 from croniter import croniter
 from croniter.croniter import CroniterError
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
 from xorepd.units import parse_duration, parse_size
 
@@ -28,6 +35,14 @@ DIRECTORY = "directory"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+class Table(BaseModel):
+    """Frozen, and strict: TOML has types, so `max_vms = "3"` is a mistake and not a number."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -103,6 +118,14 @@ def _cron(expression: str) -> str:
     return expression
 
 
+def _command(words: tuple[str, ...]) -> tuple[str, ...]:
+    if words and not words[0].startswith("/"):
+        raise ValueError("begin with the absolute path of a program")
+    if any("\0" in word for word in words):
+        raise ValueError("holds a byte of zero")
+    return words
+
+
 def _uuid(text: str) -> str:
     try:
         return str(uuid.UUID(text))
@@ -162,6 +185,8 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 """Absolute, or relative to the directory of the configuration file."""
 Zone = Annotated[zoneinfo.ZoneInfo, BeforeValidator(_zone)]
 Cron = Annotated[str, AfterValidator(_cron)]
+Command = Annotated[tuple[str, ...], Field(strict=False, max_length=64), AfterValidator(_command)]
+"""A program by its absolute path, and its arguments; empty is none."""
 UuidText = Annotated[str, AfterValidator(_uuid)]
 Fingerprints = Annotated[
     tuple[str, ...],

@@ -42,16 +42,7 @@ def load(file: Path, *, environ: Mapping[str, str] | None = None) -> Settings:
         ConfigError: it cannot be read, or something in it cannot be used.
     """
     file = file.absolute()
-    text, mode = _read(file)
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(file, "", f"is not TOML: {error}") from error
-
-    explainer = Explainer(file, text)
-    _refuse_readable_password(explainer, tables, mode)
-    expanded = _expand(explainer, tables, os.environ if environ is None else environ)
-    named = _with_names(explainer, expanded)
+    named, explainer = read_tables(file, environ)
     try:
         settings = Settings.model_validate(
             {**named, "file": file}, context={DIRECTORY: file.parent}
@@ -61,6 +52,25 @@ def load(file: Path, *, environ: Mapping[str, str] | None = None) -> Settings:
         raise explainer.from_validation(error) from None
     check_references(settings, explainer)
     return settings
+
+
+def read_tables(
+    file: Path, environ: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], Explainer]:
+    """Return the tables of a file, ready for their models, and what explains a mistake in them.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML, or others can read a password in it.
+    """
+    text, mode = _read(file)
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(file, "", f"is not TOML: {error}") from error
+    explainer = Explainer(file, text, tables)
+    _refuse_readable_password(explainer, tables, mode)
+    expanded = _expand(explainer, tables, os.environ if environ is None else environ)
+    return _with_names(explainer, expanded), explainer
 
 
 def _read(file: Path) -> tuple[str, int]:

@@ -14,9 +14,11 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
+from xorepd.config.choices import Empty, Fulls, PowerState, SnapshotKind
 from xorepd.config.fields import (
+    Command,
     Cron,
     Duration,
     FilePath,
@@ -24,6 +26,7 @@ from xorepd.config.fields import (
     Grace,
     Options,
     Size,
+    Table,
     Text,
     TextMap,
     Texts,
@@ -32,6 +35,8 @@ from xorepd.config.fields import (
     Zone,
     freeze,
 )
+from xorepd.config.keep import Keep
+from xorepd.config.names import is_pattern
 from xorepd.ids import JobName, PoolName
 from xorepd.units import GiB
 
@@ -39,17 +44,12 @@ JOB_NAMESPACE = uuid.UUID("5f1c3d0e-8a52-5b7e-9c55-0d1f2f6f7a11")
 """Namespace of the UUIDs that jobs get from their names. Fixed for ever: restore points carry
 them, and a job whose id changes would not recognise its own."""
 
+MAX_TARGETS = 16
+"""Of one job. All of them read the same snapshot at the same time, through one source pool."""
+
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 PASSWORD_SOURCES = ("password", "password_file", "password_env", "password_credential")
-
-
-class _Model(BaseModel):
-    """Frozen, and strict: TOML has types, so `keep = "3"` is a mistake and not a number."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True
-    )
 
 
 class Verify(StrEnum):
@@ -75,7 +75,7 @@ class Diverged(StrEnum):
     REPLACE = "replace"
 
 
-class DaemonSettings(_Model):
+class DaemonSettings(Table):
     """The process itself."""
 
     state_dir: FilePath = Path("/var/lib/xorepd")
@@ -90,11 +90,15 @@ class DaemonSettings(_Model):
     """`auto`: for people when standard error is a terminal, else one JSON object per line."""
     grace: Grace = 60.0
     """Seconds that running runs may take to end when the daemon is told to stop."""
+    lease: Annotated[Duration, Field(ge=5, le=3600)] = 120.0
+    """Seconds after which another daemon may begin to take over a VM whose daemon died in a run,
+    and within which a run whose target pool does not answer stops. Toolstacks restart within one
+    minute; three renewals may fail in a row."""
     history: Duration = 90 * 86400.0
     """Seconds that finished runs are remembered."""
 
 
-class PoolSettings(_Model):
+class PoolSettings(Table):
     """One pool: where it is, who we are there, and why we believe that it is the one."""
 
     name: PoolName
@@ -143,15 +147,7 @@ class PoolSettings(_Model):
         return self
 
 
-class TargetSettings(_Model):
-    """Where replicas go."""
-
-    pool: PoolName
-    sr: Text
-    """UUID or exact name of a storage repository."""
-
-
-class TransportSettings(_Model):
+class TransportSettings(Table):
     """What carries the extents. Options stay raw until the transport's own model reads them."""
 
     name: Text = "direct"
@@ -169,7 +165,58 @@ class TransportSettings(_Model):
                 return value
 
 
-class JobSettings(_Model):
+class TargetSettings(Table):
+    """Where replicas go."""
+
+    pool: PoolName
+    sr: Text
+    """UUID or exact name of a storage repository."""
+    keep: Keep | None = None
+    """Restore points here; absent: as many as the job says."""
+    transport: TransportSettings | None = None
+    """What carries the extents to here; absent: the transport of the job."""
+
+    @property
+    def place(self) -> str:
+        """Return its name within its job."""
+        return f"{self.pool}/{self.sr}"
+
+
+PowerStates = Annotated[
+    tuple[Annotated[PowerState, Field(strict=False)], ...], Field(strict=False, max_length=4)
+]
+DisksOfVms = Annotated[Mapping[str, Texts], AfterValidator(freeze)]
+
+
+def _distinct_targets(targets: tuple[TargetSettings, ...]) -> tuple[TargetSettings, ...]:
+    if not targets:
+        raise ValueError("name at least one")
+    places = [(target.pool, target.sr) for target in targets]
+    for index, (pool, sr) in enumerate(places):
+        if (pool, sr) in places[:index]:
+            raise ValueError(f"storage repository {sr!r} of pool {pool!r} stands there twice")
+    return targets
+
+
+Targets = Annotated[
+    tuple[TargetSettings, ...],
+    Field(strict=False, max_length=MAX_TARGETS),
+    AfterValidator(_distinct_targets),
+]
+
+
+class HookSettings(Table):
+    """Programs on the daemon's machine, run beside every snapshot of a source VM."""
+
+    before: Command = ()
+    """Absolute path and arguments. Where it fails there is no snapshot, and the run fails."""
+    after: Command = ()
+    """Runs in any case, even where `before` or the snapshot failed."""
+    timeout: Duration = 60.0
+    """Seconds after which either of them is killed."""
+
+
+class JobSettings(Table):
     """What to replicate, from where, to where, when, and how carefully."""
 
     name: JobName
@@ -177,21 +224,41 @@ class JobSettings(_Model):
     """Written to snapshots and restore points for Xen Orchestra; nothing is decided by it here.
     Defaults to a UUID made of the job's name."""
     source: PoolName
-    vms: Texts
-    """UUIDs or exact names of VMs."""
-    target: TargetSettings
+    vms: Texts = ()
+    """UUIDs, exact names, or patterns of names with `*` and `?`, looked at in each run."""
+    tags: Texts = ()
+    """VMs that carry one of these tags are replicated too."""
+    exclude: Texts = ()
+    """UUIDs, names or patterns of VMs that patterns and tags do not mean."""
+    exclude_tags: Texts = ()
+    """Tags of VMs that patterns and tags do not mean."""
+    power_states: PowerStates = ()
+    """Patterns and tags mean only VMs in one of these; absent: in any."""
+    empty: Annotated[Empty, Field(strict=False)] = Empty.WARN
+    """Whether a run fails when patterns and tags match no VM."""
+    exclude_disks: DisksOfVms = Field(default_factory=lambda: NOTHING)
+    """VM (UUID, name or pattern) → disks that stay behind: UUIDs, device numbers, names, patterns.
+    Disks with `[NOBAK]` in their name always do, as in Xen Orchestra."""
+    exclude_disk_tags: Texts = ()
+    """Disks with one of these tags stay behind."""
+    targets: Targets
+    """Where replicas go; each target has its own base, restore points and fate. A file may write
+    one as `target = {…}`."""
     schedule: Cron | None = None
     """Five cron fields; absent: the job runs only when told to."""
     timezone: Zone = Field(default_factory=lambda: ZoneInfo("UTC"))
-    keep: Annotated[int, Field(ge=1, le=24)] = 3
-    """Restore points on the target. A chain of VHDs may be 30 deep: 24 points, the replica itself
-    and the clone that a run writes to leave room for a chain that has not been coalesced yet."""
+    keep: Keep = Keep(last=3)
+    """Restore points on each target; days and weeks are those of `timezone`."""
     max_vms: Annotated[int, Field(ge=1, le=64)] = 2
     """VMs of this job in transfer at once."""
     verify: Annotated[Verify, Field(strict=False)] = Verify.SAMPLE
     changed_blocks: Annotated[ChangedBlocks, Field(strict=False)] = ChangedBlocks.USE
     """`use`: where it is on. `enable`: also switch it on for the disks of the job; XAPI refuses to
     move such disks to another SR until it is off again. `off`: never."""
+    snapshot: Annotated[SnapshotKind, Field(strict=False)] = SnapshotKind.PLAIN
+    """`plain`: as the VM runs. `offline`: shut down cleanly for it, and started again after it."""
+    hooks: HookSettings = Field(default_factory=lambda: HookSettings())
+    """Programs that run before and after each snapshot of a VM."""
     networks: TextMap = Field(default_factory=lambda: NOTHING)
     """Source network → target network, UUIDs or names; `""` leaves the interface out."""
     transport: TransportSettings = Field(default_factory=TransportSettings)
@@ -202,10 +269,64 @@ class JobSettings(_Model):
     diverged: Annotated[Diverged, Field(strict=False)] = Diverged.REFUSE
     """`refuse`: a replica that somebody worked on stays as it is, and the run fails and says so.
     `replace`: the next restore point takes its place, and that work is lost."""
+    full: Annotated[Fulls, Field(strict=False)] = Fulls.ALLOW
+    """Whether disks may be sent whole when there is no base for a delta."""
+    full_every: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Deltas after which a disk is sent whole all the same; absent: never for that reason."""
     deadline: Duration = 86400.0
     """Seconds after which the run of a VM is cancelled."""
+    hold_bases: Duration = 30 * 86400.0
+    """Seconds that a source snapshot stands for a target that does not come, while another target
+    of its VM does: the chain on the source grows by it. After that the target costs a full copy."""
     enabled: bool = True
     """`false`: no scheduled runs; it can still be run by hand."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What `vms` names one by one."""
+        return tuple(text for text in self.vms if not is_pattern(text))
+
+    @property
+    def found_by(self) -> str:
+        """The patterns and tags by which each run finds VMs, for people; empty without any."""
+        patterns = [text for text in self.vms if is_pattern(text)]
+        return ", ".join(patterns + [f"tag {tag}" for tag in self.tags])
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What it means while nobody has looked which VMs there are."""
+        return (*self.named, self.found_by) if self.found_by else self.named
+
+    def keep_on(self, target: TargetSettings) -> Keep:
+        """Return which restore points stay on one of the targets."""
+        return self.keep if target.keep is None else target.keep
+
+    def transport_to(self, target: TargetSettings) -> TransportSettings:
+        """Return what carries the extents to one of the targets."""
+        return target.transport or self.transport
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if not self.vms and not self.tags:
+            raise ValueError("names no VM; write vms or tags")
+        if contradiction := next((vm for vm in self.named if vm in self.exclude), None):
+            raise ValueError(f"has {contradiction!r} in vms and in exclude; remove it from one")
+        if self.full_every is not None and self.full is not Fulls.ALLOW:
+            raise ValueError(
+                f'sends disks whole after full_every deltas, which full = "{self.full.value}" '
+                "would hold; remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _targets_from_target(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "target" not in value:
+            return value
+        if "targets" in value:
+            raise ValueError("has both target and targets; write all of them to targets")
+        others = {key: given for key, given in value.items() if key != "target"}
+        return {**others, "targets": [value["target"]]}
 
     @model_validator(mode="before")
     @classmethod
@@ -219,7 +340,7 @@ Pools = Annotated[Mapping[PoolName, PoolSettings], AfterValidator(freeze)]
 Jobs = Annotated[Mapping[JobName, JobSettings], AfterValidator(freeze)]
 
 
-class Settings(_Model):
+class Settings(Table):
     """A whole configuration, checked."""
 
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)

@@ -10,9 +10,11 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-from xorepd.config.models import PoolSettings, Settings
+from xorepd.config.models import PoolSettings
 from xorepd.errors import ConfigError
+from xorepd.ids import PoolName
 
 MAX_BYTES = 4096
 """A password file that is longer is some other file."""
@@ -58,7 +60,16 @@ def read_password(
     return _read(file, f"pools.{pool.name}.password_file", pool.password_file, private=True)
 
 
-def check_secrets(settings: Settings, *, environ: Mapping[str, str] | None = None) -> None:
+class HasPools(Protocol):
+    """A configuration of anything that logs in to pools."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def pools(self) -> Mapping[PoolName, PoolSettings]: ...
+
+
+def check_secrets(settings: HasPools, *, environ: Mapping[str, str] | None = None) -> None:
     """Read every password and CA file once, so that a missing one is refused at the start.
 
     Raises:

@@ -33,6 +33,9 @@ STYLES = {
     Outcome.DELTA: "green",
     Outcome.FAILED: "bold red",
     Outcome.CANCELLED: "yellow",
+    Outcome.HELD: "yellow",
+    Outcome.EMPTY: "yellow",
+    Outcome.INTERRUPTED: "yellow",
 }
 
 
@@ -44,17 +47,16 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
         head.append(", stopping", style="yellow")
 
     table = _table("JOB", "VM", "TARGET", "LAST RUN", "POINT AGE", "NEXT RUN")
-    running = {(record.job, name) for record in reply.running for name in _names(record)}
     met = {record.job for record in reply.running}
     for job in reply.jobs:
         # A run that is still looking for its VMs has no record yet.
         begins = job.run_id is not None and job.name not in met
         for vm in job.vms:
-            runs = begins or (job.name, vm.vm) in running
+            runs = begins or any(_is_of(record, job, vm) for record in reply.running)
             table.add_row(
                 job.name,
-                vm.last.vm_name if vm.last else vm.vm,
-                f"{job.target.pool}/{vm.last.sr if vm.last else job.target.sr}",
+                vm.name,
+                f"{vm.pool}/{vm.last.sr if vm.last else vm.sr}",
                 _last(vm, runs=runs, now=now),
                 _age(vm),
                 _next(job, now),
@@ -64,6 +66,8 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
         parts += [Text(), running_table(reply.running)]
     for failure in _failures(reply):
         parts += [Text(), failure]
+    if left_out := _left_out(reply):
+        parts += [Text(), *left_out]
     return Group(*parts)
 
 
@@ -86,15 +90,16 @@ def jobs_table(reply: JobsReply, now: datetime) -> Table:
         schedule = job.schedule or "by hand"
         if job.schedule and job.timezone != "UTC":
             schedule += f" ({job.timezone})"
-        table.add_row(
-            job.name,
-            job.source,
-            str(len(job.vms)),
-            f"{job.target.pool}/{job.target.sr}",
-            schedule if job.enabled else "disabled",
-            str(job.keep),
-            _moment(job.next_run_at, now) if job.next_run_at else "-",
-        )
+        for target in job.targets:
+            table.add_row(
+                job.name,
+                job.source,
+                job.found_by if not job.vms else f"{len(job.vms)}, {job.found_by}".rstrip(", "),
+                f"{target.pool}/{target.sr}",
+                schedule if job.enabled else "disabled",
+                target.keep,
+                _moment(job.next_run_at, now) if job.next_run_at else "-",
+            )
     return table
 
 
@@ -185,8 +190,8 @@ def _finished(record: RunRecord) -> Text:
     text.append(record.outcome.value, style=STYLES[record.outcome])
     text.append(f", {format_size(record.moved_bytes)} in {_took(record)}")
     if record.outcome is Outcome.FULL:
-        reasons = sorted({disk.reason for disk in record.disks if disk.reason})
-        text.append(f" (full because: {', '.join(reasons)})" if reasons else "")
+        reasons = sorted({disk.reason for disk in record.disks if disk.mode == "full"})
+        text.append(f" (full because: {', '.join(reasons)})" if any(reasons) else "")
     return text
 
 
@@ -197,6 +202,18 @@ def _failures(reply: StatusReply) -> list[Text]:
         for vm in job.vms
         if vm.last is not None and vm.last.outcome is Outcome.FAILED
     ]
+
+
+def _left_out(reply: StatusReply) -> list[Text]:
+    """Return a line for each disk that is not replicated, once for all targets."""
+    lines = {
+        f"{vm.name} ({job.name}): disk {disk.device} {disk.name} stays behind, {disk.reason}": None
+        for job in reply.jobs
+        for vm in job.vms
+        for disk in (vm.last.disks if vm.last else ())
+        if disk.mode == "excluded"
+    }
+    return [Text(line) for line in lines]
 
 
 def _failure(record: RunRecord) -> Text:
@@ -213,8 +230,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _names(record: RunRecord) -> tuple[str, str]:
-    return record.vm_name, record.vm_uuid
+def _is_of(record: RunRecord, job: JobStatus, vm: VmStatus) -> bool:
+    return (
+        record.job == job.name
+        and vm.vm in {record.vm_name, record.vm_uuid}
+        and record.is_to(vm.pool, vm.sr)
+    )
 
 
 def _last(vm: VmStatus, *, runs: bool, now: datetime) -> Text:

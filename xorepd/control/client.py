@@ -76,8 +76,9 @@ class Client:
     async def jobs(self) -> JobsReply:
         return await self._call("GET", "/jobs", JobsReply)
 
-    async def start_run(self, job: str) -> RunAccepted:
-        return await self._call("POST", f"/jobs/{quote(job, safe='')}/run", RunAccepted)
+    async def start_run(self, job: str, *, allow_full: bool = False) -> RunAccepted:
+        query = {"allow_full": "true"} if allow_full else None
+        return await self._call("POST", f"/jobs/{quote(job, safe='')}/run", RunAccepted, query)
 
     async def cancel_run(self, job: str) -> RunAccepted:
         return await self._call("POST", f"/jobs/{quote(job, safe='')}/cancel", RunAccepted)

@@ -45,8 +45,12 @@ class Service(Protocol):
 
     def jobs(self) -> JobsReply: ...
 
-    def start_run(self, job: str) -> RunAccepted:
-        """Start a run now; refused while one of the job is under way."""
+    def start_run(self, job: str, *, allow_full: bool = False) -> RunAccepted:
+        """Start a run now; refused while one of the job is under way.
+
+        Args:
+            allow_full: Let this run send disks whole, though the job would ask before.
+        """
         ...
 
     def cancel_run(self, job: str) -> RunAccepted:
@@ -87,7 +91,13 @@ async def jobs(request: web.Request) -> web.Response:
 
 
 async def start_run(request: web.Request) -> web.Response:
-    return _reply(_service(request).start_run(request.match_info["job"]), status=202)
+    if unknown := request.query.keys() - {"allow_full"}:
+        raise ControlError(f"run takes allow_full, not {min(unknown)}")
+    allow_full = request.query.get("allow_full", "false")
+    if allow_full not in {"true", "false"}:
+        raise ControlError(f"allow_full is true or false, not {allow_full!r}")
+    reply = _service(request).start_run(request.match_info["job"], allow_full=allow_full == "true")
+    return _reply(reply, status=202)
 
 
 async def cancel_run(request: web.Request) -> web.Response:

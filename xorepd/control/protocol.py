@@ -7,6 +7,7 @@ members do not count, clients ignore what they do not know.
     GET  /status               StatusReply
     GET  /jobs                 JobsReply
     POST /jobs/{job}/run       202 RunAccepted      409 it runs already
+         ?allow_full=true      though the job would ask before it sends disks whole
     POST /jobs/{job}/cancel    202 RunAccepted      409 it does not run
     GET  /runs/{run_id}        RunReply
     GET  /runs/{run_id}/events NDJSON: records as they change, at last {"finished": [records]}
@@ -58,14 +59,27 @@ class VersionReply(Reply):
 
 
 class TargetReply(Reply):
+    """One target of a job, as the configuration in force has it."""
+
     pool: str
     sr: str
+    """As the configuration names it."""
+    keep: str
+    """Such as `3`, or `last 3, daily 7`."""
+    transport: str
 
 
 class VmStatus(Reply):
-    """One VM of a job, as the history knows it."""
+    """One VM of a job on one of its targets, as the history knows it."""
 
     vm: str
+    """As the configuration names it; the UUID of one that was found by a pattern or a tag; or those
+    patterns and tags, while nothing was."""
+    name: str
+    """Of the VM, where it is known."""
+    pool: str
+    """The target's."""
+    sr: str
     """As the configuration names it."""
     last: Record | None = None
     """Its last finished run; absent before the first."""
@@ -79,13 +93,13 @@ class JobStatus(Reply):
     name: str
     enabled: bool
     source: str
-    target: TargetReply
     schedule: str | None
     timezone: str
     next_run_at: datetime | None
     run_id: str | None
     """The run that is under way."""
     vms: tuple[VmStatus, ...]
+    """One for each VM and target."""
 
 
 class StatusReply(Reply):
@@ -107,13 +121,14 @@ class JobReply(Reply):
     enabled: bool
     source: str
     vms: tuple[str, ...]
-    target: TargetReply
+    """Named one by one."""
+    found_by: str
+    """Patterns and tags that find others."""
+    targets: tuple[TargetReply, ...]
     schedule: str | None
     timezone: str
     next_run_at: datetime | None
-    keep: int
     verify: str
-    transport: str
 
 
 class JobsReply(Reply):

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from xorepd.config.load import load
-from xorepd.config.models import DaemonSettings, JobSettings, PoolSettings
+from xorepd.config.models import DaemonSettings, JobSettings, PoolSettings, TargetSettings
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -23,6 +23,16 @@ def test_example_names_every_option_with_its_default(model: type[BaseModel], tab
     named = set(re.findall(r"^(?:# )?(\w+) = ", section, re.MULTILINE))
 
     assert named == model.model_fields.keys() - {"name"}
+
+
+def test_example_shows_every_option_of_a_target() -> None:
+    line = next(
+        line
+        for line in (CONFIG / "xorepd.toml").read_text().splitlines()
+        if line.startswith("    { ") and "keep" in line
+    )
+
+    assert set(re.findall(r"(\w+) = ", line)) == TargetSettings.model_fields.keys()
 
 
 def test_example_shows_the_defaults_of_the_daemon() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.parts import JOB, POOLS, settings_of, write
+from xorepd.config.keep import Keep
 from xorepd.config.load import load
 from xorepd.config.models import Verify
 from xorepd.errors import ConfigError
@@ -21,7 +22,8 @@ def refused(directory: Path, text: str) -> ConfigError:
 def test_job_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
     job = settings_of(tmp_path).jobs["web"]
 
-    assert (job.keep, job.max_vms, job.verify, job.enabled) == (3, 2, Verify.SAMPLE, True)
+    assert (job.max_vms, job.verify, job.enabled) == (2, Verify.SAMPLE, True)
+    assert job.keep == Keep(last=3)
     assert (job.source_reserve, job.target_reserve, job.deadline) == (GiB, GiB, 86400.0)
     assert (job.timezone.key, job.transport.name, dict(job.networks)) == ("UTC", "direct", {})
 
@@ -90,12 +92,27 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
         ("vms =", "vmz =", "jobs.web.vmz", "did you mean 'vms'?"),
         ("[jobs.web]", "[jobz.web]", "jobz", "did you mean 'jobs'?"),
         ("sr =", "srr =", "jobs.web.target.srr", "did you mean 'sr'?"),
+        ("target =", "targt =", "jobs.web.targt", "did you mean 'target'?"),
+        ("target =", "targets =", "jobs.web.targets", "must be a list"),
+        ("target =", "targets = []\ntarget =", "jobs.web", "both target and targets"),
+        ('target = { pool = "dr", sr = "dr-storage" }', "", "jobs.web", "'target' or 'targets'"),
+        ('target = { pool = "dr", sr = "dr-storage" }', "targets = []", "jobs.web.targets", "one"),
+        ('"dr-storage" }', '"x", keep = 25 }', "jobs.web.target.keep", "equal to 24"),
         ("schedule", 'name = "x"\nschedule', "jobs.web.name", "no such key"),
         ('source = "prod"', 'source = "prd"', "jobs.web.source", "did you mean 'prod'?"),
         ('pool = "dr"', 'pool = "x"', "jobs.web.target.pool", "add a table [pools.x]"),
         ('source = "prod"\n', "", "jobs.web", "'source' is required"),
         ('"web01"', '"a", "a"', "jobs.web.vms", "'a' stands there twice"),
         ('"web01"', "", "jobs.web.vms", "at least one"),
+        ('vms = ["web01"]\n', "", "jobs.web", "names no VM; write vms or tags"),
+        ("schedule", 'exclude = ["web01"]\nschedule', "jobs.web", "'web01' in vms and in exclude"),
+        ("schedule", 'power_states = ["on"]\nschedule', "jobs.web.power_states[0]", "'running'"),
+        ("schedule", 'empty = "ignore"\nschedule', "jobs.web.empty", "'warn' or 'fail'"),
+        ("schedule", 'full = "no"\nschedule', "jobs.web.full", "'allow', 'ask' or 'never'"),
+        ("schedule", 'full = "ask"\nfull_every = 9\nschedule', "jobs.web", "remove one of the two"),
+        ("schedule", "full_every = 0\nschedule", "jobs.web.full_every", "equal to 1"),
+        ("schedule", 'exclude_disks = ["1"]\nschedule', "jobs.web.exclude_disks", "a table"),
+        ("schedule", "exclude_disks = { a = [] }\nschedule", "jobs.web.exclude_disks.a", "one"),
         ('["web01"]', '"web01"', "jobs.web.vms", "must be a list"),
         ('{ pool = "dr", sr = "dr-storage" }', '"dr"', "jobs.web.target", "must be a table"),
         ('"web01"', "1", "jobs.web.vms[0]", "valid string"),
@@ -103,8 +120,17 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
         ('"web01"', '"${NOPE"', "jobs.web.vms[0]", "${NAME}"),
         ("schedule", "keep = 25\nschedule", "jobs.web.keep", "less than or equal to 24"),
         ("schedule", "keep = 0\nschedule", "jobs.web.keep", "greater than or equal to 1"),
-        ("schedule", 'keep = "3"\nschedule', "jobs.web.keep", "valid integer"),
-        ("schedule", "keep = true\nschedule", "jobs.web.keep", "valid integer"),
+        ("schedule", 'keep = "3"\nschedule', "jobs.web.keep", "write a number, or a table"),
+        ("schedule", "keep = true\nschedule", "jobs.web.keep", "write a number, or a table"),
+        ("schedule", "keep = { daly = 3 }\nschedule", "jobs.web.keep.daly", "mean 'daily'?"),
+        ("schedule", "keep = { last = 0 }\nschedule", "jobs.web.keep.last", "equal to 1"),
+        ("schedule", "keep = { daily = -1 }\nschedule", "jobs.web.keep.daily", "equal to 0"),
+        (
+            "schedule",
+            "keep = { last = 3, daily = 7, weekly = 4, monthly = 12 }\nschedule",
+            "jobs.web.keep",
+            "up to 26 restore points",
+        ),
         ("schedule", 'verify = "all"\nschedule', "jobs.web.verify", "'sample', 'full' or 'off'"),
         ("schedule", "deadline = 5\nschedule", "jobs.web.deadline", "with its unit"),
         ("schedule", 'deadline = "0s"\nschedule', "jobs.web.deadline", "longer than 0s"),
@@ -140,6 +166,78 @@ def test_mistake_is_named(tmp_path: Path, old: str, new: str, key: str, words: s
     assert "geheim" not in str(error)
 
 
+TWO = JOB.replace(
+    'target = { pool = "dr", sr = "dr-storage" }',
+    'targets = [{ pool = "dr", sr = "a" },\n'
+    '{ pool = "prod", sr = "b", keep = 7, transport = "x" }]',
+)
+
+
+def test_target_without_retention_and_transport_has_those_of_its_job(tmp_path: Path) -> None:
+    job = settings_of(tmp_path, POOLS + TWO + "keep = 5\n").jobs["web"]
+
+    assert [(t.pool, t.sr, job.keep_on(t), job.transport_to(t).name) for t in job.targets] == [
+        ("dr", "a", Keep(last=5), "direct"),
+        ("prod", "b", Keep(last=7), "x"),
+    ]
+
+
+def test_job_by_tags_needs_no_names(tmp_path: Path) -> None:
+    text = POOLS + JOB.replace('vms = ["web01"]', 'tags = ["gold"]')
+
+    job = settings_of(tmp_path, text).jobs["web"]
+
+    assert (job.vms, job.found_by, job.wanted) == ((), "tag gold", ("tag gold",))
+
+
+def test_names_and_patterns_are_told_apart(tmp_path: Path) -> None:
+    text = POOLS + JOB.replace('"web01"', '"db [old]", "web*"')
+
+    job = settings_of(tmp_path, text).jobs["web"]
+
+    assert (job.named, job.found_by) == (("db [old]",), "web*")
+    assert settings_of(tmp_path).jobs["web"].wanted == ("web01",)
+
+
+def test_retention_by_days_and_weeks_is_said_as_it_is_written(tmp_path: Path) -> None:
+    text = POOLS + JOB + "keep = { last = 3, daily = 7, yearly = 1 }\n"
+
+    keep = settings_of(tmp_path, text).jobs["web"].keep
+
+    assert keep == Keep(last=3, daily=7, yearly=1)
+    assert (str(keep), keep.most, str(Keep(last=4))) == ("last 3, daily 7, yearly 1", 11, "4")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "words"),
+    [
+        ('pool = "prod"', 'pool = "prd"', "jobs.web.targets[1].pool", "did you mean 'prod'?"),
+        ("keep = 7", "keeps = 7", "jobs.web.targets[1].keeps", "did you mean 'keep'?"),
+        ('pool = "prod", sr = "b"', 'pool = "dr", sr = "a"', "jobs.web.targets", "'a' of pool"),
+    ],
+)
+def test_mistake_in_one_of_several_targets_is_named(
+    tmp_path: Path, old: str, new: str, key: str, words: str
+) -> None:
+    assert old in TWO
+
+    error = refused(tmp_path, POOLS + TWO.replace(old, new))
+
+    assert error.key == key
+    assert words in str(error)
+
+
+def test_mistake_in_a_table_of_a_target_is_shown_by_its_line(tmp_path: Path) -> None:
+    head = POOLS + JOB.replace('target = { pool = "dr", sr = "dr-storage" }\n', "")
+    first = '[[jobs.web.targets]]\npool = "dr"\nsr = "a"\n'
+    text = head + first + '[[jobs.web.targets]]\npool = "dr"\nsr = 1\n'
+
+    error = refused(tmp_path, text)
+
+    assert error.key == "jobs.web.targets[1].sr"
+    assert f"(line {len(text.splitlines())})" in str(error)
+
+
 def test_error_names_the_line(tmp_path: Path) -> None:
     text = POOLS + JOB + "keep = 99\n"
 
@@ -157,6 +255,12 @@ def test_two_jobs_with_one_replica_are_refused(tmp_path: Path) -> None:
 
     assert error.key == "jobs.again.vms"
     assert "job web replicates 'web01'" in str(error)
+
+
+def test_two_jobs_with_one_of_their_targets_in_common_are_refused(tmp_path: Path) -> None:
+    again = JOB.replace("jobs.web", "jobs.again").replace("dr-storage", "b").replace("dr", "prod")
+
+    assert "job web replicates" in str(refused(tmp_path, POOLS + TWO + again))
 
 
 def test_two_jobs_with_one_id_are_refused(tmp_path: Path) -> None:

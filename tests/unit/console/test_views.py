@@ -22,6 +22,7 @@ from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 LONG = "a-virtual-machine-with-a-name-that-somebody-thought-about"
 LATER = NOON + timedelta(minutes=10)
+TWO_TARGETS = [{"pool": "dr", "sr": "a"}, {"pool": "dr", "sr": "b"}]
 
 
 def shown(view: RenderableType, *, terminal: bool = False) -> str:
@@ -69,6 +70,18 @@ def test_status_says_why_a_vm_failed() -> None:
     assert "web01 (web): failed in transfer: SR dr-storage is full [sic]" in text
 
 
+def test_status_names_disks_that_stay_behind() -> None:
+    disks = (
+        DiskRecord("0", "root", 1 << 30, "delta", "", 0, 0),
+        DiskRecord("1", "scratch [NOBAK]", 1 << 30, "excluded", "[NOBAK] in its name"),
+    )
+
+    text = shown(status_view(status(record(disks=disks)), LATER))
+
+    assert "web01 (web): disk 1 scratch [NOBAK] stays behind, [NOBAK] in its name" in text
+    assert "disk 0" not in text
+
+
 def test_status_shows_progress_of_what_runs() -> None:
     disk = DiskRecord("0", "root", 1 << 40, "full", "first", 4 << 30, 1 << 30)
     running = record(
@@ -95,6 +108,33 @@ def test_end_of_a_full_run_says_why_it_was_full() -> None:
     text = shown(finished_view([record(outcome=Outcome.FULL, disks=(disk,))]))
 
     assert text == "web01: full, 4.0 KiB in 30 s (full because: no-base)\n"
+
+
+def test_disk_that_stays_behind_is_no_reason_for_a_full() -> None:
+    disks = (
+        DiskRecord("0", "root", 1 << 30, "full", "first-run", 4096, 4096),
+        DiskRecord("1", "swap", 1 << 30, "excluded", "tag swap"),
+    )
+
+    text = shown(finished_view([record(outcome=Outcome.FULL, disks=disks)]))
+
+    assert text.endswith("(full because: first-run)\n")
+
+
+def test_jobs_show_by_what_they_find_vms() -> None:
+    jobs = (
+        job_reply(job(vms=["a", "b"]), LATER),
+        job_reply(job("shop", vms=["a", "shop-*"], tags=["gold"]), LATER),
+        job_reply(job("x", vms=["x*"], targets=TWO_TARGETS), LATER),
+    )
+
+    text = shown(jobs_table(JobsReply(jobs=jobs), LATER))
+
+    columns = [line.split()[:4] for line in text.splitlines()]
+    assert ["web", "prod", "2", "dr/dr-storage"] in columns
+    assert "1, shop-*" in text
+    assert "dr/a" in text
+    assert "dr/b" in text
 
 
 def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:

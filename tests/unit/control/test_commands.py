@@ -9,6 +9,8 @@ import pytest
 
 from tests.unit.control.stage import Stage, stage
 from tests.unit.parts import JOB, NOON, POOLS, record, write
+from xorepd.config.choices import Fulls
+from xorepd.config.keep import Keep
 from xorepd.control.protocol import Finished
 from xorepd.errors import ControlError
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
@@ -57,6 +59,57 @@ async def test_point_on_another_target_is_not_this_jobs_point(on: Stage) -> None
     assert (vm.last, vm.age_s) == (None, None)
 
 
+async def test_each_target_has_its_own_newest_point(tmp_path: Path) -> None:
+    second = "6d9c2a55-3a52-4a53-8f2b-0f8d4c1e7b11"
+    one = '{ pool = "dr", sr = "dr-storage" }'
+    two = JOB.replace(f"target = {one}", f'targets = [{one}, {{ pool = "dr", sr = "{second}" }}]')
+    async with stage(tmp_path, POOLS + two) as on:
+        failed = record(sr="other", sr_uuid=second, outcome=Outcome.FAILED, restore_point=None)
+        await on.history.append([record(), failed])
+
+        near, far = (await on.client.status()).jobs[0].vms
+
+    assert (near.sr, near.newest_point_at) == ("dr-storage", record().point_in_time)
+    assert (far.sr, far.newest_point_at) == (second, None)
+    assert far.last is not None
+    assert far.last.outcome is Outcome.FAILED
+
+
+FOUND = POOLS + JOB.replace('"web01"', '"db01", "web*"') + 'exclude = ["web03"]\n'
+
+
+async def test_status_of_a_job_that_found_nothing_yet_shows_by_what_it_looks(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path, FOUND) as on:
+        vms = (await on.client.status()).jobs[0].vms
+
+    assert [(vm.vm, vm.name, vm.last) for vm in vms] == [
+        ("db01", "db01", None),
+        ("web*", "web*", None),
+    ]
+
+
+async def test_status_shows_what_a_job_found_even_when_it_is_not_found_any_more(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path, FOUND) as on:
+        named = record(vm_uuid="vm-0", vm_name="db01")
+        first, second = record(vm_name="web02"), record(vm_uuid="vm-2", vm_name="web01")
+        excluded = record(vm_uuid="vm-3", vm_name="web03")
+        gone = record(vm_name="web02", outcome=Outcome.FAILED, restore_point=None)
+        await on.history.append([named, first, second, excluded])
+        await on.history.append([gone])
+
+        vms = (await on.client.status()).jobs[0].vms
+
+    assert [(vm.vm, vm.name, vm.last and vm.last.outcome) for vm in vms] == [
+        ("db01", "db01", Outcome.DELTA),
+        ("vm-2", "web01", Outcome.DELTA),
+        ("vm-1", "web02", Outcome.FAILED),
+    ]
+
+
 async def test_vm_is_the_same_by_uuid_and_by_name(on: Stage) -> None:
     await on.history.append([record()])
     # The pool could not be asked which VM has this name.
@@ -86,12 +139,38 @@ async def test_status_shows_what_runs(on: Stage) -> None:
 async def test_jobs_are_shown_as_configured(on: Stage) -> None:
     (job,) = (await on.client.jobs()).jobs
 
-    assert (job.source, job.target.pool, job.target.sr) == ("prod", "dr", "dr-storage")
-    assert (job.schedule, job.timezone, job.keep, job.verify) == ("*/5 * * * *", "UTC", 3, "sample")
+    assert (job.source, job.schedule, job.timezone) == ("prod", "*/5 * * * *", "UTC")
+    (target,) = job.targets
+    assert (target.pool, target.sr, target.keep) == ("dr", "dr-storage", "3")
+    assert (job.verify, target.transport) == ("sample", "direct")
 
 
 async def test_version_is_told(on: Stage) -> None:
     assert (await on.client.version()).api == 1
+
+
+# -- policies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("allow_full", "full"), [(True, Fulls.ALLOW), (False, Fulls.ASK)])
+async def test_only_the_run_that_an_operator_lets_sends_disks_whole(
+    tmp_path: Path, allow_full: bool, full: Fulls
+) -> None:
+    async with stage(tmp_path, POOLS + JOB + 'full = "ask"\n') as on:
+        await on.client.start_run("web", allow_full=allow_full)
+        begun = await on.begun()
+        begun.succeed()
+
+        assert begun.job.full is full
+        assert on.service.settings.jobs[begun.job.name].full is Fulls.ASK
+
+
+async def test_run_that_must_never_send_disks_whole_is_not_let_to(tmp_path: Path) -> None:
+    async with stage(tmp_path, POOLS + JOB + 'full = "never"\n') as on:
+        status, sentence = await refusal(on.client.start_run("web", allow_full=True))
+
+    assert status == 409
+    assert sentence == 'job web has full = "never"; set it to "ask" first'
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -209,7 +288,10 @@ async def test_reload_lets_the_new_file_rule(on: Stage) -> None:
     reply = await on.client.reload()
 
     assert (reply.jobs.added, reply.jobs.changed, reply.jobs.removed) == (("db",), ("web",), ())
-    assert {j.name: j.keep for j in (await on.client.jobs()).jobs} == {"web": 5, "db": 3}
+    assert {j.name: j.targets[0].keep for j in (await on.client.jobs()).jobs} == {
+        "web": "5",
+        "db": "3",
+    }
     assert len(on.applied) == 1
 
 
@@ -220,7 +302,7 @@ async def test_bad_file_changes_nothing_and_the_reason_is_said(on: Stage) -> Non
 
     assert status == 422
     assert "jobs.web.vmz" in sentence
-    assert [j.keep for j in (await on.client.jobs()).jobs] == [3]
+    assert [j.targets[0].keep for j in (await on.client.jobs()).jobs] == ["3"]
     assert on.applied == []
 
 
@@ -243,7 +325,7 @@ async def test_changed_job_rules_from_its_next_run(on: Stage) -> None:
     first = await on.begun()
     write(on.directory, POOLS + JOB + "keep = 5\n")
     await on.client.reload()
-    assert first.job.keep == 3
+    assert first.job.keep == Keep(last=3)
     first.succeed()
     async for _ in on.client.watch_run(first.run_id):
         pass
@@ -251,7 +333,7 @@ async def test_changed_job_rules_from_its_next_run(on: Stage) -> None:
     await on.client.start_run("web")
 
     second = await on.begun()
-    assert second.job.keep == 5
+    assert second.job.keep == Keep(last=5)
     second.succeed()
 
 

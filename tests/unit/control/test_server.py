@@ -86,6 +86,8 @@ async def test_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None:
         ("GET", "/history?limit=x", 400),
         ("GET", "/history?job=web&page=2", 400),
         ("POST", "/jobs/nope/run", 404),
+        ("POST", "/jobs/web/run?allow_full=yes", 400),
+        ("POST", "/jobs/web/run?full=allow", 400),
     ],
 )
 async def test_error_is_one_sentence_with_the_right_status(

@@ -1,0 +1,191 @@
+"""Which VMs and disks a run takes, and what it says of those that it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.lab import hands
+from tests.lab.world import World, new_run
+from xorepd.lab.faults import Fault
+from xorepd.replication.jobs import run_job
+from xorepd.state.records import Outcome, RunRecord
+
+
+async def run(two_pools: World, **changes: Any) -> dict[str, RunRecord]:
+    """Run the job with a new daemon; the records by the names of their VMs."""
+    async with two_pools.daemon() as context:
+        records = await run_job(two_pools.job(verify="off", **changes), new_run(), context)
+    by_name = {record.vm_name: record for record in records}
+    assert len(by_name) == len(records)
+    return by_name
+
+
+def tag_vm(name: str, tag: str) -> hands.Deed:
+    return lambda xenapi: xenapi.VM.add_tags(hands.vm_of(xenapi, name), tag)
+
+
+async def test_patterns_and_tags_find_vms_and_what_is_named_twice_runs_once(
+    two_pools: World,
+) -> None:
+    await two_pools.ask("prod", tag_vm("db01", "gold"))
+
+    records = await run(two_pools, vms=("web01", "w*"), tags=("gold",))
+
+    assert {name: record.outcome for name, record in records.items()} == {
+        "web01": Outcome.FULL,
+        "db01": Outcome.FULL,
+    }
+    assert await two_pools.left_over() == []
+
+
+async def test_everything_of_a_pool_leaves_out_replicas_and_their_clones(
+    two_pools: World,
+) -> None:
+    def clone(xenapi: Any) -> str:
+        vm = xenapi.VM.clone(hands.replica_of(xenapi), "test failover")
+        xenapi.VM.remove_tags(vm, "Continuous Replication")
+        uuid: str = xenapi.VM.get_uuid(vm)
+        return uuid
+
+    everything: dict[str, Any] = {
+        "vms": ("*",),
+        "exclude": ("web*",),
+        "target": {"pool": "prod", "sr": "prod-shared"},
+    }
+    assert set(await run(two_pools, **everything)) == {"db01"}
+    ours = await two_pools.ask("prod", clone)
+
+    records = await run(two_pools, **everything)
+
+    assert {name: record.outcome for name, record in records.items()} == {"db01": Outcome.DELTA}
+    assert await two_pools.ask("prod", lambda x: x.VM.get_snapshots(x.VM.get_by_uuid(ours))) == []
+
+
+@pytest.mark.parametrize(("empty", "outcome"), [("warn", Outcome.EMPTY), ("fail", Outcome.FAILED)])
+async def test_run_that_finds_nothing_says_what_was_left_out(
+    two_pools: World, empty: str, outcome: Outcome
+) -> None:
+    records = await run(two_pools, vms=("db*",), power_states=("running",), empty=empty)
+
+    assert {name: record.outcome for name, record in records.items()} == {"db*": outcome}
+    assert records["db*"].error == "pool prod: no VM matches db* (1 left out: it is halted)"
+
+
+async def test_pool_that_cannot_be_asked_fails_what_is_named_and_what_would_be_found(
+    two_pools: World,
+) -> None:
+    job = two_pools.job(vms=("web01", "db*"))
+    closed = two_pools.settings("prod", url="https://127.0.0.1:1")
+
+    async with two_pools.daemon(prod=closed) as context:
+        records = await run_job(job, new_run(), context)
+
+    assert {record.vm_name: record.outcome for record in records} == {
+        "web01": Outcome.FAILED,
+        "db*": Outcome.FAILED,
+    }
+
+
+async def test_vm_that_is_gone_keeps_its_replica_and_is_missed_until_it_is_excluded(
+    two_pools: World,
+) -> None:
+    found: dict[str, Any] = {"vms": ("*",), "exclude": ("web*",)}
+    await run(two_pools, **found)
+    gone = await two_pools.ask("prod", lambda x: x.VM.get_uuid(hands.vm_of(x, "db01")))
+
+    def destroy(xenapi: Any) -> None:
+        vm = hands.vm_of(xenapi, "db01")
+        for snapshot in xenapi.VM.get_snapshots(vm):
+            hands.destroy_with_disks(xenapi, snapshot)
+        hands.destroy_with_disks(xenapi, vm)
+
+    await two_pools.ask("prod", destroy)
+    points = await two_pools.points()
+
+    missed = await run(two_pools, **found)
+    excluded = await run(two_pools, vms=("*",), exclude=("web*", gone))
+
+    assert missed["db01"].outcome is Outcome.FAILED
+    assert missed["db01"].vm_uuid == gone
+    assert "VM db01 is gone; its replica on pool dr stays" in (missed["db01"].error or "")
+    assert set(excluded) == {"*"}
+    assert await two_pools.points() == points
+
+
+def name_disk(device: str, name: str) -> hands.Deed:
+    def rename(xenapi: Any) -> None:
+        disk = hands.disks_of(xenapi, hands.vm_of(xenapi, "web01"))[device]
+        xenapi.VDI.set_name_label(disk, name)
+
+    return rename
+
+
+async def test_disk_that_stays_behind_is_in_no_snapshot_and_is_named_with_the_reason(
+    two_pools: World,
+) -> None:
+    await two_pools.ask("prod", name_disk("1", "scratch [NOBAK]"))
+
+    record = await two_pools.replicate()
+
+    assert [(disk.device, disk.mode, disk.reason) for disk in record.disks] == [
+        ("0", "full", "first-run"),
+        ("1", "excluded", "[NOBAK] in its name"),
+    ]
+    assert (record.outcome, record.disks[1].moved_bytes) == (Outcome.FULL, 0)
+
+    def devices(xenapi: Any) -> list[str]:
+        [snapshot] = xenapi.VM.get_snapshots(hands.vm_of(xenapi, "web01"))
+        return list(hands.disks_of(xenapi, snapshot))
+
+    assert await two_pools.ask("prod", devices) == ["0"]
+    replica = await two_pools.ask("dr", lambda x: list(hands.disks_of(x, hands.replica_of(x))))
+    assert replica == ["0"]
+    assert await two_pools.left_over() == []
+
+
+async def test_disk_leaves_the_replica_and_comes_back_whole(replicated: World) -> None:
+    without = await replicated.replicate(exclude_disks={"web*": ("1",)})
+    again = await replicated.replicate()
+
+    assert without.outcome is Outcome.DELTA
+    assert {disk.device: disk.mode for disk in without.disks} == {"0": "delta", "1": "excluded"}
+    assert {disk.device: disk.mode for disk in again.disks}["0"] == "delta"
+    await replicated.newest_equals_its_source()
+    assert await replicated.left_over() == []
+
+
+async def test_host_that_cannot_leave_a_disk_out_of_a_snapshot_does_not_bring_it_along(
+    two_pools: World,
+) -> None:
+    old = ("MESSAGE_PARAMETER_COUNT_MISMATCH", "VM.snapshot", "2", "3")
+    for _ in range(2):
+        two_pools.lab.faults.add(Fault("rpc", "VM.snapshot", "prod", error=old))
+        record = await two_pools.replicate(exclude_disks={"web01": ("1",)}, keep=1)
+
+        assert {disk.device: disk.mode for disk in record.disks}["1"] == "excluded"
+
+    assert record.outcome is Outcome.DELTA
+    assert len(await two_pools.bases()) == 1
+    disk = await two_pools.ask("prod", lambda x: hands.disks_of(x, hands.vm_of(x, "web01"))["1"])
+    snapshots = await two_pools.ask("prod", lambda x: x.VDI.get_snapshots(disk))
+    assert len(snapshots) == 1  # with the base, and gone with it
+    assert await two_pools.left_over() == []
+
+
+async def test_disk_that_keeps_its_vm_from_being_snapshotted_is_refused_though_it_stays_behind(
+    two_pools: World,
+) -> None:
+    def reset_at_boot(xenapi: Any) -> None:
+        vm = hands.vm_of(xenapi, "web01")
+        xenapi.VM.hard_shutdown(vm)
+        xenapi.VDI.set_on_boot(hands.disks_of(xenapi, vm)["1"], "reset")
+
+    await two_pools.ask("prod", reset_at_boot)
+
+    async with two_pools.daemon() as context:
+        refused = await two_pools.run(context, exclude_disks={"*": ("1",)})
+
+    assert refused.step == "preflight"
+    assert "disk web01-data of VM web01 is reset at each boot" in (refused.error or "")

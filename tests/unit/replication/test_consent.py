@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.parts import job
+from xorepd.errors import Refused
+from xorepd.replication.consent import check_fulls
+from xorepd.replication.plan import FullReason
+
+FIRST, GONE = FullReason.FIRST_RUN, FullReason.BASE_GONE_ON_SOURCE
+
+
+@pytest.mark.parametrize(
+    ("full", "fulls"),
+    [
+        ("allow", {"0": GONE, "1": FIRST}),
+        ("ask", {}),
+        ("ask", {"0": FIRST, "1": FIRST}),
+        ("never", {}),
+    ],
+)
+def test_full_copy_that_the_job_allows_goes_on(full: str, fulls: dict[str, FullReason]) -> None:
+    check_fulls(job(full=full), "web01", fulls)
+
+
+def test_full_copy_that_was_not_asked_for_is_held_with_its_reason_and_what_lets_it() -> None:
+    with pytest.raises(Refused) as caught:
+        check_fulls(job(full="ask"), "web01", {"0": FIRST, "2": GONE})
+
+    assert str(caught.value) == (
+        'VM web01: disk 2 (base-gone-on-source) would be sent whole, and job web has full = "ask"; '
+        "let it once with `xorepctl run web --allow-full`"
+    )
+
+
+def test_first_copy_is_held_where_nothing_may_be_sent_whole() -> None:
+    with pytest.raises(Refused, match=r"disks 0 \(first-run\), 1 \(first-run\) would .* if it may"):
+        check_fulls(job(full="never"), "web01", {"0": FIRST, "1": FIRST})

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tests.unit.parts import job
+from tests.unit.replication.builders import STREAM
+from tests.unit.replication.test_selection import vm
+from xorepd.replication.markers import KEY, Mark, Role, Stream
+from xorepd.replication.selection import select_vms
+from xorepd.replication.vanished import Stray, find_strays
+from xorepd.xapi.records import Vm
+
+SR = Stream(pool="pool-1", vm="", sr="sr-1")
+
+
+def replica(of: str = "web01", *, stream: Stream = STREAM, **facts: Any) -> Vm:
+    plain = {"role": Role.REPLICA, "run": "r", "self": f"uuid-of-replica of {of}", "job": "web"}
+    mark = Mark(**(plain | {"stream": replace(stream, vm=f"uuid-of-{of}")} | facts))
+    name = f"replica of {of}"
+    made = vm(name, other_config={KEY: mark.encode()})
+    return replace(made, name_label=f"[XO Backup web] {of}")
+
+
+def strays(pool: list[Vm], *replicas: Vm, **changes: Any) -> list[Stray]:
+    wanted = job(**({"vms": ["web*"]} | changes))
+    return list(find_strays(wanted, select_vms(wanted, pool), pool, replicas, SR))
+
+
+def test_replica_whose_vm_is_gone_is_found_with_the_name_that_it_had() -> None:
+    [stray] = strays([vm("web02")], replica("web01"), replica("web02"))
+
+    assert (stray.vm, stray.name, stray.exists) == ("uuid-of-web01", "web01", False)
+
+
+def test_replica_whose_vm_is_not_meant_any_more_is_told_apart() -> None:
+    [stray] = strays([vm("web01", tags=["no"])], replica("web01"), exclude_tags=["no"])
+
+    assert stray.exists
+
+
+def test_vm_that_became_a_template_is_gone() -> None:
+    [stray] = strays([vm("web01", is_a_template=True)], replica("web01"))
+
+    assert not stray.exists
+
+
+def test_vm_that_an_operator_excluded_is_not_missed() -> None:
+    assert strays([], replica("web01"), exclude=["web01"]) == []
+    assert strays([], replica("web01"), exclude=["uuid-of-web01"]) == []
+
+
+def test_vm_that_is_named_is_missed_by_its_own_run_alone() -> None:
+    assert strays([], replica("web01"), vms=["web01", "web*"]) == []
+    assert strays([], replica("web01"), vms=["uuid-of-web01", "web*"]) == []
+
+
+def test_replicas_of_other_jobs_pools_and_storage_are_not_missed() -> None:
+    assert (
+        strays(
+            [],
+            replica(job="other"),
+            replica(stream=replace(STREAM, pool="pool-2")),
+            replica(stream=replace(STREAM, sr="sr-2")),
+            replica(self="another VM"),
+            replica(role=Role.POINT),
+            vm("not ours"),
+        )
+        == []
+    )

@@ -1,0 +1,39 @@
+"""What an operator chooses between, where a job can go about something in several ways."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class PowerState(StrEnum):
+    """Of a VM."""
+
+    RUNNING = "running"
+    HALTED = "halted"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+
+
+class Empty(StrEnum):
+    """What a run is when patterns and tags match no VM."""
+
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Fulls(StrEnum):
+    """Whether a disk may be sent whole."""
+
+    ALLOW = "allow"
+    ASK = "ask"
+    """The first copy of a VM may; any other is held until an operator allows it."""
+    NEVER = "never"
+
+
+class SnapshotKind(StrEnum):
+    """In which state a source VM is snapshotted."""
+
+    PLAIN = "plain"
+    """As it is: its disks are those of a machine that lost its power."""
+    OFFLINE = "offline"
+    """Shut down cleanly, and started again right after the snapshot."""

@@ -1,0 +1,34 @@
+"""How a configuration names things: by UUID, by exact name, or by a pattern of names."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether a text stands for any number of names: `*` is any text, `?` any character.
+
+    Brackets stand for themselves, because names such as `db [old]` are common.
+    """
+    return "*" in text or "?" in text
+
+
+def names(text: str, uuid: str, name: str) -> bool:
+    """Return whether a text of the configuration means the object with this UUID and name."""
+    if is_pattern(text):
+        return _compiled(text).fullmatch(name) is not None
+    return text == name or text.lower() == uuid
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    # Neighbouring stars mean what one means, and would cost a long name dearly.
+    parts = re.split(r"(\*+|\?)", pattern)
+    return re.compile("".join(map(_part, parts)), re.DOTALL)
+
+
+def _part(text: str) -> str:
+    if text == "?":
+        return "."
+    return ".*" if text.startswith("*") else re.escape(text)

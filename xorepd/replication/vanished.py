@@ -1,0 +1,58 @@
+"""Replicas whose source VM a job means no more, or that is gone. Pure.
+
+What was replicated before is read from the marks on the target: a daemon without any history knows
+it too. Such a replica stays as it is; a job that selects by patterns or tags would not miss its VM
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from xorepd.config.models import JobSettings
+from xorepd.ids import VmUuid
+from xorepd.replication.markers import Role, Stream, signed
+from xorepd.replication.selection import Selection, is_excluded
+from xorepd.xapi.records import Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A replica that the job's runs do not reach any more."""
+
+    vm: str
+    """UUID of the source VM."""
+    name: str
+    """Of the source VM, when it was last replicated."""
+    replica: Vm
+    exists: bool
+    """The source VM is still in its pool, and the job does not mean it now."""
+
+
+def find_strays(
+    job: JobSettings, selection: Selection, vms: Iterable[Vm], targets: Iterable[Vm], sr: Stream
+) -> Iterator[Stray]:
+    """Return the replicas that a job made on one SR and that this run leaves alone.
+
+    VMs that are named in `vms` are left out, because their own runs fail and say so, and so are
+    those in `exclude`, where an operator puts what may be gone.
+
+    Args:
+        vms: All of the source pool.
+        targets: All VMs of the target pool.
+        sr: Source pool and target SR; its VM does not count.
+    """
+    by_uuid = {vm.uuid: vm for vm in vms if vm.is_ordinary}
+    chosen = {vm.uuid for vm in selection.found}
+    for replica in targets:
+        mark = signed(replica.other_config, replica.uuid)
+        if mark is None or mark.role is not Role.REPLICA or mark.job != job.name:
+            continue
+        uuid = VmUuid(mark.stream.vm)
+        if uuid in chosen or mark.stream != replace(sr, vm=uuid):
+            continue
+        vm = by_uuid.get(uuid)
+        name = vm.name_label if vm else replica.name_label.removeprefix(f"[XO Backup {job.name}] ")
+        if {uuid, name}.isdisjoint(selection.named) and not is_excluded(job, uuid, name):
+            yield Stray(uuid, name, replica, exists=vm is not None)
