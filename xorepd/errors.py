@@ -13,6 +13,9 @@
      │   ├─ NotAllowed             OPERATOR   code, params
      │   └─ XapiFailure            OPERATOR   code, params: any code not named above
      ├─ Refused                    OPERATOR   preflight found a reason not to start
+     ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
+     ├─ LeaseLost                  RETRY      a run may write no more
+     ├─ HookFailed                OPERATOR   command, reason
      ├─ DataError
      │   ├─ StreamCut              RETRY      the stream ended before its end
      │   ├─ ProtocolViolation      RETRY      the stream is not what it claims to be
@@ -178,6 +181,40 @@ class XapiFailure(XapiError):
 
 class Refused(XorepdError):
     """A run was not started, or was given up before its commit, for the reason in the message."""
+
+
+class LeaseHeld(XorepdError):
+    """Another daemon replicates this VM to this SR: nothing was started."""
+
+    remedy = Remedy.RETRY
+
+    def __init__(self, what: str, holder: str, until: str) -> None:
+        self.what, self.holder, self.until = what, holder, until
+        super().__init__(
+            f"{what} is held by the xorepd on {holder} until {until} by the clock of the target "
+            "pool; let one of the two daemons run the job, the other takes over when that one ends"
+        )
+
+
+class LeaseLost(XorepdError):
+    """A run could not keep the right to write, or somebody else has it now."""
+
+    remedy = Remedy.RETRY
+
+    def __init__(self, what: str, reason: str) -> None:
+        self.what, self.reason = what, reason
+        super().__init__(
+            f"{what} is not ours to write any more ({reason}); the run has stopped, and the next "
+            "one of whoever holds it cleans up"
+        )
+
+
+class HookFailed(XorepdError):
+    """A program of the operator's that runs beside a snapshot."""
+
+    def __init__(self, command: str, reason: str) -> None:
+        self.command, self.reason = command, reason
+        super().__init__(f"hook {command} failed: {reason}; run it by hand to see why")
 
 
 class DataError(XorepdError):

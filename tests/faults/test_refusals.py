@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
+from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.lab.faults import Fault
 from xorepd.replication.jobs import run_job
@@ -198,3 +199,35 @@ async def test_a_call_that_fails_costs_one_run_and_nothing_else(
     assert len(await replicated.points()) == 1
     await replicated.newest_equals_its_source()
     assert await replicated.left_over() == []
+
+
+async def test_a_disk_that_is_reset_at_each_boot_is_refused(two_pools: World) -> None:
+    def make_volatile(xenapi: Any) -> None:
+        vm = hands.vm_of(xenapi, "web01")
+        xenapi.VM.hard_shutdown(vm)
+        xenapi.VDI.set_on_boot(hands.disks_of(xenapi, vm)["1"], "reset")
+
+    await two_pools.ask("prod", make_volatile)
+
+    await refused(two_pools, "is reset at each boot, which XAPI cannot snapshot")
+
+
+async def test_a_chain_as_long_as_xapi_allows_is_refused_before_its_snapshot(
+    two_pools: World,
+) -> None:
+    put_there: list[str] = []
+    for number in range(29):
+        await two_pools.lab.guest_write("web01", 1, random=1, seed=number)
+
+        def snapshot(xenapi: Any, name: str = f"by hand {number}") -> None:
+            taken = xenapi.VM.snapshot(hands.vm_of(xenapi, "web01"), name)
+            put_there.append(xenapi.VM.get_uuid(taken))
+
+        await two_pools.ask("prod", snapshot)
+    async with two_pools.daemon() as context:
+        record = await two_pools.run(context)
+
+    assert record.outcome is Outcome.FAILED
+    assert "is a chain of 30 VHDs, and XAPI allows 30" in (record.error or "")
+    assert await two_pools.bases() == []
+    assert await two_pools.left_over(but=put_there) == []

@@ -171,3 +171,45 @@ async def test_a_pool_that_forbids_vtpms_gets_the_disks_all_the_same(
     [said] = [entry for entry in logs if entry["event"] == "vtpm.not_carried"]
     assert "restrict_vtpm" in said["reason"]
     assert "c2VjcmV0" not in str(logs)
+
+
+async def test_the_memory_of_a_suspended_vm_stays_behind_and_is_named(replicated: World) -> None:
+    await replicated.ask("prod", lambda x: x.VM.suspend(hands.vm_of(x, "web01")))
+
+    with capture_logs() as logs:
+        assert (await replicated.replicate()).outcome is Outcome.DELTA
+
+    [said] = [entry for entry in logs if entry["event"] == "vm.left_behind"]
+    assert said["what"] == ["suspended memory"]
+    assert await replicated.ask("dr", lambda x: x.VM.get_power_state(hands.replica_of(x))) == (
+        "Halted"
+    )
+    image = await replicated.ask(
+        "prod", lambda x: x.VDI.get_uuid(x.VM.get_suspend_VDI(hands.vm_of(x, "web01")))
+    )
+    assert await replicated.left_over(but=[image]) == []
+
+
+async def test_ways_to_start_a_replica_that_somebody_opened_are_closed_again(
+    replicated: World,
+) -> None:
+    await replicated.ask(
+        "dr", lambda x: x.VM.remove_from_blocked_operations(hands.replica_of(x), "resume_on")
+    )
+
+    await replicated.replicate()
+
+    blocked = await replicated.ask("dr", lambda x: x.VM.get_blocked_operations(hands.replica_of(x)))
+    assert set(blocked) == {"start", "start_on", "resume", "resume_on", "unpause"}
+
+
+async def test_firmware_variables_are_followed(replicated: World) -> None:
+    await replicated.ask("prod", lambda x: x.VM.hard_shutdown(hands.vm_of(x, "web01")))
+    for content in ("Rmlyc3Q=", "U2Vjb25k"):
+        variables = {"EFI-variables": content}
+        await replicated.ask(
+            "prod", lambda x, v=variables: x.VM.set_NVRAM(hands.vm_of(x, "web01"), v)
+        )
+        await replicated.replicate()
+        found = await replicated.ask("dr", lambda x: x.VM.get_NVRAM(hands.replica_of(x)))
+        assert found == variables

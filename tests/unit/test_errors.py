@@ -13,6 +13,7 @@ from xorepd.errors import (
     ControlError,
     DataError,
     DigestMismatch,
+    HookFailed,
     LoginRefused,
     NotAllowed,
     NotMaster,
@@ -57,6 +58,11 @@ EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
     (TransportFailed("slow", "lost it"), Remedy.RETRY, ["transport slow", "lost it", "report"]),
     (StateError("locked"), Remedy.OPERATOR, ["locked"]),
     (ControlError("no such job", status=404), Remedy.OPERATOR, ["no such job"]),
+    (
+        HookFailed("/usr/local/bin/freeze", "it ended with status 1: database is down"),
+        Remedy.OPERATOR,
+        ["/usr/local/bin/freeze", "database is down", "by hand"],
+    ),
     (Broken(KeyError("x")), Remedy.OPERATOR, ["KeyError: 'x'", "please report it"]),
 ]
 

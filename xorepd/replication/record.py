@@ -74,7 +74,22 @@ _BIOS_STRINGS = frozenset(
 (xapi: ocaml/xapi/xapi_vm.ml, set_bios_strings)."""
 
 _PRIVATE_PREFIXES = ("xo:", "xorepd:")
-_LEFT_BEHIND = {"auto_poweron", "import_task", "default_template", "xensource_internal"}
+_PASSED_THROUGH = "pci"
+"""Names devices of one host; on any other the VM would not start."""
+_LEFT_BEHIND = {
+    "auto_poweron",
+    "import_task",
+    "default_template",
+    "xensource_internal",
+    _PASSED_THROUGH,
+}
+
+_HARDWARE = {
+    "VUSBs": "USB devices",
+    "VGPUs": "virtual GPUs",
+    "attached_PCIs": "PCI devices",
+}
+"""References to what a replica cannot have: the hardware of other hosts."""
 
 
 def bios_strings_of(raw: Raw) -> dict[str, str]:
@@ -90,6 +105,20 @@ def other_config_of(raw: Raw) -> dict[str, str]:
         for key, value in raw["other_config"].items()
         if not key.startswith(_PRIVATE_PREFIXES) and key not in _LEFT_BEHIND
     }
+
+
+def left_behind(raw: Raw) -> list[str]:
+    """Return what of a source VM its replica goes without, in words.
+
+    Args:
+        raw: record of the VM itself: its snapshot does not tell of all.
+    """
+    found = [words for field, words in _HARDWARE.items() if raw.get(field)]
+    if raw["other_config"].get(_PASSED_THROUGH) and "PCI devices" not in found:
+        found.append("PCI devices")
+    if raw["power_state"] == "Suspended":
+        found.append("suspended memory")
+    return found
 
 
 def new_replica(raw: Raw, name: str, description: str, other: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 
 from xorepd.ids import NULL_REF
-from xorepd.replication.record import bios_strings_of, new_replica, other_config_of
+from xorepd.replication.record import (
+    bios_strings_of,
+    left_behind,
+    new_replica,
+    other_config_of,
+)
 
 TEXTS = [
     "user_version",
@@ -153,3 +158,21 @@ def test_only_bios_strings_that_xapi_takes_travel() -> None:
 
     assert bios_strings_of(source() | {"bios_strings": given}) == {"bios-vendor": "Xen"}
     assert bios_strings_of({}) == {}
+
+
+def test_what_a_replica_goes_without_is_told_in_words() -> None:
+    plain = {"power_state": "Running", "other_config": {}, "VUSBs": [], "VGPUs": []}
+    assert left_behind(plain) == []
+    assert left_behind(plain | {"VUSBs": ["OpaqueRef:usb"], "VGPUs": ["OpaqueRef:gpu"]}) == [
+        "USB devices",
+        "virtual GPUs",
+    ]
+    assert left_behind(plain | {"other_config": {"pci": "0/0000:04:00.0"}}) == ["PCI devices"]
+    assert left_behind(plain | {"attached_PCIs": ["OpaqueRef:pci"]}) == ["PCI devices"]
+    assert left_behind(plain | {"power_state": "Suspended"}) == ["suspended memory"]
+
+
+def test_devices_of_the_source_host_are_not_named_to_the_target() -> None:
+    raw = source(other_config={"pci": "0/0000:04:00.0", "vgpu_pci": "", "folder": "/web"})
+
+    assert "pci" not in new_replica(raw, "name", "", {})["other_config"]

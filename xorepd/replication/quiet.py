@@ -1,0 +1,99 @@
+"""A source VM brought to rest while its snapshot is taken, and back again whatever happens.
+
+    hook before ─► clean shutdown ─► [the snapshot] ─► start ─► hook after
+                   ╰── only with snapshot = "offline", and only if the VM runs ──╯
+
+A daemon that dies in between leaves a VM that is down. The VM carries `xorepd:restart` from before
+its shutdown until it has been started again, and every sweep starts what carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from xorepd.config.choices import SnapshotKind
+from xorepd.errors import HookFailed, Refused, XapiError
+from xorepd.ids import Ref
+from xorepd.replication.assignment import Assignment
+from xorepd.replication.hooks import run_hook
+from xorepd.tidying import to_the_end
+from xorepd.xapi.records import Vm
+from xorepd.xapi.vms import update_keys
+
+log = structlog.get_logger(__name__)
+
+RESTART = "xorepd:restart"
+"""On a source VM that we shut down for its snapshot: run id. It is to be started again."""
+
+SHUTDOWN_S = 1200.0
+"""XAPI itself gives a guest 20 minutes."""
+START_S = 600.0
+
+
+@asynccontextmanager
+async def at_rest(a: Assignment, vm: Vm) -> AsyncIterator[None]:
+    """Keep a source VM at rest as its job says, until the block ends.
+
+    Raises:
+        HookFailed: a hook failed; the one after runs all the same.
+        Refused: the guest does not shut down.
+        XapiError: it could not be started again; the next sweep tries that.
+    """
+    hooks = a.job.hooks
+    facts = {
+        "XOREPD_JOB": a.job.name,
+        "XOREPD_RUN": a.run_id,
+        "XOREPD_POOL": a.source.name,
+        "XOREPD_VM": vm.uuid,
+        "XOREPD_VM_NAME": vm.name_label,
+    }
+    try:
+        if hooks.before:
+            await run_hook(hooks.before, facts, hooks.timeout)
+        if a.job.snapshot is SnapshotKind.OFFLINE and vm.power_state == "Running":
+            async with _shut_down(a, vm):
+                yield
+        else:
+            yield
+    finally:
+        if hooks.after:
+            await to_the_end(_run_last(hooks.after, facts, hooks.timeout), 2 * hooks.timeout)
+
+
+async def _run_last(command: tuple[str, ...], facts: dict[str, str], timeout: float) -> None:
+    """Run the hook after; a snapshot that was taken is good whatever becomes of it."""
+    try:
+        await run_hook(command, facts, timeout)
+    except HookFailed as error:
+        log.error("hook.failed", reason=str(error))  # noqa: TRY400 -- the sentence says all
+
+
+@asynccontextmanager
+async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
+    await update_keys(a.source, "VM", vm.ref, "other_config", {RESTART: a.run_id})
+    try:
+        try:
+            await a.source.run_task("VM.clean_shutdown", vm.ref, timeout=SHUTDOWN_S)
+        except XapiError as error:
+            raise Refused(
+                f"pool {a.source.name}: VM {vm.name_label} did not shut down for its snapshot "
+                f'({error}); see whether its guest tools run, or set snapshot = "plain"'
+            ) from error
+        yield
+    finally:
+        await to_the_end(start_again(a, vm.ref), START_S)
+
+
+async def start_again(a: Assignment, vm: Ref) -> None:
+    """Start a VM that we shut down, unless somebody has done so, and forget about it.
+
+    The right to write may be gone by now; the duty to start it is not.
+    """
+    pool = a.source.unguarded()
+    if await pool.call("VM.get_power_state", vm) == "Halted":
+        log.info("vm.starting_again", vm=vm)
+        await pool.run_task("VM.start", vm, False, False, timeout=START_S)
+    await pool.call("VM.remove_from_other_config", vm, RESTART)
