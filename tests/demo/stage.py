@@ -38,6 +38,8 @@ class Stage:
     """What the lab says of itself: one line of JSON."""
     lab: subprocess.Popen[str] | None = None
     daemon: subprocess.Popen[str] | None = None
+    others: list[subprocess.Popen[str]] = field(default_factory=list)
+    """Processes that end after the daemon and before the lab."""
     _logs: list[TextIO] = field(default_factory=list)
 
     @property
@@ -147,7 +149,7 @@ class Stage:
 
     def stop(self) -> None:
         """End every process in order."""
-        for process in (self.daemon, self.lab):
+        for process in (self.daemon, *self.others, self.lab):
             if process is not None and process.poll() is None:
                 process.terminate()
                 try:

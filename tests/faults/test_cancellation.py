@@ -236,7 +236,7 @@ async def test_a_daemon_that_ends_leaves_no_session_behind(two_pools: World) -> 
 
     async with two_pools.daemon() as context:
         await context.pools[two_pools.job().source].refresh()
-        await context.pools[two_pools.job().target.pool].refresh()
+        await context.pools[two_pools.job().targets[0].pool].refresh()
         assert len(sessions()) == 2
 
     assert sessions() == []

@@ -18,6 +18,14 @@ OF_CLIENTS = ("result",)
 
 async def assert_whole(lab: Lab, leaves: Collection[str] = ()) -> None:
     """Fail for every problem of other kinds than the test leaves on purpose."""
+    problems = await find_problems(lab, leaves)
+    if problems:
+        told = "\n".join(f"[{problem.kind}] {problem}" for problem in problems[:MOST_TOLD])
+        pytest.fail(f"the lab is not whole after the test:\n{told}", pytrace=False)
+
+
+async def find_problems(lab: Lab, leaves: Collection[str] = ()) -> list[Problem]:
+    """Return what is still wrong when all that goes on in the lab has had time to end."""
     lab.faults.clear()
     problems: list[Problem] = []
     try:
@@ -25,11 +33,11 @@ async def assert_whole(lab: Lab, leaves: Collection[str] = ()) -> None:
             while True:
                 problems = await _problems(lab, leaves)
                 if not problems:
-                    return
+                    break
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        told = "\n".join(f"[{problem.kind}] {problem}" for problem in problems[:MOST_TOLD])
-        pytest.fail(f"the lab is not whole after the test:\n{told}", pytrace=False)
+        pass
+    return problems
 
 
 async def _problems(lab: Lab, leaves: Collection[str]) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Base choice, retention and marks over anything that pools may hold."""
+"""Base choice and marks over anything that pools may hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from xorepd.replication.plan import (
     SourceDisk,
     choose_base,
 )
-from xorepd.replication.retention import select_superseded, select_unneeded
 
 DISKS = st.sampled_from(["d-0", "d-1"])
 CONTENTS = st.sampled_from(["s-1", "s-2", "s-3", "s-4"])
@@ -48,7 +47,6 @@ def test_base_of_a_delta_is_held_on_both_sides(
         copies = {copy.uuid: copy for point in points for copy in point.disks}
         assert SourceBase(found.base, DISK.uuid) in bases
         assert copies[found.onto].content == found.base
-        assert copies[found.onto].disk == DISK.uuid
         assert copies[found.onto].is_usable
         assert copies[found.onto].virtual_size <= DISK.virtual_size
 
@@ -81,23 +79,6 @@ def test_no_newer_point_could_have_been_the_base(
         assert isinstance(choose_base(DISK, points[:at], bases), Full)
 
 
-@given(st.lists(st.integers(), unique=True), st.integers(-3, 12))
-def test_retention_keeps_the_newest_and_the_right_number(points: list[int], keep: int) -> None:
-    gone = select_superseded(points, keep)
-
-    kept = [point for point in points if point not in gone]
-    assert len(kept) == min(len(points), max(1, keep))
-    assert kept == points[: len(kept)]
-    assert gone == points[len(kept) :][::-1]
-
-
-@given(st.lists(st.integers(0, 9), unique=True), st.sets(st.integers(0, 9)))
-def test_snapshots_stay_exactly_when_needed(snapshots: list[int], needed: set[int]) -> None:
-    gone = select_unneeded(snapshots, needed)
-
-    assert set(gone) == set(snapshots) - needed
-
-
 TEXTS = st.text(max_size=20)
 MARKS = st.builds(
     Mark,
@@ -110,6 +91,7 @@ MARKS = st.builds(
     disk=TEXTS,
     device=TEXTS,
     time=TEXTS,
+    deltas=st.integers(0, 2**53 - 1),
     confirmed=st.booleans(),
     commit=st.none()
     | st.builds(

@@ -182,7 +182,7 @@ def test_history_is_there_after_a_restart(place: Place, daemon: Daemon) -> None:
 
 def test_sighup_takes_a_good_file_and_leaves_a_bad_one(place: Place, daemon: Daemon) -> None:
     def keep() -> int:
-        return int(json.loads(place.ctl("jobs", "--json").stdout)["jobs"][0]["keep"])
+        return int(json.loads(place.ctl("jobs", "--json").stdout)["jobs"][0]["targets"][0]["keep"])
 
     place.configure(keep=5)
     daemon.signal(signal.SIGHUP)

@@ -51,7 +51,7 @@ def job(name: str = "web", **changes: Any) -> JobSettings:
         "name": name,
         "source": "prod",
         "vms": ["web01"],
-        "target": {"pool": "dr", "sr": "dr-storage"},
+        "targets": [{"pool": "dr", "sr": "dr-storage"}],
         "schedule": "*/5 * * * *",
     }
     return JobSettings.model_validate(plain | changes)
@@ -96,11 +96,15 @@ class OpenBoard:
 
     def __init__(self) -> None:
         self._records: list[RunRecord] = []
+        self.queue: list[RunRecord] = []
         self._version = 0
         self._changed = asyncio.Condition()
 
     def records(self) -> list[RunRecord]:
         return list(self._records)
+
+    def waiting(self) -> list[RunRecord]:
+        return list(self.queue)
 
     async def changed(self, since: int) -> int:
         async with self._changed:

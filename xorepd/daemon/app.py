@@ -29,6 +29,7 @@ from xorepd.daemon.systemd import Notifier
 from xorepd.daemon.tasks import background
 from xorepd.errors import XorepdError
 from xorepd.state.history import History
+from xorepd.state.identity import read_identity
 from xorepd.state.store import open_store
 from xorepd.version import VERSION
 
@@ -60,7 +61,8 @@ async def run_daemon(settings: Settings) -> None:
         stack.enter_context(locked(daemon.state_dir))
         store = await stack.enter_async_context(open_store(daemon.state_dir / "history.db"))
         history = History(store)
-        engine = await stack.enter_async_context(open_engine(settings, _clock))
+        daemon_id = read_identity(daemon.state_dir)
+        engine = await stack.enter_async_context(open_engine(settings, _clock, daemon_id))
         await asyncio.to_thread(engine.check, settings)
         engine.adopt_links()
         runs = await stack.enter_async_context(Runs(engine.run, engine.board, history, _clock))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,8 +19,11 @@ from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import ConfigError, Refused
 from xorepd.ids import RunId
 from xorepd.replication.board import Board
+from xorepd.replication.claims import Owner
 from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.lease import Leases
 from xorepd.replication.room import Room
+from xorepd.replication.visit import SourceVm
 from xorepd.state.records import RunRecord
 from xorepd.transports.base import Surroundings
 from xorepd.transports.links import Links
@@ -34,6 +39,7 @@ class Engine:
         settings: Settings,
         pools: Pools[Pool],
         clock: Callable[[], datetime],
+        owner: Owner,
     ) -> None:
         self.board = Board()
         self._settings = settings
@@ -41,10 +47,11 @@ class Engine:
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.daemon.max_vms)
         self._room = Room()
+        self._leases = Leases(owner, settings.daemon.lease)
         self._nbd = NbdBudget()
         self.links = Links()
         self._checked = self.links
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._sources: defaultdict[str, SourceVm] = defaultdict(SourceVm)
 
     async def run(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
         """Execute a job once (`daemon.runs.JobRunner`)."""
@@ -52,17 +59,18 @@ class Engine:
         async with AsyncExitStack() as stack:
             pools = {
                 name: await stack.enter_async_context(self._pools.lend(configured[name]))
-                for name in sorted({job.source, job.target.pool})
+                for name in sorted({job.source, *(target.pool for target in job.targets)})
             }
             context = Context(
                 pools=pools,
                 board=self.board,
                 slots=self._slots,
                 clock=self._clock,
+                leases=self._leases,
                 room=self._room,
                 nbd=self._nbd,
                 links=self.links,
-                turns=self._turns,
+                sources=self._sources,
             )
             return await run_job(job, run_id, context)
 
@@ -84,24 +92,33 @@ class Engine:
         self._settings = settings
         self.adopt_links()
         self._pools.retain(settings.pools)
+        self._leases.good_for = settings.daemon.lease
         if "max_vms" in changes.daemon:
             # Runs under way keep their slots of before: for their remainder both limits count.
             self._slots = asyncio.Semaphore(settings.daemon.max_vms)
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings, clock: Callable[[], datetime]) -> AsyncIterator[Engine]:
-    """Open what runs share, and close it at the end; each pool is opened by its first run."""
+async def open_engine(
+    settings: Settings, clock: Callable[[], datetime], daemon_id: str | None = None
+) -> AsyncIterator[Engine]:
+    """Open what runs share, and close it at the end; each pool is opened by its first run.
+
+    Args:
+        daemon_id: who holds the leases of the runs, an id that outlives the process; a new one
+            when not given.
+    """
 
     def open_pool(pool: PoolSettings) -> Pool:
         return Pool(pool, partial(read_password, pool, file=settings.file))
 
     async with Pools(open_pool) as pools:
-        yield Engine(settings, pools, clock)
+        owner = Owner(daemon_id or str(uuid.uuid4()), socket.gethostname())
+        yield Engine(settings, pools, clock, owner)
 
 
 def check_transports(settings: Settings, clock: Callable[[], datetime]) -> Links:
-    """Open the transport of every job once, so that a missing one is refused at the start.
+    """Open the transport to every target once, so that a missing one is refused at the start.
 
     Returns:
         The links that the transports share.
@@ -111,17 +128,20 @@ def check_transports(settings: Settings, clock: Callable[[], datetime]) -> Links
     """
     links = Links(strict=True)
     for job in settings.jobs.values():
-        surroundings = Surroundings(
-            job=job.name,
-            source=job.source,
-            target=job.target.pool,
-            links=links,
-            clock=clock,
-            opener=open_inner,
-        )
-        try:
-            open_transport(job.transport.name, job.transport.options, surroundings)
-        except Refused as error:
-            key = f"jobs.{job.name}.transport"
-            raise ConfigError(settings.file, key, str(error)) from error
+        for index, target in enumerate(job.targets):
+            surroundings = Surroundings(
+                job=job.name,
+                source=job.source,
+                target=target.pool,
+                links=links,
+                clock=clock,
+                opener=open_inner,
+            )
+            transport = job.transport_to(target)
+            try:
+                open_transport(transport.name, transport.options, surroundings)
+            except Refused as error:
+                place = "transport" if target.transport is None else f"targets[{index}].transport"
+                key = f"jobs.{job.name}.{place}"
+                raise ConfigError(settings.file, key, str(error)) from error
     return links

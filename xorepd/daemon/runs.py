@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import product
 from typing import Any, Protocol, Self
 
 import structlog
@@ -40,6 +41,10 @@ class Board(Protocol):
 
     def records(self) -> list[RunRecord]:
         """Return the records of runs that have not ended, as they stand."""
+        ...
+
+    def waiting(self) -> list[RunRecord]:
+        """Return the records of what runs have not come to yet."""
         ...
 
     async def changed(self, since: int) -> int:
@@ -96,6 +101,14 @@ class Runs:
         with lone_error():
             await self._group.__aexit__(*exc_info)
 
+    async def take_over(self) -> None:
+        """Record the runs that an earlier process began and did not end.
+
+        Raises:
+            StateError: the history cannot be used.
+        """
+        _log_finished(await self._history.interrupted(self._clock()))
+
     def start(self, job: JobSettings, *, cause: str) -> Run:
         """Start a run of a job.
 
@@ -111,7 +124,7 @@ class Runs:
         run.work = self._spawn(self._attempt(run), f"run of {job.name}")
         self._spawn(self._supervise(run, run.work), f"supervisor of {job.name}")
         self._running[job.name] = run
-        log.info("run.started", job=job.name, run_id=run.id, cause=cause, vms=len(job.vms))
+        log.info("run.started", job=job.name, run_id=run.id, cause=cause)
         return run
 
     def of_job(self, job: str) -> Run | None:
@@ -131,7 +144,8 @@ class Runs:
         if run.cancelled_because or run.work is None:
             return
         run.cancelled_because = because
-        run.seen = tuple(self._shown(run))
+        waiting = [record for record in self._board.waiting() if record.run_id == run.id]
+        run.seen = (*self._shown(run), *waiting)
         log.info("run.cancelling", job=run.job.name, run_id=run.id, because=because)
         run.work.cancel()
 
@@ -166,7 +180,7 @@ class Runs:
         """Execute a run; whatever goes wrong becomes the outcome of its VMs."""
         structlog.contextvars.bind_contextvars(job=run.job.name, run_id=run.id)
         try:
-            await self._history.begin(run.job.name, run.started_at)
+            await self._history.begin(run.job.name, run.started_at, run.id, _never_begun(run))
         except StateError as error:
             log.error("history.failed", error=str(error))  # noqa: TRY400 -- the sentence says all
         try:
@@ -186,9 +200,9 @@ class Runs:
         else:
             records = work.result()
         run.records = tuple(records)
-        _log_finished(run)
+        _log_finished(records)
         try:
-            await self._history.append(records)
+            await self._history.append(records, ended=run.id)
         except StateError as error:
             # Losing history never costs a replica: the next runs go on.
             log.error(  # noqa: TRY400 -- the sentence says all
@@ -203,7 +217,8 @@ class Runs:
     ) -> list[RunRecord]:
         """Return final records for a run that could not finish them itself.
 
-        What the board showed of it is kept; a run that never came so far gets one per VM.
+        What the board showed of it is kept; a run that never came so far gets one per VM and
+        target.
         """
         return [
             replace(
@@ -228,13 +243,13 @@ def _never_begun(run: Run) -> Sequence[RunRecord]:
             vm_uuid=vm if _is_uuid(vm) else "",
             vm_name=vm,
             source=job.source,
-            target=job.target.pool,
-            sr=job.target.sr,
+            target=target.pool,
+            sr=target.sr,
             outcome=Outcome.RUNNING,
             step="preflight",
             started_at=run.started_at,
         )
-        for vm in job.vms
+        for vm, target in product(job.wanted, job.targets)
     ]
 
 
@@ -245,9 +260,9 @@ def _is_uuid(text: str) -> bool:
         return False
 
 
-def _log_finished(run: Run) -> None:
+def _log_finished(records: Iterable[RunRecord]) -> None:
     """Write the one line per VM from which its run can be understood."""
-    for record in run.records:
+    for record in records:
         facts = {key: value for key, value in record.to_json().items() if value not in (None, "")}
         facts["disks"] = [
             {key: value for key, value in disk.items() if value not in (None, "")}

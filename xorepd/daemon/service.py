@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from xorepd.config.choices import Fulls
 from xorepd.config.diff import Changes, Difference, compare
 from xorepd.config.fields import nearest
 from xorepd.config.models import JobSettings, Settings
@@ -90,11 +91,12 @@ class Service:
         runs.on_end = self._run_ended
 
     async def begin(self) -> None:
-        """Take up the schedules, with what was missed while the daemon was down.
+        """Take up the schedules, with what was missed or interrupted when the daemon went down.
 
         Raises:
-            StateError: the history cannot be read.
+            StateError: the history cannot be used.
         """
+        await self._runs.take_over()
         self._scheduler.load(self.settings.jobs.values(), await self._history.last_starts())
         self._notifier.ready(self._line())
 
@@ -159,8 +161,13 @@ class Service:
             )
         )
 
-    def start_run(self, job: str) -> RunAccepted:
-        run = self._runs.start(self._job(job), cause="command")
+    def start_run(self, job: str, *, allow_full: bool = False) -> RunAccepted:
+        settings = self._job(job)
+        if allow_full and settings.full is Fulls.NEVER:
+            raise ControlError(f'job {job} has full = "never"; set it to "ask" first', status=409)
+        if allow_full:
+            settings = settings.model_copy(update={"full": Fulls.ALLOW})
+        run = self._runs.start(settings, cause="command")
         self._show()
         return RunAccepted(run_id=run.id)
 
@@ -281,7 +288,7 @@ class Service:
         return tuple(records)
 
     async def _watch(self, run: Run) -> AsyncGenerator[Event, None]:
-        told: dict[tuple[str, str], RunRecord] = {}
+        told: dict[tuple[str, ...], RunRecord] = {}
         version = 0
 
         async def change() -> None:
@@ -290,9 +297,9 @@ class Service:
 
         while not run.ended.is_set():
             for record in self._shown(run):
-                vm = (record.vm_uuid, record.vm_name)
-                if told.get(vm) != record:
-                    told[vm] = record
+                what = (record.vm_uuid, record.vm_name, record.target, record.sr)
+                if told.get(what) != record:
+                    told[what] = record
                     yield record
             await first_of(change(), run.ended.wait())
             with suppress(TimeoutError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import product
 
-from xorepd.config.models import JobSettings
+from xorepd.config.models import JobSettings, TargetSettings
+from xorepd.config.names import names
 from xorepd.control.protocol import JobReply, JobStatus, TargetReply, VmStatus
 from xorepd.state.history import Latest
 
@@ -18,14 +19,21 @@ def job_reply(job: JobSettings, next_run_at: datetime | None) -> JobReply:
         id=job.id,
         enabled=job.enabled,
         source=job.source,
-        vms=job.vms,
-        target=TargetReply(pool=job.target.pool, sr=job.target.sr),
+        vms=job.named,
+        found_by=job.found_by,
+        targets=tuple(
+            TargetReply(
+                pool=target.pool,
+                sr=target.sr,
+                keep=str(job.keep_on(target)),
+                transport=job.transport_to(target).name,
+            )
+            for target in job.targets
+        ),
         schedule=job.schedule,
         timezone=job.timezone.key,
         next_run_at=next_run_at,
-        keep=job.keep,
         verify=job.verify.value,
-        transport=job.transport.name,
     )
 
 
@@ -46,49 +54,57 @@ def job_status(
         run_id: Its run that is under way.
         now: The moment that ages are counted to.
     """
-    own = [entry for entry in latest if _belongs(entry, job)]
+    own = [entry for entry in latest if entry.record.job == job.name]
     return JobStatus(
         name=job.name,
         enabled=job.enabled,
         source=job.source,
-        target=TargetReply(pool=job.target.pool, sr=job.target.sr),
         schedule=job.schedule,
         timezone=job.timezone.key,
         next_run_at=next_run_at,
         run_id=run_id,
-        vms=tuple(_vm_status(vm, own, now) for vm in job.vms),
+        vms=tuple(_vm_status(vm, target, own, now) for vm, target in product(_vms(job, own), job.targets)),
     )
 
 
-def _vm_status(vm: str, own: list[Latest], now: datetime) -> VmStatus:
+def _vms(job: JobSettings, own: list[Latest]) -> tuple[str, ...]:
+    """Return the VMs of a job: those that it names, and those that its runs have found so far.
+
+    One that is gone, or that the job does not mean any more, stays in sight: so does its replica.
+    """
+    found = {
+        entry.record.vm_uuid: entry.record.vm_name
+        for entry in reversed(own)
+        if entry.record.vm_uuid
+        and {entry.record.vm_uuid, entry.record.vm_name}.isdisjoint(job.named)
+        and not any(
+            names(text, entry.record.vm_uuid, entry.record.vm_name) for text in job.exclude
+        )
+    }
+    if not job.found_by:
+        return job.named
+    if not found:
+        return job.wanted
+    return (*job.named, *sorted(found, key=lambda uuid: (found[uuid], uuid)))
+
+
+def _vm_status(vm: str, target: TargetSettings, own: list[Latest], now: datetime) -> VmStatus:
     # A run that failed before it met the VM knows only one of its two names, so one VM may have
     # several entries: the last run is in the first of them, the newest point in any.
-    mine = [entry for entry in own if vm in {entry.record.vm_uuid, entry.record.vm_name}]
+    mine = [
+        entry
+        for entry in own
+        if vm in {entry.record.vm_uuid, entry.record.vm_name}
+        and entry.record.is_to(target.pool, target.sr)
+    ]
     points = [entry.newest_point_at for entry in mine if entry.newest_point_at is not None]
     newest = max(points, default=None)
     return VmStatus(
         vm=vm,
+        name=next((entry.record.vm_name for entry in mine if entry.record.vm_uuid), vm),
+        pool=target.pool,
+        sr=target.sr,
         last=mine[0].record if mine else None,
         newest_point_at=newest,
         age_s=max((now - newest).total_seconds(), 0.0) if newest else None,
     )
-
-
-def _belongs(entry: Latest, job: JobSettings) -> bool:
-    """Return whether an entry tells of the replicas that a job has now.
-
-    A job that was given another target has no restore point there yet.
-    """
-    record = entry.record
-    if record.job != job.name or record.target != job.target.pool:
-        return False
-    # Records name the SR. A job that has it by UUID cannot be told from one for another SR there.
-    return record.sr == job.target.sr or _is_uuid(job.target.sr)
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True

@@ -15,7 +15,11 @@ from datetime import datetime
 
 from xorepd.errors import XorepdError
 from xorepd.ids import RunId
+from xorepd.replication.inventory import Excluded
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+
+WAITING = "waiting"
+"""The step of a VM whose run waits for a place; it is no step of `replicate`."""
 
 _RATE_WINDOW_S = 5.0
 _SAMPLE_S = 0.25
@@ -37,6 +41,8 @@ class DiskProgress:
     planned_bytes: int = 0
     moved_bytes: int = 0
     sent_bytes: int = 0
+    confirmed_to: int = 0
+    """Everything below this offset is on the target's storage."""
 
     def record(self) -> DiskRecord:
         return DiskRecord(
@@ -53,6 +59,11 @@ class DiskProgress:
             moved_bytes=self.moved_bytes,
             sent_bytes=self.sent_bytes,
         )
+
+
+def _by_device(item: tuple[str, DiskProgress]) -> tuple[int, str]:
+    device, _ = item
+    return len(device), device
 
 
 class Progress:
@@ -79,18 +90,34 @@ class Progress:
             "target": target,
         }
         self.vm_uuid, self.vm_name, self.sr = vm_uuid, vm_name, sr
+        self.sr_uuid = ""
         self.started_at = now
         self._started = time.monotonic()
-        self.step = "waiting"
+        self.step = WAITING
         self.disks: dict[str, DiskProgress] = {}
         self.restore_point: str | None = None
         self.point_in_time: datetime | None = None
         self._samples: deque[tuple[float, int]] = deque()
 
+    def begin(self, now: datetime) -> None:
+        """Say that its turn has come: until then it was waiting."""
+        self.started_at, self._started = now, time.monotonic()
+        self.enter("connect")
+
     def enter(self, step: str) -> None:
         """Say which step begins."""
         self.step = step
         self._board.touch()
+
+    def exclude(self, disk: Excluded) -> None:
+        """Say that a disk stays behind."""
+        self.disks[disk.vbd.userdevice] = DiskProgress(
+            device=disk.vbd.userdevice,
+            name=disk.vdi.name_label,
+            virtual_size=disk.vdi.virtual_size,
+            mode="excluded",
+            reason=disk.because,
+        )
 
     def moved(self, device: str, size: int) -> None:
         """Count bytes of a disk that the target has accepted."""
@@ -126,11 +153,12 @@ class Progress:
             vm_uuid=self.vm_uuid,
             vm_name=self.vm_name,
             sr=self.sr,
+            sr_uuid=self.sr_uuid,
             outcome=outcome,
             step=self.step,
             started_at=self.started_at,
             finished_at=ended,
-            disks=tuple(disk.record() for disk in self.disks.values()),
+            disks=tuple(disk.record() for _, disk in sorted(self.disks.items(), key=_by_device)),
             restore_point=self.restore_point,
             point_in_time=self.point_in_time,
             error=None if error is None else str(error) or type(error).__name__,
@@ -152,7 +180,12 @@ class Board:
     def records(self) -> list[RunRecord]:
         """Return how each stands: VMs of these runs that are done, then those under way."""
         done = [record for records in self._finished.values() for record in records]
-        return done + [progress.running() for progress in self._running]
+        begun = [progress for progress in self._running if progress.step != WAITING]
+        return done + [progress.running() for progress in begun]
+
+    def waiting(self) -> list[RunRecord]:
+        """Return those whose turn in their run has not come yet."""
+        return [progress.running() for progress in self._running if progress.step == WAITING]
 
     async def changed(self, since: int) -> int:
         """Wait until something changed after version `since`; return the new version."""

@@ -6,7 +6,7 @@ there, or is used by somebody else's VM, is not in the inventory and is left alo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from xorepd.ids import NULL_REF, Ref
@@ -16,8 +16,10 @@ from xorepd.replication.markers import (
     Mark,
     Role,
     Stream,
+    Use,
     decode,
     signed,
+    uses_of,
 )
 from xorepd.replication.plan import Point, PointDisk, SourceBase
 from xorepd.xapi.cache import Cache
@@ -30,6 +32,11 @@ class Marked:
 
     vdi: Vdi
     mark: Mark
+
+    @property
+    def uses(self) -> Mapping[str, Use]:
+        """For which targets a disk of a source snapshot stands, by UUID of their SR."""
+        return uses_of(self.vdi.other_config, self.mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,20 @@ class Group:
         """UUIDs of the source snapshot's disks whose content these are."""
         return {disk.mark.snapshot for disk in self.disks}
 
+    @property
+    def uses(self) -> Mapping[str, Use]:
+        """For which targets a source snapshot stands, by UUID of their SR."""
+        return uses_of(self.vm.other_config, self.mark)
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A disk of a source VM that is not replicated."""
+
+    vbd: Vbd
+    vdi: Vdi
+    because: str
+
 
 @dataclass(frozen=True, slots=True)
 class SourceSide:
@@ -53,13 +74,21 @@ class SourceSide:
     vm: Vm
     disks: tuple[tuple[Vbd, Vdi], ...]
     snapshots: tuple[Group, ...]
-    """Ours for this stream, newest first."""
+    """Ours of this VM, for whatever targets, newest first."""
     unsigned: tuple[Group, ...] = ()
     """Snapshots that a run took and never got to mark."""
     orphans: tuple[Marked, ...] = ()
     """Disks of snapshots of ours whose VM record is gone."""
     torn: tuple[Vdi, ...] = ()
     """Disks of a snapshot of ours whose VM record never came: the toolstack died over it."""
+
+    excluded: tuple[Excluded, ...] = ()
+    """Disks of the VM that stay behind, and are not among `disks`."""
+
+    @property
+    def drives(self) -> tuple[Vdi, ...]:
+        """All disks of the VM."""
+        return (*(vdi for _, vdi in self.disks), *(disk.vdi for disk in self.excluded))
 
     def bases(self) -> list[SourceBase]:
         """Return the snapshots of present disks that still hold data."""
@@ -105,6 +134,7 @@ class TargetSide:
                         content=disk.mark.snapshot,
                         virtual_size=disk.vdi.virtual_size,
                         is_usable=disk.vdi.has_data,
+                        deltas=disk.mark.deltas,
                     )
                     for disk in point.disks
                 ),
@@ -114,18 +144,19 @@ class TargetSide:
 
 
 def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
-    """Return what the source pool holds of a stream."""
+    """Return what the source pool holds of a stream: the same for every target of the VM."""
+    of_source = stream.of_source
     snapshots, unsigned = [], []
     for candidate in cache.vms.values():
         if not candidate.is_a_snapshot or candidate.snapshot_of != vm.ref:
             continue
         mark = signed(candidate.other_config, candidate.uuid)
         if mark is not None:
-            if mark.role is Role.SOURCE and mark.stream == stream:
-                disks = tuple(_marked(cache, candidate, Role.SOURCE, stream))
+            if mark.role is Role.SOURCE and mark.stream.of_source == of_source:
+                disks = tuple(_source_disks(cache, candidate, of_source))
                 snapshots.append(Group(candidate, mark, disks))
         elif _is_unmarked_snapshot(candidate):
-            blank = Mark(Role.SOURCE, stream, candidate.other_config[SNAPSHOTTING])
+            blank = Mark(Role.SOURCE, of_source, candidate.other_config[SNAPSHOTTING])
             disks = tuple(
                 Marked(vdi, blank) for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot
             )
@@ -134,9 +165,7 @@ def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
         Marked(vdi, mark)
         for vdi in cache.vdis.values()
         if vdi.is_a_snapshot
-        and (mark := signed(vdi.other_config, vdi.uuid)) is not None
-        and mark.role is Role.SOURCE
-        and mark.stream == stream
+        and (mark := _source_mark(vdi, of_source)) is not None
         and not used_by_vms(cache, vdi)
     ]
     snapshots.sort(key=lambda group: group.mark.time, reverse=True)
@@ -162,7 +191,7 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
         if mark.self == vm.uuid and mark.role is Role.REPLICA and not vm.is_a_snapshot:
             replica, replica_mark = vm, mark
         elif mark.self == vm.uuid and mark.role is Role.POINT and vm.is_a_snapshot:
-            points.append(Group(vm, mark, tuple(_marked(cache, vm, Role.POINT, stream))))
+            points.append(Group(vm, mark, tuple(_point_disks(cache, vm, stream))))
         elif not mark.self and vm.is_a_template and not vm.is_a_snapshot and not vm.vbds:
             unsigned_vms.append(vm)
     points.sort(key=lambda point: point.mark.time, reverse=True)
@@ -174,7 +203,7 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
         if vdi.sr == sr:
             if _is_loose(cache, vdi, stream):
                 loose.append(vdi)
-            elif CLONING in vdi.other_config and _is_of(vdi, stream):
+            elif _is_cloned(vdi, stream):
                 cloning.append(vdi)
     return TargetSide(
         replica=replica,
@@ -217,10 +246,22 @@ def _is_unmarked_snapshot(vm: Vm) -> bool:
     return run is not None and vm.name_label == temporary_name(run)
 
 
-def _marked(cache: Cache, vm: Vm, role: Role, stream: Stream) -> Iterator[Marked]:
-    for _, vdi in disks_of(cache, vm):
+def _source_mark(vdi: Vdi, of_source: Stream) -> Mark | None:
+    mark = signed(vdi.other_config, vdi.uuid)
+    is_ours = mark is not None and mark.role is Role.SOURCE and mark.stream.of_source == of_source
+    return mark if is_ours else None
+
+
+def _source_disks(cache: Cache, snapshot: Vm, of_source: Stream) -> Iterator[Marked]:
+    for _, vdi in disks_of(cache, snapshot):
+        if (mark := _source_mark(vdi, of_source)) is not None:
+            yield Marked(vdi, mark)
+
+
+def _point_disks(cache: Cache, point: Vm, stream: Stream) -> Iterator[Marked]:
+    for _, vdi in disks_of(cache, point):
         mark = signed(vdi.other_config, vdi.uuid)
-        if mark is not None and mark.role is role and mark.stream == stream:
+        if mark is not None and mark.role is Role.POINT and mark.stream == stream:
             yield Marked(vdi, mark)
 
 
@@ -279,15 +320,24 @@ def is_live(vdi: Vdi, stream: Stream) -> bool:
     return mark is not None and mark.role is Role.DISK and mark.stream == stream
 
 
-def _is_of(vdi: Vdi, stream: Stream) -> bool:
+def _is_cloned(vdi: Vdi, stream: Stream) -> bool:
+    """Return whether a disk still says that we are cloning it, or is a clone that says so."""
     mark = decode(vdi.other_config)
-    return mark is not None and mark.stream == stream
+    cloning = vdi.other_config.get(CLONING)
+    return cloning is not None and (
+        cloning == str(stream) or (mark is not None and mark.stream == stream)
+    )
 
 
 def _is_loose(cache: Cache, vdi: Vdi, stream: Stream) -> bool:
     """Return whether a disk is provably ours and belongs to no VM."""
     mark = decode(vdi.other_config)
-    if mark is None or mark.stream != stream or used_by_vms(cache, vdi):
+    if used_by_vms(cache, vdi):
+        return False
+    if mark is None:  # cloned by us from a copy that others made, and not signed yet
+        is_clone = not vdi.is_a_snapshot and vdi.snapshot_time != EPOCH
+        return is_clone and vdi.other_config.get(CLONING) == str(stream)
+    if mark.stream != stream:
         return False
     if mark.self == vdi.uuid:  # written on this very disk
         return mark.role in (Role.DISK, Role.POINT)

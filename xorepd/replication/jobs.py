@@ -1,4 +1,11 @@
-"""One execution of a job: its VMs, a few at a time, each with a fate of its own."""
+"""One execution of a job: its VMs, a few at a time, to all targets, each with a fate of its own.
+
+    run_job ─► _VmRun, one for each VM: a visit to the source VM
+                  └► serve, one for each target ─► run.replicate
+
+A target works through the job's VMs at its own pace. One that lags behind holds up no other:
+`max_vms` counts for each target by itself, and at meetings on the source nobody waits for long.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +13,32 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 import structlog
 
-from xorepd.config.models import JobSettings
+from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.data.nbd_reader import NbdBudget
-from xorepd.errors import Broken, Refused, XorepdError
+from xorepd.errors import Broken, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import Board, Clock, Progress
+from xorepd.replication.lease import Leases
 from xorepd.replication.markers import Stream
+from xorepd.replication.meeting import JOIN_S
+from xorepd.replication.muster import find_missing, muster
 from xorepd.replication.preflight import find_sr, find_vm
 from xorepd.replication.room import Room
 from xorepd.replication.run import replicate
+from xorepd.replication.selection import Selection
+from xorepd.replication.visit import SourceVm, Visit
 from xorepd.state.records import Outcome, RunRecord
-from xorepd.transports.base import Surroundings
+from xorepd.transports.base import Surroundings, Transport
 from xorepd.transports.links import Links
 from xorepd.transports.registry import open_inner, open_transport
 from xorepd.units import format_duration
 from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Vm
 
 log = structlog.get_logger(__name__)
 
@@ -38,63 +52,133 @@ class Context:
     slots: asyncio.Semaphore
     """VMs in transfer at once, over all jobs."""
     clock: Clock
+    leases: Leases
     room: Room = field(default_factory=Room)
     nbd: NbdBudget = field(default_factory=NbdBudget)
     links: Links = field(default_factory=Links)
-    turns: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    """By UUID of the source VM: two jobs take their turns on one VM."""
+    sources: defaultdict[str, SourceVm] = field(default_factory=lambda: defaultdict(SourceVm))
+    """By UUID of the source VM: what its visits share."""
+    join_s: float = JOIN_S
+    """How long the targets of a VM wait for each other at most."""
 
 
 async def run_job(job: JobSettings, run_id: RunId, context: Context) -> list[RunRecord]:
-    """Replicate each VM of a job once.
+    """Replicate each VM of a job once to each of its targets.
 
     Returns:
-        One record per VM, in the job's order. A VM that fails does not stop the others.
+        One record per VM and target, in the job's order, and then one for each VM that is gone
+        and has a replica. What fails stops nothing else.
 
     Raises:
         asyncio.CancelledError: on cancellation, after every VM has cleaned up.
     """
-    turns = asyncio.Semaphore(job.max_vms)
+    turns = {to.place: asyncio.Semaphore(job.max_vms) for to in job.targets}
+    late = set[str]()
     with context.board.run(run_id) as finished:
 
-        async def one(wanted: str) -> RunRecord:
-            async with turns, context.slots:
-                record = await _run_vm(job, run_id, wanted, context)
-                finished.append(record)
-                return record
+        async def serve(vm: _VmRun, to: TargetSettings) -> RunRecord:
+            try:
+                progress = vm.progress_to(to)
+                with context.board.show(progress):
+                    async with turns[to.place], vm.seat:
+                        record = await vm.serve(to, progress)
+                        finished.append(record)
+                        return record
+            finally:
+                vm.visit.leave(to.place)
 
+        async def miss(selection: Selection, to: TargetSettings) -> list[RunRecord]:
+            pools = context.pools
+            records = await find_missing(
+                job, run_id, selection, to, pools[job.source], pools[to.pool], context.clock
+            )
+            finished.extend(records)
+            return records
+
+        mustered = await muster(job, run_id, context.pools[job.source], context.clock)
+        finished.extend(mustered.records)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(vm), name=f"{job.name} {vm}") for vm in job.vms]
-        return [task.result() for task in tasks]
+            tasks, missing = [], []
+            if selection := mustered.selection:
+                for to in job.targets:
+                    name = f"{job.name} missing on {to.place}"
+                    missing.append(group.create_task(miss(selection, to), name=name))
+            for wanted in mustered.wanted:
+                vm = _VmRun(job, run_id, wanted, context, late)
+                for to in job.targets:
+                    name = f"{job.name} {wanted} to {to.place}"
+                    tasks.append(group.create_task(serve(vm, to), name=name))
+        served = [task.result() for task in tasks]
+        return [*mustered.records, *served, *chain(*(task.result() for task in missing))]
 
 
-async def _run_vm(job: JobSettings, run_id: RunId, wanted: str, context: Context) -> RunRecord:
-    progress = Progress(
-        context.board,
-        run_id=run_id,
-        job=job.name,
-        vm_uuid="",
-        vm_name=wanted,
-        source=job.source,
-        target=job.target.pool,
-        sr=job.target.sr,
-        now=context.clock(),
-    )
-    structlog.contextvars.bind_contextvars(job=job.name, run_id=run_id, vm=wanted)
-    with context.board.show(progress):
+class _Seat:
+    """One of the daemon's places for VMs, taken while any target of a VM is being served."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places, self._users, self._door = places, 0, asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        async with self._door:
+            if not self._users:
+                await self._places.acquire()
+            self._users += 1
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._places.release()
+
+
+class _VmRun:
+    """One VM in one run of a job, with all its targets."""
+
+    def __init__(
+        self, job: JobSettings, run_id: RunId, wanted: str, context: Context, late: set[str]
+    ) -> None:
+        self._job, self._run_id, self._wanted, self._context = job, run_id, wanted, context
+        self._finding = asyncio.Lock()
+        self._vm: Vm | None = None
+        self.seat = _Seat(context.slots)
+        self.visit = Visit((to.place for to in job.targets), late, context.join_s)
+
+    def progress_to(self, to: TargetSettings) -> Progress:
+        """Return what shows how the VM gets on to one target; it is waiting yet."""
+        return Progress(
+            self._context.board,
+            run_id=self._run_id,
+            job=self._job.name,
+            vm_uuid="",
+            vm_name=self._wanted,
+            source=self._job.source,
+            target=to.pool,
+            sr=to.sr,
+            now=self._context.clock(),
+        )
+
+    async def serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
+        """Replicate the VM to one target, whatever becomes of the others; return how it ended."""
+        job, context = self._job, self._context
+        progress.begin(context.clock())
+        structlog.contextvars.bind_contextvars(
+            job=job.name, run_id=self._run_id, vm=self._wanted, target=to.place
+        )
         try:
             async with asyncio.timeout(job.deadline) as deadline:
-                outcome = await _replicate(job, run_id, wanted, context, progress)
+                outcome = await self._replicate(to, progress)
         except asyncio.CancelledError:
             log.info("run.cancelled", step=progress.step)
             raise
         except Exception as error:
             if deadline.expired():  # whatever came of the cancellation
                 late = Refused(
-                    f"VM {wanted}: not done after {format_duration(job.deadline)}, the deadline of "
-                    f"job {job.name} (in step {progress.step}); raise it if that is too short"
+                    f"VM {self._wanted}: not done after {format_duration(job.deadline)}, the "
+                    f"deadline of job {job.name} (in step {progress.step}); raise it if that "
+                    "is too short"
                 )
                 return progress.finished(Outcome.FAILED, late, context.clock())
+            if isinstance(error, LeaseHeld):
+                return progress.finished(Outcome.HELD, error, context.clock())
             if isinstance(error, XorepdError):
                 return progress.finished(Outcome.FAILED, error, context.clock())
             # A fault of ours in one VM must not stop the others, nor pass unseen.
@@ -102,42 +186,60 @@ async def _run_vm(job: JobSettings, run_id: RunId, wanted: str, context: Context
             return progress.finished(Outcome.FAILED, Broken(error), context.clock())
         return progress.finished(outcome, None, context.clock())
 
+    async def _replicate(self, to: TargetSettings, progress: Progress) -> Outcome:
+        job, context = self._job, self._context
+        source, target = context.pools[job.source], context.pools[to.pool]
+        transport = await _open_transport(job, to, context)
+        vm = await self._find(source)
+        progress.vm_uuid, progress.vm_name = vm.uuid, vm.name_label
+        await target.refresh()
+        sr = find_sr(target.cache, target.name, to.sr)
+        progress.sr, progress.sr_uuid = sr.name_label, sr.uuid
+        stream = Stream(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid)
+        what = f"replication of VM {vm.name_label} to SR {sr.name_label} of pool {target.name}"
+        source_vm = context.sources[vm.uuid]
+        with self.visit.serving(to.place, sr):
+            async with (
+                source_vm.turns[sr.uuid],
+                context.leases.hold(target, sr, stream, self._run_id, what) as lease,
+            ):
+                return await replicate(
+                    Assignment(
+                        job=job,
+                        to=to,
+                        run_id=self._run_id,
+                        source=source.guarded(lease.check),
+                        target=target.guarded(lease.check),
+                        vm=vm,
+                        sr=sr,
+                        stream=stream,
+                        source_vm=source_vm,
+                        visit=self.visit,
+                        transport=transport,
+                        room=context.room,
+                        nbd=context.nbd,
+                        progress=progress,
+                    )
+                )
 
-async def _replicate(
-    job: JobSettings, run_id: RunId, wanted: str, context: Context, progress: Progress
-) -> Outcome:
-    source, target = context.pools[job.source], context.pools[job.target.pool]
+    async def _find(self, source: Pool) -> Vm:
+        """Return the source VM, the same for all targets."""
+        async with self._finding:
+            if self._vm is None:
+                await source.refresh()
+                self._vm = find_vm(source.cache, source.name, self._wanted)
+            return self._vm
+
+
+async def _open_transport(job: JobSettings, to: TargetSettings, context: Context) -> Transport:
+    settings = job.transport_to(to)
     surroundings = Surroundings(
         job=job.name,
         source=job.source,
-        target=job.target.pool,
+        target=to.pool,
         links=context.links,
         clock=context.clock,
         opener=open_inner,
     )
     # In a thread, because it is the code of others and may take its time.
-    transport = await asyncio.to_thread(
-        open_transport, job.transport.name, job.transport.options, surroundings
-    )
-    progress.enter("connect")
-    await source.refresh()
-    await target.refresh()
-    vm = find_vm(source.cache, source.name, wanted)
-    sr = find_sr(target.cache, target.name, job.target.sr)
-    progress.vm_uuid, progress.vm_name, progress.sr = vm.uuid, vm.name_label, sr.name_label
-    async with context.turns[vm.uuid]:
-        return await replicate(
-            Assignment(
-                job=job,
-                run_id=run_id,
-                source=source,
-                target=target,
-                vm=vm,
-                sr=sr,
-                stream=Stream(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid),
-                transport=transport,
-                room=context.room,
-                nbd=context.nbd,
-                progress=progress,
-            )
-        )
+    return await asyncio.to_thread(open_transport, settings.name, settings.options, surroundings)

@@ -14,6 +14,12 @@ object and, read as "snapshot of", on that object's snapshots. Anywhere else it 
 An object that was created a moment ago cannot carry its own UUID yet: its mark is *unsigned*
 (`self` is empty) until it is written again, and counts only where a copy cannot be meant.
 
+A source snapshot serves every target of its VM, so its mark names none (`stream.sr` is empty). For
+whom it stands is told by keys of their own, one for each target, because `other_config` can be
+changed key by key and several runs do so at the same time:
+
+    xorepd:for:<SR UUID>    wanted | held
+
 Beside our own key stand Xen Orchestra's, as it writes them (`xo_point`, `xo_source`): it finds our
 restore points, and its dashboards and exclusions know our replicas.
 """
@@ -31,12 +37,16 @@ KEY = "xorepd:mark"
 VERSION = 1
 
 CLONING = "xorepd:cloning"
-"""On a restore point's disk while a staging disk is cloned from it: run id. The clone inherits it,
-and so is known for ours even if we die before it gets its own mark."""
+"""On the disk of a restore point, or of a copy that others made, while a staging disk is cloned
+from it: the stream. The clone inherits it, and so is known for ours even if we die before it gets
+its own mark."""
 
 SNAPSHOTTING = "xorepd:snapshotting"
 """On a source VM and its disks while their snapshot is taken: run id. The snapshot inherits it,
 likewise; and if XAPI dies over it, the disks that it leaves behind."""
+
+FOR = "xorepd:for:"
+"""On a source snapshot and its disks, with the UUID of a target SR behind it: `Use`."""
 
 REPLICA_TAG = "Continuous Replication"
 """Xen Orchestra's tag of replicas; its smart jobs leave out what carries it."""
@@ -59,6 +69,15 @@ class Role(StrEnum):
     POINT = "point"
 
 
+class Use(StrEnum):
+    """What a source snapshot is to one target."""
+
+    WANTED = "wanted"
+    """Its content is on the way there."""
+    HELD = "held"
+    """A restore point there has its content: it is a base."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """What is kept together: one source VM replicated to one SR, whatever job does it."""
@@ -68,7 +87,12 @@ class Stream:
     vm: str
     """UUID of the source VM."""
     sr: str
-    """UUID of the target SR."""
+    """UUID of the target SR; empty on source snapshots, which serve all targets of the VM."""
+
+    @property
+    def of_source(self) -> Stream:
+        """What the streams of one source VM have in common."""
+        return replace(self, sr="")
 
     def __str__(self) -> str:
         return f"{self.pool}/{self.vm}/{self.sr}"
@@ -106,8 +130,10 @@ class Mark:
     """On disks: `userdevice` of the source disk."""
     time: str = ""
     """When the source was snapshotted, by its pool's clock: ISO 8601 (see `next_time`)."""
+    deltas: int = 0
+    """On disks of the target: how many deltas it has had since it was sent whole."""
     confirmed: bool = False
-    """On source snapshots: the target holds their content."""
+    """On source snapshots of an earlier form, whose stream names a target: it holds the content."""
     commit: Commit | None = field(default=None)
     """On the replica, during a commit."""
 
@@ -151,6 +177,8 @@ def _is_sound(mark: Mark) -> bool:
             if not isinstance(side, dict):
                 return False
             texts += side.values()
+    if type(mark.deltas) is not int or not 0 <= mark.deltas < 2**53:
+        return False
     return isinstance(mark.confirmed, bool) and all(isinstance(text, str) for text in texts)
 
 
@@ -160,17 +188,35 @@ def signed(other_config: Mapping[str, str], uuid: str) -> Mark | None:
     return mark if mark is not None and mark.self == uuid else None
 
 
+def uses_of(other_config: Mapping[str, str], mark: Mark) -> dict[str, Use]:
+    """Return for which targets a source snapshot stands, by UUID of their SR.
+
+    Args:
+        mark: what is written on it. One of the earlier form names its only target itself.
+    """
+    uses = {}
+    if mark.stream.sr:
+        uses[mark.stream.sr] = Use.HELD if mark.confirmed else Use.WANTED
+    for key, value in other_config.items():
+        if key.startswith(FOR) and len(key) > len(FOR):
+            # Whatever else may stand there keeps the snapshot, as the careful reading.
+            uses[key.removeprefix(FOR)] = Use.WANTED if value == Use.WANTED else Use.HELD
+    return uses
+
+
 def next_time(moment: datetime, known: Iterable[str]) -> str:
     """Return the time for a new snapshot of a stream: later than all its known ones.
 
     Restore points are put in order by it. XAPI's dates have whole seconds, and the clock of a pool
     may step back or pass to another master: neither may make the newest point an older one.
     """
-    newest = max(filter(None, map(_read_time, known)), default=moment - _STEP)
+    newest = max(filter(None, map(read_time, known)), default=moment - _STEP)
     return max(moment, newest + _STEP).isoformat()
 
 
-def _read_time(text: str) -> datetime | None:
+def read_time(text: str) -> datetime | None:
+    """Return the time of a mark, aware; None where it cannot be read."""
+    """Return the time in a mark; None where there is none that we understand."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

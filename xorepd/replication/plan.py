@@ -25,6 +25,8 @@ class FullReason(StrEnum):
     """The restore point is there, but the disk in it is gone or unusable."""
     DISK_SHRANK = "disk-shrank"
     """The base on the target is larger than the source disk; VHDs cannot shrink."""
+    DUE = "due"
+    """The job wants a full after so many deltas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class PointDisk:
     virtual_size: int
     is_usable: bool
     """It exists, holds data, and may be cloned."""
+    deltas: int = 0
+    """How many it has had since it was sent whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class Delta:
     """UUID of the source snapshot's disk."""
     onto: str
     """UUID of the restore point's disk with the same content."""
+    number: int = 1
+    """Which one it is since the disk was sent whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,13 @@ def choose_base(
     if not points:
         return Full(FullReason.FIRST_RUN)
     on_source = {base.uuid for base in bases if base.disk == disk.uuid}
-    copies = [copy for point in points for copy in point.disks if copy.disk == disk.uuid]
+    # By content as well: after a revert the source disk is another one, and its snapshots are its.
+    copies = [
+        copy
+        for point in points
+        for copy in point.disks
+        if copy.disk == disk.uuid or copy.content in on_source
+    ]
     if not copies:
         return Full(FullReason.NEW_DISK)
     common = [copy for copy in copies if copy.content in on_source]
@@ -109,4 +121,12 @@ def choose_base(
     fitting = [copy for copy in usable if copy.virtual_size <= disk.virtual_size]
     if not fitting:
         return Full(FullReason.DISK_SHRANK)
-    return Delta(base=fitting[0].content, onto=fitting[0].uuid)
+    best = fitting[0]
+    return Delta(base=best.content, onto=best.uuid, number=best.deltas + 1)
+
+
+def limit_deltas(how: Delta | Full, full_every: int | None) -> Delta | Full:
+    """Return how a disk is sent where a job wants a full after so many deltas."""
+    if isinstance(how, Delta) and full_every is not None and how.number > full_every:
+        return Full(FullReason.DUE)
+    return how

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import structlog
 
 from xorepd.config.models import Diverged
 from xorepd.errors import ObjectBusy, Refused
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
+from xorepd.replication.chains import CLOSE, MAX_DEPTH, deepest
 from xorepd.replication.divergence import diverged_disks
 from xorepd.replication.inventory import SourceSide, TargetSide
 from xorepd.replication.markers import (
@@ -20,7 +24,10 @@ from xorepd.replication.markers import (
 from xorepd.replication.networks import Candidate, map_network, networks_of
 from xorepd.units import GiB
 from xorepd.xapi.cache import Cache
+from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi, Vif, Vm
+
+log = structlog.get_logger(__name__)
 
 MAX_VHD_SIZE = 2040 * GiB
 """Largest disk that XAPI and its storage drivers put into a VHD."""
@@ -107,21 +114,45 @@ def check_source(a: Assignment, side: SourceSide) -> None:
     moving = sorted(set(vm.current_operations.values()) & set(BLOCKED_WHILE_READ))
     if moving:
         raise ObjectBusy(pool, "VM", vm.name_label, moving[0])
-    for _, vdi in side.disks:
-        problem = _disk_problem(vdi, a.sr)
+    stay_behind = {disk.vdi.ref for disk in side.excluded}
+    for vdi in side.drives:
+        stays_behind = vdi.ref in stay_behind
+        problem = _snapshot_problem(vdi) if stays_behind else _disk_problem(vdi, a.sr)
         if problem:
             raise Refused(f"pool {pool}: disk {vdi.name_label} of VM {vm.name_label} {problem}")
+    _check_chains(a.source, [vdi for _, vdi in side.disks], MAX_DEPTH)
     for sr in a.source.cache.present(Sr, {vdi.sr for _, vdi in side.disks}):
         a.room.check(sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}")
 
 
+def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
+    """Refuse to make a chain longer that is as long as XAPI allows."""
+    disk, depth = deepest(pool.cache, disks)
+    if disk is None or depth < min(CLOSE, too_deep):
+        return
+    if depth >= too_deep:
+        raise Refused(
+            f"pool {pool.name}: disk {disk.name_label} is a chain of {depth} VHDs, and XAPI allows "
+            f"{MAX_DEPTH}; it gets shorter as the storage coalesces, look on the hosts whether "
+            "that gets on (/var/log/SMlog), and remove snapshots that nobody needs"
+        )
+    log.warning("chain.long", pool=pool.name, disk=disk.uuid, depth=depth)
+
+
+def _snapshot_problem(vdi: Vdi) -> str | None:
+    """Return what keeps a VM from being snapshotted, even without the disk."""
+    if vdi.on_boot == "reset":
+        return "is reset at each boot, which XAPI cannot snapshot; set on_boot to persist"
+    return None
+
+
 def _disk_problem(vdi: Vdi, target: Sr) -> str | None:
+    if problem := _snapshot_problem(vdi):
+        return problem
     if vdi.missing:
         return "is missing from its SR; scan the SR or detach the disk"
     if vdi.sharable:
         return "is sharable, which XAPI cannot snapshot; detach it or leave the VM out"
-    if vdi.on_boot == "reset":
-        return "is reset at each boot, which XAPI cannot snapshot; set on_boot to persist"
     if vdi.virtual_size > MAX_VHD_SIZE and target.type not in NOT_VHD:
         return (
             f"has {vdi.virtual_size / GiB:.1f} GiB, more than the {MAX_VHD_SIZE // GiB} GiB of a "
@@ -149,6 +180,9 @@ def check_target(a: Assignment, side: TargetSide) -> None:
             f"{', '.join(vdi.name_label for vdi in changed)} since its last restore point; keep "
             f'what is worth it in a clone, then set diverged = "replace" in job {a.job.name}'
         )
+    # A clone and then its snapshot: each may make the chain one longer.
+    newest = [disk.vdi for point in side.points[:1] for disk in point.disks]
+    _check_chains(a.target, newest, MAX_DEPTH - 1)
     sr = a.target.cache.srs.get(a.sr.ref, a.sr)
     if not sr.zeroes_new_disks:
         raise Refused(

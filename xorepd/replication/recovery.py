@@ -4,8 +4,9 @@ The commit point of a run is the record of the restore point on the target: `VM.
 last, after its disks. Before it, recovery rolls back; after it, recovery rolls forward.
 
     left behind                                          →
-    source snapshot, not confirmed, no point holds it      destroy
-    source snapshot, not confirmed, a point holds it       confirm
+    source snapshot, wanted, no point holds it             release: destroy unless others want it
+    source snapshot, wanted, a point holds it              hold
+    source snapshot, for no target                         destroy
     replica in a commit, its restore point exists          finish the commit
     replica in a commit, no restore point of it            put the old disks back
     the same, and there were no old disks (first run)      destroy the replica
@@ -15,10 +16,11 @@ last, after its disks. Before it, recovery rolls back; after it, recovery rolls 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
-from xorepd.replication.markers import Commit
+from xorepd.replication.markers import Commit, Use, read_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +68,106 @@ def _has_points(side: TargetSide) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SourceCleaning:
-    """What is to be done on the source side."""
+    """What a run for one target does on the source side, before its first step and after its last.
+
+    To be *released* means that this target is struck off; what stands for no other is destroyed.
+    """
 
     destroy: tuple[Group, ...]
-    confirm: tuple[Group, ...]
-    destroy_disks: tuple[Marked, ...]
+    hold: tuple[Group, ...]
+    release: tuple[Group | Marked, ...]
+    """Snapshots, and disks of snapshots whose record is gone."""
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.destroy or self.hold or self.release)
 
 
-def decide_source(source: SourceSide, target: TargetSide) -> SourceCleaning:
-    """Return what becomes of our snapshots of the source VM, before a run.
+def decide_source(source: SourceSide, target: TargetSide, sr: str) -> SourceCleaning:
+    """Return what becomes of our snapshots of the source VM, as far as one target has a say.
 
-    A confirmed snapshot stays even when no restore point is seen that needs it: a target that
-    shows less than it has must not cost the base. The next successful run removes it.
+    What is held stays even when no restore point is seen that needs it: a target that shows less
+    than it has must not cost the base. The next successful run releases it.
+
+    Args:
+        sr: UUID of the target SR.
     """
     held = set[str]().union(*(point.contents for point in target.points))
     based = set[str]().union(*(group.contents for group in source.snapshots))
     newest = target.points[0].contents if target.points else set[str]()
     # What older points hold is a base as well, but only while the newest one has none.
     needed = newest if newest and newest <= based else held
+    replicated = {point.mark.snapshot for point in target.points}
+    common = [
+        group
+        for group in source.snapshots
+        if group.contents & held or group.vm.uuid in replicated  # a VM may have no disks
+    ]
+    # Whoever has the content has a claim to it, also where its key went astray.
+    claimed = [group for group in common if group is common[0] or sr in group.uses]
     return SourceCleaning(
-        destroy=source.unsigned
-        + tuple(
-            group
-            for group in source.snapshots
-            if not group.mark.confirmed and not group.contents & held
+        destroy=source.unsigned,
+        hold=tuple(group for group in claimed if group.uses.get(sr) is not Use.HELD),
+        release=(
+            *(
+                group
+                for group in source.snapshots
+                if group not in claimed and (group.uses.get(sr) is Use.WANTED or not group.uses)
+            ),
+            *(
+                disk
+                for disk in source.orphans
+                if disk.vdi.uuid not in needed and (sr in disk.uses or not disk.uses)
+            ),
         ),
-        confirm=tuple(
-            group
-            for group in source.snapshots
-            if not group.mark.confirmed and group.contents & held
-        ),
-        destroy_disks=tuple(disk for disk in source.orphans if disk.vdi.uuid not in needed),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One target is struck off a source snapshot, or off a disk whose snapshot's record is gone."""
+
+    what: Group | Marked
+    sr: str
+
+
+def decide_prune(
+    source: SourceSide,
+    target: TargetSide,
+    sr: str,
+    *,
+    hold_bases: float,
+    busy: Collection[str] = (),
+) -> list[Release]:
+    """Return who has no need of which source snapshot any more, after a commit.
+
+    One target keeps what its newest restore point holds. Others speak for themselves, but for those
+    that have not come for too long.
+
+    Args:
+        sr: UUID of the target SR whose run this is.
+        hold_bases: seconds that a base stands for a target that does not come.
+        busy: UUIDs of SRs for which a run is under way.
+    """
+    newest = target.points[:1]
+    own = {point.mark.snapshot for point in newest}
+    content = set[str]().union(*(point.contents for point in newest))
+    releases = [
+        Release(group, sr)
+        for group in source.snapshots
+        if group.vm.uuid not in own and (sr in group.uses or not group.uses)
+    ]
+    releases += [
+        Release(disk, sr)
+        for disk in source.orphans
+        if disk.vdi.uuid not in content and (sr in disk.uses or not disk.uses)
+    ]
+    everything: list[Group | Marked] = [*source.snapshots, *source.orphans]
+    taken_at = {what.mark.time: read_time(what.mark.time) for what in everything}
+    now = max(filter(None, taken_at.values()), default=None)  # by the source pool's clock
+    for what in everything:
+        taken = taken_at[what.mark.time]
+        if now is None or taken is None or (now - taken).total_seconds() <= hold_bases:
+            continue
+        releases += [Release(what, other) for other in what.uses if other not in {sr, *busy}]
+    return releases

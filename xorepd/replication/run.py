@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
 from xorepd.errors import XorepdError
 from xorepd.ids import VdiUuid
+from xorepd.replication.adoption import adopt
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.commit import commit
+from xorepd.replication.consent import check_fulls
 from xorepd.replication.inventory import Group, SourceSide, TargetSide
-from xorepd.replication.plan import Full, SourceDisk, choose_base
+from xorepd.replication.plan import Full, SourceDisk, choose_base, limit_deltas
 from xorepd.replication.preflight import check_source, check_target, plan_interfaces
 from xorepd.replication.prune import prune
-from xorepd.replication.snapshot import block_migration, confirm_snapshot, take_source_snapshot
+from xorepd.replication.snapshot import shared_snapshot
 from xorepd.replication.sweep import read_sides, release_source, sweep
-from xorepd.replication.tracking import enable_tracking
 from xorepd.replication.transfer import DiskPlan, transfer_disks
 from xorepd.state.records import Outcome
 from xorepd.tidying import to_the_end
@@ -68,25 +70,29 @@ async def _replicate(a: Assignment) -> Outcome:
     source, target = await sweep(a)
 
     enter("snapshot")
-    await enable_tracking(a, source)
-    await block_migration(a, source.vm)
-    snapshot = await take_source_snapshot(a, source, target)
-    a.progress.point_in_time = snapshot.vm.snapshot_time
+    with a.source_vm.reading(a.stream.sr):
+        snapshot = await shared_snapshot(a, source, target)
+        a.progress.point_in_time = snapshot.vm.snapshot_time
 
-    enter("plan")
-    plans = plan_disks(source, target, snapshot)
-    is_full = not target.points or any(isinstance(plan.how, Full) for plan in plans)
+        enter("plan")
+        plans = await adopt(a, source, plan_disks(source, target, snapshot))
+        plans = [replace(p, how=limit_deltas(p.how, a.job.full_every)) for p in plans]
+        fulls = {p.source.mark.device: p.how.reason for p in plans if isinstance(p.how, Full)}
+        check_fulls(a.job, source.vm.name_label, fulls)
+        for disk in source.excluded:
+            a.progress.exclude(disk)
+        is_first = not target.points and not plans  # a VM without disks
+        is_full = is_first or bool(fulls)
 
-    enter("transfer")
-    staged = await transfer_disks(a, snapshot, plans)
+        enter("transfer")
+        staged = await transfer_disks(a, snapshot, plans)
 
     enter("commit")
     a.progress.restore_point = await commit(a, target, snapshot, staged, interfaces)
-    await confirm_snapshot(a, snapshot)
 
     enter("prune")
-    source, target = await sweep(a)
-    await prune(a, source, target)
+    _, target = await sweep(a)
+    await prune(a, target)
 
     enter("done")
     return Outcome.FULL if is_full else Outcome.DELTA
@@ -97,7 +103,10 @@ def plan_disks(source: SourceSide, target: TargetSide, snapshot: Group) -> list[
     drives = {vdi.uuid: vbd for vbd, vdi in source.disks}
     points, bases = target.plan_points(), source.bases()
     plans = []
+    left_behind = {disk.vdi.uuid for disk in source.excluded}
     for disk in snapshot.disks:
+        if disk.mark.disk in left_behind:  # the host could not leave it out of the snapshot
+            continue
         vbd = drives[VdiUuid(disk.mark.disk)]
         described = SourceDisk(
             uuid=disk.mark.disk,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
+
+import structlog
 
 from xorepd.errors import ObjectGone, Refused
 from xorepd.replication.assignment import Assignment
@@ -12,51 +16,107 @@ from xorepd.replication.inventory import (
     SourceSide,
     TargetSide,
     disks_of,
+    read_source,
     temporary_name,
 )
 from xorepd.replication.markers import (
     BLOCKED_WHILE_READ,
+    FOR,
     KEY,
     MIGRATION_TEXT,
     SNAPSHOTTING,
     Mark,
     Role,
+    Use,
     next_time,
+    uses_of,
     xo_source,
 )
+from xorepd.replication.quiet import RESTART, at_rest
+from xorepd.replication.record import left_behind
+from xorepd.replication.tracking import enable_tracking
 from xorepd.xapi.records import Vm
-from xorepd.xapi.vms import rewrite_other_config, take_snapshot, update_keys
+from xorepd.xapi.vms import take_snapshot, update_keys
+
+log = structlog.get_logger(__name__)
 
 
-async def take_source_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -> Group:
+async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -> Group:
+    """Return the snapshot that this run reads: one for all targets of the visit.
+
+    Who comes too late for the others still gets theirs, as long as it stands and is newer than what
+    the target has.
+
+    Raises:
+        Refused: a disk was attached or detached in the very moment.
+    """
+    visit, sr = a.visit, a.stream.sr
+    visit.awaiting[sr] = [point.mark.time for point in target.points]
+    await visit.before_snapshot.arrive(a.place)
+    async with a.source_vm.lock:
+        await block_migration(a, side.vm)
+        snapshot = visit.snapshot
+        if snapshot is None or not await _join(a, snapshot, visit.awaiting[sr]):
+            await enable_tracking(a, side)
+            snapshot = visit.snapshot = await take_source_snapshot(a, side, visit.awaiting)
+            if missing := left_behind(await a.source.call("VM.get_record", side.vm.ref)):
+                log.warning("vm.left_behind", vm=side.vm.uuid, what=missing)
+        return snapshot
+
+
+async def _join(a: Assignment, snapshot: Group, points: Iterable[str]) -> bool:
+    """Write this target on a snapshot that was taken for others; return whether it will do."""
+    await a.source.refresh()
+    vms, vdis = a.source.cache.vms, a.source.cache.vdis
+    stands = snapshot.vm.ref in vms and all(disk.vdi.ref in vdis for disk in snapshot.disks)
+    if not stands or any(time >= snapshot.mark.time for time in points):
+        return False
+    if a.stream.sr not in uses_of(vms[snapshot.vm.ref].other_config, snapshot.mark):
+        wanted = {FOR + a.stream.sr: Use.WANTED.value}
+        for disk in snapshot.disks:
+            await update_keys(a.source, "VDI", disk.vdi.ref, "other_config", wanted)
+        await update_keys(a.source, "VM", snapshot.vm.ref, "other_config", wanted)
+    return True
+
+
+async def take_source_snapshot(
+    a: Assignment, side: SourceSide, awaiting: Mapping[str, Iterable[str]]
+) -> Group:
     """Snapshot the source VM and mark the snapshot and its disks as ours.
 
     The VM's record is marked last: a marked snapshot has all its disks marked.
+
+    Args:
+        awaiting: UUID of each target SR that it is for → times of the restore points there.
 
     Raises:
         Refused: a disk was attached or detached in the very moment.
     """
     vm = side.vm
     await update_keys(a.source, "VM", vm.ref, "other_config", {SNAPSHOTTING: a.run_id})
-    for _, vdi in side.disks:
+    for vdi in side.drives:
         await update_keys(a.source, "VDI", vdi.ref, "other_config", {SNAPSHOTTING: a.run_id})
-    ref = await take_snapshot(a.source, vm.ref, temporary_name(a.run_id))
-    for _, vdi in side.disks:
+    without = [disk.vdi.ref for disk in side.excluded]
+    async with at_rest(a, vm):
+        ref = await take_snapshot(a.source, vm.ref, temporary_name(a.run_id), without=without)
+    for vdi in side.drives:
         await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
     await a.source.call("VM.remove_from_other_config", vm.ref, SNAPSHOTTING)
     await a.source.refresh()
     snapshot = a.source.cache.vms.get(ref)
     if snapshot is None:
         raise ObjectGone(a.source.name, "snapshot", ref)
-    uuid_of = {vdi.ref: vdi.uuid for _, vdi in side.disks}
-    known = [group.mark.time for group in (*side.snapshots, *target.points)]
+    uuid_of = {vdi.ref: vdi.uuid for vdi in side.drives}
+    present = read_source(a.source.cache, a.stream, vm).snapshots
+    known = [group.mark.time for group in present]
     blank = Mark(
         role=Role.SOURCE,
-        stream=a.stream,
+        stream=a.stream.of_source,
         run=a.run_id,
         job=a.job.name,
-        time=next_time(snapshot.snapshot_time, known),
+        time=next_time(snapshot.snapshot_time, chain(known, *awaiting.values())),
     )
+    wanted = {FOR + sr: Use.WANTED.value for sr in awaiting}
     disks = []
     for vbd, vdi in disks_of(a.source.cache, snapshot):
         if vdi.snapshot_of not in uuid_of:
@@ -73,24 +133,29 @@ async def take_source_snapshot(a: Assignment, side: SourceSide, target: TargetSi
         )
         keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time, content=vdi.uuid)
         other = {k: v for k, v in vdi.other_config.items() if k != SNAPSHOTTING}
-        other |= keys | {KEY: mark.encode()}
+        other |= keys | wanted | {KEY: mark.encode()}
         await a.source.call("VDI.set_other_config", vdi.ref, other)
         disks.append(Marked(vdi, mark))
     mark = replace(blank, self=snapshot.uuid, snapshot=snapshot.uuid)
     keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time)
-    other = {k: v for k, v in snapshot.other_config.items() if k != SNAPSHOTTING}
-    await a.source.call("VM.set_other_config", snapshot.ref, other | keys | {KEY: mark.encode()})
+    ours = (SNAPSHOTTING, RESTART)
+    other = {k: v for k, v in snapshot.other_config.items() if k not in ours}
+    other |= keys | wanted | {KEY: mark.encode()}
+    await a.source.call("VM.set_other_config", snapshot.ref, other)
     await a.source.call("VM.set_name_label", snapshot.ref, replica_name(a))
     return Group(snapshot, mark, tuple(disks))
 
 
-async def confirm_snapshot(a: Assignment, group: Group) -> None:
-    """Record on a source snapshot that the target holds its content: it is a base from now on."""
+async def hold_snapshot(a: Assignment, group: Group) -> None:
+    """Record on a source snapshot that the target holds its content: it is a base from now on.
+
+    Key by key, because runs for other targets write on it as well.
+    """
+    held = {FOR + a.stream.sr: Use.HELD.value}
     exported = {"xo:backup:exported": "true"}
     for disk in group.disks:
-        await rewrite_other_config(a.source, "VDI", disk.vdi.ref, exported)
-    mark = replace(group.mark, confirmed=True)
-    await rewrite_other_config(a.source, "VM", group.vm.ref, exported | {KEY: mark.encode()})
+        await update_keys(a.source, "VDI", disk.vdi.ref, "other_config", exported | held)
+    await update_keys(a.source, "VM", group.vm.ref, "other_config", exported | held)
 
 
 async def block_migration(a: Assignment, vm: Vm) -> None:
@@ -99,7 +164,8 @@ async def block_migration(a: Assignment, vm: Vm) -> None:
     Lifted by the sweep, which follows every run: blocks that somebody else set, with another text,
     are neither replaced nor lifted.
     """
-    missing = [op for op in BLOCKED_WHILE_READ if op not in vm.blocked_operations]
+    blocked = await a.source.call("VM.get_blocked_operations", vm.ref)
+    missing = [op for op in BLOCKED_WHILE_READ if op not in blocked]
     block = dict.fromkeys(missing, MIGRATION_TEXT + a.run_id)
     await update_keys(a.source, "VM", vm.ref, "blocked_operations", block)
 

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import structlog
 
-from xorepd.errors import NotAllowed, XapiError
+from xorepd.errors import NotAllowed
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.commit import finish_commit, sign_torn, undo_commit
-from xorepd.replication.inventory import (
-    Group,
-    SourceSide,
-    TargetSide,
-    read_source,
-    read_target,
-    used_by_vms,
-)
+from xorepd.replication.inventory import SourceSide, TargetSide, read_source, read_target
 from xorepd.replication.markers import (
     BLOCKED_WHILE_READ,
     CLONING,
     MIGRATION_TEXT,
     SNAPSHOTTING,
 )
+from xorepd.replication.quiet import RESTART, start_again
 from xorepd.replication.recovery import (
     DestroyReplica,
     FinishCommit,
@@ -33,10 +27,11 @@ from xorepd.replication.recovery import (
     decide_commit,
     decide_source,
 )
-from xorepd.replication.snapshot import confirm_snapshot
+from xorepd.replication.removal import destroy_group, release, try_destroy_disk
+from xorepd.replication.selection import without_excluded
+from xorepd.replication.snapshot import hold_snapshot
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import OWNER_PREFIX, Vdi
-from xorepd.xapi.vdis import destroy_disk
+from xorepd.xapi.records import OWNER_PREFIX
 from xorepd.xapi.vms import destroy_vm, update_keys
 
 log = structlog.get_logger(__name__)
@@ -44,13 +39,16 @@ log = structlog.get_logger(__name__)
 
 async def read_sides(a: Assignment) -> tuple[SourceSide, TargetSide]:
     """Return both inventories as they are now."""
-    await a.source.refresh()
+    source = await read_source_side(a)
     await a.target.refresh()
+    return source, read_target(a.target.cache, a.stream, a.sr.ref)
+
+
+async def read_source_side(a: Assignment) -> SourceSide:
+    """Return what the source holds now."""
+    await a.source.refresh()
     vm = a.source.cache.vms.get(a.vm.ref, a.vm)
-    return (
-        read_source(a.source.cache, a.stream, vm),
-        read_target(a.target.cache, a.stream, a.sr.ref),
-    )
+    return without_excluded(a.job, read_source(a.source.cache, a.stream, vm))
 
 
 async def sweep(a: Assignment) -> tuple[SourceSide, TargetSide]:
@@ -83,7 +81,9 @@ async def sweep(a: Assignment) -> tuple[SourceSide, TargetSide]:
         case None:
             pass
     dirty = await _sweep_target(a, target)
-    dirty |= await _sweep_source(a, source, target)
+    async with a.source_vm.lock:
+        source = await read_source_side(a)
+        dirty |= await _sweep_source(a, source, target)
     return await read_sides(a) if dirty else (source, target)
 
 
@@ -98,27 +98,34 @@ async def _sweep_target(a: Assignment, target: TargetSide) -> bool:
 
 
 async def _sweep_source(a: Assignment, source: SourceSide, target: TargetSide) -> bool:
-    cleaning = decide_source(source, target)
+    """Clean up what this target has a say in; the lock of the source VM is held."""
+    if RESTART in source.vm.other_config:
+        await start_again(a, source.vm.ref)
+    cleaning = decide_source(source, target, a.stream.sr)
     for group in cleaning.destroy:
         await destroy_group(a.source, group)
-    for group in cleaning.confirm:
-        await confirm_snapshot(a, group)
-    for disk in cleaning.destroy_disks:
-        await try_destroy_disk(a.source, disk.vdi)
+    for group in cleaning.hold:
+        await hold_snapshot(a, group)
+    for what in cleaning.release:
+        await release(a.source, what, a.stream.sr)
     gone = [await try_destroy_disk(a.source, vdi) for vdi in source.torn]
-    for _, vdi in source.disks:
+    for vdi in source.drives:
         if SNAPSHOTTING in vdi.other_config:
             await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
     if SNAPSHOTTING in source.vm.other_config and all(gone):  # it tells of the torn ones
         await a.source.call("VM.remove_from_other_config", source.vm.ref, SNAPSHOTTING)
-    unblocked = await unblock_migration(a.source, source.vm.ref, source.vm.blocked_operations)
-    return bool(cleaning.destroy or cleaning.confirm or cleaning.destroy_disks or unblocked)
+    unblocked = await _let_migrate(a, source.vm.blocked_operations)
+    return cleaning.is_needed or unblocked
 
 
 async def release_source(a: Assignment) -> None:
     """Let the source VM migrate again, even while the target cannot be asked what it holds."""
-    blocked = await a.source.call("VM.get_blocked_operations", a.vm.ref)
-    await unblock_migration(a.source, a.vm.ref, blocked)
+    await _let_migrate(a, await a.source.call("VM.get_blocked_operations", a.vm.ref))
+
+
+async def _let_migrate(a: Assignment, blocked: dict[str, str]) -> bool:
+    """Lift our migration blocks, unless another target is still being served from this VM."""
+    return not a.source_vm.is_read and await unblock_migration(a.source, a.vm.ref, blocked)
 
 
 async def unblock_migration(pool: Pool, vm: Ref, blocked: dict[str, str]) -> bool:
@@ -131,26 +138,4 @@ async def unblock_migration(pool: Pool, vm: Ref, blocked: dict[str, str]) -> boo
         await pool.call("VM.update_allowed_operations", vm)
     except NotAllowed as refused:  # needs pool-admin there
         log.debug("operations.not_updated", reason=str(refused))
-    return True
-
-
-async def destroy_group(pool: Pool, group: Group) -> None:
-    """Destroy a snapshot VM of ours, and then its disks that are ours and in no other VM.
-
-    What somebody attached to a VM of theirs stays until they detach it: then it is left over.
-    """
-    now = [pool.cache.vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
-    free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=group.vm.ref)]
-    await destroy_vm(pool, group.vm.ref)
-    for vdi in free:
-        await try_destroy_disk(pool, vdi)
-
-
-async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
-    """Destroy a disk of ours, or say why it stays for the next sweep."""
-    try:
-        await destroy_disk(pool, vdi)
-    except XapiError as error:
-        log.warning("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
-        return False
     return True

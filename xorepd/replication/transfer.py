@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import structlog
 
 from xorepd.config.models import Verify
 from xorepd.data.blocks import size_of
-from xorepd.data.chunked import ChunkedWriter, open_chunked
 from xorepd.data.digest import Digest, Observed, head_of, read_back, sample_of
 from xorepd.data.export import open_export, open_raw
-from xorepd.data.imports import ImportWriter, open_import
 from xorepd.data.reader import Reader
-from xorepd.data.writer import Writer
-from xorepd.errors import DataError, DigestMismatch, NotServed, ObjectGone, StreamCut
+from xorepd.errors import DataError, DigestMismatch, ObjectGone, StreamCut
 from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.assignment import Assignment
@@ -30,6 +28,8 @@ from xorepd.replication.inventory import Group, Marked
 from xorepd.replication.markers import CLONING, KEY, Mark, Role, xo_point
 from xorepd.replication.plan import Delta, Full
 from xorepd.replication.roads import find_facts, find_nbd, is_vhd, open_nbd, open_source
+from xorepd.replication.staging import StagingTarget
+from xorepd.transports.base import Target, Verifier
 from xorepd.units import MiB
 from xorepd.xapi.records import Vdi
 from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
@@ -41,6 +41,9 @@ SAMPLE = 64 * MiB
 
 UNCHANGED = "unchanged"
 """In place of a road: the source tells that no block has changed, so nothing has to be opened."""
+
+EXTENTS_THERE = 65_536
+"""A disk that is in more pieces than this is read back from here: they all have to be named."""
 
 DISKS_AT_ONCE = 4
 """Disks of one VM in transfer at the same time. More share the same two hosts."""
@@ -68,6 +71,8 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
+    target: Target | None
+    """Where it was written; None where nothing had to be."""
     sample: Iterable[Extent]
     """What of it is read back."""
     digest: Digest
@@ -116,7 +121,15 @@ def _first(failure: BaseException) -> BaseException:
 async def _stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
     """Make the disk to write into: empty for a full, a clone of the base for a delta."""
     content = plan.source.vdi
-    blank = replace(plan.source.mark, role=Role.DISK, self="")
+    blank = replace(
+        plan.source.mark,
+        role=Role.DISK,
+        stream=a.stream,
+        run=a.run_id,
+        self="",
+        deltas=plan.how.number if isinstance(plan.how, Delta) else 0,
+        confirmed=False,
+    )
     keys = xo_point(
         a.job.id,
         a.vm.uuid,
@@ -150,7 +163,7 @@ async def _clone_base(a: Assignment, onto: str) -> Ref:
     if base is None:
         raise ObjectGone(a.target.name, "VDI", onto)
     await a.target.call("VDI.remove_from_other_config", base.ref, CLONING)
-    await a.target.call("VDI.add_to_other_config", base.ref, CLONING, a.run_id)
+    await a.target.call("VDI.add_to_other_config", base.ref, CLONING, str(a.stream))
     return await clone_disk(a.target, base)
 
 
@@ -171,7 +184,9 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
     if facts.is_unchanged:
         progress.reader, progress.changed_bytes = UNCHANGED, 0
         await _fit(a, staged, content.virtual_size)
-        return _Sent((), Digest(()))
+        return _Sent(None, (), Digest(()))
+    onto = plan.how.onto if isinstance(plan.how, Delta) else ""
+    target = StagingTarget(a, progress, staged.uuid, onto, what)
     async with open_source(a, content, base, facts, what) as (reader, choice):
         progress.reader, progress.reader_reason = choice.road.value, choice.reason
         progress.planned_bytes = size_of(reader.extents)
@@ -182,14 +197,8 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
         sr = a.target.cache.srs.get(a.sr.ref, a.sr)
         with a.room.promise(sr, a.target.name, progress.planned_bytes, a.job.target_reserve, what):
             await _fit(a, staged, reader.virtual_size)
-
-            def open_writer(
-                virtual_size: int, extents: Iterable[Extent]
-            ) -> AbstractAsyncContextManager[Writer]:
-                return _open_target(a, plan, staged, virtual_size, extents, what)
-
             observed = Observed(reader, digest, lambda size: a.progress.moved(device, size))
-            await a.transport.carry(observed, open_writer)
+            await a.transport.carry(observed, target)
     if progress.moved_bytes != progress.planned_bytes:
         raise StreamCut(what, progress.moved_bytes, progress.planned_bytes)
     log.info(
@@ -201,7 +210,7 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
         read_bytes=progress.moved_bytes,
         sent_bytes=progress.sent_bytes,
     )
-    return _Sent(sample, digest)
+    return _Sent(target, sample, digest)
 
 
 def _source_base(a: Assignment, plan: DiskPlan) -> Vdi | None:
@@ -212,35 +221,6 @@ def _source_base(a: Assignment, plan: DiskPlan) -> Vdi | None:
     if base is None:
         raise ObjectGone(a.source.name, "VDI", plan.how.base)
     return base
-
-
-@asynccontextmanager
-async def _open_target(
-    a: Assignment,
-    plan: DiskPlan,
-    staged: Staged,
-    virtual_size: int,
-    extents: Iterable[Extent],
-    what: str,
-) -> AsyncIterator[Writer]:
-    """Open the staging disk for writing: in extents, or as a VHD where those are not taken."""
-    progress = a.progress.disks[plan.source.mark.device]
-    door, vdi, what = a.target_door(), VdiUuid(staged.uuid), f"{what}, import"
-    async with AsyncExitStack() as stack:
-        chunked = open_chunked(door, vdi, fresh=isinstance(plan.how, Full), what=what)
-        writer: ChunkedWriter | ImportWriter
-        try:
-            writer = await stack.enter_async_context(chunked)
-            progress.writer = "chunked"
-        except NotServed as error:
-            log.warning("writer.refused", what=what, reason=str(error))
-            vhd = open_import(door, vdi, virtual_size, extents, what=what)
-            writer = await stack.enter_async_context(vhd)
-            progress.writer = "vhd"
-        try:
-            yield writer
-        finally:
-            progress.sent_bytes = writer.sent
 
 
 async def _fit(a: Assignment, staged: Staged, virtual_size: int) -> None:
@@ -255,8 +235,8 @@ async def _choose_sample(
 ) -> Iterable[Extent]:
     """Return what of these extents will be read back.
 
-    A sample is spread over the disk where the target serves it over NBD. An export can only be read
-    from the front, so the sample is the head there.
+    A sample is spread over the disk where the target serves it over NBD, or the transport reads it
+    there. An export can only be read from the front, so the sample is the head there.
     """
     match a.job.verify:
         case Verify.OFF:
@@ -265,7 +245,7 @@ async def _choose_sample(
             return extents
         case Verify.SAMPLE:
             exports, _ = await find_nbd(a.target, staged.ref)
-            if exports:
+            if exports or isinstance(a.transport, Verifier):
                 return list(sample_of(extents, SAMPLE, seed=staged.uuid))
             return list(head_of(extents, SAMPLE))
 
@@ -279,11 +259,27 @@ async def _check(a: Assignment, plan: DiskPlan, staged: Staged, sent: _Sent) -> 
     if not any(True for _ in sent.sample):
         return
     what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
-    async with _open_staged(a, plan, staged, sent.sample, f"{what}, check") as reader:
-        found = await read_back(reader, sent.sample)
+    found = await _read_there(a, sent)
+    if found is None:
+        async with _open_staged(a, plan, staged, sent.sample, f"{what}, check") as reader:
+            found = (await read_back(reader, sent.sample)).hexdigest()
     expected = sent.digest.hexdigest()
-    if found.hexdigest() != expected:
-        raise DigestMismatch(what, expected, found.hexdigest())
+    if found != expected:
+        raise DigestMismatch(what, expected, found)
+
+
+async def _read_there(a: Assignment, sent: _Sent) -> str | None:
+    """Return what the transport reads back at the target, or None where it cannot."""
+    if sent.target is None or not isinstance(a.transport, Verifier):
+        return None
+    extents = list(islice(sent.sample, EXTENTS_THERE + 1))
+    if len(extents) > EXTENTS_THERE:
+        return None
+    try:
+        return await a.transport.digest(sent.target, extents)
+    except DataError as error:
+        log.warning("road.closed", what=sent.target.disk.what, road="there", reason=str(error))
+        return None
 
 
 @asynccontextmanager

@@ -27,6 +27,17 @@ def test_transport_that_cannot_be_had_is_refused_before_anything_runs(
     assert caught.value.key == "jobs.web.transport"
 
 
+def test_transport_of_one_of_several_targets_is_refused_by_its_place(tmp_path: Path) -> None:
+    one = '{ pool = "dr", sr = "dr-storage" }'
+    two = f'targets = [{one}, {{ pool = "prod", sr = "b", transport = "drect" }}]'
+    settings = settings_of(tmp_path, POOLS + JOB.replace(f"target = {one}", two))
+
+    with pytest.raises(ConfigError, match="did you mean direct") as caught:
+        check_transports(settings, lambda: NOON)
+
+    assert caught.value.key == "jobs.web.targets[1].transport"
+
+
 async def test_pool_that_a_reload_moved_is_asked_at_its_new_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,13 @@ in it knows about marks; they are written with `mark`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref, VdiUuid, VmUuid
 from xorepd.replication.inventory import SourceSide, TargetSide, read_source, read_target
-from xorepd.replication.markers import KEY, Commit, Mark, Role, Stream, decode
+from xorepd.replication.markers import FOR, KEY, Commit, Mark, Role, Stream, decode
 from xorepd.xapi.cache import Cache, EventBatch
 from xorepd.xapi.records import Record, Vbd, Vdi, Vm
 
@@ -131,16 +132,33 @@ class SourceWorld(World):
         for device, disk in enumerate(self.roots):
             self.attach(self.web, disk, str(device))
 
-    def source_snapshot(self, run: str = "run-1", *, confirmed: bool = False) -> Ref:
-        """Take a snapshot and mark it with all its disks, as a run does."""
+    def source_snapshot(self, run: str = "run-1", **uses: str) -> Ref:
+        """Take a snapshot and mark it with all its disks, as a run does.
+
+        Args:
+            uses: UUID of each target SR that it is for, with `_` for `-` → `wanted` or `held`.
+        """
         made = self.snapshot(self.web, f"snapshot of {run}")
-        facts: dict[str, Any] = {"run": run, "time": self.raw(made)["snapshot_time"]}
+        facts = {"stream": STREAM.of_source, "run": run, "time": self.raw(made)["snapshot_time"]}
+        for disk in (made, *self.disks(made)):
+            for sr, use in uses.items():
+                self.set_key(disk, FOR + sr.replace("_", "-"), use)
         for disk in self.disks(made):
             origin = self.raw(disk)["snapshot_of"]
             content = {"snapshot": self.uuid(disk), "disk": self.uuid(origin)}
             self.mark(disk, Role.SOURCE, **facts, **content)
-        own = {"snapshot": self.uuid(made), "confirmed": confirmed}
-        self.mark(made, Role.SOURCE, **facts, **own)
+        self.mark(made, Role.SOURCE, **facts, snapshot=self.uuid(made))
+        return made
+
+    def earlier_snapshot(self, run: str = "run-1", *, confirmed: bool) -> Ref:
+        """Take a snapshot whose marks name their only target, as earlier versions did."""
+        made = self.source_snapshot(run)
+        for each in (made, *self.disks(made)):
+            plain = decode(self.raw(each)["other_config"])
+            assert plain is not None
+            is_done = confirmed and each == made
+            earlier = replace(plain, stream=STREAM, confirmed=is_done)
+            self.set_key(each, KEY, earlier.encode())
         return made
 
     async def read(self, stream: Stream = STREAM) -> SourceSide:

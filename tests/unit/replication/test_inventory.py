@@ -5,6 +5,7 @@ import pytest
 from tests.unit.replication.builders import (
     OTHER_SR,
     OTHER_STREAM,
+    STREAM,
     SourceWorld,
     TargetWorld,
     World,
@@ -419,6 +420,21 @@ async def test_clone_that_was_signed_is_loose_as_a_staging_disk() -> None:
     world.mark(clone, Role.DISK, run="run-2")
 
     assert [vdi.ref for vdi in (await world.read()).loose] == [clone]
+
+
+async def test_clone_of_a_copy_of_others_is_ours_by_the_stream_that_it_inherited() -> None:
+    world = TargetWorld()
+    copy = world.disk()
+    world.attach(world.vm("carried"), copy)
+    world.set_key(copy, CLONING, str(STREAM))
+    clone = world.clone_disk(copy)
+    world.set_key(world.clone_disk(copy), CLONING, str(OTHER_STREAM))
+    world.snapshot_disk(copy)
+
+    side = await world.read()
+
+    assert [vdi.ref for vdi in side.loose] == [clone]
+    assert copy in [vdi.ref for vdi in side.cloning]
 
 
 async def test_snapshot_taken_by_a_user_while_we_clone_is_left_alone() -> None:

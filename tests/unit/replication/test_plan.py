@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from xorepd.replication.plan import (
@@ -11,6 +13,7 @@ from xorepd.replication.plan import (
     SourceBase,
     SourceDisk,
     choose_base,
+    limit_deltas,
 )
 
 DISK = SourceDisk("d-0", "0", "root", 1000)
@@ -30,7 +33,16 @@ def test_first_run_is_full() -> None:
 
 
 def test_disk_that_no_point_holds_is_sent_whole() -> None:
-    assert choose_base(DISK, [point("s-1", disk="d-9")], [base("s-1")]) == Full(FullReason.NEW_DISK)
+    found = choose_base(DISK, [point("s-1", disk="d-9")], [base("s-1", disk="d-9")])
+
+    assert found == Full(FullReason.NEW_DISK)
+
+
+def test_disk_that_a_revert_replaced_is_sent_as_a_delta() -> None:
+    # XAPI clones the snapshot's disk, and the snapshots of the old disk become those of the clone.
+    found = choose_base(DISK, [point("s-1", disk="before")], [base("s-1")])
+
+    assert found == Delta(base="s-1", onto="copy-s-1")
 
 
 def test_lost_base_falls_back_to_full() -> None:
@@ -102,3 +114,24 @@ def test_disk_missing_in_the_newest_point_is_found_in_an_older_one() -> None:
 @pytest.mark.parametrize("reason", list(FullReason))
 def test_reason_can_be_read_by_machines(reason: FullReason) -> None:
     assert reason.value == reason.name.lower().replace("_", "-")
+
+
+def test_deltas_are_counted_from_the_disk_that_they_build_on() -> None:
+    held = point("s-1").disks[0]
+    counted = Point("p", (replace(held, deltas=6),))
+
+    assert choose_base(DISK, [counted], [base("s-1")]) == Delta("s-1", held.uuid, number=7)
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(1, True), (7, True), (8, False), (9, False)])
+def test_full_is_due_after_so_many_deltas(number: int, goes_on: bool) -> None:
+    delta = Delta("s-1", "copy", number)
+
+    assert limit_deltas(delta, 7) == (delta if goes_on else Full(FullReason.DUE))
+
+
+def test_full_is_never_due_where_no_job_wants_one() -> None:
+    delta, full = Delta("s-1", "copy", 10_000), Full(FullReason.NEW_DISK)
+
+    assert limit_deltas(delta, None) == delta
+    assert limit_deltas(full, 1) == full

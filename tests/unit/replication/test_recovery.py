@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from tests.unit.replication.builders import SourceWorld, TargetWorld, World, uuids
+import dataclasses
+from collections.abc import Iterable
+
+import pytest
+
+from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld, World, uuids
 from xorepd.ids import Ref
-from xorepd.replication.inventory import SourceSide, TargetSide, temporary_name
+from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide, temporary_name
 from xorepd.replication.markers import SNAPSHOTTING, Role
 from xorepd.replication.recovery import (
     DestroyReplica,
@@ -12,6 +17,7 @@ from xorepd.replication.recovery import (
     SourceCleaning,
     UndoCommit,
     decide_commit,
+    decide_prune,
     decide_source,
 )
 
@@ -213,58 +219,120 @@ async def test_clone_of_a_replica_in_its_commit_decides_nothing() -> None:
 
 # -- snapshots on the source ---------------------------------------------------------------------
 
+US, THEM = STREAM.sr, "sr-2"
+WANTED, HELD = {"sr_1": "wanted"}, {"sr_1": "held"}
+
 
 async def cleaned(source: SourceWorld, target: TargetSide = NOTHING) -> SourceCleaning:
-    return decide_source(await source.read(), target)
+    return decide_source(await source.read(), target, US)
+
+
+def refs(what: Iterable[Group | Marked]) -> list[Ref]:
+    return [each.vm.ref if isinstance(each, Group) else each.vdi.ref for each in what]
 
 
 async def test_source_without_snapshots_needs_nothing() -> None:
-    assert await cleaned(SourceWorld()) == SourceCleaning((), (), ())
+    assert not (await cleaned(SourceWorld())).is_needed
 
 
-async def test_unconfirmed_snapshot_that_no_point_holds_is_destroyed() -> None:
+async def test_wanted_snapshot_that_no_point_holds_is_released() -> None:
     source = SourceWorld()
-    made = source.source_snapshot()
+    made = source.source_snapshot(**WANTED)
 
     found = await cleaned(source, await point_of(("c-8", "c-9")))
 
-    assert [group.vm.ref for group in found.destroy] == [made]
-    assert found.confirm == ()
+    assert refs(found.release) == [made]
+    assert found.hold == ()
 
 
-async def test_unconfirmed_snapshot_that_a_point_holds_is_confirmed() -> None:
+async def test_snapshot_that_is_wanted_for_others_only_is_left_to_them() -> None:
+    source = SourceWorld()
+    source.source_snapshot(sr_2="wanted")
+    source.source_snapshot("run-2", sr_2="held")
+
+    assert not (await cleaned(source)).is_needed
+
+
+async def test_snapshot_for_nobody_is_released_by_whoever_comes() -> None:
     source = SourceWorld()
     made = source.source_snapshot()
+
+    assert refs((await cleaned(source)).release) == [made]
+
+
+async def test_wanted_snapshot_that_a_point_holds_is_held() -> None:
+    source = SourceWorld()
+    made = source.source_snapshot(**WANTED)
 
     found = await cleaned(source, await point_of(contents_of(source, made)))
 
-    assert [group.vm.ref for group in found.confirm] == [made]
-    assert found.destroy == ()
+    assert refs(found.hold) == [made]
+    assert found.release == ()
 
 
-async def test_unconfirmed_snapshot_that_an_older_point_holds_is_confirmed() -> None:
+async def test_wanted_snapshot_that_an_older_point_holds_is_held() -> None:
     source = SourceWorld()
-    made = source.source_snapshot()
+    made = source.source_snapshot(**WANTED)
 
     found = await cleaned(source, await point_of(contents_of(source, made), ("c-8", "c-9")))
 
-    assert [group.vm.ref for group in found.confirm] == [made]
+    assert refs(found.hold) == [made]
 
 
-async def test_unconfirmed_snapshot_of_which_a_point_holds_one_disk_is_confirmed() -> None:
+async def test_wanted_snapshot_of_which_a_point_holds_one_disk_is_held() -> None:
     source = SourceWorld()
-    made = source.source_snapshot()
+    made = source.source_snapshot(**WANTED)
 
     found = await cleaned(source, await point_of((contents_of(source, made)[0], "c-9")))
 
-    assert [group.vm.ref for group in found.confirm] == [made]
+    assert refs(found.hold) == [made]
 
 
-async def test_confirmed_snapshot_stays_even_when_no_point_is_seen() -> None:
+@pytest.mark.parametrize("uses", [{}, {"sr_2": "held"}])
+async def test_whoever_has_the_content_claims_a_snapshot_whose_key_went_astray(
+    uses: dict[str, str],
+) -> None:
     source = SourceWorld()
-    source.source_snapshot(confirmed=True)
+    made = source.source_snapshot(**uses)
 
-    assert await cleaned(source) == SourceCleaning((), (), ())
+    found = await cleaned(source, await point_of(contents_of(source, made)))
+
+    assert refs(found.hold) == [made]
+    assert found.release == ()
+
+
+async def test_held_snapshot_stays_even_when_no_point_is_seen() -> None:
+    source = SourceWorld()
+    source.source_snapshot(**HELD)
+
+    assert not (await cleaned(source)).is_needed
+
+
+async def test_key_with_a_value_of_a_later_version_keeps_the_snapshot() -> None:
+    source = SourceWorld()
+    source.source_snapshot(sr_1="treasured")
+
+    assert not (await cleaned(source)).is_needed
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+async def test_snapshot_of_the_earlier_form_is_for_the_target_in_its_mark(confirmed: bool) -> None:
+    source = SourceWorld()
+    made = source.earlier_snapshot(confirmed=confirmed)
+
+    found = await cleaned(source)
+
+    assert (await source.read()).snapshots[0].uses == {US: "held" if confirmed else "wanted"}
+    assert refs(found.release) == ([] if confirmed else [made])
+
+
+async def test_snapshot_of_the_earlier_form_is_held_when_a_point_holds_it() -> None:
+    source = SourceWorld()
+    made = source.earlier_snapshot(confirmed=False)
+
+    found = await cleaned(source, await point_of(contents_of(source, made)))
+
+    assert refs(found.hold) == [made]
 
 
 async def test_snapshot_that_was_never_marked_is_destroyed() -> None:
@@ -274,7 +342,7 @@ async def test_snapshot_that_was_never_marked_is_destroyed() -> None:
 
     found = await cleaned(source)
 
-    assert [group.vm.ref for group in found.destroy] == [made]
+    assert refs(found.destroy) == [made]
     assert uuids(d.vdi for d in found.destroy[0].disks) == set(contents_of(source, made))
 
 
@@ -293,50 +361,118 @@ async def test_snapshot_of_a_user_stays() -> None:
     source = SourceWorld()
     source.snapshot(source.web, "before the update")
 
-    assert await cleaned(source) == SourceCleaning((), (), ())
+    assert not (await cleaned(source)).is_needed
 
 
-async def test_disk_whose_snapshot_record_is_gone_is_destroyed() -> None:
+async def test_disk_whose_snapshot_record_is_gone_is_released() -> None:
     source = SourceWorld()
-    made = source.source_snapshot()
-    disks = contents_of(source, made)
+    made = source.source_snapshot(**WANTED)
+    disks = source.disks(made)
     source.destroy(made)
 
-    found = await cleaned(source)
-
-    assert uuids(disk.vdi for disk in found.destroy_disks) == set(disks)
+    assert refs((await cleaned(source)).release) == disks
 
 
 async def test_disk_whose_snapshot_record_is_gone_stays_while_a_point_holds_it() -> None:
     source = SourceWorld()
-    made = source.source_snapshot()
+    made = source.source_snapshot(**HELD)
     disks = contents_of(source, made)
     source.destroy(made)
 
     found = await cleaned(source, await point_of(disks))
 
-    assert found.destroy_disks == ()
+    assert found.release == ()
+
+
+async def test_disk_whose_snapshot_record_is_gone_is_left_to_those_whom_it_is_for() -> None:
+    source = SourceWorld()
+    made = source.source_snapshot(sr_2="held")
+    source.destroy(made)
+
+    assert not (await cleaned(source)).is_needed
 
 
 async def test_each_snapshot_is_decided_by_itself() -> None:
     source = SourceWorld()
-    confirmed = source.source_snapshot("run-1", confirmed=True)
-    held = source.source_snapshot("run-2")
-    lost = source.source_snapshot("run-3")
+    source.source_snapshot("run-1", **HELD)
+    replicated = source.source_snapshot("run-2", **WANTED)
+    lost = source.source_snapshot("run-3", **WANTED)
 
-    found = await cleaned(source, await point_of(contents_of(source, held)))
+    found = await cleaned(source, await point_of(contents_of(source, replicated)))
 
-    assert [group.vm.ref for group in found.confirm] == [held]
-    assert [group.vm.ref for group in found.destroy] == [lost]
-    assert confirmed not in {group.vm.ref for group in (*found.confirm, *found.destroy)}
+    assert refs(found.hold) == [replicated]
+    assert refs(found.release) == [lost]
 
 
 async def test_base_that_is_kept_is_one_that_the_next_run_can_use() -> None:
     source = SourceWorld()
-    made = source.source_snapshot()
+    made = source.source_snapshot(**WANTED)
     target = await point_of(contents_of(source, made))
 
     side: SourceSide = await source.read()
 
-    assert decide_source(side, target).destroy == ()
+    assert decide_source(side, target, US).release == ()
     assert {base.uuid for base in side.bases()} == set(contents_of(source, made))
+
+
+# -- after a commit ------------------------------------------------------------------------------
+
+LONG = 1e9
+SHORT = 0.5
+
+
+async def pruned(
+    source: SourceWorld, target: TargetSide, hold_bases: float = LONG, busy: str = ""
+) -> list[tuple[Ref, str]]:
+    side = await source.read()
+    found = decide_prune(side, target, US, hold_bases=hold_bases, busy={busy})
+    return [(*refs([each.what]), each.sr) for each in found]
+
+
+async def newest(source: SourceWorld, snapshot: Ref) -> TargetSide:
+    """Return a target whose newest point holds a snapshot."""
+    side = await point_of(contents_of(source, snapshot))
+    [point] = side.points
+    mark = dataclasses.replace(point.mark, snapshot=source.uuid(snapshot))
+    return dataclasses.replace(side, points=(dataclasses.replace(point, mark=mark),))
+
+
+async def test_after_a_commit_all_but_the_newest_base_are_released() -> None:
+    source = SourceWorld()
+    older = source.source_snapshot("run-1", **HELD)
+    base = source.source_snapshot("run-2", **HELD)
+
+    assert await pruned(source, await newest(source, base)) == [(older, US)]
+
+
+async def test_base_of_another_target_stays_after_a_commit() -> None:
+    source = SourceWorld()
+    shared = source.source_snapshot("run-1", **HELD, sr_2="held")
+    source.source_snapshot("run-2", sr_2="wanted")
+    base = source.source_snapshot("run-3", **HELD)
+
+    assert await pruned(source, await newest(source, base)) == [(shared, US)]
+
+
+async def test_base_is_given_up_for_a_target_that_has_not_come_for_too_long() -> None:
+    source = SourceWorld()
+    old = source.source_snapshot("run-1", sr_2="held")
+    base = source.source_snapshot("run-2", **HELD, sr_2="wanted")
+
+    assert await pruned(source, await newest(source, base), SHORT) == [(old, THEM)]
+
+
+async def test_base_is_not_given_up_for_a_target_that_is_being_served() -> None:
+    source = SourceWorld()
+    source.source_snapshot("run-1", sr_2="held")
+    base = source.source_snapshot("run-2", **HELD)
+
+    assert await pruned(source, await newest(source, base), SHORT, busy=THEM) == []
+
+
+async def test_own_base_is_never_given_up_however_old_it_is() -> None:
+    source = SourceWorld()
+    base = source.source_snapshot("run-1", **HELD)
+    source.source_snapshot("run-2", sr_2="held")
+
+    assert await pruned(source, await newest(source, base), SHORT) == []

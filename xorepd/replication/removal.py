@@ -1,0 +1,80 @@
+"""Destroying what is ours: snapshots, disks, and source snapshots that nobody needs any more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from xorepd.errors import ObjectGone, XapiError
+from xorepd.replication.inventory import Group, Marked, used_by_vms
+from xorepd.replication.markers import FOR, KEY, decode, uses_of
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Vdi, Vm
+from xorepd.xapi.vdis import destroy_disk
+from xorepd.xapi.vms import destroy_vm, rewrite_other_config
+
+log = structlog.get_logger(__name__)
+
+
+async def destroy_group(pool: Pool, group: Group) -> None:
+    """Destroy a snapshot VM of ours, and then its disks that are ours and in no other VM.
+
+    What somebody attached to a VM of theirs stays until they detach it: then it is left over.
+    """
+    now = [pool.cache.vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
+    free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=group.vm.ref)]
+    await destroy_vm(pool, group.vm.ref)
+    for vdi in free:
+        await try_destroy_disk(pool, vdi)
+
+
+async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
+    """Destroy a disk of ours, or say why it stays for the next sweep."""
+    try:
+        await destroy_disk(pool, vdi)
+    except XapiError as error:
+        log.warning("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
+        return False
+    return True
+
+
+async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
+    """Strike a target off a source snapshot; the last one takes the snapshot along.
+
+    Args:
+        what: a source snapshot, or a disk of one whose VM record is gone.
+        sr: UUID of the target SR.
+    """
+    try:
+        match what:
+            case Group(vm=vm):
+                if await _is_for_others(pool, "VM", vm, sr):
+                    log.info("snapshot.released", snapshot=vm.uuid, sr=sr)
+                    await _strike_off(pool, "VM", vm, sr)
+                    for disk in what.disks:
+                        await _strike_off(pool, "VDI", disk.vdi, sr)
+                else:
+                    await destroy_group(pool, what)
+            case Marked(vdi=vdi):
+                if await _is_for_others(pool, "VDI", vdi, sr):
+                    await _strike_off(pool, "VDI", vdi, sr)
+                else:
+                    await try_destroy_disk(pool, vdi)
+    except ObjectGone:
+        log.info("snapshot.gone", sr=sr)  # another daemon was faster, or its owner
+
+
+async def _is_for_others(pool: Pool, kind: str, what: Vm | Vdi, sr: str) -> bool:
+    """Ask the pool itself: another daemon may have written since the cache was filled."""
+    present = await pool.call(f"{kind}.get_other_config", what.ref)
+    mark = decode(present)
+    return mark is not None and bool(uses_of(present, mark).keys() - {sr})
+
+
+async def _strike_off(pool: Pool, kind: str, what: Vm | Vdi, sr: str) -> None:
+    await pool.call(f"{kind}.remove_from_other_config", what.ref, FOR + sr)
+    mark = decode(what.other_config)
+    if mark is not None and mark.stream.sr == sr:  # of the earlier form: the mark itself says it
+        plain = replace(mark, stream=mark.stream.of_source, confirmed=False)
+        await rewrite_other_config(pool, kind, what.ref, {KEY: plain.encode()})

@@ -1,0 +1,89 @@
+"""What the targets of one source VM share on the source: turns, the snapshot, the migration block.
+
+A *visit* is one source VM in one run of a job. Each of its targets is served by a task of its own,
+and nothing of one waits for another but at meetings, which have an end. Several visits to one VM
+may be under way: of two jobs, or of two runs, where an earlier one has a slow target. What all of
+them share is `SourceVm`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from xorepd.errors import Refused
+from xorepd.replication.inventory import Group
+from xorepd.replication.meeting import JOIN_S, Meeting
+from xorepd.xapi.records import Sr
+
+
+class SourceVm:
+    """One source VM, for all runs of this daemon."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        """Held by whoever changes something on the source: snapshots, their marks, blocks. Never
+        while a target is asked for anything."""
+        self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By UUID of the target SR: two jobs take turns where they have VM and SR in common."""
+        self._readers: list[str] = []
+
+    @contextmanager
+    def reading(self, sr: str) -> Iterator[None]:
+        """Say that the VM's snapshot is being read for a target."""
+        self._readers.append(sr)
+        try:
+            yield
+        finally:
+            self._readers.remove(sr)
+
+    @property
+    def is_read(self) -> bool:
+        return bool(self._readers)
+
+    @property
+    def busy(self) -> set[str]:
+        """UUIDs of the SRs for which a run is under way."""
+        return {sr for sr, turn in self.turns.items() if turn.locked()}
+
+
+class Visit:
+    """One source VM in one run.
+
+    Args:
+        places: names of the targets that may come.
+        late: targets that nobody waits for any more; shared by the visits of a run.
+    """
+
+    def __init__(self, places: Iterable[str], late: set[str], patience_s: float = JOIN_S) -> None:
+        self.before_snapshot = Meeting(places, late, patience_s)
+        self.snapshot: Group | None = None
+        """Taken by whoever got there first, for all."""
+        self.awaiting: dict[str, list[str]] = {}
+        """UUID of each target SR that it is for → times of the older restore points there."""
+        self._served: set[str] = set()
+
+    @contextmanager
+    def serving(self, place: str, sr: Sr) -> Iterator[None]:
+        """Take part for a target until the block ends.
+
+        Raises:
+            Refused: another target of the job is the same SR.
+        """
+        if sr.uuid in self._served:
+            raise Refused(
+                f"SR {sr.name_label} is two targets of the job, by its UUID and by its name; "
+                "remove one of them"
+            )
+        self._served.add(sr.uuid)
+        try:
+            yield
+        finally:
+            self.leave(place)
+            self.awaiting.pop(sr.uuid, None)
+
+    def leave(self, place: str) -> None:
+        """Let nobody wait for a target that is done or has failed."""
+        self.before_snapshot.leave(place)
