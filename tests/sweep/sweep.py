@@ -1,0 +1,252 @@
+"""The Nth request that a run makes goes wrong, for every N: what is promised holds afterwards.
+
+Two VMs with three disks are replicated to two targets, one of them in the source pool and on the SR
+of one of the disks. A *strike* lets one request of a run go wrong: any call, stream, NBD connection
+or read, and any piece of a stream. Then comes a daemon that remembers nothing, and has to succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from tests.demo.proof import ProofError, check_equal, disks_of, login
+from tests.lab.hands import vm_of
+from tests.lab.whole import find_problems
+from tests.lab.world import World, new_run, serve_nbd, world
+from xorepd.lab.faults import Fault
+from xorepd.replication.jobs import run_job
+from xorepd.state.records import Outcome, RunRecord
+
+VMS = ("web01", "db01")
+TARGETS = ({"pool": "dr", "sr": "dr-storage"}, {"pool": "prod", "sr": "prod-local"})
+
+LEFT_BY_THE_DEAD = ("session",)
+"""XAPI forgets a session that nobody uses after a day."""
+
+CHUNK = 1 << 20
+"""Bytes of a stream that count as one request more."""
+
+PATIENCE_S = 120.0
+"""A run that takes longer hangs."""
+
+
+class Phase(StrEnum):
+    FULL = "full"
+    """The first run of a job."""
+    DELTA = "delta"
+    """A later one, which also prunes."""
+
+
+class Strike(StrEnum):
+    FAIL = "fail"
+    """The request is answered with an error; nothing was done."""
+    CUT = "cut"
+    """It is done, and the answer is lost."""
+    HANG = "hang"
+    """It is not answered, until somebody cancels the run."""
+    KILL = "kill"
+    """The daemon dies with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    phase: Phase
+    strike: Strike
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.phase} run, request {self.number}: {self.strike}"
+
+
+@dataclass
+class Result:
+    """What a sweep found."""
+
+    cases: int = 0
+    requests: dict[str, int] = field(default_factory=dict)
+    """Requests of a run, by phase."""
+    violations: list[str] = field(default_factory=list)
+
+
+Place = tuple[str, str]
+"""UUIDs of a source VM and of a target SR."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    pool: str
+    uuid: str
+    snapshot: str
+    """UUID of the source snapshot."""
+    hashes: dict[str, str]
+
+
+async def sweep(
+    phase: Phase, strikes: Collection[Strike], first: int, step: int, seed: int
+) -> Result:
+    """Strike at requests `first`, `first + step`, … of a run until one is not reached."""
+    result = Result()
+    with tempfile.TemporaryDirectory(prefix="xorepd-sweep-") as directory:
+        for strike in strikes:
+            async for case, found in _sweep(Path(directory), phase, strike, first, step, seed):
+                result.cases += 1
+                result.requests[phase] = max(result.requests.get(phase, 0), case.number)
+                result.violations += [f"{case}: {what}" for what in found]
+    return result
+
+
+async def _sweep(
+    directory: Path, phase: Phase, strike: Strike, first: int, step: int, seed: int
+) -> AsyncIterator[tuple[Case, list[str]]]:
+    number, reached = first, True
+    while reached:
+        # A world is good for many deltas, but for one first run only, and for no further violation.
+        async with _prepared(directory / f"{strike}-{number}", phase) as lab:
+            found: list[str] = []
+            while reached and not found:
+                case = Case(phase, strike, number)
+                reached, found = await _try(lab, case, seed + number)
+                if reached or found:
+                    yield case, found
+                number += step
+                if phase is Phase.FULL:
+                    break
+
+
+@asynccontextmanager
+async def _prepared(state: Path, phase: Phase) -> AsyncIterator[World]:
+    async with world(state, checked=False) as lab:
+        await lab.ask("prod", lambda x: x.VM.start(vm_of(x, "db01"), False, False))
+        await serve_nbd(lab, "prod")
+        if phase is Phase.DELTA:
+            await _run(lab)
+        yield lab
+
+
+async def _try(lab: World, case: Case, seed: int) -> tuple[bool, list[str]]:
+    """Strike once; return whether the run came that far, and what does not hold afterwards."""
+    for vm in VMS:
+        disk = 1 if vm == "web01" else 0
+        await lab.lab.guest_write(vm, disk, random=3, seed=seed)
+    before = await _points(lab)
+    reached = await _strike(lab, case)
+    found = [f"after the strike: {what}" for what in await _broken(lab, before)]
+    standing = await _points(lab)
+    try:
+        records = await asyncio.wait_for(_run(lab), PATIENCE_S)
+    except TimeoutError:
+        return reached, [*found, "the next run hangs"]
+    found += [f"next run: {what}" for what in _disappointments(records, standing)]
+    found += [f"after the next run: {what}" for what in await _unequal(lab)]
+    found += await lab.left_over()
+    problems = await find_problems(lab.lab, LEFT_BY_THE_DEAD)
+    found += [f"fsck: {problem}" for problem in problems]
+    return reached, found
+
+
+async def _strike(lab: World, case: Case) -> bool:
+    faults, loop = lab.lab.faults, asyncio.get_running_loop()
+    match case.strike:
+        case Strike.FAIL:
+            fault = faults.fail_nth(case.number, error=("INTERNAL_ERROR", "struck"), chunk=CHUNK)
+        case Strike.CUT:
+            fault = faults.fail_nth(case.number, drop_response=True, chunk=CHUNK)
+        case Strike.HANG:
+            fault = faults.fail_nth(case.number, stall=True, chunk=CHUNK)
+        case Strike.KILL:
+            # Held back, and never executed: the error is what the lab does when it lets go.
+            error = ("INTERNAL_ERROR", "killed")
+            fault = faults.fail_nth(case.number, stall=True, error=error, chunk=CHUNK)
+    async with lab.daemon() as context:
+        run = loop.create_task(run_job(_job(lab), new_run(), context))
+        held = loop.create_task(fault.stalled.wait())
+        await asyncio.wait({run, held}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
+        if held.done() and case.strike is Strike.KILL:
+            for where in ("rpc", "export", "import", "nbd"):
+                faults.add(Fault(where, times=None, reset=True))
+        reached = fault.fired > 0
+        held.cancel()
+        run.cancel()
+        fault.release()
+        await asyncio.wait({run}, timeout=PATIENCE_S)
+    faults.clear()
+    return reached
+
+
+def _job(lab: World) -> Any:
+    return lab.job(vms=VMS, targets=TARGETS, keep=1, verify="sample", changed_blocks="enable")
+
+
+async def _run(lab: World) -> list[RunRecord]:
+    async with lab.daemon() as context:
+        return await run_job(_job(lab), new_run(), context)
+
+
+def _disappointments(records: list[RunRecord], standing: dict[Place, Point]) -> list[str]:
+    """Return what a run after a strike should have done better."""
+    found = []
+    known = {(place[0], point.pool) for place, point in standing.items()}
+    for record in records:
+        what = f"{record.vm_name} to {record.target}"
+        if record.error is not None:
+            found.append(f"{what} failed ({record.error})")
+        elif record.outcome is Outcome.FULL and (record.vm_uuid, record.target) in known:
+            reasons = {disk.reason for disk in record.disks if disk.mode == "full"}
+            found.append(f"{what} was sent in full ({', '.join(sorted(reasons))})")
+    if len(records) != len(VMS) * len(TARGETS):
+        found.append(f"{len(records)} records instead of {len(VMS) * len(TARGETS)}")
+    return found
+
+
+async def _points(lab: World) -> dict[Place, Point]:
+    """Return the newest restore point of every VM on every target, with what it holds."""
+    found: dict[Place, Point] = {}
+    for pool in ("dr", "prod"):
+        for mark in await lab.points(pool):  # newest first
+            place = (mark["stream"]["vm"], mark["stream"]["sr"])
+            if place not in found:
+                hashes = await lab.hashes(pool, mark["self"])
+                found[place] = Point(pool, mark["self"], mark["snapshot"], hashes)
+    return found
+
+
+async def _broken(lab: World, before: dict[Place, Point]) -> list[str]:
+    """Return which restore points are not what they were, with nothing newer in their place."""
+    now = await _points(lab)
+    found = []
+    for place, point in before.items():
+        present = now.get(place)
+        if present is None:
+            found.append(f"restore point {point.uuid} of pool {point.pool} is gone")
+        elif present.uuid == point.uuid and present.hashes != point.hashes:
+            found.append(f"restore point {point.uuid} of pool {point.pool} holds something else")
+    return found
+
+
+async def _unequal(lab: World) -> list[str]:
+    """Return which newest restore points differ from their source snapshots."""
+    points = await _points(lab)
+    prod = lab.described("prod")
+
+    def compare() -> list[str]:
+        found = []
+        with login(prod) as source:
+            for point in points.values():
+                there = lab.described(point.pool)
+                with login(there) as target:
+                    theirs = disks_of(prod, source, point.snapshot)
+                    ours = disks_of(there, target, point.uuid)
+                try:
+                    check_equal(theirs, ours)
+                except ProofError as error:
+                    found.append(f"restore point {point.uuid}: {error}")
+        return found
+
+    return await asyncio.to_thread(compare)
