@@ -537,3 +537,21 @@ async def test_a_replica_started_during_a_transfer_is_left_alone_and_nothing_is_
         assert "has diverged" in ((await replicated.run(context)).error or "")
     assert (await next_run(replicated, 2, diverged="replace")).outcome is Outcome.DELTA
     await sound(replicated)
+
+
+async def test_a_vm_that_is_being_migrated_is_waited_for(replicated: World) -> None:
+    db = replicated.lab.pools["prod"].db
+    vm = await replicated.ask("prod", lambda x: hands.vm_of(x, "web01"))
+    db.put("VM", vm, "current_operations", "task", "pool_migrate")
+    snapshots = len(await replicated.bases())
+    async with replicated.daemon() as context, asyncio.TaskGroup() as group:
+        run = group.create_task(run_job(replicated.job(), new_run(), context))
+        while not any(record.step == "preflight" for record in replicated.board.records()):
+            await replicated.board.changed(-1)
+            await asyncio.sleep(0)
+        assert len(await replicated.bases()) == snapshots
+        db.drop("VM", vm, "current_operations", "task")
+        [record] = await run
+
+    assert record.outcome is Outcome.DELTA, record.error
+    await sound(replicated)

@@ -1,4 +1,4 @@
-"""Reasons not to start a run, found before anything is created. No I/O beyond the caches."""
+"""Reasons not to start a run, found in the caches before anything is created."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 
 MAX_VHD_SIZE = 2040 * GiB
 """Largest disk that XAPI and its storage drivers put into a VHD."""
+
+MIGRATION_S = 1800.0
+"""How long a run waits for a migration; a storage migration may take hours."""
 
 NOT_VHD = frozenset({"zfs-vol", "rawhba", "udev", "iso"})
 """SR types whose drivers keep disks in something else."""
@@ -98,6 +101,22 @@ def find_sr(cache: Cache, pool: str, wanted: str) -> Sr:
             )
 
 
+async def wait_for_migration(a: Assignment) -> None:
+    """Let a migration of the source VM end first: it is no failure, and it does not take for ever.
+
+    Raises:
+        ObjectBusy: it takes very long.
+    """
+    cache = a.source.cache
+
+    def moving() -> list[str]:
+        vm = cache.vms.get(a.vm.ref, a.vm)
+        return sorted(set(vm.current_operations.values()) & set(BLOCKED_WHILE_READ))
+
+    if not await cache.wait_for(lambda: not moving(), MIGRATION_S):
+        raise ObjectBusy(a.source.name, "VM", a.vm.name_label, moving()[0])
+
+
 def check_source(a: Assignment, side: SourceSide) -> None:
     """Refuse what cannot or must not be replicated.
 
@@ -111,9 +130,6 @@ def check_source(a: Assignment, side: SourceSide) -> None:
         raise Refused(
             f"pool {pool}: VM {vm.name_label} is itself a replica; remove it from job {a.job.name}"
         )
-    moving = sorted(set(vm.current_operations.values()) & set(BLOCKED_WHILE_READ))
-    if moving:
-        raise ObjectBusy(pool, "VM", vm.name_label, moving[0])
     stay_behind = {disk.vdi.ref for disk in side.excluded}
     for vdi in side.drives:
         stays_behind = vdi.ref in stay_behind

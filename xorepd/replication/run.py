@@ -21,7 +21,12 @@ from xorepd.replication.commit import commit
 from xorepd.replication.consent import check_fulls
 from xorepd.replication.inventory import Group, SourceSide, TargetSide
 from xorepd.replication.plan import Full, SourceDisk, choose_base, limit_deltas
-from xorepd.replication.preflight import check_source, check_target, plan_interfaces
+from xorepd.replication.preflight import (
+    check_source,
+    check_target,
+    plan_interfaces,
+    wait_for_migration,
+)
 from xorepd.replication.prune import prune
 from xorepd.replication.snapshot import shared_snapshot
 from xorepd.replication.sweep import read_sides, release_source, sweep
@@ -61,6 +66,7 @@ async def _replicate(a: Assignment) -> Outcome:
     enter = a.progress.enter
 
     enter("preflight")
+    await wait_for_migration(a)
     source, target = await read_sides(a)
     check_source(a, source)
     check_target(a, target)
