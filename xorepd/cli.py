@@ -101,7 +101,7 @@ def check(config: Config = DEFAULT_CONFIG) -> None:
 
 def _vms(job: JobSettings) -> str:
     named = [f"{len(job.named)} VM(s)"] if job.named else []
-    return " and ".join(named + ([job.found_by] if job.found_by else []))
+    return " and ".join(named + ([f"({job.found_by})"] if job.found_by else []))
 
 
 def _refuse(error: XorepdError) -> NoReturn:

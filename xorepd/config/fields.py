@@ -33,6 +33,9 @@ from xorepd.units import parse_duration, parse_size
 DIRECTORY = "directory"
 """Key of the validation context: the directory that relative paths start from."""
 
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
+"""What a table holds that is not written."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 

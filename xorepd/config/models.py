@@ -10,14 +10,14 @@ import uuid
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from xorepd.config.choices import Empty, Fulls, PowerState, SnapshotKind
+from xorepd.config.choices import Fulls, SnapshotKind
 from xorepd.config.fields import (
+    NOTHING,
     Command,
     Cron,
     Duration,
@@ -29,14 +29,13 @@ from xorepd.config.fields import (
     Table,
     Text,
     TextMap,
-    Texts,
     Url,
     UuidText,
     Zone,
     freeze,
 )
 from xorepd.config.keep import Keep
-from xorepd.config.names import is_pattern
+from xorepd.config.scope import Scope
 from xorepd.ids import JobName, PoolName
 from xorepd.units import GiB
 
@@ -46,8 +45,6 @@ them, and a job whose id changes would not recognise its own."""
 
 MAX_TARGETS = 16
 """Of one job. All of them read the same snapshot at the same time, through one source pool."""
-
-NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 PASSWORD_SOURCES = ("password", "password_file", "password_env", "password_credential")
 
@@ -182,12 +179,6 @@ class TargetSettings(Table):
         return f"{self.pool}/{self.sr}"
 
 
-PowerStates = Annotated[
-    tuple[Annotated[PowerState, Field(strict=False)], ...], Field(strict=False, max_length=4)
-]
-DisksOfVms = Annotated[Mapping[str, Texts], AfterValidator(freeze)]
-
-
 def _distinct_targets(targets: tuple[TargetSettings, ...]) -> tuple[TargetSettings, ...]:
     if not targets:
         raise ValueError("name at least one")
@@ -216,7 +207,7 @@ class HookSettings(Table):
     """Seconds after which either of them is killed."""
 
 
-class JobSettings(Table):
+class JobSettings(Scope):
     """What to replicate, from where, to where, when, and how carefully."""
 
     name: JobName
@@ -224,23 +215,6 @@ class JobSettings(Table):
     """Written to snapshots and restore points for Xen Orchestra; nothing is decided by it here.
     Defaults to a UUID made of the job's name."""
     source: PoolName
-    vms: Texts = ()
-    """UUIDs, exact names, or patterns of names with `*` and `?`, looked at in each run."""
-    tags: Texts = ()
-    """VMs that carry one of these tags are replicated too."""
-    exclude: Texts = ()
-    """UUIDs, names or patterns of VMs that patterns and tags do not mean."""
-    exclude_tags: Texts = ()
-    """Tags of VMs that patterns and tags do not mean."""
-    power_states: PowerStates = ()
-    """Patterns and tags mean only VMs in one of these; absent: in any."""
-    empty: Annotated[Empty, Field(strict=False)] = Empty.WARN
-    """Whether a run fails when patterns and tags match no VM."""
-    exclude_disks: DisksOfVms = Field(default_factory=lambda: NOTHING)
-    """VM (UUID, name or pattern) → disks that stay behind: UUIDs, device numbers, names, patterns.
-    Disks with `[NOBAK]` in their name always do, as in Xen Orchestra."""
-    exclude_disk_tags: Texts = ()
-    """Disks with one of these tags stay behind."""
     targets: Targets
     """Where replicas go; each target has its own base, restore points and fate. A file may write
     one as `target = {…}`."""
@@ -281,22 +255,6 @@ class JobSettings(Table):
     enabled: bool = True
     """`false`: no scheduled runs; it can still be run by hand."""
 
-    @property
-    def named(self) -> tuple[str, ...]:
-        """What `vms` names one by one."""
-        return tuple(text for text in self.vms if not is_pattern(text))
-
-    @property
-    def found_by(self) -> str:
-        """The patterns and tags by which each run finds VMs, for people; empty without any."""
-        patterns = [text for text in self.vms if is_pattern(text)]
-        return ", ".join(patterns + [f"tag {tag}" for tag in self.tags])
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """What it means while nobody has looked which VMs there are."""
-        return (*self.named, self.found_by) if self.found_by else self.named
-
     def keep_on(self, target: TargetSettings) -> Keep:
         """Return which restore points stay on one of the targets."""
         return self.keep if target.keep is None else target.keep
@@ -306,11 +264,7 @@ class JobSettings(Table):
         return target.transport or self.transport
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if not self.vms and not self.tags:
-            raise ValueError("names no VM; write vms or tags")
-        if contradiction := next((vm for vm in self.named if vm in self.exclude), None):
-            raise ValueError(f"has {contradiction!r} in vms and in exclude; remove it from one")
+    def _full_may_be_sent_when_due(self) -> Self:
         if self.full_every is not None and self.full is not Fulls.ALLOW:
             raise ValueError(
                 f'sends disks whole after full_every deltas, which full = "{self.full.value}" '

@@ -1,0 +1,102 @@
+"""The relay as a process: built from its parts, told by signals, watched by systemd.
+
+    lock ─► index ─► pools ─► relay ─► listening ─► READY
+
+Everything is closed in the opposite order, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+
+import structlog
+
+from xorepd.config.models import PoolSettings
+from xorepd.config.secrets import read_password
+from xorepd.daemon.lock import locked
+from xorepd.daemon.logs import set_level
+from xorepd.daemon.pools import Pools
+from xorepd.daemon.signals import Intent, intents
+from xorepd.daemon.systemd import Notifier
+from xorepd.daemon.tasks import background, first_of
+from xorepd.errors import XorepdError
+from xorepd.relay.index import open_index
+from xorepd.relay.listener import listening
+from xorepd.relay.server import Relay
+from xorepd.relay.settings import RelaySettings, load_relay
+from xorepd.version import VERSION
+from xorepd.xapi.pool import Pool
+
+log = structlog.get_logger(__name__)
+
+AT_START = ("listen", "state_dir", "disks", "memory", "index", "silence")
+"""What a reload does not change; the log says so."""
+
+
+async def run_relay(settings: RelaySettings) -> None:
+    """Run until a signal says to stop.
+
+    Raises:
+        XorepdError: it could not start; the message says what to change.
+    """
+    table = settings.relay
+    notifier = Notifier()
+
+    def open_pool(pool: PoolSettings) -> Pool:
+        return Pool(pool, partial(read_password, pool, file=settings.file))
+
+    async with AsyncExitStack() as stack:
+        # First of all, so that a signal during the start is obeyed after it and not fatal.
+        signals = stack.enter_context(intents())
+        stack.enter_context(locked(table.state_dir))
+        index = await stack.enter_async_context(open_index(table.state_dir, table.index))
+        pools = await stack.enter_async_context(Pools(open_pool))
+        relay = await stack.enter_async_context(Relay(settings, pools, index))
+        async with listening(*table.place, relay.came, silence=table.silence) as port:
+            log.info("relay.ready", version=VERSION, config=str(settings.file), port=port)
+            notifier.ready(f"listening on port {port}")
+            async with background(("watchdog", notifier.feed_watchdog())):
+                await _obey(signals, relay, notifier)
+        notifier.stopping(f"stopping, disks to end: {relay.disks}")
+        async with background(("watchdog", notifier.feed_watchdog())):
+            await first_of(relay.drain(table.grace), _second(signals))
+    log.info("relay.stopped")
+
+
+async def _obey(signals: asyncio.Queue[Intent], relay: Relay, notifier: Notifier) -> None:
+    """Do what signals ask for until one says to stop."""
+    while True:
+        match await signals.get():
+            case Intent.RELOAD:
+                notifier.reloading()
+                try:
+                    await _reload(relay)
+                except XorepdError as error:
+                    log.error("reload.refused", error=str(error))  # noqa: TRY400 -- says all
+                notifier.ready(f"clients: {relay.clients}, disks: {relay.disks}")
+            case Intent.STOP:
+                return
+
+
+async def _reload(relay: Relay) -> None:
+    """Let the file rule anew: pools, clients, certificates, limits of connections.
+
+    Raises:
+        XorepdError: it cannot be used, and the old one rules on.
+    """
+    old = relay.settings
+    new = await asyncio.to_thread(load_relay, old.file)
+    relay.apply(new)
+    set_level(new.relay.log_level)
+    log.info("reload.completed", pools=sorted(new.pools), clients=sorted(new.clients))
+    kept = [key for key in AT_START if getattr(old.relay, key) != getattr(new.relay, key)]
+    if kept:
+        log.warning("reload.needs_restart", keys=[f"relay.{key}" for key in kept])
+
+
+async def _second(signals: asyncio.Queue[Intent]) -> None:
+    while await signals.get() is not Intent.STOP:
+        continue
+    log.warning("relay.hurried")

@@ -1,0 +1,76 @@
+"""Which disks a client may have written: decided from the pool's records alone. Pure.
+
+The relay holds the credentials of the target pool, and its clients do not. So it believes nobody's
+word for a disk: it writes only what a daemon has created there and signed as the staging disk of
+that very stream and run, and what nobody uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from xorepd.ids import Ref
+from xorepd.relay.wire import Open
+from xorepd.replication.inventory import used_by_vms
+from xorepd.replication.markers import Mark, Role, signed
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.records import Sr, Vdi
+
+
+class NotAllowed(Exception):
+    """The disk is not for this client to write; the message says why and names it."""
+
+
+def disk_for(
+    asked: Open, cache: Cache, client: str, pools: Collection[str]
+) -> tuple[Vdi, Sr, Mark]:
+    """Return the disk that a client asked for, its SR and its mark.
+
+    Args:
+        cache: of the target pool, as of now.
+        pools: UUIDs of the source pools whose replicas the client may write; empty for any.
+
+    Raises:
+        NotAllowed: it may not have it.
+    """
+    vdi = cache.by_uuid(Vdi, asked.vdi)
+    if vdi is None:
+        raise NotAllowed(f"the target pool has no disk {asked.vdi!r}")
+    name = f"disk {vdi.uuid} ({vdi.name_label})"
+    mark = signed(vdi.other_config, vdi.uuid)
+    if mark is None or mark.role is not Role.DISK:
+        raise NotAllowed(f"{name} is no staging disk: no xorepd has signed it as one")
+    if str(mark.stream) != asked.stream:
+        raise NotAllowed(f"{name} is of another stream than {asked.stream}")
+    if mark.run != asked.run:
+        raise NotAllowed(f"{name} is of run {mark.run}, not of {asked.run}")
+    if pools and mark.stream.pool not in pools:
+        raise NotAllowed(
+            f"client {client} may not write replicas of pool {mark.stream.pool}; "
+            f"add it to [clients.{client}] pools if it should"
+        )
+    sr = cache.srs.get(vdi.sr)
+    if sr is None or sr.uuid != mark.stream.sr:
+        raise NotAllowed(f"{name} does not lie on the storage repository of its stream")
+    if vdi.is_a_snapshot or vdi.missing or not vdi.managed or vdi.type != "user":
+        raise NotAllowed(f"{name} is none that can be written")
+    if used_by_vms(cache, vdi):
+        raise NotAllowed(f"{name} belongs to a VM")
+    if asked.virtual_size > vdi.virtual_size:
+        raise NotAllowed(f"{name} has {vdi.virtual_size} bytes, not {asked.virtual_size}")
+    return vdi, sr, mark
+
+
+def base_for(asked: Open, cache: Cache, vdi: Vdi, mark: Mark) -> Ref | None:
+    """Return the disk whose data may stand in for what a client offers; None without one.
+
+    Only the restore point that the staging disk says it is a clone of, of the same stream: from any
+    other disk a client could learn what is on it by offering hashes.
+    """
+    base = cache.by_uuid(Vdi, asked.base) if asked.base else None
+    if base is None or base.sr != vdi.sr or not base.is_a_snapshot:
+        return None
+    theirs = signed(base.other_config, base.uuid)
+    if theirs is None or theirs.role is not Role.POINT or theirs.stream != mark.stream:
+        return None
+    return base.ref

@@ -1,0 +1,57 @@
+"""What came over a connection and may be referred to again: the newest units, within a budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+
+class Budget:
+    """Bytes that all caches of a relay may hold together."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, size: int) -> bool:
+        """Reserve some bytes, if there are so many."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give(self, size: int) -> None:
+        self._left += size
+
+
+class Cache:
+    """Units of one connection by their hash. What another client sent is never in it."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._units: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def put(self, found: bytes, unit: memoryview) -> None:
+        """Keep a unit, in place of the least used ones of this connection where it is full."""
+        if found in self._units:
+            self._units.move_to_end(found)
+            return
+        while not self._budget.take(len(unit)):
+            if not self._units:
+                return
+            self._drop()
+        self._units[found] = bytes(unit)
+
+    def get(self, found: bytes, length: int) -> bytes | None:
+        """Return the unit with a hash, if it is there and has this length."""
+        unit = self._units.get(found)
+        if unit is None or len(unit) != length:
+            return None
+        self._units.move_to_end(found)
+        return unit
+
+    def clear(self) -> None:
+        while self._units:
+            self._drop()
+
+    def _drop(self) -> None:
+        _, unit = self._units.popitem(last=False)
+        self._budget.give(len(unit))

@@ -1,0 +1,179 @@
+"""The disks of a relay: which may be written, their turns, and the pools that they lie on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+import structlog
+
+from xorepd.config.models import PoolSettings
+from xorepd.daemon.pools import Pools
+from xorepd.data.chunked import open_chunked
+from xorepd.data.nbd_reader import NbdBudget
+from xorepd.errors import XapiError
+from xorepd.relay import wire
+from xorepd.relay.authority import NotAllowed, base_for, disk_for
+from xorepd.relay.base import OPEN_AT_ONCE, Base
+from xorepd.relay.cache import Cache
+from xorepd.relay.channel import Channel
+from xorepd.relay.disk import DiskWriter, References
+from xorepd.relay.index import Index
+from xorepd.relay.ledger import Ledger
+from xorepd.relay.readback import digest_of, receive_extents
+from xorepd.relay.settings import ClientTable, RelaySettings
+from xorepd.relay.wire import Code
+from xorepd.xapi.doors import DiskDoor
+from xorepd.xapi.pool import Pool, task_owner
+from xorepd.xapi.records import OWNER_PREFIX
+
+log = structlog.get_logger(__name__)
+
+STOPPING = "the relay is being stopped"
+
+
+class Disks:
+    """What is written and read through one relay.
+
+    Args:
+        pools: opens the configured pools, each when it is first needed.
+    """
+
+    def __init__(self, settings: RelaySettings, pools: Pools[Pool], index: Index) -> None:
+        self._settings, self._pools, self._index = settings, pools, index
+        self._window = settings.relay.window
+        self._slots = asyncio.Semaphore(settings.relay.disks)
+        self._nbd = NbdBudget()
+        self._bases = asyncio.Semaphore(OPEN_AT_ONCE)
+        self._uuids: dict[str, PoolSettings] = {}
+        """The pools whose UUID is known already."""
+        self._writing: set[str] = set()
+        """UUIDs of the disks that are being written, or wait for their turn."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.is_stopping = False
+
+    @property
+    def count(self) -> int:
+        """Return how many disks are being written."""
+        return len(self._writing)
+
+    def apply(self, settings: RelaySettings) -> None:
+        """Let a new configuration rule for disks that come from now on."""
+        self._settings = settings
+        self._uuids.clear()
+        self._pools.retain(settings.pools)
+
+    async def drain(self, grace: float) -> None:
+        """Take no more disks, and wait up to `grace` seconds for those under way."""
+        self.is_stopping = True
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("relay.impatient", disks=self.count)
+
+    async def write(
+        self, channel: Channel, asked: wire.Open, client: str, cache: Cache
+    ) -> wire.Verdict:
+        """Write a disk as its client says.
+
+        Raises:
+            NotAllowed: this client may not write it.
+            WireError: the client breaks a rule.
+            XorepdError: the pool fails, or the connection broke.
+        """
+        task_owner.set(OWNER_PREFIX + asked.stream)
+        what = f"{asked.what}, through the relay"
+        async with AsyncExitStack() as stack:
+            if asked.vdi in self._writing:
+                return wire.Refuse(Code.BUSY, f"disk {asked.vdi} is being written already")
+            stack.enter_context(self._as_writing(asked.vdi))
+            await stack.enter_async_context(self._slots)
+            if self.is_stopping:
+                return wire.Refuse(Code.BUSY, STOPPING)
+            pool = await stack.enter_async_context(self._lend(asked.pool))
+            vdi, sr, mark = disk_for(asked, pool.cache, client, self._allowed(client))
+            base = base_for(asked, pool.cache, vdi, mark)
+            ledger = Ledger(asked.virtual_size)
+            disk: DiskWriter | None = None
+
+            def segment_ended(_: int) -> None:
+                if disk is not None:
+                    disk.segment_ended()
+
+            writer = await stack.enter_async_context(
+                open_chunked(
+                    DiskDoor(pool, sr.ref),
+                    vdi.uuid,
+                    fresh=not asked.base,
+                    what=what,
+                    confirmed_to=segment_ended,
+                )
+            )
+            references = References(
+                cache=cache,
+                base=await stack.enter_async_context(
+                    Base(pool, base, self._nbd, self._bases, what)
+                ),
+                index=self._index,
+                stream=asked.stream,
+                disk=mark.disk,
+            )
+            disk = DiskWriter(channel, ledger, writer, references)
+            log.info("disk.opened", what=asked.what, base=asked.base, sr=sr.uuid)
+            channel.accept(self._window, wire.Feature.REFERENCES)
+            return await disk.run()
+
+    async def read(self, channel: Channel, asked: wire.Open, client: str) -> wire.Verdict:
+        """Read a disk back and return the digest; raises as `write`."""
+        task_owner.set(OWNER_PREFIX + asked.stream)
+        async with self._slots, self._lend(asked.pool) as pool:
+            vdi, sr, _ = disk_for(asked, pool.cache, client, self._allowed(client))
+            channel.accept(self._window, wire.Feature(0))
+            extents = await receive_extents(channel, asked.virtual_size)
+            what = f"{asked.what}, check"
+            return wire.Digested(
+                await digest_of(pool, vdi, sr, asked.base, extents, self._nbd, what)
+            )
+
+    def _allowed(self, client: str) -> tuple[str, ...]:
+        return self._settings.clients.get(client, ClientTable()).pools
+
+    @contextmanager
+    def _as_writing(self, vdi: str) -> Iterator[None]:
+        self._writing.add(vdi)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._writing.discard(vdi)
+            if not self._writing:
+                self._idle.set()
+
+    @asynccontextmanager
+    async def _lend(self, uuid: str) -> AsyncIterator[Pool]:
+        """Provide the configured pool with this UUID, its records as of now.
+
+        Raises:
+            NotAllowed: there is none.
+            XapiError: there may be one, and it does not answer.
+        """
+        failure: XapiError | None = None
+        known = self._uuids.get(uuid)
+        for settings in (known,) if known else tuple(self._settings.pools.values()):
+            async with AsyncExitStack() as stack:
+                pool = await stack.enter_async_context(self._pools.lend(settings))
+                try:
+                    await pool.refresh()
+                except XapiError as error:
+                    failure = error
+                    continue
+                if pool.cache.pool.uuid == uuid:
+                    self._uuids[uuid] = settings
+                    yield pool
+                    return
+        if failure is not None:
+            raise failure
+        raise NotAllowed(f"this relay has no pool {uuid!r} in its configuration")

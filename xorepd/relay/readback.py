@@ -1,0 +1,109 @@
+"""The digest of what a disk holds, read back beside the pool: 16 bytes go over the link."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from xorepd.data.digest import read_back
+from xorepd.data.export import open_export, open_raw
+from xorepd.data.nbd_reader import NbdBudget
+from xorepd.data.reader import Reader
+from xorepd.errors import DataError
+from xorepd.extents import Extent
+from xorepd.ids import VdiUuid
+from xorepd.relay import wire
+from xorepd.relay.channel import Channel
+from xorepd.relay.frames import WireError
+from xorepd.replication.roads import find_nbd, is_vhd, open_nbd
+from xorepd.xapi.doors import DiskDoor
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Sr, Vdi
+
+log = structlog.get_logger(__name__)
+
+MOST_EXTENTS = 65536
+"""Extents of one digest; a client that has more reads back itself."""
+
+
+async def receive_extents(channel: Channel, virtual_size: int) -> list[Extent]:
+    """Return the extents whose digest is wanted, as the client sends them.
+
+    Raises:
+        WireError: they are out of order, beyond the disk, no sectors, or too many.
+        DataError: the connection broke.
+    """
+    extents: list[Extent] = []
+    end = 0
+    while True:
+        message = await channel.receive()
+        if not isinstance(message, wire.DigestOf):
+            raise WireError(f"{message.kind.name} does not belong to a disk being read")
+        for offset, length in zip(message.bounds[::2], message.bounds[1::2], strict=True):
+            if offset < end or offset + length > virtual_size:
+                raise WireError(f"the extent of {length} bytes at {offset} is out of order")
+            if offset % wire.SECTOR or length % wire.SECTOR:
+                raise WireError(f"the extent of {length} bytes at {offset} is not of sectors")
+            end = offset + length
+            extents.append(Extent(offset, length))
+        if len(extents) > MOST_EXTENTS:
+            raise WireError(f"a digest has {MOST_EXTENTS} extents at most")
+        if message.is_last:
+            return extents
+
+
+async def digest_of(
+    pool: Pool,
+    disk: Vdi,
+    sr: Sr,
+    base: str,
+    extents: Sequence[Extent],
+    budget: NbdBudget,
+    what: str,
+) -> bytes:
+    """Return the digest of some extents of a disk.
+
+    Args:
+        base: UUID of the disk that it is a clone of; empty if it is none.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    async with _open(pool, disk, sr, base, extents, budget, what) as reader:
+        return bytes.fromhex((await read_back(reader, extents)).hexdigest())
+
+
+@asynccontextmanager
+async def _open(
+    pool: Pool,
+    disk: Vdi,
+    sr: Sr,
+    base: str,
+    extents: Sequence[Extent],
+    budget: NbdBudget,
+    what: str,
+) -> AsyncIterator[Reader]:
+    """Open a disk for reading: over NBD if possible, else as it is exported."""
+    async with AsyncExitStack() as stack:
+        reader: Reader
+        exports, _ = await find_nbd(pool, disk.ref)
+        if exports:
+            try:
+                nbd = open_nbd(pool, disk, budget, extents, f"{what}, NBD")
+                reader = await stack.enter_async_context(nbd)
+            except DataError as error:
+                log.warning("road.closed", what=what, road="nbd", reason=str(error))
+            else:
+                yield reader
+                return
+        door = DiskDoor(pool, sr.ref)
+        if is_vhd(disk, sr):
+            onto = VdiUuid(base) if base else None
+            export = open_export(door, disk.uuid, base=onto, what=what)
+            reader = await stack.enter_async_context(export)
+        else:
+            raw = open_raw(door, disk.uuid, disk.virtual_size, what=what)
+            reader = await stack.enter_async_context(raw)
+        yield reader

@@ -1,0 +1,214 @@
+"""The relay: connections of clients, and the fate of each disk on them.
+
+    connection ─► channel ─► may this client write this disk? ─► a slot ─► ACCEPT ─► DiskWriter
+                                            no ─► REFUSE
+
+A connection that breaks takes its disks along and nobody else's. A disk that is given up leaves an
+import that XAPI reports as failed, on a staging disk that the daemon's next run removes: nothing is
+DONE before the task of its import says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import AsyncExitStack
+
+import structlog
+
+from xorepd.daemon.pools import Pools
+from xorepd.daemon.tasks import first_of
+from xorepd.errors import DataError, XorepdError
+from xorepd.relay import wire
+from xorepd.relay.authority import NotAllowed
+from xorepd.relay.cache import Budget, Cache
+from xorepd.relay.certificates import identity, server_context
+from xorepd.relay.channel import Channel, Over
+from xorepd.relay.disks import STOPPING, Disks
+from xorepd.relay.frames import WireError
+from xorepd.relay.index import Index
+from xorepd.relay.listener import Caller
+from xorepd.relay.mux import Connection
+from xorepd.relay.settings import RelaySettings
+from xorepd.relay.wire import Code
+from xorepd.xapi.pool import Pool
+
+log = structlog.get_logger(__name__)
+
+CHANNELS = 256
+"""Disks that one client may have open: those beyond `disks` wait for their turn."""
+
+
+class Relay:
+    """What a relay does for those who come in. An async context manager: its end ends all.
+
+    Args:
+        pools: opens the configured pools, each when it is first needed.
+    """
+
+    def __init__(self, settings: RelaySettings, pools: Pools[Pool], index: Index) -> None:
+        self.settings = settings
+        self._disks = Disks(settings, pools, index)
+        self._context = _context(settings)
+        self._silence = settings.relay.silence
+        self._cached = Budget(settings.relay.memory // 2)
+        self._connections: set[Connection] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Relay:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._disks.is_stopping = True
+        bye = wire.Bye(Code.NORMAL, STOPPING)
+        await asyncio.gather(*(each.close(bye) for each in self._connections))
+        for task in self._serving:
+            task.cancel()  # those that have not even greeted
+        await self._group.__aexit__(None, None, None)
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._connections)
+
+    @property
+    def disks(self) -> int:
+        """How many disks are being written."""
+        return self._disks.count
+
+    def apply(self, settings: RelaySettings) -> None:
+        """Let a new configuration rule for connections and disks that come from now on.
+
+        Raises:
+            Refused: its certificates cannot be used.
+        """
+        self._context = _context(settings)
+        self.settings = settings
+        self._disks.apply(settings)
+
+    async def drain(self, grace: float) -> None:
+        """Take no more disks, and wait up to `grace` seconds for those under way."""
+        await self._disks.drain(grace)
+
+    def came(self, caller: Caller) -> None:
+        """Take care of a connection (`listener.listening`)."""
+        if self._disks.is_stopping or len(self._serving) >= self.settings.relay.connections:
+            log.warning("client.turned_away", address=caller.address, there=len(self._serving))
+            caller.hang_up()
+            return
+        task = self._group.create_task(self._serve(caller), name=f"client {caller.address}")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    # -- connections -------------------------------------------------------------------------------
+
+    async def _serve(self, caller: Caller) -> None:
+        """Serve one connection; whatever ends it is told here, and to nobody else."""
+        try:
+            async with AsyncExitStack() as stack:
+                stream = await stack.enter_async_context(await caller.secure(self._context))
+                client = identity(stream.certificate)
+                stack.enter_context(
+                    structlog.contextvars.bound_contextvars(client=client, address=caller.address)
+                )
+                what = f"client {client} at {caller.address}"
+                connection = await Connection.start(
+                    stream, what, "relay", channels=CHANNELS, silence=self._silence
+                )
+                stack.push_async_callback(connection.close)
+                self._connections.add(connection)
+                stack.callback(self._connections.discard, connection)
+                log.info("client.connected", software=connection.peer.software)
+                await self._serve_disks(connection, client)
+        except (DataError, ValueError, OSError) as error:
+            said = str(error) or type(error).__name__
+            log.info("client.gone", address=caller.address, reason=said)
+        except Exception:
+            log.exception("client.broken", address=caller.address)
+
+    async def _serve_disks(self, connection: Connection, client: str) -> None:
+        cache = Cache(self._cached)
+        try:
+            async with asyncio.TaskGroup() as group:
+                while not connection.ended.is_set():
+                    try:
+                        channel, asked = await connection.opened()
+                    except DataError as error:
+                        log.info("client.left", reason=str(error))
+                        return
+                    group.create_task(
+                        self._serve_disk(connection, channel, asked, client, cache),
+                        name=f"disk {asked.vdi}",
+                    )
+        finally:
+            cache.clear()
+
+    async def _serve_disk(
+        self,
+        connection: Connection,
+        channel: Channel,
+        asked: wire.Open,
+        client: str,
+        cache: Cache,
+    ) -> None:
+        """Serve one disk until its verdict, or until the client wants no more of it."""
+        verdict: wire.Verdict = wire.Failed(Code.CANCELLED, "it was given up")
+
+        async def work() -> None:
+            nonlocal verdict
+            verdict = await self._verdict(connection, channel, asked, client, cache)
+
+        with structlog.contextvars.bound_contextvars(vdi=asked.vdi, run_id=asked.run):
+            await first_of(work(), channel.given_up.wait())
+            facts = {"what": asked.what, "verdict": verdict.kind.name}
+            match verdict:
+                case wire.Done():
+                    log.info(
+                        "disk.written",
+                        **facts,
+                        received_bytes=verdict.received,
+                        cached_bytes=verdict.cached,
+                        base_bytes=verdict.from_base,
+                        written_bytes=verdict.written,
+                    )
+                case wire.Refuse() | wire.Failed():
+                    log.warning("disk.ended", **facts, reason=verdict.sentence)
+                case wire.Digested():
+                    log.info("disk.read", **facts)
+        channel.end(verdict)
+
+    async def _verdict(
+        self,
+        connection: Connection,
+        channel: Channel,
+        asked: wire.Open,
+        client: str,
+        cache: Cache,
+    ) -> wire.Verdict:
+        """Do what a client asks for; return how it ended. A broken rule ends the connection."""
+        try:
+            if self._disks.is_stopping:
+                return wire.Refuse(Code.BUSY, STOPPING)
+            if asked.read_only:
+                return await self._disks.read(channel, asked, client)
+            return await self._disks.write(channel, asked, client, cache)
+        except NotAllowed as error:
+            return wire.Refuse(Code.NOT_ALLOWED, str(error))
+        except WireError as error:
+            log.warning("client.broke_a_rule", what=asked.what, reason=str(error))
+            await connection.refuse(error)
+            return wire.Failed(Code.VIOLATION, str(error))
+        except Over:
+            return wire.Failed(Code.CANCELLED, "it was given up")
+        except XorepdError as error:
+            return wire.Failed(Code.POOL, str(error))
+        except Exception as error:
+            log.exception("disk.broken", what=asked.what)
+            return wire.Failed(Code.POOL, f"an error of the relay itself, {type(error).__name__}")
+
+
+def _context(settings: RelaySettings) -> ssl.SSLContext:
+    relay = settings.relay
+    return server_context(relay.certificate, relay.key, relay.ca)
