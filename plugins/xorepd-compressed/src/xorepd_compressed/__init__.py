@@ -1,0 +1,1 @@
+"""A transport that compresses, to a relay beside the target pool."""
