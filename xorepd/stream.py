@@ -1,21 +1,31 @@
 """A connection that moves the bytes of disks: large reads and writes, without copies, in bounds.
 
-    socket ─► [TLS] ─► the caller's own buffer, as far as it waits for one
-                  └──► a spill of 256 KiB for what comes before it is asked for, then a pause
+    socket ─► [TLS] ─► the caller's own buffers, one after the other; then a pause
+                  └──► a spill of 64 KiB for what comes before anything was asked for
 
-asyncio's streams copy each byte three times and allocate for each read; what they cost against this
-is measured by `make bench-relay`. A buffer handed to `write` may be used again when it returns:
+What nobody waits for stays in the kernel: it takes no memory of ours and is copied once. asyncio's
+streams copy each byte three times and allocate for each read; what they cost against this is
+measured by `make bench-relay`. A buffer handed to `write` may be used again when it returns:
 everything has gone to the kernel by then, which is also what makes back-pressure exact.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ssl
-from collections.abc import Callable
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self, cast
 
-SPILL = 256 * 1024
+from xorepd.patience import Patience, Stalled
+
+__all__ = ["ByteStream", "CheckPeer", "Ended", "Stalled"]
+
+SPILL = 64 * 1024
+"""Holds the largest head that is read with `read_until`, and what came with it."""
 LARGEST_READ = 1024 * 1024
 """Bytes taken from a plain socket at a time. More brings nothing, and one read stops the loop for
 as long as it copies."""
@@ -24,15 +34,14 @@ LARGEST_TLS_READ = 256 * 1024
 SMALLEST_WRITE = 64 * 1024
 """Parts are handed on together up to this size: a call of the system for each short one costs more
 than its bytes. Above it they go one by one, so that no more than one waits in memory."""
+LARGEST_TLS_WRITE = 256 * 1024
+"""Bytes encrypted at a time: OpenSSL keeps a buffer of that size for each connection, and the
+processor's cache still holds what goes to the kernel then."""
 HANDSHAKE_S = 30.0
 """Longest TLS handshake; asyncio's own limit is twice that."""
 
 CheckPeer = Callable[[bytes | None], None]
 """Looks at the peer's certificate (DER) after the handshake; raises ssl.SSLError to refuse it."""
-
-
-class Stalled(TimeoutError):
-    """No byte moved for the time that was allowed."""
 
 
 class Ended(EOFError):
@@ -59,13 +68,15 @@ class ByteStream(asyncio.BufferedProtocol):
         self._spilled = self._taken = 0
         self._target = memoryview(b"")
         self._filled = 0
-        self._reading: asyncio.Future[None] | None = None
-        self._writing: asyncio.Future[None] | None = None
+        self._targets: deque[memoryview] = deque()
+        self._received = 0
+        self._some = False
+        self._reading = Patience(self._loop, stall, lambda: self._arrivals)
+        self._writing = Patience(self._loop, stall, self._unsent)
         self._paused = False
         self._full = False
         self._lost: BaseException | None = None
         self._at_end = False
-        self._enough = 0
         self._arrivals = 0
         self._broken = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -122,6 +133,7 @@ class ByteStream(asyncio.BufferedProtocol):
             )
             if secured is None:  # uvloop's word for a connection lost in the handshake
                 raise ConnectionResetError("the connection was lost in the TLS handshake")
+            self._paused = False
             self.connection_made(secured)
             self._largest = LARGEST_TLS_READ
             if check_peer is not None:
@@ -153,20 +165,25 @@ class ByteStream(asyncio.BufferedProtocol):
 
     @property
     def waiting(self) -> int:
-        """How many bytes have come that nobody has asked for yet."""
-        return self._spilled - self._taken
+        """How many bytes have come that nobody has asked for yet; with TLS before decryption."""
+        unread = bytes(4)
+        if self._transport is not None and self._lost is None:
+            socket = self._transport.get_extra_info("socket")
+            unread = fcntl.ioctl(socket.fileno(), termios.FIONREAD, unread)
+        return self._spilled - self._taken + int(struct.unpack("i", unread)[0])
 
-    async def read_into(self, target: memoryview) -> None:
-        """Fill a buffer.
+    async def read_into(self, *targets: memoryview) -> None:
+        """Fill some buffers, one after the other.
 
         Raises:
-            Ended: the peer closed before it was full.
+            Ended: the peer closed before they were full.
             Stalled: no byte came for too long.
             OSError: the connection broke.
         """
-        await self._read(target, len(target))
-        if self._filled < len(target):
-            raise Ended(self._filled)
+        await self._read(targets)
+        received = self._received + self._filled
+        if received < sum(map(len, targets)):
+            raise Ended(received)
 
     async def read_some(self, target: memoryview) -> int:
         """Read what there is, at least a byte; return how much. Zero means the end.
@@ -174,7 +191,7 @@ class ByteStream(asyncio.BufferedProtocol):
         Raises:
             Stalled, OSError: as `read_into`.
         """
-        await self._read(target, 1)
+        await self._read([target], some=True)
         return self._filled
 
     async def read_until(self, mark: bytes, limit: int) -> bytes:
@@ -196,7 +213,6 @@ class ByteStream(asyncio.BufferedProtocol):
             if self._at_end:
                 raise Ended(len(seen))
             self._compact()
-            self._enough = 0
             await self._wait_for_bytes()
 
     async def write(self, *parts: bytes | memoryview) -> None:
@@ -208,7 +224,7 @@ class ByteStream(asyncio.BufferedProtocol):
         """
         together: list[bytes | memoryview] = []
         size = 0
-        for part in parts:
+        for part in self._bounded(parts):
             together.append(part)
             size += len(part)
             if size >= SMALLEST_WRITE:
@@ -233,17 +249,18 @@ class ByteStream(asyncio.BufferedProtocol):
         self._arrivals += 1
         if self._filled < len(self._target):
             self._filled += nbytes
-            if self._filled < self._enough:
+            if not self._some and self._turn():
                 return
+            self._pause()
         else:
             self._spilled += nbytes
             if self._spilled == SPILL:
                 self._pause()
-        self._wake(self._reading)
+        self._reading.end()
 
     def eof_received(self) -> bool:
         self._at_end = True
-        self._wake(self._reading)
+        self._reading.end()
         return False
 
     def pause_writing(self) -> None:
@@ -251,15 +268,17 @@ class ByteStream(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._full = False
-        self._wake(self._writing)
+        self._writing.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._at_end = True
         self._lost = exc or ConnectionResetError("the connection was closed")
         self._full = False
         self._broken = exc is not None
-        for waiter in (self._reading, self._writing, self._closed):
-            self._wake(waiter)
+        self._reading.close()
+        self._writing.close()
+        if not self._closed.done():
+            self._closed.set_result(None)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -283,15 +302,38 @@ class ByteStream(asyncio.BufferedProtocol):
         if self._lost is not None:
             raise self._failure()
 
-    async def _read(self, target: memoryview, enough: int) -> None:
-        """Put at least `enough` bytes into a buffer, fewer at the end."""
-        self._filled = self._take(target)
-        self._target, self._enough = target, enough
+    def _bounded(self, parts: tuple[bytes | memoryview, ...]) -> Iterator[bytes | memoryview]:
+        """Cut what is to be sent into pieces that TLS takes well."""
+        for part in parts:
+            if self._largest == LARGEST_READ or len(part) <= LARGEST_TLS_WRITE:
+                yield part
+                continue
+            for start in range(0, len(part), LARGEST_TLS_WRITE):
+                yield part[start : start + LARGEST_TLS_WRITE]
+
+    async def _read(self, targets: Sequence[memoryview], *, some: bool = False) -> None:
+        """Fill buffers, or put at least a byte into them; less at the end."""
+        self._targets, self._some = deque(targets), some
+        self._received = self._filled = 0
         try:
-            while self._filled < enough and not self._at_end:
+            wanting = self._turn() and not (some and self._filled)
+            while wanting and not self._at_end:
+                self._resume()
                 await self._wait_for_bytes()
+                wanting = not self._filled if some else self._filled < len(self._target)
         finally:
             self._target = memoryview(b"")
+            self._targets.clear()
+
+    def _turn(self) -> bool:
+        """Take the next buffer if one is full; return whether there is any that is not."""
+        while self._filled == len(self._target):
+            if not self._targets:
+                return False
+            self._received += self._filled
+            self._target = self._targets.popleft()
+            self._filled = self._take(self._target)
+        return True
 
     def _take(self, target: memoryview) -> int:
         """Move what was spilled into a buffer; return how much."""
@@ -305,7 +347,6 @@ class ByteStream(asyncio.BufferedProtocol):
         self._taken += size
         if self._taken == self._spilled:
             self._taken = self._spilled = 0
-            self._resume()
 
     def _compact(self) -> None:
         """Move what is left to the front, so that more can follow it."""
@@ -325,44 +366,15 @@ class ByteStream(asyncio.BufferedProtocol):
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    @staticmethod
-    def _wake(waiter: asyncio.Future[None] | None) -> None:
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _unsent(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     async def _wait_for_bytes(self) -> None:
         if not self._broken:
-            self._reading = self._loop.create_future()
-            try:
-                await self._patiently(self._reading, lambda: self._arrivals)
-            finally:
-                self._reading = None
+            await self._reading.wait()
         if self._broken:
             raise self._failure()
 
     async def _wait_for_room(self) -> None:
-        transport = self._require()
         while self._full and self._lost is None:
-            self._writing = self._loop.create_future()
-            try:
-                await self._patiently(self._writing, transport.get_write_buffer_size)
-            finally:
-                self._writing = None
-
-    async def _patiently(self, waiter: asyncio.Future[None], moved: Callable[[], int]) -> None:
-        """Wait for a future for as long as `moved` keeps changing."""
-        timer: asyncio.TimerHandle
-
-        def look(before: int) -> None:
-            nonlocal timer
-            now = moved()
-            if now != before:
-                timer = self._loop.call_later(self._stall, look, now)
-            elif not waiter.done():
-                waiter.set_exception(Stalled(f"no byte moved for {self._stall:g} s"))
-
-        timer = self._loop.call_later(self._stall, look, moved())
-        try:
-            await waiter
-        finally:
-            timer.cancel()
+            await self._writing.wait()

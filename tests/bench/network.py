@@ -33,6 +33,9 @@ BURST: Final = "32kb"
 """What tbf lets through at once; larger segments are cut by it."""
 CONGESTION_CONTROL: Final = "cubic"
 """What XCP-ng, XenServer and Debian come with, whatever this machine uses."""
+NEAR: Final = "10.83.1"
+FAR: Final = "10.83.2"
+"""Where the two sides have their addresses."""
 PROBE_S: Final = 30.0
 
 
@@ -145,8 +148,8 @@ def open_link(bits_per_s: int, round_trip_s: float) -> Iterator[Link]:
     """
     _check()
     number = os.getpid()
-    near = Side(f"xorepd-near-{number}", "10.83.1.1", f"wan{number}n")
-    far = Side(f"xorepd-far-{number}", "10.83.2.1", f"wan{number}f")
+    near = Side(f"xorepd-near-{number}", f"{NEAR}.1", f"wan{number}n")
+    far = Side(f"xorepd-far-{number}", f"{FAR}.1", f"wan{number}f")
     with ExitStack() as stack:
         for side in (near, far):
             _run("ip", "netns", "add", side.namespace)

@@ -23,6 +23,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -301,8 +302,10 @@ async def copy(
             )
         await Direct().carry(
             Observed(reader, Digest(), count),
-            lambda size, extents: open_chunked(
-                DiskDoor(dr, there.sr), target, fresh=True, what="import"
+            SimpleNamespace(
+                open=lambda size, extents: open_chunked(
+                    DiskDoor(dr, there.sr), target, fresh=True, what="import"
+                )
             ),
         )
     return moved

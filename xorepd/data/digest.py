@@ -16,10 +16,11 @@ from contextlib import aclosing
 
 import xxhash
 
+from xorepd.data.blocks import BlockMap, parts_of, size_of
 from xorepd.data.narrow import Sieve
 from xorepd.data.reader import Piece, Reader
 from xorepd.data.zeroes import UNIT, hash_of_unit
-from xorepd.extents import Extent, split, total
+from xorepd.extents import Extent
 from xorepd.units import MiB
 
 Meter = Callable[[int], None]
@@ -62,18 +63,24 @@ class Digest:
         return self._hash.hexdigest()
 
     def _take(self, offset: int, data: memoryview) -> None:
-        while data:
-            unit, at = offset - offset % UNIT, offset % UNIT
-            part = data[: UNIT - at]
-            if len(part) == UNIT:
-                self._flush()
-                self._count(unit, part)
-            else:
-                if unit != self._unit:
-                    self._flush()
-                    self._unit = unit
-                self._scratch[at : at + len(part)] = part
-            offset, data = offset + len(part), data[len(part) :]
+        head = min(-offset % UNIT, len(data))
+        body = (len(data) - head) // UNIT * UNIT
+        if head:
+            self._keep(offset, data[:head])
+        if body:
+            self._flush()
+            for at in range(head, head + body, UNIT):
+                self._count(offset + at, data[at : at + UNIT])
+        if head + body < len(data):
+            self._keep(offset + head + body, data[head + body :])
+
+    def _keep(self, offset: int, part: memoryview) -> None:
+        """Hold a part of a unit until the rest of it has come."""
+        at = offset % UNIT
+        if offset - at != self._unit:
+            self._flush()
+            self._unit = offset - at
+        self._scratch[at : at + len(part)] = part
 
     def _flush(self) -> None:
         """Count the unit that came in parts; what is missing of it is zero."""
@@ -136,17 +143,17 @@ def head_of(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
 def sample_of(extents: Iterable[Extent], size: int, seed: str) -> Iterator[Extent]:
     """Yield about `size` bytes of some extents, in places of 1 MiB spread at random.
 
+    A place is 1 MiB of what the extents hold: where they are fragments, several of them.
+
     Args:
-        extents: iterable again and again.
+        extents: disjoint, sorted, iterable again and again.
         seed: decides the places.
     """
-    spots = -(-total(extents) // SPOT)
-    wanted = -(-size // SPOT)
-    rng = random.Random(seed)
-    for extent in extents:
-        for part in split(extent, SPOT):
-            # Selection sampling: each of the spots left has the same chance, all in one pass.
-            if wanted and rng.random() * max(1, spots) < wanted:
-                wanted -= 1
-                yield part
-            spots -= 1
+    spots = -(-size_of(extents) // SPOT)
+    wanted = min(-(-size // SPOT), spots)
+    chosen = sorted(random.Random(seed).sample(range(spots), wanted))
+    places = [Extent(spot * SPOT, SPOT) for spot in chosen]
+    if isinstance(extents, BlockMap):
+        yield from extents.parts(places)
+    else:
+        yield from parts_of(extents, places)

@@ -96,13 +96,16 @@ class NbdConnection:
     """One connection to one export; make it with `open_nbd`.
 
     Reads are asked for with `ask` and taken with `take`, in the same order: the server answers one
-    after the other, and what it sent ahead waits in the socket, where it costs us nothing.
+    after the other, and what it sent ahead waits in the socket, where it costs us nothing. The head
+    of the next answer is received together with the data of the one before.
     """
 
     def __init__(self, stream: ByteStream, size: int, what: str) -> None:
         self._stream, self.size, self._what = stream, size, what
         self._asked: deque[tuple[int, int]] = deque()
         self._cookie = 0
+        self._head = memoryview(bytearray(_REPLY.size))
+        self._has_head = False
 
     @property
     def outstanding(self) -> int:
@@ -111,7 +114,7 @@ class NbdConnection:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the next answer has not even begun to come: more could have been asked for."""
+        """Whether nothing of the next answer waits for us: more could have been asked for."""
         return self._stream.waiting == 0
 
     async def ask(self, *extents: Extent) -> None:
@@ -144,24 +147,30 @@ class NbdConnection:
         cookie, length = self._asked[0]
         if len(target) != length:
             raise ValueError(f"{length} bytes were asked for, not {len(target)}")
-        head = bytearray(_REPLY.size)
         try:
-            await self._stream.read_into(memoryview(head))
-            magic, error_number, answered = _REPLY.unpack(head)
-            if magic != _SIMPLE_REPLY_MAGIC:
-                raise ProtocolViolation(self._what, f"an NBD reply begins with {magic:#x}")
-            if answered != cookie:
-                raise ProtocolViolation(
-                    self._what, f"NBD answers request {answered} where {cookie} is next"
-                )
-            if error_number:
-                raise ProtocolViolation(self._what, f"NBD fails with error {error_number}")
-            await self._stream.read_into(target)
+            if not self._has_head:
+                await self._stream.read_into(self._head)
+            self._check(cookie)
+            self._has_head = len(self._asked) > 1
+            await self._stream.read_into(target, *((self._head,) if self._has_head else ()))
         except Ended as error:
-            raise StreamCut(self._what, error.received, length) from error
+            if not self._has_head or error.received < length:
+                raise StreamCut(self._what, error.received, length) from error
+            self._has_head = False  # this answer came; the next take finds the end
         except OSError as error:
             raise broken(self._what, error) from error
         self._asked.popleft()
+
+    def _check(self, cookie: int) -> None:
+        magic, error_number, answered = _REPLY.unpack(self._head)
+        if magic != _SIMPLE_REPLY_MAGIC:
+            raise ProtocolViolation(self._what, f"an NBD reply begins with {magic:#x}")
+        if answered != cookie:
+            raise ProtocolViolation(
+                self._what, f"NBD answers request {answered} where {cookie} is next"
+            )
+        if error_number:
+            raise ProtocolViolation(self._what, f"NBD fails with error {error_number}")
 
     async def disconnect(self) -> None:
         """Say goodbye, and wait a moment for the server to let go of the disk.

@@ -135,8 +135,9 @@ class _Ahead:
 
     @property
     def has_room(self) -> bool:
-        """Whether it is time to ask for more: not for each small read, but for some together."""
-        return self._under_way + PIECE <= self._window
+        """Whether it is time to ask for more: not for each read, but for many together."""
+        reads = MOST_READS * len(self._connections)
+        return self._under_way <= self._window // 2 and len(self._owners) <= reads // 2
 
     def fill(self, requests: Iterator[Extent]) -> Iterator[Extent]:
         """Take from some requests what may be asked for now."""

@@ -41,6 +41,7 @@ class DiskProgress:
     planned_bytes: int = 0
     moved_bytes: int = 0
     sent_bytes: int = 0
+    shared_bytes: int = 0
     confirmed_to: int = 0
     """Everything below this offset is on the target's storage."""
 
@@ -58,6 +59,7 @@ class DiskProgress:
             planned_bytes=self.planned_bytes,
             moved_bytes=self.moved_bytes,
             sent_bytes=self.sent_bytes,
+            shared_bytes=self.shared_bytes,
         )
 
 

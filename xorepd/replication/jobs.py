@@ -58,6 +58,8 @@ class Context:
     links: Links = field(default_factory=Links)
     sources: defaultdict[str, SourceVm] = field(default_factory=lambda: defaultdict(SourceVm))
     """By UUID of the source VM: what its visits share."""
+    closed: Mapping[PoolName, XorepdError] = field(default_factory=dict)
+    """Pools of targets that could not even be opened, and why."""
     join_s: float = JOIN_S
     """How long the targets of a VM wait for each other at most."""
 
@@ -100,11 +102,11 @@ async def run_job(job: JobSettings, run_id: RunId, context: Context) -> list[Run
         async with asyncio.TaskGroup() as group:
             tasks, missing = [], []
             if selection := mustered.selection:
-                for to in job.targets:
+                for to in (to for to in job.targets if to.pool in context.pools):
                     name = f"{job.name} missing on {to.place}"
                     missing.append(group.create_task(miss(selection, to), name=name))
             for wanted in mustered.wanted:
-                vm = _VmRun(job, run_id, wanted, context, late)
+                vm = _VmRun(job, run_id, wanted, context, late, group)
                 for to in job.targets:
                     name = f"{job.name} {wanted} to {to.place}"
                     tasks.append(group.create_task(serve(vm, to), name=name))
@@ -134,13 +136,19 @@ class _VmRun:
     """One VM in one run of a job, with all its targets."""
 
     def __init__(
-        self, job: JobSettings, run_id: RunId, wanted: str, context: Context, late: set[str]
+        self,
+        job: JobSettings,
+        run_id: RunId,
+        wanted: str,
+        context: Context,
+        late: set[str],
+        group: asyncio.TaskGroup,
     ) -> None:
         self._job, self._run_id, self._wanted, self._context = job, run_id, wanted, context
         self._finding = asyncio.Lock()
         self._vm: Vm | None = None
         self.seat = _Seat(context.slots)
-        self.visit = Visit((to.place for to in job.targets), late, context.join_s)
+        self.visit = Visit([to.place for to in job.targets], late, group, context.join_s)
 
     def progress_to(self, to: TargetSettings) -> Progress:
         """Return what shows how the VM gets on to one target; it is waiting yet."""
@@ -188,6 +196,8 @@ class _VmRun:
 
     async def _replicate(self, to: TargetSettings, progress: Progress) -> Outcome:
         job, context = self._job, self._context
+        if to.pool in context.closed:
+            raise context.closed[to.pool]
         source, target = context.pools[job.source], context.pools[to.pool]
         transport = await _open_transport(job, to, context)
         vm = await self._find(source)
@@ -198,7 +208,7 @@ class _VmRun:
         stream = Stream(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid)
         what = f"replication of VM {vm.name_label} to SR {sr.name_label} of pool {target.name}"
         source_vm = context.sources[vm.uuid]
-        with self.visit.serving(to.place, sr):
+        with self.visit.serving(sr):
             async with (
                 source_vm.turns[sr.uuid],
                 context.leases.hold(target, sr, stream, self._run_id, what) as lease,

@@ -99,7 +99,9 @@ async def find_missing(
             f"as it is. Remove that when nobody needs it, or name the VM in exclude of job "
             f"{job.name}"
         )
-        log.error("vm.gone", job=job.name, vm=stray.vm, name=stray.name, replica=stray.replica.uuid)
+        log.warning(
+            "vm.gone", job=job.name, vm=stray.vm, name=stray.name, replica=stray.replica.uuid
+        )
         records.append(
             _record(
                 job,

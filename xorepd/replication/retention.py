@@ -1,4 +1,4 @@
-"""Which restore points and source snapshots stay. Pure.
+"""Which restore points stay. Pure.
 
     last = 2, daily = 3                          o expires    # stays
 
@@ -18,7 +18,7 @@ a period like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, tzinfo
 from typing import TypeVar
 
@@ -58,11 +58,6 @@ def select_expired(
                 newest_of.setdefault(period(day), index)
         kept.update(list(newest_of.values())[:count])
     return [point for index, point in reversed([*enumerate(newest_first)]) if index not in kept]
-
-
-def select_unneeded(snapshots: Collection[T], needed: Collection[T]) -> list[T]:
-    """Return the source snapshots that no restore point needs as its base any more."""
-    return [snapshot for snapshot in snapshots if snapshot not in needed]
 
 
 def _day(time: datetime | None, zone: tzinfo) -> date | None:

@@ -32,6 +32,7 @@ from xorepd.data.narrow import Narrowed
 from xorepd.data.nbd import NbdConnection, NbdExport
 from xorepd.data.nbd_reader import NbdBudget, NbdReader, open_nbd_reader
 from xorepd.data.reader import Reader
+from xorepd.data.rest import Beyond, Rest
 from xorepd.errors import DataError, ProtocolViolation, XapiError
 from xorepd.extents import Extent, total
 from xorepd.ids import Ref
@@ -231,6 +232,36 @@ async def open_source(
             else:
                 yield reader, Choice(choice.road, closed or choice.reason)
                 return
+
+
+@asynccontextmanager
+async def open_rest(
+    a: Assignment,
+    disk: Vdi,
+    base: Vdi | None,
+    facts: Facts,
+    road: Road,
+    extents: Iterable[Extent],
+    start: int,
+    what: str,
+) -> AsyncIterator[Reader]:
+    """Open a disk again on the road on which it was read, for what it still has to give.
+
+    Args:
+        extents: what it gave and was to give.
+        start: where to go on, in bytes. An export is read from its front again.
+
+    Raises:
+        DataError: the road is closed now.
+    """
+    async with AsyncExitStack() as stack:
+        if road in (Road.NBD_CHANGES, Road.NBD_ALLOCATED, Road.NBD_EVERYTHING):
+            rest = Beyond(extents, start)
+            nbd = open_nbd(a.source, disk, a.nbd, rest, f"{what}, NBD")
+            yield await stack.enter_async_context(nbd)
+        else:
+            reader = await _enter(stack, a, disk, base, facts, road, what)
+            yield Rest(reader, start, lambda offset, data: None)
 
 
 async def _enter(

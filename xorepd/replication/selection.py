@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from xorepd.config.choices import PowerState
 from xorepd.config.models import JobSettings
 from xorepd.config.names import is_pattern, names
 from xorepd.replication.inventory import Excluded, SourceSide
@@ -144,7 +143,6 @@ def _objection(job: JobSettings, vm: Vm) -> str | None:
         return f"excluded by tag {tag}"
     if tag := next(filter(_NO_BACKUP_TAG.fullmatch, vm.tags), None):
         return f"excluded by tag {tag}"
-    states = [PowerState(state).value for state in job.power_states]
-    if states and vm.power_state.lower() not in states:
+    if job.power_states and vm.power_state.lower() not in job.power_states:
         return f"it is {vm.power_state.lower()}"
     return None

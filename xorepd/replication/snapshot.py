@@ -151,11 +151,11 @@ async def hold_snapshot(a: Assignment, group: Group) -> None:
 
     Key by key, because runs for other targets write on it as well.
     """
-    held = {FOR + a.stream.sr: Use.HELD.value}
-    exported = {"xo:backup:exported": "true"}
-    for disk in group.disks:
-        await update_keys(a.source, "VDI", disk.vdi.ref, "other_config", exported | held)
-    await update_keys(a.source, "VM", group.vm.ref, "other_config", exported | held)
+    keys = {"xo:backup:exported": "true", FOR + a.stream.sr: Use.HELD.value}
+    for disk in group.disks:  # of their keys only counts that they are there
+        missing = {key: keys[key] for key in keys if key not in disk.vdi.other_config}
+        await update_keys(a.source, "VDI", disk.vdi.ref, "other_config", missing)
+    await update_keys(a.source, "VM", group.vm.ref, "other_config", keys)
 
 
 async def block_migration(a: Assignment, vm: Vm) -> None:

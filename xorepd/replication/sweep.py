@@ -6,6 +6,8 @@ both pools back to the last restore point, or forward to the one that was alread
 
 from __future__ import annotations
 
+from itertools import product
+
 import structlog
 
 from xorepd.errors import NotAllowed
@@ -30,6 +32,7 @@ from xorepd.replication.recovery import (
 from xorepd.replication.removal import destroy_group, release, try_destroy_disk
 from xorepd.replication.selection import without_excluded
 from xorepd.replication.snapshot import hold_snapshot
+from xorepd.replication.visit import owner_of_shared
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import OWNER_PREFIX
 from xorepd.xapi.vms import destroy_vm, update_keys
@@ -60,8 +63,11 @@ async def sweep(a: Assignment) -> tuple[SourceSide, TargetSide]:
         XapiError: a pool does not answer, or a commit could neither be finished nor undone.
     """
     source, target = await read_sides(a)
-    for pool in (a.source, a.target):
-        if await pool.end_tasks_of(OWNER_PREFIX + str(a.stream)):
+    owners = [OWNER_PREFIX + str(a.stream)]
+    if not a.source_vm.is_lent(str(a.stream)):
+        owners.append(owner_of_shared(a.stream))
+    for pool, owner in product((a.source, a.target), owners):
+        if await pool.end_tasks_of(owner):
             source, target = await read_sides(a)
     await sign_torn(a, target.torn)
     match decide_commit(target):

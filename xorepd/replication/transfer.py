@@ -27,7 +27,8 @@ from xorepd.replication.board import DiskProgress
 from xorepd.replication.inventory import Group, Marked
 from xorepd.replication.markers import CLONING, KEY, Mark, Role, xo_point
 from xorepd.replication.plan import Delta, Full
-from xorepd.replication.roads import find_facts, find_nbd, is_vhd, open_nbd, open_source
+from xorepd.replication.reading import announce_reads, known_facts, open_shared
+from xorepd.replication.roads import find_nbd, is_vhd, open_nbd
 from xorepd.replication.staging import StagingTarget
 from xorepd.transports.base import Target, Verifier
 from xorepd.units import MiB
@@ -94,6 +95,7 @@ async def transfer_disks(a: Assignment, snapshot: Group, plans: list[DiskPlan]) 
             mode="delta" if isinstance(plan.how, Delta) else "full",
             reason="" if isinstance(plan.how, Delta) else plan.how.reason.value,
         )
+    await announce_reads(a, [(plan.source.vdi, _source_base(a, plan)) for plan in plans])
     turns = asyncio.Semaphore(DISKS_AT_ONCE)
 
     async def one(plan: DiskPlan) -> Staged:
@@ -179,7 +181,7 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
     content, device = plan.source.vdi, plan.source.mark.device
     what = f"disk {content.name_label} ({device}) of VM {a.vm.name_label}"
     base = _source_base(a, plan)
-    facts = await find_facts(a, content, base)
+    facts = await known_facts(a, content, base)
     progress = a.progress.disks[device]
     if facts.is_unchanged:
         progress.reader, progress.changed_bytes = UNCHANGED, 0
@@ -187,7 +189,7 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> _Sent:
         return _Sent(None, (), Digest(()))
     onto = plan.how.onto if isinstance(plan.how, Delta) else ""
     target = StagingTarget(a, progress, staged.uuid, onto, what)
-    async with open_source(a, content, base, facts, what) as (reader, choice):
+    async with open_shared(a, content, base, facts, progress, what) as (reader, choice):
         progress.reader, progress.reader_reason = choice.road.value, choice.reason
         progress.planned_bytes = size_of(reader.extents)
         if facts.changes is not None:

@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from xorepd.errors import Refused
 from xorepd.replication.inventory import Group
+from xorepd.replication.markers import Stream
 from xorepd.replication.meeting import JOIN_S, Meeting
-from xorepd.xapi.records import Sr
+from xorepd.replication.sharing import Key, SharedReads
+from xorepd.xapi.records import OWNER_PREFIX, Sr
+
+if TYPE_CHECKING:  # they know of runs, which know of visits
+    from xorepd.replication.roads import Choice, Facts
+
+
+def owner_of_shared(stream: Stream) -> str:
+    """Return on whose behalf the tasks of a shared read run that a stream has begun."""
+    return f"{OWNER_PREFIX}{stream}/shared"
 
 
 class SourceVm:
@@ -29,6 +40,7 @@ class SourceVm:
         self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """By UUID of the target SR: two jobs take turns where they have VM and SR in common."""
         self._readers: list[str] = []
+        self._lent: list[str] = []
 
     @contextmanager
     def reading(self, sr: str) -> Iterator[None]:
@@ -38,6 +50,18 @@ class SourceVm:
             yield
         finally:
             self._readers.remove(sr)
+
+    @contextmanager
+    def lending(self, stream: str) -> Iterator[None]:
+        """Say that a read which a stream has begun serves others as well."""
+        self._lent.append(stream)
+        try:
+            yield
+        finally:
+            self._lent.remove(stream)
+
+    def is_lent(self, stream: str) -> bool:
+        return stream in self._lent
 
     @property
     def is_read(self) -> bool:
@@ -55,10 +79,23 @@ class Visit:
     Args:
         places: names of the targets that may come.
         late: targets that nobody waits for any more; shared by the visits of a run.
+        group: owns what the targets have in common and goes on without any one of them.
     """
 
-    def __init__(self, places: Iterable[str], late: set[str], patience_s: float = JOIN_S) -> None:
+    def __init__(
+        self,
+        places: Collection[str],
+        late: set[str],
+        group: asyncio.TaskGroup,
+        patience_s: float = JOIN_S,
+    ) -> None:
         self.before_snapshot = Meeting(places, late, patience_s)
+        self.reads = SharedReads(places, late, patience_s, group)
+        self.facts: dict[Key, Facts] = {}
+        """What the source pool offers for each disk."""
+        self.asking: defaultdict[Key, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.choices: dict[Key, Choice] = {}
+        """How the disks that are read together are read."""
         self.snapshot: Group | None = None
         """Taken by whoever got there first, for all."""
         self.awaiting: dict[str, list[str]] = {}
@@ -66,7 +103,7 @@ class Visit:
         self._served: set[str] = set()
 
     @contextmanager
-    def serving(self, place: str, sr: Sr) -> Iterator[None]:
+    def serving(self, sr: Sr) -> Iterator[None]:
         """Take part for a target until the block ends.
 
         Raises:
@@ -81,9 +118,9 @@ class Visit:
         try:
             yield
         finally:
-            self.leave(place)
             self.awaiting.pop(sr.uuid, None)
 
     def leave(self, place: str) -> None:
         """Let nobody wait for a target that is done or has failed."""
         self.before_snapshot.leave(place)
+        self.reads.leave(place)

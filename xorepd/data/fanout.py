@@ -1,0 +1,234 @@
+"""One reader for several who want the same: read once, given to each branch at its own pace.
+
+    reader ─► pump ─┬─► queue ─► branch ─► transport
+                    └─► queue ─► branch ─► transport
+
+A queue holds `WINDOW` bytes. A piece is copied once, and the queues share the copy. While all
+queues are full the pump waits, and so the reader does. While one is full and another branch has
+nothing to do, the slow branch holds up the other. Streams stop for a moment here and there, so that
+may last `PATIENCE_S`, and a twentieth of the time that the read has taken. Then the slow branch is
+detached. It goes on behind what it has in its queue with a reader of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing
+
+from xorepd.data.reader import Piece, Reader
+from xorepd.errors import DataError
+from xorepd.extents import Extent
+from xorepd.units import MiB
+
+WINDOW = 4 * MiB
+"""Bytes that one branch may be behind: what a connection of 1 Gbit/s moves in 30 ms."""
+
+PATIENCE_S = 0.25
+"""Seconds for which slow branches may hold up the others at the beginning of a read."""
+
+SHARE = 0.05
+"""Part of the time by which that grows: after the two minutes that a segment of an import takes,
+it covers the seconds that a pool takes to confirm it."""
+
+MOST_S = 5.0
+"""Where it ends growing: a target that hangs costs the others no more."""
+
+OpenReader = Callable[[], AbstractAsyncContextManager[Reader]]
+OpenRest = Callable[[Reader, int], AbstractAsyncContextManager[Reader]]
+"""Open what a reader would still give from an offset on."""
+
+
+class Branch:
+    """A `Reader` that gives what the shared one does; made by `FanOut.attach`."""
+
+    def __init__(self, fan: FanOut) -> None:
+        self._fan = fan
+        self.open_rest: OpenRest | None = None
+        """What it goes on with when it is detached; set before it is read."""
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._filled = asyncio.Event()
+        self._failure: Exception | None = None
+        self.backlog = 0
+        """Bytes that it has not done with: in its queue, and in its hands."""
+        self.is_waiting = False
+        """Whether its taker waits for it."""
+        self.is_attached = True
+        self.has_all = False
+        """Whether the shared reader has come to its end."""
+        self.shared_bytes = 0
+        """How much it has given of the shared read."""
+
+    @property
+    def virtual_size(self) -> int:
+        return self._fan.reader.virtual_size
+
+    @property
+    def extents(self) -> Iterable[Extent]:
+        return self._fan.reader.extents
+
+    async def opened(self) -> None:
+        """Wait until the shared reader is open: its size and extents are known then.
+
+        Raises:
+            Exception: what opening it raised.
+        """
+        await self._fan.opened()
+        if self._failure is not None:
+            raise self._failure
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        position = 0
+        while (piece := await self._next()) is not None:
+            offset, data = piece
+            yield offset, memoryview(data)
+            position = offset + len(data)
+            self.backlog -= len(data)
+            self.shared_bytes += len(data)
+            self._fan.stir()
+        if self.has_all:
+            return
+        assert self.open_rest is not None
+        async with (
+            self.open_rest(self._fan.reader, position) as reader,
+            aclosing(reader.pieces()) as rest,
+        ):
+            async for piece_of_rest in rest:
+                yield piece_of_rest
+
+    async def _next(self) -> tuple[int, bytes] | None:
+        """Return the next piece of the shared read; None when no more will come of it."""
+        while not self._queue and self.is_attached:
+            self._filled.clear()
+            self.is_waiting = True
+            self._fan.stir()
+            await self._filled.wait()
+            self.is_waiting = False
+        if self._failure is not None:
+            raise self._failure
+        return self._queue.popleft() if self._queue else None
+
+    def give(self, offset: int, data: bytes) -> None:
+        self._queue.append((offset, data))
+        self.backlog += len(data)
+        self._filled.set()
+
+    def part(self, *, failure: Exception | None = None, has_all: bool = False) -> None:
+        """Get no more of the shared read: it failed or ended, or went on without this one."""
+        self.is_attached, self._failure, self.has_all = False, failure, has_all
+        self._filled.set()
+        self._fan.stir()
+
+
+class FanOut:
+    """One reader and its branches.
+
+    Args:
+        open_reader: opened by `run`.
+        on_slow: told of a branch that was detached.
+    """
+
+    def __init__(
+        self,
+        open_reader: OpenReader,
+        *,
+        on_slow: Callable[[Branch], None] = lambda branch: None,
+        window: int = WINDOW,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._open_reader, self._on_slow = open_reader, on_slow
+        self._window, self._patience_s = window, patience_s
+        self._branches: list[Branch] = []
+        self._stirred, self._opened = asyncio.Event(), asyncio.Event()
+        self._reader: Reader | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """The shared reader, open or not any more."""
+        assert self._reader is not None
+        return self._reader
+
+    async def opened(self) -> None:
+        await self._opened.wait()
+
+    def attach(self) -> Branch:
+        """Return one more branch; `run` has not begun yet."""
+        branch = Branch(self)
+        self._branches.append(branch)
+        return branch
+
+    @property
+    def attached(self) -> list[Branch]:
+        return [branch for branch in self._branches if branch.is_attached]
+
+    def stir(self) -> None:
+        """Let the pump look again: a branch has moved."""
+        self._stirred.set()
+
+    async def run(self) -> None:
+        """Read, and give to the branches, until the end or until nobody is left.
+
+        What fails here fails in the branches.
+        """
+        failure: Exception | None = DataError("the reading that several targets shared was ended")
+        try:
+            async with self._open_reader() as reader:
+                self._reader = reader
+                self._opened.set()
+                patience = Patience(self._patience_s, asyncio.get_running_loop().time())
+                async with aclosing(reader.pieces()) as pieces:
+                    async for offset, data in pieces:
+                        await self._room(patience)
+                        if not self.attached:
+                            return
+                        copy = bytes(data)
+                        for branch in self.attached:
+                            branch.give(offset, copy)
+            failure = None
+        except Exception as error:
+            failure = error
+        finally:
+            for branch in self.attached:
+                branch.part(failure=failure, has_all=failure is None)
+            self._opened.set()
+
+    async def _room(self, patience: Patience) -> None:
+        """Wait until every attached branch can take a piece, or is no longer attached."""
+        loop = asyncio.get_running_loop()
+        while full := [branch for branch in self.attached if branch.backlog >= self._window]:
+            self._stirred.clear()
+            if not any(branch.is_waiting for branch in self.attached):
+                await self._stirred.wait()
+                continue
+            try:
+                async with asyncio.timeout(patience.left(loop.time())):
+                    await self._stirred.wait()
+            except TimeoutError:
+                for branch in full:
+                    if branch.is_attached and branch.backlog >= self._window:
+                        branch.part()
+                        self._on_slow(branch)
+            patience.spend(loop.time())
+
+
+class Patience:
+    """How long somebody may still hold up the others: it grows with time, and is spent by waiting.
+
+    Args:
+        first_s: at the beginning.
+        now: loop time.
+    """
+
+    def __init__(self, first_s: float, now: float) -> None:
+        self._left, self._most, self._at = first_s, max(first_s, MOST_S), now
+
+    def left(self, now: float) -> float:
+        self._left = min(self._left + SHARE * (now - self._at), self._most)
+        self._at = now
+        return self._left
+
+    def spend(self, until: float) -> None:
+        """Count what has passed since `left` was asked as waiting."""
+        self._left = max(0.0, self._left - (until - self._at))
+        self._at = until

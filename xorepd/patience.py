@@ -1,0 +1,69 @@
+"""Waiting for bytes for as long as any move, with few timers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Stalled(TimeoutError):
+    """No byte moved for the time that was allowed."""
+
+
+class Patience:
+    """Waits that end with `Stalled` when nothing moves for too long, or at most twice that long.
+
+    Waits are short and many; so one timer serves all that begin before it fires.
+
+    Args:
+        stall: seconds.
+        moved: a number that changes whenever a byte has moved.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, stall: float, moved: Callable[[], int]
+    ) -> None:
+        self._loop, self._stall, self._moved = loop, stall, moved
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waits = 0
+        self._seen = (0, 0)
+
+    async def wait(self) -> None:
+        """Return after the next call of `end`.
+
+        Raises:
+            Stalled: nothing moved.
+        """
+        self._waits += 1
+        self._waiter = self._loop.create_future()
+        if self._timer is None:
+            self._watch()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def end(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """End the wait, and watch no more."""
+        self.end()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _watch(self) -> None:
+        self._seen = (self._waits, self._moved())
+        self._timer = self._loop.call_later(self._stall, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._seen == (self._waits, self._moved()):
+            self._waiter.set_exception(Stalled(f"no byte moved for {self._stall:g} s"))
+        else:
+            self._watch()
