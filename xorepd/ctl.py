@@ -26,6 +26,7 @@ from xorepd.console.tables import (
     history_table,
     jobs_table,
     links_table,
+    orphans_view,
     run_view,
     status_view,
 )
@@ -138,7 +139,8 @@ def run(
 
     if not wait:
         reply = _ask(socket, config, start)
-        _show(reply, f"job {job}: run {reply.run_id} has started", as_json=as_json)
+        text = f"job {job}: run {reply.run_id} has started{_without(reply)}"
+        _show(reply, text, as_json=as_json)
         return
     records = _ask(socket, config, lambda client: _run_and_watch(client, start, as_json=as_json))
     if not as_json:
@@ -190,6 +192,13 @@ def show(
 
     reply = _ask(socket, config, find)
     _show(reply, run_view(reply.records), as_json=as_json)
+
+
+@app.command()
+def orphans(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
+    """List replicas that no job keeps up any more: a job for the same VM and target adopts one."""
+    reply = _ask(socket, config, lambda client: client.orphans())
+    _show(reply, orphans_view(reply, datetime.now(UTC)), as_json=as_json)
 
 
 @app.command()
@@ -260,7 +269,10 @@ def _find_socket(socket: Path | None, config: Path | None) -> Path:
 async def _run_and_watch(
     client: Client, start: Callable[[Client], Awaitable[RunAccepted]], *, as_json: bool
 ) -> Sequence[RunRecord]:
-    run_id = (await start(client)).run_id
+    accepted = await start(client)
+    run_id = accepted.run_id
+    if accepted.left_out and not as_json:
+        console.print(f"run {run_id} has started{_without(accepted)}")
     with displayed(console) as display:
         async with aclosing(client.watch_run(run_id)) as events:
             async for event in events:
@@ -271,6 +283,12 @@ async def _run_and_watch(
                 if not as_json:
                     display.show(event)
     raise ControlError(f"the daemon ended before run {run_id} did; ask `xorepctl history`")
+
+
+def _without(reply: RunAccepted) -> str:
+    if not reply.left_out:
+        return ""
+    return f", without {', '.join(reply.left_out)}: an earlier run is still busy there"
 
 
 def _show(reply: Reply, view: RenderableType, *, as_json: bool) -> None:

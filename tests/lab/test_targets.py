@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.lab.hands import destroy_with_disks, vm_of
 from tests.lab.whole import left_by
-from tests.lab.world import World, new_run, world
+from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, PoolSpec, SrSpec
 from xorepd.replication.jobs import Context, run_job
@@ -109,6 +110,102 @@ async def test_all_targets_get_deltas_and_one_base_stays(served: World) -> None:
         assert [record.outcome for record in records] == [Outcome.DELTA] * 2
     assert await uses(served) == [{"dr-storage": "held", "far-storage": "held"}]
     await assert_equal_everywhere(served)
+
+
+def exports_of(three_pools: World, since: int) -> int:
+    calls = three_pools.lab.calls[since:]
+    return sum(call.kind == "export" and call.pool == "prod" for call in calls)
+
+
+async def test_what_all_targets_need_is_read_once(three_pools: World) -> None:
+    for seed in range(2):
+        await write(three_pools, seed)
+        since = len(three_pools.lab.calls)
+
+        records = await replicate(three_pools)
+
+        assert exports_of(three_pools, since) == 2
+        for record in records:
+            assert [disk.shared_bytes for disk in record.disks] == [
+                disk.moved_bytes for disk in record.disks
+            ]
+    await assert_equal_everywhere(three_pools)
+
+
+async def test_targets_with_bases_of_their_own_read_for_themselves(served: World) -> None:
+    await write(served, 1)
+    await replicate(served, targets=[DR])
+    since = len(served.lab.calls)
+
+    records = await replicate(served)
+
+    assert exports_of(served, since) == 4
+    assert {disk.shared_bytes for record in records for disk in record.disks} == {0}
+    await assert_equal_everywhere(served)
+
+
+async def test_changed_blocks_are_read_once_and_told_for_every_base(three_pools: World) -> None:
+    await serve_nbd(three_pools, "prod")
+    cbt = {"changed_blocks": "enable"}
+    await replicate(three_pools, **cbt)
+    shared = []
+    for seed, targets in enumerate(([DR, ELSEWHERE], [DR], [DR, ELSEWHERE])):
+        await write(three_pools, seed)
+
+        records = await replicate(three_pools, **cbt, targets=targets)
+
+        changed = [disk for record in records for disk in record.disks if disk.changed_bytes]
+        assert {disk.reader for disk in changed} == {"nbd-changes"}
+        shared.append({disk.shared_bytes == disk.moved_bytes for disk in changed})
+    assert shared == [{True}, {False}, {False}]
+    await assert_equal_everywhere(three_pools)
+
+
+@pytest.mark.parametrize("stuck", ["dr", "far"])
+async def test_a_target_that_stops_in_a_shared_read_goes_on_alone(
+    three_pools: World, stuck: str
+) -> None:
+    # More than the sockets and a queue take before anybody notices.
+    await three_pools.lab.guest_write("web01", 1, sequential=(4 << 20, 24 << 20), seed=1)
+    fault = three_pools.lab.faults.add(
+        Fault("import", pool=stuck, object="[Importing] web01-data", stall=True, stall_at=65_536)
+    )
+    async with three_pools.daemon() as context:
+        both = asyncio.get_running_loop().create_task(run(three_pools, context), name="run")
+        version = 0
+        while not any(record.restore_point for record in three_pools.board.records()):
+            version = await three_pools.board.changed(version)
+        fault.release()
+        records = await both
+
+    assert [record.outcome for record in records] == [Outcome.FULL] * 2
+    data = {record.target: record.disks[1] for record in records}
+    assert 0 < data[stuck].shared_bytes < data[stuck].moved_bytes
+    [other] = data.keys() - {stuck}
+    assert data[other].shared_bytes == data[other].moved_bytes
+    await assert_equal_everywhere(three_pools)
+
+
+@pytest.mark.parametrize("failing", ["dr", "far"])
+async def test_a_target_that_fails_in_a_shared_read_does_not_end_it(
+    three_pools: World, failing: str
+) -> None:
+    fault = three_pools.lab.faults.add(
+        Fault("import", pool=failing, times=None, error=("INTERNAL_ERROR", "no"))
+    )
+
+    async with three_pools.daemon() as context:
+        records = await run(three_pools, context)
+
+    assert fault.fired
+    outcomes = {record.target: record for record in records}
+    assert outcomes.pop(failing).outcome is Outcome.FAILED
+    [(_, other)] = outcomes.items()
+    assert other.outcome is Outcome.FULL
+    assert {disk.shared_bytes for disk in other.disks} == {disk.moved_bytes for disk in other.disks}
+    three_pools.lab.faults.clear()
+    await replicate(three_pools)
+    await assert_equal_everywhere(three_pools)
 
 
 async def test_each_target_has_a_retention_of_its_own(served: World) -> None:
@@ -293,3 +390,53 @@ async def test_a_base_is_given_up_for_a_target_that_does_not_come(served: World)
         await asyncio.sleep(1.1)  # XAPI dates snapshots in whole seconds
 
     assert await uses(served) == [{"dr-storage": "held"}]
+
+
+async def test_a_run_beside_a_slow_target_serves_the_other_and_keeps_the_vm_in_its_place(
+    served: World,
+) -> None:
+    def blocked(xenapi: Any) -> dict[str, str]:
+        operations: dict[str, str] = xenapi.VM.get_blocked_operations(vm_of(xenapi, "web01"))
+        return operations
+
+    await write(served, 1)
+    stuck = served.lab.faults.add(Fault("import", pool="far", stall=True))
+    async with served.daemon() as context:
+        first = asyncio.get_running_loop().create_task(run(served, context), name="first")
+        await stuck.stalled.wait()
+        version = 0
+        while not any(record.restore_point for record in served.board.records()):
+            version = await served.board.changed(version)
+
+        await write(served, 2)
+        [second] = await run(served, context, targets=[DR])
+
+        assert (second.outcome, second.error) == (Outcome.DELTA, None)
+        assert set(await served.ask("prod", blocked)) == {"pool_migrate", "migrate_send"}
+        stuck.release()
+        assert [record.outcome for record in await first] == [Outcome.DELTA] * 2
+    assert await served.ask("prod", blocked) == {}
+    assert await uses(served) == [{"dr-storage": "held"}, {"far-storage": "held"}]
+    await assert_equal_everywhere(served)
+
+
+async def test_a_reverted_vm_gets_a_delta(served: World) -> None:
+    def snapshot(xenapi: Any) -> str:
+        return str(xenapi.VM.snapshot(vm_of(xenapi, "web01"), "before the update"))
+
+    def revert(xenapi: Any) -> None:
+        xenapi.VM.revert(mine)
+
+    def forget(xenapi: Any) -> None:
+        destroy_with_disks(xenapi, mine)
+
+    mine = await served.ask("prod", snapshot)
+    await write(served, 1)
+    await replicate(served)
+    await served.ask("prod", revert)
+
+    records = await replicate(served)
+
+    assert [record.outcome for record in records] == [Outcome.DELTA] * 2
+    await assert_equal_everywhere(served)
+    await served.ask("prod", forget)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xorepd.config.keep import Keep
-from xorepd.replication.retention import select_expired, select_unneeded
+from xorepd.replication.retention import select_expired
 
 ZONES = st.sampled_from(["UTC", "Europe/Paris", "Australia/Lord_Howe", "Pacific/Apia"]).map(
     ZoneInfo
@@ -88,10 +88,3 @@ def test_daily_rule_keeps_one_point_of_each_of_the_last_days(
     found = kept(history, Keep.model_construct(last=1, daily=daily), zone)
 
     assert [time.astimezone(zone).date() for _, time in found if time] == days[:daily]
-
-
-@given(st.lists(st.integers(0, 9), unique=True), st.sets(st.integers(0, 9)))
-def test_snapshots_stay_exactly_when_needed(snapshots: list[int], needed: set[int]) -> None:
-    gone = select_unneeded(snapshots, needed)
-
-    assert set(gone) == set(snapshots) - needed

@@ -38,7 +38,7 @@ READS = st.one_of(
     st.tuples(
         st.just("until"),
         st.sampled_from([b"\n", b"\n\n", b"\n\n\n"]),
-        st.sampled_from([1, 16, 1000, 70_000, SPILL]),
+        st.sampled_from([1, 16, 1000, 60_000, SPILL]),
     ),
 )
 

@@ -80,7 +80,7 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_daemon_that_was_stopped_past_its_lease_does_not_write_when_it_goes_on(
     stage: Stage,
 ) -> None:

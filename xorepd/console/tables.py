@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from rich import box
@@ -16,6 +16,7 @@ from xorepd.control.protocol import (
     JobsReply,
     JobStatus,
     LinksReply,
+    OrphansReply,
     StatusReply,
     VmStatus,
 )
@@ -37,6 +38,9 @@ STYLES = {
     Outcome.EMPTY: "yellow",
     Outcome.INTERRUPTED: "yellow",
 }
+
+EXPLAINED = (Outcome.FAILED, Outcome.HELD, Outcome.INTERRUPTED)
+"""What the status says more of than the word."""
 
 
 def status_view(reply: StatusReply, now: datetime) -> RenderableType:
@@ -103,6 +107,27 @@ def jobs_table(reply: JobsReply, now: datetime) -> Table:
     return table
 
 
+def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
+    """Show replicas that no job keeps up, and which pools could not be asked."""
+    parts: list[RenderableType] = []
+    if reply.orphans:
+        table = _table("REPLICA", "TARGET", "JOB", "POINTS", "NEWEST")
+        for orphan in reply.orphans:
+            newest = orphan.newest_point_at
+            table.add_row(
+                f"{orphan.name} {orphan.replica}",
+                f"{orphan.pool}/{orphan.sr}",
+                orphan.job,
+                str(orphan.points),
+                _moment(newest, now) if newest else "-",
+            )
+        parts.append(table)
+    else:
+        parts.append(Text("Every replica has its job."))
+    parts += [Text(f"{pool} was not asked: {why}") for pool, why in reply.not_asked.items()]
+    return Group(*parts)
+
+
 def links_table(reply: LinksReply) -> RenderableType:
     """Show what limits transfers, why, and what has passed."""
     if not reply.links:
@@ -132,7 +157,7 @@ def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
             format_size(record.moved_bytes),
             _took(record),
         )
-    errors = [_failure(record) for record in reply.records if record.error]
+    errors = [_failure(record, whom) for record, whom in _named(reply.records) if record.error]
     # The newest tell most; a page of one sentence fifty times tells nothing.
     return Group(table, *errors[:5])
 
@@ -140,10 +165,10 @@ def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
 def run_view(records: Iterable[RunRecord]) -> RenderableType:
     """Show one run in full: for each disk how it was read and written, and what that cost."""
     parts: list[RenderableType] = []
-    for record in records:
+    for record, whom in _named(records):
         if parts:
             parts.append(Text())
-        parts.append(_finished(record))
+        parts.append(_finished(record, whom))
         if record.disks:
             parts.append(_disks_table(record))
         parts += [
@@ -155,6 +180,14 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
             Text(f"disk {disk.device}: {disk.reader} because {disk.reader_reason}")
             for disk in record.disks
             if disk.reader_reason
+        ]
+        parts += [
+            Text(
+                f"disk {disk.device}: shared read, {format_size(disk.shared_bytes)} of "
+                f"{format_size(disk.moved_bytes)} together with other targets"
+            )
+            for disk in record.disks
+            if disk.shared_bytes
         ]
     return Group(*parts)
 
@@ -177,16 +210,25 @@ def _disks_table(record: RunRecord) -> Table:
 
 
 def finished_view(records: Iterable[RunRecord]) -> RenderableType:
-    """Show how a run ended, one line per VM."""
-    return Group(*(_finished(record) for record in records))
+    """Show how a run ended, one line per VM and target."""
+    return Group(*(_finished(*named) for named in _named(records)))
 
 
-def _finished(record: RunRecord) -> Text:
+def _named(records: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, str]]:
+    """Return each record with what to call it: its VM, and its target where there are several."""
+    records = list(records)
+    is_one = len({(record.target, record.sr) for record in records}) == 1
+    for record in records:
+        target = f"{record.target}/{record.sr}"
+        yield record, record.vm_name if is_one else f"{record.vm_name} to {target}"
+
+
+def _finished(record: RunRecord, whom: str) -> Text:
     if record.error:
-        return _failure(record)
+        return _failure(record, whom)
     if record.outcome is Outcome.RUNNING:
-        return Text(f"{record.vm_name}: {record.step}")
-    text = Text(f"{record.vm_name}: ")
+        return Text(f"{whom}: {record.step}")
+    text = Text(f"{whom}: ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
     text.append(f", {format_size(record.moved_bytes)} in {_took(record)}")
     if record.outcome is Outcome.FULL:
@@ -197,10 +239,10 @@ def _finished(record: RunRecord) -> Text:
 
 def _failures(reply: StatusReply) -> list[Text]:
     return [
-        _failure(vm.last)
+        _failure(record, whom)
         for job in reply.jobs
-        for vm in job.vms
-        if vm.last is not None and vm.last.outcome is Outcome.FAILED
+        for record, whom in _named(vm.last for vm in job.vms if vm.last is not None)
+        if record.outcome in EXPLAINED
     ]
 
 
@@ -216,8 +258,8 @@ def _left_out(reply: StatusReply) -> list[Text]:
     return [Text(line) for line in lines]
 
 
-def _failure(record: RunRecord) -> Text:
-    text = Text(f"{record.vm_name} ({record.job}): ")
+def _failure(record: RunRecord, whom: str) -> Text:
+    text = Text(f"{whom} ({record.job}): ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
     return text.append(f" in {record.step}: {record.error or 'no reason given'}")
 
@@ -253,7 +295,10 @@ def _outcome(record: RunRecord) -> Text:
 
 
 def _age(vm: VmStatus) -> Text:
-    return Text("none", style="yellow") if vm.age_s is None else Text(format_duration(vm.age_s))
+    if vm.age_s is None:
+        return Text("none", style="yellow")
+    age = format_duration(vm.age_s)
+    return Text(f"{age} late", style="bold red") if vm.is_late else Text(age)
 
 
 def _next(job: JobStatus, now: datetime) -> str:

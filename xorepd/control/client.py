@@ -20,6 +20,7 @@ from xorepd.control.protocol import (
     JobsReply,
     LinkReply,
     LinksReply,
+    OrphansReply,
     ReloadReply,
     Reply,
     RunAccepted,
@@ -89,6 +90,9 @@ class Client:
     async def history(self, job: str | None = None, limit: int = 50) -> HistoryReply:
         query = {"limit": str(limit)} | ({"job": job} if job is not None else {})
         return await self._call("GET", "/history", HistoryReply, query)
+
+    async def orphans(self) -> OrphansReply:
+        return await self._call("GET", "/orphans", OrphansReply)
 
     async def links(self) -> LinksReply:
         return await self._call("GET", "/links", LinksReply)

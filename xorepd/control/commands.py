@@ -22,6 +22,7 @@ from xorepd.control.protocol import (
     JobsReply,
     LinkReply,
     LinksReply,
+    OrphansReply,
     ReloadReply,
     Reply,
     RunAccepted,
@@ -64,6 +65,10 @@ class Service(Protocol):
         ...
 
     async def history(self, job: str | None, limit: int) -> HistoryReply: ...
+
+    async def orphans(self) -> OrphansReply:
+        """Return the replicas that no job means, on all pools that answer."""
+        ...
 
     def links(self) -> LinksReply: ...
 
@@ -133,6 +138,10 @@ async def history(request: web.Request) -> web.Response:
     return _reply(await _service(request).history(request.query.get("job"), limit))
 
 
+async def orphans(request: web.Request) -> web.Response:
+    return _reply(await _service(request).orphans())
+
+
 async def links(request: web.Request) -> web.Response:
     return _reply(_service(request).links())
 
@@ -168,6 +177,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/runs/{run_id}", run),
     ("GET", "/runs/{run_id}/events", run_events),
     ("GET", "/history", history),
+    ("GET", "/orphans", orphans),
     ("GET", "/links", links),
     ("POST", "/links/{link}", set_rate),
     ("POST", "/reload", reload),

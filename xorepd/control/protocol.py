@@ -12,6 +12,7 @@ members do not count, clients ignore what they do not know.
     GET  /runs/{run_id}        RunReply
     GET  /runs/{run_id}/events NDJSON: records as they change, at last {"finished": [records]}
     GET  /history?job=&limit=  HistoryReply
+    GET  /orphans              OrphansReply
     GET  /links                LinksReply
     POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto`: as configured
     POST /reload               ReloadReply          422 the file is bad, and why
@@ -87,6 +88,8 @@ class VmStatus(Reply):
     """Point in time of the newest restore point."""
     age_s: float | None = None
     """Age of that point now, in seconds."""
+    is_late: bool = False
+    """It is so old that the schedule has missed a whole turn."""
 
 
 class JobStatus(Reply):
@@ -137,6 +140,8 @@ class JobsReply(Reply):
 
 class RunAccepted(Reply):
     run_id: str
+    left_out: tuple[str, ...] = ()
+    """Targets, as pool/SR, with which an earlier run of the job is still busy."""
 
 
 class RunReply(Reply):
@@ -148,6 +153,29 @@ class RunReply(Reply):
 
 class HistoryReply(Reply):
     records: tuple[Record, ...]
+
+
+class OrphanReply(Reply):
+    """A replica that no job keeps up any more."""
+
+    pool: str
+    sr: str
+    replica: str
+    """UUID."""
+    name: str
+    """Of the replica."""
+    vm: str
+    """UUID of the source VM."""
+    job: str
+    """The job that made it."""
+    points: int
+    newest_point_at: datetime | None
+
+
+class OrphansReply(Reply):
+    orphans: tuple[OrphanReply, ...]
+    not_asked: dict[str, str]
+    """Pool → why it could not be asked."""
 
 
 class LinkReply(Reply):

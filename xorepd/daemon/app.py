@@ -81,6 +81,7 @@ async def run_daemon(settings: Settings) -> None:
             load=lambda: engine.check(_load(settings.file)),
             apply=apply,
             links=engine.links,
+            find_orphans=engine.find_orphans,
         )
         await stack.enter_async_context(serve(service, daemon.socket))
         await service.begin()

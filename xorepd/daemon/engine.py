@@ -8,27 +8,34 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 
 from xorepd.config.diff import Changes
 from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
+from xorepd.control.protocol import OrphanReply, OrphansReply
 from xorepd.daemon.pools import Pools
 from xorepd.data.nbd_reader import NbdBudget
-from xorepd.errors import ConfigError, Refused
-from xorepd.ids import RunId
+from xorepd.errors import ConfigError, Refused, XorepdError
+from xorepd.ids import PoolName, RunId
 from xorepd.replication.board import Board
 from xorepd.replication.claims import Owner
 from xorepd.replication.jobs import Context, run_job
 from xorepd.replication.lease import Leases
+from xorepd.replication.orphans import find_orphans
 from xorepd.replication.room import Room
 from xorepd.replication.visit import SourceVm
 from xorepd.state.records import RunRecord
 from xorepd.transports.base import Surroundings
 from xorepd.transports.links import Links
 from xorepd.transports.registry import open_inner, open_transport
+from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool
+
+ASK_S = 20.0
+"""For a pool to answer a question of an operator, who gets what the others said after that."""
 
 
 class Engine:
@@ -57,12 +64,19 @@ class Engine:
         """Execute a job once (`daemon.runs.JobRunner`)."""
         configured = self._settings.pools
         async with AsyncExitStack() as stack:
-            pools = {
-                name: await stack.enter_async_context(self._pools.lend(configured[name]))
-                for name in sorted({job.source, *(target.pool for target in job.targets)})
-            }
+            pools, closed = dict[PoolName, Pool](), dict[PoolName, XorepdError]()
+            for name in sorted({job.source, *(target.pool for target in job.targets)}):
+                try:
+                    lent = self._pools.lend(configured[name])
+                    pools[name] = await stack.enter_async_context(lent)
+                except (XorepdError, OSError) as error:
+                    # Such as a CA file that is gone: one target's trouble is not the others'.
+                    closed[name] = Refused(f"pool {name} cannot be opened: {error}")
+                    if name == job.source:
+                        raise closed[name] from error
             context = Context(
                 pools=pools,
+                closed=closed,
                 board=self.board,
                 slots=self._slots,
                 clock=self._clock,
@@ -73,6 +87,30 @@ class Engine:
                 sources=self._sources,
             )
             return await run_job(job, run_id, context)
+
+    async def find_orphans(self) -> OrphansReply:
+        """Return the replicas that no job of the configuration in force means."""
+        settings = self._settings
+        caches: dict[PoolName, Cache] = {}
+        not_asked: dict[str, str] = {}
+
+        async def ask(configured: PoolSettings) -> None:
+            try:
+                async with asyncio.timeout(ASK_S), self._pools.lend(configured) as pool:
+                    await pool.refresh()
+                    caches[configured.name] = pool.cache
+            except TimeoutError:
+                not_asked[configured.name] = f"no answer for {ASK_S:.0f} s"
+            except XorepdError as error:
+                not_asked[configured.name] = str(error)
+
+        async with asyncio.TaskGroup() as group:
+            for configured in settings.pools.values():
+                group.create_task(ask(configured), name=f"orphans of {configured.name}")
+        found = find_orphans(settings.jobs.values(), caches)
+        return OrphansReply(
+            orphans=tuple(OrphanReply(**asdict(orphan)) for orphan in found), not_asked=not_asked
+        )
 
     def check(self, settings: Settings) -> Settings:
         """Open the transports of a configuration that is to rule, and return it; blocking.

@@ -1,4 +1,7 @@
-"""Runs under way: at most one per job, each supervised until its records are in the history.
+"""Runs under way: at most one per job and target, each supervised until its records are written.
+
+A run that starts while an earlier one is still busy with some of the job's targets leaves those
+out: a slow target holds up its own next run, and not that of the others.
 
 A run is two tasks. The *work* is the replication, and may be cancelled. The *supervisor* waits for
 the work, whatever becomes of it, and writes down how it ended: nothing ever cancels it, so that no
@@ -18,7 +21,7 @@ from typing import Any, Protocol, Self
 
 import structlog
 
-from xorepd.config.models import JobSettings
+from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.daemon.tasks import first_of, lone_error
 from xorepd.errors import ControlError, Remedy, StateError, XorepdError
 from xorepd.ids import JobName, RunId
@@ -53,7 +56,7 @@ class Board(Protocol):
 
 
 class AlreadyRunning(ControlError):
-    """A job was started while a run of it is under way."""
+    """A job was started while runs of it are busy with each of its targets."""
 
     def __init__(self, job: str, run_id: str) -> None:
         self.job, self.run_id = job, run_id
@@ -66,8 +69,10 @@ class Run:
 
     id: RunId
     job: JobSettings
-    """As configured when the run began; a reload does not touch it."""
+    """As configured when the run began, without the targets that it left out."""
     started_at: datetime
+    left_out: tuple[TargetSettings, ...] = ()
+    """Targets with which an earlier run is still busy."""
     work: asyncio.Task[list[RunRecord]] | None = None
     cancelled_because: str = ""
     seen: tuple[RunRecord, ...] = ()
@@ -88,7 +93,7 @@ class Runs:
         self._history = history
         self._clock = clock
         self._group = asyncio.TaskGroup()
-        self._running: dict[JobName, Run] = {}
+        self._running: list[Run] = []
         self._closed = False
         self.on_end: Callable[[JobName], None] = lambda job: None
         """Called when a run has ended and its job may start again."""
@@ -110,30 +115,42 @@ class Runs:
         _log_finished(await self._history.interrupted(self._clock()))
 
     def start(self, job: JobSettings, *, cause: str) -> Run:
-        """Start a run of a job.
+        """Start a run of a job, to those of its targets that no earlier run is busy with.
 
         Raises:
-            AlreadyRunning: one is under way.
+            AlreadyRunning: there is none.
             ControlError: the daemon is stopping.
         """
         if self._closed:
             raise ControlError("xorepd is stopping and starts no runs", status=503)
-        if rival := self._running.get(job.name):
-            raise AlreadyRunning(job.name, rival.id)
-        run = Run(RunId(str(uuid.uuid4())), job, self._clock())
+        rivals = self.of_job(job.name)
+        busy = [to for to in job.targets if any(self._serves(rival, to) for rival in rivals)]
+        if len(busy) == len(job.targets):
+            raise AlreadyRunning(job.name, rivals[-1].id)
+        free = tuple(to for to in job.targets if to not in busy)
+        job = job.model_copy(update={"targets": free})
+        run = Run(RunId(str(uuid.uuid4())), job, self._clock(), tuple(busy))
         run.work = self._spawn(self._attempt(run), f"run of {job.name}")
         self._spawn(self._supervise(run, run.work), f"supervisor of {job.name}")
-        self._running[job.name] = run
-        log.info("run.started", job=job.name, run_id=run.id, cause=cause)
+        self._running.append(run)
+        left_out = [to.place for to in busy]
+        log.info("run.started", job=job.name, run_id=run.id, cause=cause, left_out=left_out)
         return run
 
-    def of_job(self, job: str) -> Run | None:
-        """Return the run of a job that is under way."""
-        return self._running.get(JobName(job))
+    def of_job(self, job: str) -> list[Run]:
+        """Return the runs of a job that are under way, the oldest first."""
+        return [run for run in self._running if run.job.name == job]
 
     def of_id(self, run_id: str) -> Run | None:
         """Return a run that is under way."""
-        return next((run for run in self._running.values() if run.id == run_id), None)
+        return next((run for run in self._running if run.id == run_id), None)
+
+    def _serves(self, run: Run, to: TargetSettings) -> bool:
+        """Return whether a run under way has still something to do for a target."""
+        shown = [*self._shown(run), *self._waiting(run)]
+        if not shown:  # it has not come so far
+            return any(to.place == own.place for own in run.job.targets)
+        return any(r.outcome is Outcome.RUNNING and r.is_to(to.pool, to.sr) for r in shown)
 
     def __len__(self) -> int:
         return len(self._running)
@@ -144,8 +161,7 @@ class Runs:
         if run.cancelled_because or run.work is None:
             return
         run.cancelled_because = because
-        waiting = [record for record in self._board.waiting() if record.run_id == run.id]
-        run.seen = (*self._shown(run), *waiting)
+        run.seen = (*self._shown(run), *self._waiting(run))
         log.info("run.cancelling", job=run.job.name, run_id=run.id, because=because)
         run.work.cancel()
 
@@ -160,16 +176,19 @@ class Runs:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await first_of(self._all_ended(), hurry.wait())
-        for run in list(self._running.values()):
+        for run in list(self._running):
             self.cancel(run, because="the daemon was stopped")
         await self._all_ended()
 
     async def _all_ended(self) -> None:
-        for run in list(self._running.values()):
+        for run in list(self._running):
             await run.ended.wait()
 
     def _shown(self, run: Run) -> list[RunRecord]:
         return [record for record in self._board.records() if record.run_id == run.id]
+
+    def _waiting(self, run: Run) -> list[RunRecord]:
+        return [record for record in self._board.waiting() if record.run_id == run.id]
 
     def _spawn(
         self, work: Coroutine[Any, Any, list[RunRecord] | None], name: str
@@ -208,7 +227,7 @@ class Runs:
             log.error(  # noqa: TRY400 -- the sentence says all
                 "history.failed", job=run.job.name, run_id=run.id, error=str(error)
             )
-        del self._running[run.job.name]
+        self._running.remove(run)
         run.ended.set()
         self.on_end(run.job.name)
 

@@ -90,8 +90,7 @@ class Scheduler:
         """Start the run that came due while one of the same job was under way."""
         entry = self._entries.get(job)
         if entry is not None and entry.waiting:
-            entry.waiting = False
-            self._start(entry.job, "coalesced")
+            entry.waiting = not self._start(entry.job, "coalesced")
 
     def fire(self) -> None:
         """Start what is due by the clock."""

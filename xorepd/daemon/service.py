@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +28,7 @@ from xorepd.control.protocol import (
     LinkReply,
     LinksReply,
     Names,
+    OrphansReply,
     ReloadReply,
     RunAccepted,
     RunReply,
@@ -54,6 +55,8 @@ EXPIRY_PERIOD_S = 6 * 3600.0
 
 Load = Callable[[], Settings]
 """Reads the configuration file again, blocking; raises `ConfigError`."""
+FindOrphans = Callable[[], Awaitable[OrphansReply]]
+"""Asks all pools for replicas that no job means."""
 Apply = Callable[[Settings, Changes], None]
 """Takes what changed to the parts that the service does not know: pools, limits, logging. It
 neither waits nor fails, so that no run starts between two configurations."""
@@ -74,6 +77,7 @@ class Service:
         load: Load,
         apply: Apply,
         links: Links,
+        find_orphans: FindOrphans,
     ) -> None:
         self.settings = settings
         self._runs = runs
@@ -84,6 +88,7 @@ class Service:
         self._load = load
         self._apply = apply
         self._links = links
+        self._find_orphans = find_orphans
         self._started_at = clock()
         self._stopping = False
         self._reloading = asyncio.Lock()
@@ -143,7 +148,7 @@ class Service:
                     job,
                     latest,
                     next_run_at=self._scheduler.next_run_at(job.name),
-                    run_id=run.id if (run := self._runs.of_job(job.name)) else None,
+                    run_id=runs[-1].id if (runs := self._runs.of_job(job.name)) else None,
                     now=now,
                 )
                 for job in self.settings.jobs.values()
@@ -169,15 +174,16 @@ class Service:
             settings = settings.model_copy(update={"full": Fulls.ALLOW})
         run = self._runs.start(settings, cause="command")
         self._show()
-        return RunAccepted(run_id=run.id)
+        return RunAccepted(run_id=run.id, left_out=tuple(to.place for to in run.left_out))
 
     def cancel_run(self, job: str) -> RunAccepted:
         # Before asking whether there is such a job: a removed one may still be running.
-        run = self._runs.of_job(job)
-        if run is None:
+        runs = self._runs.of_job(job)
+        if not runs:
             raise ControlError(f"job {self._job(job).name} is not running", status=409)
-        self._runs.cancel(run, because="cancelled by command")
-        return RunAccepted(run_id=run.id)
+        for run in runs:
+            self._runs.cancel(run, because="cancelled by command")
+        return RunAccepted(run_id=runs[-1].id)
 
     async def run(self, run_id: str) -> RunReply:
         if run := self._runs.of_id(run_id):
@@ -196,6 +202,9 @@ class Service:
     async def history(self, job: str | None, limit: int) -> HistoryReply:
         # A job that is configured no longer still has a history: no check of its name.
         return HistoryReply(records=tuple(await self._history.page(job=job, limit=limit)))
+
+    async def orphans(self) -> OrphansReply:
+        return await self._find_orphans()
 
     def links(self) -> LinksReply:
         states = self._links.states()

@@ -9,6 +9,7 @@ from itertools import product
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import names
 from xorepd.control.protocol import JobReply, JobStatus, TargetReply, VmStatus
+from xorepd.daemon.calendar import next_fire
 from xorepd.state.history import Latest
 
 
@@ -63,7 +64,10 @@ def job_status(
         timezone=job.timezone.key,
         next_run_at=next_run_at,
         run_id=run_id,
-        vms=tuple(_vm_status(vm, target, own, now) for vm, target in product(_vms(job, own), job.targets)),
+        vms=tuple(
+            _vm_status(job, vm, target, own, now)
+            for vm, target in product(_vms(job, own), job.targets)
+        ),
     )
 
 
@@ -77,9 +81,7 @@ def _vms(job: JobSettings, own: list[Latest]) -> tuple[str, ...]:
         for entry in reversed(own)
         if entry.record.vm_uuid
         and {entry.record.vm_uuid, entry.record.vm_name}.isdisjoint(job.named)
-        and not any(
-            names(text, entry.record.vm_uuid, entry.record.vm_name) for text in job.exclude
-        )
+        and not any(names(text, entry.record.vm_uuid, entry.record.vm_name) for text in job.exclude)
     }
     if not job.found_by:
         return job.named
@@ -88,7 +90,9 @@ def _vms(job: JobSettings, own: list[Latest]) -> tuple[str, ...]:
     return (*job.named, *sorted(found, key=lambda uuid: (found[uuid], uuid)))
 
 
-def _vm_status(vm: str, target: TargetSettings, own: list[Latest], now: datetime) -> VmStatus:
+def _vm_status(
+    job: JobSettings, vm: str, target: TargetSettings, own: list[Latest], now: datetime
+) -> VmStatus:
     # A run that failed before it met the VM knows only one of its two names, so one VM may have
     # several entries: the last run is in the first of them, the newest point in any.
     mine = [
@@ -107,4 +111,17 @@ def _vm_status(vm: str, target: TargetSettings, own: list[Latest], now: datetime
         last=mine[0].record if mine else None,
         newest_point_at=newest,
         age_s=max((now - newest).total_seconds(), 0.0) if newest else None,
+        is_late=newest is not None and _is_late(job, newest, now),
     )
+
+
+def _is_late(job: JobSettings, newest: datetime, now: datetime) -> bool:
+    """Return whether a replica is older than its schedule means it to be.
+
+    The run that was due after the newest point may be under way; that the one after it is due as
+    well means that a whole turn has been missed.
+    """
+    if job.schedule is None or not job.enabled:
+        return False
+    following = next_fire(job.schedule, job.timezone, newest)
+    return next_fire(job.schedule, job.timezone, following) <= now

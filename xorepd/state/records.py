@@ -58,6 +58,8 @@ class DiskRecord:
     """What changed since the base, in blocks of 64 KiB; None where the source does not track it."""
     sent_bytes: int = 0
     """What was sent to the target: zeroes are left out on a fresh disk. Known at the end."""
+    shared_bytes: int = 0
+    """What of `moved_bytes` came of a read that other targets shared. Known at the end."""
 
     @property
     def amplification(self) -> float | None:

@@ -9,7 +9,8 @@ Handled here once, for every caller:
   configured address, because XAPI names a bare address.
 - `SESSION_INVALID`: log in again. XAPI checks the session before it does anything, so repeating
   the call is safe, as it is after `HOST_IS_SLAVE`.
-- no answer: only getters are repeated; after anything else nobody knows whether it was executed.
+- no answer: only getters are repeated, and what may be done twice to a task of ours; after
+  anything else nobody knows whether it was executed.
 
 The SDK's own silent login is not used: it would put the password into every thread and would not
 follow a new master.
@@ -70,6 +71,9 @@ _LOGIN_HOPS = 4
 _KEEP_S = 5.0
 """How long an idle connection is trusted: XAPI waits 10 s for the next request's header."""
 
+
+_REPEATABLE = frozenset({"task.cancel", "task.destroy"})
+"""Changes that do no harm when they are made twice: the second finds nothing to do."""
 
 _OWNER_HEADER = "x-http-other-config-xorepd"
 """XAPI writes its value into `other_config` of the call's task, as `records.TASK_OWNER`."""
@@ -249,13 +253,14 @@ class Session:
                 know that the session, and what hung on it, was lost.
         """
         wire = tuple(_to_wire(p) for p in params)
-        repeatable = _is_harmless(method)
+        harmless = _is_harmless(method)
+        repeatable = harmless or method in _REPEATABLE
         attempts = 3 if renew else 1
         while True:
             attempts -= 1
             generation = self._login(timeout)
             try:
-                return self._once(method, wire, timeout, owner, None if repeatable else guard)
+                return self._once(method, wire, timeout, owner, None if harmless else guard)
             except (SessionLost, NotMaster, XapiUnreachable) as error:
                 self._forget_session(generation, error)
                 safe = repeatable or not isinstance(error, XapiUnreachable)

@@ -15,7 +15,7 @@ from xorepd.ids import Ref
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Vdi
 
-_BUSY_TRIES, _BUSY_PAUSE_S = 4, 5.0
+_BUSY_TRIES, _BUSY_PAUSE_S = 3, 5.0
 """A disk stays attached to the control domain for seconds after its stream has ended. Xen Orchestra
 waits 10 × 5 s; what outlasts this here goes with a later run, and a run that failed ends sooner."""
 

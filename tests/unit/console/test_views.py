@@ -12,10 +12,17 @@ from xorepd.console.tables import (
     finished_view,
     history_table,
     jobs_table,
+    orphans_view,
     run_view,
     status_view,
 )
-from xorepd.control.protocol import HistoryReply, JobsReply, StatusReply
+from xorepd.control.protocol import (
+    HistoryReply,
+    JobsReply,
+    OrphanReply,
+    OrphansReply,
+    StatusReply,
+)
 from xorepd.daemon.status import job_reply, job_status
 from xorepd.state.history import Latest
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
@@ -68,6 +75,38 @@ def test_status_says_why_a_vm_failed() -> None:
     text = shown(status_view(status(failed), LATER))
 
     assert "web01 (web): failed in transfer: SR dr-storage is full [sic]" in text
+
+
+def test_orphans_are_shown_with_what_could_not_be_asked() -> None:
+    orphan = OrphanReply(
+        pool="dr",
+        sr="dr-storage",
+        replica="3d6b2b1e-8a4f-4a57-9f3b-6c1f4d2e7a90",
+        name="[XO Backup web] web01",
+        vm="vm-1",
+        job="web",
+        points=3,
+        newest_point_at=NOON,
+    )
+
+    text = shown(orphans_view(OrphansReply(orphans=(orphan,), not_asked={"far": "off"}), LATER))
+
+    assert "[XO Backup web]" in text
+    assert "dr/dr-storage" in text
+    assert "far was not asked: off" in text
+    none = OrphansReply(orphans=(), not_asked={})
+    assert shown(orphans_view(none, LATER)) == "Every replica has its job.\n"
+
+
+def test_status_says_who_holds_a_vm_and_which_replica_is_late() -> None:
+    held = record(
+        outcome=Outcome.HELD, step="connect", restore_point=None, error="the xorepd on alpha has it"
+    )
+
+    text = shown(status_view(status(held, record()), LATER))
+
+    assert "web01 (web): held in connect: the xorepd on alpha has it" in text
+    assert "9 m 59 s late" in text
 
 
 def test_status_names_disks_that_stay_behind() -> None:
@@ -187,3 +226,18 @@ def test_progress_names_vm_and_step(terminal: bool) -> None:
         assert "40%" in out.getvalue()
     else:
         assert out.getvalue() == "web01: preflight\nweb01: transfer\n"
+
+
+def test_a_run_to_several_targets_names_them_and_what_was_read_together() -> None:
+    disk = DiskRecord("0", "root", 64 << 20, mode="full", moved_bytes=8 << 20, shared_bytes=3 << 20)
+    near = record(sr="a", outcome=Outcome.FULL, disks=(disk,))
+    far = record(
+        sr="b", disks=(), outcome=Outcome.FAILED, step="connect", error="no answer from dr"
+    )
+
+    text = shown(run_view([near, far]))
+
+    assert "web01 to dr/a: full" in text
+    assert "disk 0: shared read, 3.0 MiB of 8.0 MiB together with other targets" in text
+    assert "web01 to dr/b (web): failed in connect: no answer from dr" in text
+    assert "web01 to" not in shown(run_view([near]))

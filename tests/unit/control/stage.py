@@ -12,6 +12,7 @@ from xorepd.config.diff import Changes
 from xorepd.config.load import load
 from xorepd.config.models import Settings
 from xorepd.control.client import Client
+from xorepd.control.protocol import OrphansReply
 from xorepd.control.server import serve
 from xorepd.daemon.runs import Runs
 from xorepd.daemon.service import Service
@@ -50,6 +51,10 @@ class Stage:
         return run_id
 
 
+async def no_orphans() -> OrphansReply:
+    return OrphansReply(orphans=(), not_asked={"dr": "it does not answer"})
+
+
 @asynccontextmanager
 async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage]:
     file = write(directory, text)
@@ -72,6 +77,7 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                 load=lambda: load(file),
                 apply=apply,
                 links=links,
+                find_orphans=no_orphans,
             )
             socket = directory / "run" / "control.sock"
             async with serve(service, socket), Client(socket) as client:

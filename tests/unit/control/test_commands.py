@@ -6,12 +6,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.unit.control.stage import Stage, stage
 from tests.unit.parts import JOB, NOON, POOLS, record, write
 from xorepd.config.choices import Fulls
 from xorepd.config.keep import Keep
 from xorepd.control.protocol import Finished
+from xorepd.ctl import app
 from xorepd.errors import ControlError
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
@@ -149,6 +151,16 @@ async def test_version_is_told(on: Stage) -> None:
     assert (await on.client.version()).api == 1
 
 
+async def test_replicas_without_a_job_are_told(on: Stage) -> None:
+    reply = await on.client.orphans()
+
+    command = ["orphans", "--socket", str(on.socket)]
+    shown = await asyncio.to_thread(CliRunner().invoke, app, command)
+
+    assert (reply.orphans, reply.not_asked) == ((), {"dr": "it does not answer"})
+    assert "dr was not asked: it does not answer" in shown.output
+
+
 # -- policies --------------------------------------------------------------------------------------
 
 
@@ -163,6 +175,20 @@ async def test_only_the_run_that_an_operator_lets_sends_disks_whole(
 
         assert begun.job.full is full
         assert on.service.settings.jobs[begun.job.name].full is Fulls.ASK
+
+
+@pytest.mark.parametrize(("words", "full"), [(["--allow-full"], Fulls.ALLOW), ([], Fulls.ASK)])
+async def test_command_lets_a_run_send_disks_whole(
+    tmp_path: Path, words: list[str], full: Fulls
+) -> None:
+    async with stage(tmp_path, POOLS + JOB + 'full = "ask"\n') as on:
+        command = ["run", "web", *words, "--socket", str(on.socket)]
+        result = await asyncio.to_thread(CliRunner().invoke, app, command)
+        begun = await on.begun()
+        begun.succeed()
+
+    assert result.exit_code == 0, result.output
+    assert begun.job.full is full
 
 
 async def test_run_that_must_never_send_disks_whole_is_not_let_to(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.unit.parts import JOB, NOON, POOLS, job, settings_of
 from xorepd.config.diff import compare
@@ -57,3 +58,22 @@ async def test_pool_that_a_reload_moved_is_asked_at_its_new_place(
     assert {before.outcome, after.outcome} == {Outcome.FAILED}
     assert "127.0.0.1:1" in (before.error or "")
     assert "127.0.0.1:2" in (after.error or "")
+
+
+async def test_target_pool_that_cannot_be_opened_fails_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROD_PASSWORD", "x")
+    monkeypatch.setenv("DR_PASSWORD", "x")
+    ca_file = tmp_path / "dr.pem"
+    ca_file.write_text(trustme.CA().cert_pem.bytes().decode())
+    pools = POOLS.replace("prod.example", "127.0.0.1:1") + f'ca_file = "{ca_file}"\n'
+    settings = settings_of(tmp_path, pools + JOB)
+    ca_file.unlink()
+
+    targets = [{"pool": "prod", "sr": "here"}, {"pool": "dr", "sr": "dr-storage"}]
+    async with open_engine(settings, lambda: NOON) as engine:
+        here, there = await engine.run(job(targets=targets), RunId("1"))
+
+    assert "no answer from 127.0.0.1:1" in (here.error or "")
+    assert "pool dr cannot be opened" in (there.error or "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.parts import Begun, Clock, OpenBoard, Runner, job, record
+from tests.unit.parts import NOON, Begun, Clock, OpenBoard, Runner, job, record
 from xorepd.config.models import JobSettings
 from xorepd.daemon.runs import AlreadyRunning, Runs
 from xorepd.errors import ControlError, XapiUnreachable
@@ -53,9 +53,47 @@ async def test_second_run_of_a_job_is_refused_and_named(tmp_path: Path) -> None:
             on.runs.start(job(), cause="command")
 
         assert caught.value.status == 409
-        assert (on.runs.of_job("web"), on.runs.of_id(other.id)) == (first, other)
+        assert (on.runs.of_job("web"), on.runs.of_id(other.id)) == ([first], other)
         for _ in range(2):
             (await on.begun()).succeed()
+
+
+async def test_run_beside_a_slow_target_serves_the_others_and_says_which_it_left_out(
+    tmp_path: Path,
+) -> None:
+    near, far = {"pool": "dr", "sr": "dr-storage"}, {"pool": "far", "sr": "tape"}
+    both = job(targets=[near, far])
+    async with stage(tmp_path) as on:
+        on.runs.start(both, cause="schedule")
+        first = await on.begun()
+        slow = first.running(target="far", sr="Tape", sr_uuid="tape", step="transfer")
+        await on.board.put(first.running(outcome=Outcome.DELTA), slow)
+
+        second = on.runs.start(both, cause="schedule")
+
+        assert [to.place for to in second.job.targets] == ["dr/dr-storage"]
+        assert [to.place for to in second.left_out] == ["far/tape"]
+        begun = await on.begun()
+        with pytest.raises(AlreadyRunning, match=second.id):
+            on.runs.start(both, cause="schedule")
+        await on.board.put(first.running(outcome=Outcome.DELTA), slow, begun.running())
+        with pytest.raises(AlreadyRunning, match=second.id):
+            on.runs.start(both, cause="schedule")
+        for each in (first, begun):
+            each.succeed()
+
+
+async def test_target_with_vms_that_wait_for_their_turn_is_not_free(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
+        on.runs.start(job(), cause="schedule")
+        first = await on.begun()
+        await on.board.put(first.running(outcome=Outcome.DELTA))
+        on.board.queue = [first.running(vm_name="web02", step="waiting")]
+
+        with pytest.raises(AlreadyRunning):
+            on.runs.start(job(), cause="schedule")
+
+        first.succeed()
 
 
 async def test_start_is_remembered_even_if_the_run_leaves_no_record(tmp_path: Path) -> None:
@@ -107,6 +145,36 @@ async def test_cancelled_run_is_recorded_as_far_as_it_came(tmp_path: Path) -> No
         assert (shown.outcome, shown.step) == (Outcome.CANCELLED, "transfer")
         assert shown.error == "cancelled by command"
         assert shown.finished_at is not None
+
+
+async def test_vm_that_waits_for_its_turn_is_recorded_when_its_run_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path) as on:
+        run = on.runs.start(job(), cause="command")
+        begun = await on.begun()
+        await on.board.put(begun.running(step="transfer"))
+        on.board.queue = [begun.running(vm_name="web02", step="waiting"), record(run_id="another")]
+
+        on.runs.cancel(run, because="cancelled by command")
+        await run.ended.wait()
+
+        shown = [(r.vm_name, r.step, r.outcome) for r in await on.history.of_run(run.id)]
+        assert shown == [
+            ("web01", "transfer", Outcome.CANCELLED),
+            ("web02", "waiting", Outcome.CANCELLED),
+        ]
+
+
+async def test_run_of_a_process_that_died_is_recorded_by_the_next_one(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "history.db") as store:
+        await History(store).begin("web", NOON, "run-1", [record(outcome=Outcome.RUNNING)])
+
+    async with stage(tmp_path) as on:
+        await on.runs.take_over()
+
+        (found,) = await on.history.of_run("run-1")
+        assert found.outcome is Outcome.INTERRUPTED
 
 
 async def test_second_cancellation_does_not_strike_the_cleaning_up(tmp_path: Path) -> None:

@@ -109,11 +109,24 @@ def test_error_without_a_text_is_named_by_its_class() -> None:
 def test_run_is_on_the_board_while_it_lasts() -> None:
     board = Board()
 
-    with board.show(progress(board, "web01")), board.show(progress(board, "web02")):
-        during = [record.vm_name for record in board.records()]
+    first, second = progress(board, "web01"), progress(board, "web02")
+    with board.show(first), board.show(second):
+        first.begin(LATER)
+        second.begin(LATER)
+        during = [(record.vm_name, record.started_at) for record in board.records()]
 
-    assert during == ["web01", "web02"]
+    assert during == [("web01", LATER), ("web02", LATER)]
     assert board.records() == []
+
+
+def test_vm_whose_turn_has_not_come_is_kept_apart() -> None:
+    board = Board()
+
+    with board.show(progress(board)):
+        assert board.records() == []
+        assert [(record.vm_name, record.step) for record in board.waiting()] == [
+            ("web01", "waiting")
+        ]
 
 
 def test_run_that_breaks_leaves_the_board() -> None:

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from xorepd.config.keep import Keep
-from xorepd.replication.retention import select_expired, select_unneeded
+from xorepd.replication.retention import select_expired
 
 PARIS = ZoneInfo("Europe/Paris")
 MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -126,11 +126,3 @@ def test_point_whose_day_cannot_be_known_counts_by_its_place_alone(time: datetim
 
     assert gone(Keep(last=1, daily=5)) == ["odd"]
     assert gone(Keep(last=2, daily=5)) == []
-
-
-def test_snapshots_that_no_point_needs_go_in_their_order() -> None:
-    assert select_unneeded(["s3", "s2", "s1"], {"s2"}) == ["s3", "s1"]
-
-
-def test_needed_snapshots_stay() -> None:
-    assert select_unneeded(["s2", "s1"], ["s1", "s2", "s0"]) == []

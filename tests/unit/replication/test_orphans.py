@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.parts import job
+from tests.unit.replication.builders import STREAM
+from tests.unit.replication.test_selection import vm
+from xorepd.config.models import JobSettings
+from xorepd.ids import PoolName, Ref
+from xorepd.replication.markers import KEY, Mark, Role
+from xorepd.replication.orphans import Orphan, find_orphans
+from xorepd.xapi.cache import Cache, EventBatch
+from xorepd.xapi.records import PoolRecord, Record, Sr, Vm
+
+PROD, DR = PoolName("prod"), PoolName("dr")
+
+
+async def cache(uuid: str, *records: Record) -> Cache:
+    made = Cache()
+    pool = PoolRecord.parse(Ref("OpaqueRef:pool"), {"uuid": uuid, "name_label": "", "master": ""})
+    await made.apply(EventBatch("1,1", (pool, *records), (), {}, is_first=True))
+    return made
+
+
+def replica(of: str = "web01", **facts: Any) -> Vm:
+    uuid = f"uuid-of-replica of {of}"
+    stream = replace(STREAM, vm=f"uuid-of-{of}")
+    mark = Mark(
+        **({"role": Role.REPLICA, "run": "r", "self": uuid, "job": "web"} | facts), stream=stream
+    )
+    made = vm(f"replica of {of}", other_config={KEY: mark.encode()})
+    return replace(made, name_label=f"[XO Backup web] {of}")
+
+
+def point(of: str, number: int) -> Vm:
+    uuid = f"uuid-of-point {number} of {of}"
+    time = f"2026-03-0{number}T12:00:00+00:00"
+    stream = replace(STREAM, vm=f"uuid-of-{of}")
+    mark = Mark(role=Role.POINT, run="r", self=uuid, job="web", stream=stream, time=time)
+    return vm(f"point {number} of {of}", is_a_snapshot=True, other_config={KEY: mark.encode()})
+
+
+SR = Sr.parse(Ref("OpaqueRef:sr"), {"uuid": "sr-1", "name_label": "dr-storage", "type": "nfs"})
+
+
+async def orphans(
+    jobs: Sequence[JobSettings],
+    *replicas: Vm,
+    sources: Sequence[Vm] = (vm("web01"), vm("web02")),
+    answers: bool = True,
+) -> list[Orphan]:
+    pools = {DR: await cache("pool-2", SR, *replicas)}
+    if answers:
+        pools[PROD] = await cache("pool-1", *sources)
+    return find_orphans(jobs, pools)
+
+
+async def test_replica_of_a_job_that_was_removed_is_shown_with_its_points() -> None:
+    found = await orphans([], replica("web01"), point("web01", 1), point("web01", 2), point("x", 3))
+
+    [orphan] = found
+    assert (orphan.pool, orphan.sr, orphan.job, orphan.points) == (DR, "dr-storage", "web", 2)
+    assert orphan.vm == "uuid-of-web01"
+    assert str(orphan.newest_point_at) == "2026-03-02 12:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    "means",
+    [
+        {"vms": ["web01"]},
+        {"vms": ["uuid-of-web01"]},
+        {"vms": ["web*"]},
+        {"name": "renamed"},
+        {"targets": [{"pool": "dr", "sr": "sr-1"}]},
+        {"targets": [{"pool": "prod", "sr": "x"}, {"pool": "dr", "sr": "dr-storage"}]},
+    ],
+)
+async def test_replica_that_a_job_means_has_one_whatever_the_job_is_called(
+    means: dict[str, Any],
+) -> None:
+    assert await orphans([job(**means)], replica("web01")) == []
+
+
+@pytest.mark.parametrize(
+    "means",
+    [
+        {"vms": ["web02"]},
+        {"vms": ["*"], "exclude": ["web01"]},
+        {"source": "dr"},
+        {"targets": [{"pool": "dr", "sr": "other"}]},
+        {"targets": [{"pool": "prod", "sr": "dr-storage"}]},
+    ],
+)
+async def test_replica_that_no_job_means_any_more_is_an_orphan(means: dict[str, Any]) -> None:
+    assert len(await orphans([job(**means)], replica("web01"))) == 1
+
+
+async def test_replica_whose_vm_is_gone_belongs_to_the_job_that_misses_it() -> None:
+    gone: dict[str, Any] = {"sources": [vm("web02")]}
+
+    assert await orphans([job(vms=["web01"])], replica("web01"), **gone) == []
+    assert await orphans([job(vms=["uuid-of-web01"])], replica("web01"), **gone) == []
+    assert await orphans([job(vms=["w*"])], replica("web01"), **gone) == []
+    assert len(await orphans([job("other", vms=["w*"])], replica("web01"), **gone)) == 1
+    assert len(await orphans([job(vms=["web02"])], replica("web01"), **gone)) == 1
+
+
+async def test_source_that_does_not_answer_makes_no_orphans() -> None:
+    assert await orphans([job(vms=["w*"])], replica("web01"), answers=False) == []
+    assert len(await orphans([job("other")], replica("web01"), answers=False)) == 1
+
+
+async def test_clones_of_replicas_are_no_orphans() -> None:
+    assert await orphans([], replica("web01", self="another")) == []
