@@ -167,7 +167,7 @@ class ByteStream(asyncio.BufferedProtocol):
     def waiting(self) -> int:
         """How many bytes have come that nobody has asked for yet; with TLS before decryption."""
         unread = bytes(4)
-        if self._transport is not None and self._lost is None:
+        if self._transport is not None and not self._transport.is_closing():
             socket = self._transport.get_extra_info("socket")
             unread = fcntl.ioctl(socket.fileno(), termios.FIONREAD, unread)
         return self._spilled - self._taken + int(struct.unpack("i", unread)[0])

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=2048, help="how much of the system is taken")
     parser.add_argument("--tree", type=Path, help="an installed system; else this machine's")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is below cleans up
     stage = FarApart()
     needed = 8 * arguments.mib * MIB
     try:

@@ -7,7 +7,6 @@ import pytest
 
 from tests import judge
 from tests.lab.labclient import FAST, logged_in
-from xorepd.lab.handover import describe
 from xorepd.lab.lab import Lab
 from xorepd.lab.topology import MIB, DiskSpec, ImageSpec, PoolSpec, SrSpec, Topology, VmSpec
 
@@ -43,9 +42,10 @@ async def test_disk_begins_with_what_its_image_holds(tmp_path: Path) -> None:
         file.truncate(8 * MIB)
 
     async with Lab.start(tmp_path / "lab", one_pool(content=ImageSpec(image)), seed=1) as lab:
-        [sr] = describe(lab, tmp_path)["pools"][0]["srs"]
-        [uuid] = [disk.stem for disk in Path(sr["directory"]).glob("*.vhd")]
-        with judge.Disk(Path(sr["directory"]), uuid) as disk:
+        [sr] = lab.pools["p"].srs.values()
+        async with logged_in(lab, "p") as api:
+            uuid = await api("VDI.get_uuid", await api.disk("system"))
+        with judge.Disk(sr.directory, uuid) as disk:
             disk.save(tmp_path / "found.img")
 
     assert (tmp_path / "found.img").read_bytes() == image.read_bytes()

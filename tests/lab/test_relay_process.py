@@ -36,7 +36,7 @@ key = "pki/relay.key"
 ca = "pki/ca.pem"
 state_dir = "process"
 grace = "{grace}"
-silence = "5s"
+silence = "30s"
 {more}
 
 [pools.dr]
@@ -117,10 +117,10 @@ class Process:
         assert self.process is not None
         return await asyncio.to_thread(self.process.wait, 30)
 
-    async def dial(self) -> Connection:
+    async def dial(self, *, silence: float = 30) -> Connection:
         d = self.directory / "pki"
         context = client_context(d / "paris.pem", d / "paris.key", d / "ca.pem")
-        return await Connection.dial("127.0.0.1", self.port, context, "daemon", silence=3)
+        return await Connection.dial("127.0.0.1", self.port, context, "daemon", silence=silence)
 
     @property
     def log(self) -> str:
@@ -149,11 +149,11 @@ async def place(two_pools: World, tmp_path: Path) -> AsyncIterator[tuple[Relayed
 
 @asynccontextmanager
 async def half_written(
-    made: Relayed, process: Process
+    made: Relayed, process: Process, *, silence: float = 30
 ) -> AsyncIterator[tuple[Staging, Connection, Any]]:
     """Provide a disk of which half has come to the process, and the connection that it is on."""
     staging = await made.stage()
-    connection = await process.dial()
+    connection = await process.dial(silence=silence)
     disk = await open_disk(connection, staging.open(made.pool))
     await disk.offer(0, DATA[: SIZE // 2])
     try:
@@ -203,7 +203,7 @@ async def test_a_relay_that_is_killed_confirms_nothing(place: tuple[Relayed, Pro
 
 async def test_a_relay_that_hangs_is_given_up(place: tuple[Relayed, Process]) -> None:
     made, process = place
-    async with half_written(made, process) as (staging, _, disk):
+    async with half_written(made, process, silence=4) as (staging, _, disk):
         process.signal(signal.SIGSTOP)
 
         with pytest.raises(DataError, match="silent"):

@@ -62,7 +62,7 @@ class Steered:
     async def steer(self, order: Iterator[int], daemons: list[asyncio.Task[None]]) -> None:
         """Execute the calls in this order until every daemon has ended."""
         while active := sum(not daemon.done() for daemon in daemons):
-            for _ in range(20):  # all who are about to call
+            for _ in range(10):  # all who are about to call
                 await asyncio.sleep(0)
             if len(self._waiting) < min(active, 1):
                 continue
@@ -107,9 +107,10 @@ ENDED = {key_of(STREAM, 7, 2): encode(Owner("dead", "grave"), "run", NOW, 0.0)}
 """What a daemon left that died: ended, and watched for long enough."""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
-    order=st.lists(st.integers(0, 41), max_size=60),
+    # Too short for the pool's clock to reach the end of a claim that was made on the way.
+    order=st.lists(st.integers(0, 41), max_size=50),
     count=st.integers(2, 4),
     left=st.sampled_from([{}, ENDED]),
 )

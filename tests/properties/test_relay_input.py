@@ -85,7 +85,7 @@ def test_what_is_packed_is_parsed_again(message: wire.Message) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), max_size=9000))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_a_list_of_extents_comes_back_in_frames(steps: list[tuple[int, int]]) -> None:
     extents, end = [], 0
     for gap, length in steps:
@@ -207,7 +207,9 @@ async def end_of(boor: Boor) -> None:
         pass
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(junk=st.binary(min_size=16, max_size=2000), greeted=st.booleans())
 def test_bytes_from_anywhere_end_one_connection_and_no_other(
     certificates: Path, junk: bytes, greeted: bool

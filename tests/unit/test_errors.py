@@ -14,6 +14,8 @@ from xorepd.errors import (
     DataError,
     DigestMismatch,
     HookFailed,
+    LeaseHeld,
+    LeaseLost,
     LoginRefused,
     NotAllowed,
     NotMaster,
@@ -58,6 +60,16 @@ EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
     (TransportFailed("slow", "lost it"), Remedy.RETRY, ["transport slow", "lost it", "report"]),
     (StateError("locked"), Remedy.OPERATOR, ["locked"]),
     (ControlError("no such job", status=404), Remedy.OPERATOR, ["no such job"]),
+    (
+        LeaseHeld("replication of VM web01", "backup2", "2026-11-23 12:00:00 UTC"),
+        Remedy.RETRY,
+        ["VM web01", "backup2", "takes over"],
+    ),
+    (
+        LeaseLost("replication of VM web01", "it could not be renewed in time"),
+        Remedy.RETRY,
+        ["VM web01", "could not be renewed", "cleans up"],
+    ),
     (
         HookFailed("/usr/local/bin/freeze", "it ended with status 1: database is down"),
         Remedy.OPERATOR,

@@ -275,3 +275,42 @@ def test_a_cancelled_read_leaves_the_connection_closable(run: Run) -> None:
                     await stream.read_into(memoryview(bytearray(10)))
 
     run(body())
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_buffers_are_filled_one_after_the_other(run: Run, tls: bool) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(DATA)
+        await writer.drain()
+
+    async def body() -> None:
+        async with peer(serve, tls=tls) as stream:
+            first, second, rest = bytearray(SPILL + 1), bytearray(16), bytearray(len(DATA))
+            await stream.read_into(memoryview(first), memoryview(second))
+            with pytest.raises(Ended) as ended:
+                await stream.read_into(memoryview(rest))
+        left = len(DATA) - SPILL - 17
+        assert (first + second + rest[:left], ended.value.received) == (DATA, left)
+
+    run(body())
+
+
+def test_what_nobody_asked_for_stays_in_the_kernel(run: Run) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"1" * 4096)
+        await reader.readexactly(1)
+        writer.write(b"2" * 4096)
+        await reader.read()
+
+    async def body() -> None:
+        async with peer(serve) as stream:
+            buffer = memoryview(bytearray(4096))
+            await stream.read_into(buffer)
+            await stream.write(b".")
+            while stream.waiting < 4096:  # noqa: ASYNC110 -- the kernel tells nobody
+                await asyncio.sleep(0.01)
+            assert bytes(buffer) == b"1" * 4096
+            await stream.read_into(buffer)
+            assert (bytes(buffer), stream.waiting) == (b"2" * 4096, 0)
+
+    run(body())

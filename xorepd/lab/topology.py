@@ -90,7 +90,7 @@ class PoolSpec:
     """Purpose of the first network, which is the management network; hosts come without one."""
     network: str = ""
     """Such as `10.1.2`: its hosts are 10.1.2.1 and so on, addresses that the machine has to have.
-    Without it they are addresses of the loopback device, which other labs are likely not to have."""
+    Without it they are loopback addresses, which other labs are likely not to have."""
 
 
 @dataclass(frozen=True, slots=True)

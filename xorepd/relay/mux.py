@@ -50,7 +50,7 @@ SILENCE_S = 60.0
 """A connection on which nothing comes for so long is given up."""
 PING_S = 20.0
 """Between two PINGs at most: firewalls forget a connection that is silent for minutes."""
-FAREWELL_S = 2.0
+FAREWELL_S = 5.0
 """How long the other end may take to read why it was refused."""
 WINDOW = 4 * MiB
 """Bytes of frames of a disk under way, where nobody says otherwise: 400 Mbit/s at 80 ms."""
@@ -401,7 +401,7 @@ class Connection:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if bye is not None and bye.code is not Code.NORMAL:
+        if bye is not None and bye.sentence:
             with suppress(OSError, EOFError, TimeoutError):
                 # Unread bytes would turn our closing into a reset, which eats the sentence.
                 async with asyncio.timeout(FAREWELL_S):

@@ -169,7 +169,8 @@ class Lease:
     async def _wait_until_free(self) -> tuple[int, list[Claim]]:
         """Return the epoch to take, and the claims that count no more."""
         while True:
-            now, claims = await self._now(), await self._read()
+            # In this order: a claim must not look as if it began later than now.
+            claims, now = await self._read(), await self._now()
             watched = self._leases.watch(self._stream, claims)
             match decide(claims, self._leases.owner, now, watched):
                 case Free(epoch):

@@ -17,7 +17,6 @@ import structlog
 from xorepd.data.fanout import Branch, FanOut, OpenReader
 from xorepd.errors import XorepdError
 from xorepd.replication.meeting import Meeting
-from xorepd.tidying import settled
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +80,7 @@ class SharedReads:
             branch.part()
             if not shared.fan.attached:  # nothing of it may be left when the last one cleans up
                 shared.pump.cancel()
-                await settled(shared.pump, CLOSE_S)
+                await asyncio.wait({shared.pump}, timeout=CLOSE_S)
 
     def leave(self, place: str) -> None:
         """Let nobody wait for one who is done or has failed."""

@@ -25,7 +25,7 @@ from xorepd.transports.conformance import ScriptedReader, ScriptedTarget, surrou
 from xorepd.units import KiB, MiB
 from xorepd_compressed import link as links
 from xorepd_compressed import transport as transports
-from xorepd_compressed.errors import RelayRefused
+from xorepd_compressed.errors import NotTrusted, RelayRefused
 from xorepd_compressed.transport import Compressed, CompressedFactory
 
 UNIT = 64 * KiB
@@ -284,9 +284,10 @@ async def test_relay_of_another_authority_is_not_trusted(files: Path, tmp_path: 
     make_files(tmp_path)
     async with serving(tmp_path) as peer:
         reader, target, _ = disk(peer, {0: TEXT})
-        with pytest.raises(DataError, match=r"its certificate is not trusted .*; check ca"):
+        with pytest.raises(NotTrusted, match=r"its certificate is not trusted .*; check ca") as e:
             await opened(files, peer).carry(reader, target)
 
+    assert e.value.remedy is Remedy.OPERATOR
     assert target.virtual_size == -1
 
 

@@ -1,4 +1,4 @@
-"""What the relay itself says went wrong."""
+"""What goes wrong with the relay, where the transport knows more than that it did."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ class RelayRefused(DataError):
         if code is Code.NOT_ALLOWED:
             self.remedy = Remedy.OPERATOR
         super().__init__(f"{what}: {sentence or f'it gave up ({code.name})'}")
+
+
+class NotTrusted(DataError):
+    """The two ends do not believe each other's certificates: no next run mends that."""
+
+    remedy = Remedy.OPERATOR

@@ -21,6 +21,7 @@ from xorepd.relay.mux import Connection
 from xorepd.tidying import to_the_end
 from xorepd.transports.links import LinkState
 from xorepd_compressed import threads
+from xorepd_compressed.errors import NotTrusted
 from xorepd_compressed.options import Access
 from xorepd_compressed.pace import Pace
 from xorepd_compressed.room import House
@@ -165,13 +166,15 @@ async def _dial(access: Access) -> Connection:
     try:
         context = await asyncio.to_thread(client_context, access.certificate, access.key, access.ca)
     except Refused as error:
-        raise DataError(f"relay {access.address}: {error}") from error
+        raise NotTrusted(f"relay {access.address}: {error}") from error
     for pause in PAUSES_S:
         try:
             return await _connect(access, context)
         except DataError as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise NotTrusted(str(error)) from error
             if not isinstance(error.__cause__, ConnectionError):
-                raise  # a name or a certificate does not mend itself, and silence took its time
+                raise  # a name does not mend itself, and silence took its time
             log.warning("relay.unreachable", relay=access.address, reason=str(error))
         await asyncio.sleep(pause)
     return await _connect(access, context)

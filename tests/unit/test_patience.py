@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from xorepd.patience import Patience, Stalled
+
+
+def pending(loop: asyncio.AbstractEventLoop) -> int:
+    """Return how many timers a loop keeps."""
+    return len(loop._scheduled)  # type: ignore[attr-defined]
+
+
+async def test_waits_that_follow_each_other_share_one_timer() -> None:
+    loop = asyncio.get_running_loop()
+    before = pending(loop)
+    patience = Patience(loop, 60, lambda: 0)
+
+    for _ in range(10):
+        loop.call_soon(patience.end)
+        await patience.wait()
+
+    assert pending(loop) == before + 1
+    patience.close()
+
+
+async def test_nothing_that_moves_ends_the_wait() -> None:
+    patience = Patience(asyncio.get_running_loop(), 0.02, lambda: 0)
+
+    with pytest.raises(Stalled, match=r"no byte moved for 0\.02 s"):
+        await patience.wait()
+
+
+async def test_a_wait_outlasts_the_limit_for_as_long_as_bytes_move() -> None:
+    looks = iter(range(5))
+    patience = Patience(asyncio.get_running_loop(), 0.01, lambda: next(looks, 5))
+
+    with pytest.raises(Stalled):
+        await patience.wait()
+
+    assert next(looks, None) is None
+
+
+async def test_a_wait_is_not_charged_with_the_time_before_it() -> None:
+    loop = asyncio.get_running_loop()
+    patience = Patience(loop, 0.05, lambda: 0)
+    loop.call_soon(patience.end)
+    await patience.wait()
+    await asyncio.sleep(0.04)  # nobody waits: the timer goes on
+    loop.call_later(0.03, patience.end)
+
+    await patience.wait()
+
+    patience.close()
+
+
+async def test_closing_ends_the_wait_and_the_timer() -> None:
+    loop = asyncio.get_running_loop()
+    patience = Patience(loop, 60, lambda: 0)
+    loop.call_soon(patience.close)
+
+    await patience.wait()
+
+    patience.end()
