@@ -118,3 +118,12 @@ def create_vm(xenapi: Any, name: str) -> str:
         "other_config": {},
     }
     return str(xenapi.VM.create(record))
+
+
+def delete_snapshots(xenapi: Any) -> None:
+    """Destroy all snapshots of web01 with their disks."""
+    for snapshot in xenapi.VM.get_snapshots(vm_of(xenapi, "web01")):
+        disks = disks_of(xenapi, snapshot).values()
+        xenapi.VM.destroy(snapshot)
+        for vdi in disks:
+            xenapi.VDI.destroy(vdi)

@@ -55,15 +55,16 @@ async def test_volumes_are_read_whole_in_every_run_and_the_record_says_why(
     tmp_path: Path, with_nbd: bool
 ) -> None:
     road = "nbd-everything" if with_nbd else "export-raw"
+    job = {"changed_blocks": "enable", "resync": False}
     async with world(tmp_path / "lab", volumes(source=True, target=True)) as two_pools:
         if with_nbd:
             await serve_nbd(two_pools, "prod")
             await serve_nbd(two_pools, "dr")
-        first = await two_pools.replicate(changed_blocks="enable")
+        first = await two_pools.replicate(**job)
         await two_pools.lab.guest_write("web01", 1, random=3, seed=1)
         await two_pools.lab.guest_write("web01", 1, trim=(0, 8 * MiB))
 
-        second = await two_pools.replicate(changed_blocks="enable")
+        second = await two_pools.replicate(**job)
 
         assert first.outcome is Outcome.FULL
         assert second.outcome is Outcome.DELTA
@@ -73,6 +74,28 @@ async def test_volumes_are_read_whole_in_every_run_and_the_record_says_why(
         assert all("tracking is off" in disk.reader_reason for disk in second.disks)
         # Zeroes are left out of a fresh disk only: over the clone of a point they must be written.
         assert {disk.sent_bytes for disk in second.disks} == {32 * MiB, 64 * MiB}
+        await two_pools.newest_equals_its_source()
+        assert await two_pools.left_over() == []
+
+
+@pytest.mark.parametrize("with_nbd", [False, True], ids=["export", "nbd"])
+async def test_volumes_are_compared_so_that_only_what_differs_is_sent(
+    tmp_path: Path, with_nbd: bool
+) -> None:
+    async with world(tmp_path / "lab", volumes(source=True, target=True)) as two_pools:
+        if with_nbd:
+            await serve_nbd(two_pools, "prod")
+            await serve_nbd(two_pools, "dr")
+        await two_pools.replicate()
+        touched = await two_pools.lab.guest_write("web01", 1, random=3, seed=1)
+
+        second = await two_pools.replicate()
+
+        assert second.outcome is Outcome.DELTA
+        changed, same = sorted(second.disks, key=lambda disk: -disk.sent_bytes)
+        assert (changed.mode, changed.reason) == ("resync", "changes-unknown")
+        assert changed.sent_bytes == 64 * KiB * len({at // (64 * KiB) for at, _ in touched})
+        assert (same.sent_bytes, same.compared_bytes) == (0, 64 * MiB)
         await two_pools.newest_equals_its_source()
         assert await two_pools.left_over() == []
 

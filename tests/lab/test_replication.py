@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.lab import hands
 from tests.lab.world import World
 from xorepd.state.records import Outcome
 
@@ -132,24 +133,15 @@ async def test_a_new_disk_is_sent_whole_and_the_others_as_deltas(replicated: Wor
     assert await replicated.left_over() == []
 
 
-async def test_a_base_deleted_by_hand_costs_a_full_that_says_so(replicated: World) -> None:
-    def delete_snapshots(xenapi: Any) -> None:
-        vm = xenapi.VM.get_by_name_label("web01")[0]
-        for snapshot in xenapi.VM.get_snapshots(vm):
-            vdis = [
-                xenapi.VBD.get_VDI(vbd)
-                for vbd in xenapi.VM.get_VBDs(snapshot)
-                if xenapi.VBD.get_type(vbd) == "Disk"
-            ]
-            xenapi.VM.destroy(snapshot)
-            for vdi in vdis:
-                xenapi.VDI.destroy(vdi)
-
-    await replicated.ask("prod", delete_snapshots)
+async def test_a_base_deleted_by_hand_costs_a_comparison_that_says_so(
+    replicated: World,
+) -> None:
+    await replicated.ask("prod", hands.delete_snapshots)
 
     record = await replicated.replicate()
 
-    assert record.outcome is Outcome.FULL
+    assert record.outcome is Outcome.DELTA
+    assert {disk.mode for disk in record.disks} == {"resync"}
     assert {disk.reason for disk in record.disks} == {"base-gone-on-source"}
     assert len(await replicated.points()) == 2
     await replicated.newest_equals_its_source()

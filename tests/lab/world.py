@@ -65,7 +65,10 @@ class World:
         return PoolSettings.model_validate(plain | changes)
 
     def job(self, **changes: Any) -> JobSettings:
-        """Return a job that replicates web01 from prod to dr, checking everything."""
+        """Return a job that replicates web01 from prod to dr, checking everything.
+
+        What is interrupted is removed: tests of faults look for what was left over.
+        """
         plain = {
             "name": "web",
             "source": "prod",
@@ -73,6 +76,7 @@ class World:
             "target": {"pool": "dr", "sr": "dr-storage"},
             "keep": 3,
             "verify": "full",
+            "resume": "0s",
             **NO_RESERVES,
         }
         if "targets" in changes:

@@ -106,6 +106,26 @@ def test_a_sigkilled_daemon_continues_with_a_delta(stage: Stage) -> None:
     assert stage.ctl("history")["records"][0]["outcome"] == "delta"
 
 
+def test_a_sigkilled_daemon_goes_on_with_what_it_had_sent(stage: Stage) -> None:
+    stage.guest("--disk", "1", "--sequential", "0", str(24 << 20), "--seed", "1")
+    stage.fault("add", "export", "--times", "0", "--rate", str(SLOW))
+    started = stage.ctl("run", "web")
+    with login(stage.pools["dr"]) as xenapi:
+        for _ in stage.events(started["run_id"]):
+            if "xorepd:confirmed" in str(xenapi.VDI.get_all_records()):
+                break
+
+    stage.kill_daemon()
+    stage.fault("clear")
+
+    stage.start_daemon()
+    stage.ctl_live("run", "web", "--wait")
+    newest = stage.ctl("history")["records"][0]
+    assert newest["outcome"] == "full"
+    assert max(disk["resumed_from"] for disk in newest["disks"]) > 0
+    assert "went on at" in stage.run(BIN / "xorepctl", "show", newest["run_id"])
+
+
 def test_the_labs_own_configuration_is_a_working_one(stage: Stage) -> None:
     described = json.loads(stage.described)
 

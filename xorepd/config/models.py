@@ -247,6 +247,12 @@ class JobSettings(Scope):
     """Whether disks may be sent whole when there is no base for a delta."""
     full_every: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Deltas after which a disk is sent whole all the same; absent: never for that reason."""
+    resync: bool = True
+    """Where there is no base but a replica, read and compare both sides and send what differs: few
+    bytes leave, but all of both disks are read, the target's over the line between."""
+    resume: Grace = 86400.0
+    """Seconds for which an interrupted transfer can be continued by a later run, and its snapshot
+    stays on the source for that; zero: it is removed at once, and no stream is taken up again."""
     deadline: Duration = 86400.0
     """Seconds after which the run of a VM is cancelled."""
     hold_bases: Duration = 30 * 86400.0

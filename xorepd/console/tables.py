@@ -20,7 +20,7 @@ from xorepd.control.protocol import (
     StatusReply,
     VmStatus,
 )
-from xorepd.state.records import Outcome, RunRecord
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_rate, format_size
 
 NUMBERS = frozenset(
@@ -189,7 +189,20 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
             for disk in record.disks
             if disk.shared_bytes
         ]
+        parts += [
+            Text(f"disk {disk.device}: {said}") for disk in record.disks for said in _way(disk)
+        ]
     return Group(*parts)
+
+
+def _way(disk: DiskRecord) -> Iterator[str]:
+    """Tell what was out of the ordinary in how a disk came over."""
+    if disk.compared_bytes is not None:
+        yield f"{format_size(disk.compared_bytes)} compared with the target"
+    if disk.resumed_from:
+        yield f"went on at {format_size(disk.resumed_from)}, which an earlier run had sent"
+    if disk.breaks:
+        yield f"its stream broke and was taken up again, {disk.breaks} times"
 
 
 def _disks_table(record: RunRecord) -> Table:
@@ -261,7 +274,8 @@ def _left_out(reply: StatusReply) -> list[Text]:
 def _failure(record: RunRecord, whom: str) -> Text:
     text = Text(f"{whom} ({record.job}): ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
-    return text.append(f" in {record.step}: {record.error or 'no reason given'}")
+    text.append(f" in {record.step}: {record.error or 'no reason given'}")
+    return text.append("; the next run goes on with what was sent") if record.resumable else text
 
 
 def _table(*columns: str) -> Table:

@@ -25,8 +25,13 @@ from xorepd.units import GiB, KiB
 
 SEGMENT_BYTES = 8 * GiB
 SEGMENT_S = 120.0
-"""No task of ours lives for much longer. A segment costs an attach and a flush of the disk, one or
-two seconds on a real host."""
+"""No task of ours lives for much longer."""
+
+COSTS = 20
+"""A segment lasts this many times as long as it took to end the last one and to begin it: an attach
+and a flush of the disk, one or two seconds on a real host. So they cost a twentieth of the time,
+and a transfer that is cut loses half a minute there, and less where they are cheap."""
+SHORTEST_S = 1.0
 
 BATCH = 256 * KiB
 """Chunks of up to half this size are sent together: copying one costs less than a call for it."""
@@ -56,7 +61,11 @@ class ChunkedWriter:
         self._batch = memoryview(bytearray(BATCH))
         self._filled = 0
         self._until = 0.0
+        self._ending_s = 0.0
+        """How long it took to end the last segment."""
         self._in_segment = 0
+        self._is_whole = True
+        """Whether the segment that is open can still be ended in order."""
         self.sent = 0
         """Bytes of data sent so far, without what was left out as zeroes."""
         self.confirmed = 0
@@ -82,6 +91,17 @@ class ChunkedWriter:
     async def finish(self) -> None:
         await self._end_segment()
 
+    async def salvage(self) -> None:
+        """End the segment in order, if it still can be: what it has is confirmed then.
+
+        For a transfer that will not be finished, because its source failed or it was cancelled.
+
+        Raises:
+            DataError: the pool does not confirm it.
+        """
+        if self._is_whole and self._in_segment:
+            await self._end_segment()
+
     async def close(self) -> None:
         """Give up the segment that is open, if any."""
         await self._open.aclose()
@@ -103,27 +123,36 @@ class ChunkedWriter:
         """Send what was kept, and what follows it."""
         assert self._upload is not None
         kept, self._filled = self._batch[: self._filled], 0
+        self._is_whole = False  # until all of it is out: what is cut here ends in the middle
         await self._upload.send(*((kept,) if kept else ()), *more)
+        self._is_whole = True
 
     def _is_long(self) -> bool:
         late = asyncio.get_running_loop().time() > self._until
         return self._in_segment > 0 and (late or self._in_segment >= SEGMENT_BYTES)
 
     async def _begin_segment(self) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         query = {"format": "raw", "chunked": "true"}
         upload = open_upload(self._door, self._vdi, query, self._what)
         self._upload = await self._open.enter_async_context(upload)
-        self._until = asyncio.get_running_loop().time() + SEGMENT_S
+        cost_s = self._ending_s + clock() - began
+        self._until = clock() + min(SEGMENT_S, max(SHORTEST_S, COSTS * cost_s))
         self._in_segment = self._filled = 0
 
     async def _end_segment(self) -> None:
         if self._upload is None:
             return
+        clock = asyncio.get_running_loop().time
+        began = clock()
         await self._flush(_END)
+        self._is_whole = False
         await self._upload.finish()
-        self._upload = None
+        self._upload, self._is_whole = None, True
         await self._open.aclose()
         self._open = AsyncExitStack()
+        self._ending_s = clock() - began
         self.confirmed = self.sent
         self._confirmed_to(self._taken_to)
 

@@ -32,6 +32,46 @@ SPOT = 1 * MiB
 _ENTRY = struct.Struct("<QQ")
 
 
+class Units:
+    """Cuts data that comes in ascending order into whole units, in the order of the disk.
+
+    Args:
+        took: told the offset of each unit and its bytes, which are good until it returns.
+    """
+
+    def __init__(self, took: Callable[[int, memoryview], None]) -> None:
+        self._took = took
+        self._unit = -1
+        self._scratch = bytearray(UNIT)
+
+    def take(self, offset: int, data: memoryview) -> None:
+        head = min(-offset % UNIT, len(data))
+        body = (len(data) - head) // UNIT * UNIT
+        if head:
+            self._keep(offset, data[:head])
+        if body:
+            self.flush()
+            for at in range(head, head + body, UNIT):
+                self._took(offset + at, data[at : at + UNIT])
+        if head + body < len(data):
+            self._keep(offset + head + body, data[head + body :])
+
+    def flush(self) -> None:
+        """Give the unit that came in parts; what is missing of it is zero."""
+        if self._unit >= 0:
+            self._took(self._unit, memoryview(self._scratch))
+            self._scratch[:] = bytes(UNIT)
+            self._unit = -1
+
+    def _keep(self, offset: int, part: memoryview) -> None:
+        """Hold a part of a unit until the rest of it has come."""
+        at = offset % UNIT
+        if offset - at != self._unit:
+            self.flush()
+            self._unit = offset - at
+        self._scratch[at : at + len(part)] = part
+
+
 class Digest:
     """Takes the content of a disk in ascending order.
 
@@ -42,15 +82,14 @@ class Digest:
     def __init__(self, within: Iterable[Extent] | None = None) -> None:
         self._sieve = None if within is None else Sieve(within)
         self._hash = xxhash.xxh3_128()
-        self._unit = -1
-        self._scratch = bytearray(UNIT)
+        self._units = Units(self._count)
 
     def update(self, offset: int, data: memoryview) -> None:
         if self._sieve is None:
-            self._take(offset, data)
+            self._units.take(offset, data)
             return
         for part in self._sieve.parts(offset, data):
-            self._take(*part)
+            self._units.take(*part)
 
     @property
     def is_complete(self) -> bool:
@@ -59,35 +98,8 @@ class Digest:
 
     def hexdigest(self) -> str:
         """Return the fingerprint of all that was taken in; nothing more may follow."""
-        self._flush()
+        self._units.flush()
         return self._hash.hexdigest()
-
-    def _take(self, offset: int, data: memoryview) -> None:
-        head = min(-offset % UNIT, len(data))
-        body = (len(data) - head) // UNIT * UNIT
-        if head:
-            self._keep(offset, data[:head])
-        if body:
-            self._flush()
-            for at in range(head, head + body, UNIT):
-                self._count(offset + at, data[at : at + UNIT])
-        if head + body < len(data):
-            self._keep(offset + head + body, data[head + body :])
-
-    def _keep(self, offset: int, part: memoryview) -> None:
-        """Hold a part of a unit until the rest of it has come."""
-        at = offset % UNIT
-        if offset - at != self._unit:
-            self._flush()
-            self._unit = offset - at
-        self._scratch[at : at + len(part)] = part
-
-    def _flush(self) -> None:
-        """Count the unit that came in parts; what is missing of it is zero."""
-        if self._unit >= 0:
-            self._count(self._unit, memoryview(self._scratch))
-            self._scratch[:] = bytes(UNIT)
-            self._unit = -1
 
     def _count(self, unit: int, data: memoryview) -> None:
         digest = hash_of_unit(data)

@@ -1,4 +1,4 @@
-"""Only some extents of what a reader gives."""
+"""Some extents of what a reader gives: only these, or all of these."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import aclosing
 from xorepd.data.blocks import BlockMap
 from xorepd.data.reader import Piece, Reader
 from xorepd.extents import Extent
+from xorepd.units import MiB
+
+_ZEROES = memoryview(bytes(MiB))
 
 
 class Sieve:
@@ -62,3 +65,61 @@ class Narrowed:
             async for offset, data in pieces:
                 for part in sieve.parts(offset, data):
                     yield part
+
+
+class Filled:
+    """What another reader gives of some extents, and zeroes where it gives nothing of them.
+
+    Args:
+        within: sorted, disjoint, iterable again and again.
+    """
+
+    def __init__(self, reader: Reader, within: Iterable[Extent]) -> None:
+        self._reader, self._within = reader, within
+
+    @property
+    def virtual_size(self) -> int:
+        return self._reader.virtual_size
+
+    @property
+    def extents(self) -> Iterable[Extent]:
+        return self._within
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        sieve, gaps = Sieve(self._within), _Gaps(self._within)
+        async with aclosing(self._reader.pieces()) as pieces:
+            async for offset, data in pieces:
+                for start, part in sieve.parts(offset, data):
+                    for zeroes in gaps.until(start):
+                        yield zeroes
+                    yield start, part
+                    gaps.passed(len(part))
+        for zeroes in gaps.until(self.virtual_size):
+            yield zeroes
+
+
+class _Gaps:
+    """Walks along some extents and gives zeroes for what it is not told of."""
+
+    def __init__(self, within: Iterable[Extent]) -> None:
+        self._rest = iter(within)
+        self._extent = Extent(0, 0)
+        self._at = 0
+
+    def until(self, offset: int) -> Iterator[Piece]:
+        """Give zeroes for all that lies before an offset and has not come."""
+        while True:
+            end = min(self._extent.end, offset)
+            while self._at < end:
+                size = min(len(_ZEROES), end - self._at)
+                yield self._at, _ZEROES[:size]
+                self._at += size
+            if self._extent.end > offset:
+                return
+            following = next(self._rest, None)
+            if following is None:
+                return
+            self._extent, self._at = following, following.offset
+
+    def passed(self, size: int) -> None:
+        self._at += size

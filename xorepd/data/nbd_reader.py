@@ -71,6 +71,10 @@ class NbdReader:
     def extents(self) -> Iterable[Extent]:
         return self._extents
 
+    def narrow(self, extents: Iterable[Extent]) -> None:
+        """Read other extents instead; before the first piece."""
+        self._extents = extents
+
     async def connect(self) -> None:
         """Open the connections, or open them anew.
 

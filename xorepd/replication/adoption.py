@@ -17,9 +17,9 @@ from xorepd.extents import Extent
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.foreign import Pair, find_pairs
 from xorepd.replication.inventory import SourceSide
-from xorepd.replication.plan import Delta, Full
+from xorepd.replication.plan import Delta
 from xorepd.replication.roads import find_nbd, is_vhd, open_nbd
-from xorepd.replication.transfer import DiskPlan
+from xorepd.replication.staging import DiskPlan
 from xorepd.units import MiB
 from xorepd.xapi.doors import DiskDoor
 from xorepd.xapi.pool import Pool
@@ -33,7 +33,7 @@ SAMPLE = 64 * MiB
 
 async def adopt(a: Assignment, side: SourceSide, plans: Sequence[DiskPlan]) -> list[DiskPlan]:
     """Return the plans with deltas for those fulls that a base of others makes unnecessary."""
-    if not any(isinstance(plan.how, Full) for plan in plans):
+    if all(isinstance(plan.how, Delta) for plan in plans):
         return list(plans)
     disks = [vdi for _, vdi in side.disks]
     pairs = find_pairs(a.source.cache, disks, a.vm.ref, a.target.cache, a.sr.ref)
@@ -41,7 +41,7 @@ async def adopt(a: Assignment, side: SourceSide, plans: Sequence[DiskPlan]) -> l
 
 
 async def _adopt(a: Assignment, plan: DiskPlan, pairs: Iterable[Pair]) -> DiskPlan:
-    if not isinstance(plan.how, Full):
+    if isinstance(plan.how, Delta) or plan.begun is not None:
         return plan
     what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
     for pair in pairs:

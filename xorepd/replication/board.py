@@ -44,6 +44,9 @@ class DiskProgress:
     shared_bytes: int = 0
     confirmed_to: int = 0
     """Everything below this offset is on the target's storage."""
+    compared_bytes: int | None = None
+    resumed_from: int = 0
+    breaks: int = 0
 
     def record(self) -> DiskRecord:
         return DiskRecord(
@@ -60,6 +63,9 @@ class DiskProgress:
             moved_bytes=self.moved_bytes,
             sent_bytes=self.sent_bytes,
             shared_bytes=self.shared_bytes,
+            compared_bytes=self.compared_bytes,
+            resumed_from=self.resumed_from,
+            breaks=self.breaks,
         )
 
 
@@ -93,6 +99,7 @@ class Progress:
         }
         self.vm_uuid, self.vm_name, self.sr = vm_uuid, vm_name, sr
         self.sr_uuid = ""
+        self.resumable = False
         self.started_at = now
         self._started = time.monotonic()
         self.step = WAITING
@@ -156,6 +163,7 @@ class Progress:
             vm_name=self.vm_name,
             sr=self.sr,
             sr_uuid=self.sr_uuid,
+            resumable=self.resumable,
             outcome=outcome,
             step=self.step,
             started_at=self.started_at,

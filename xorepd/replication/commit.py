@@ -24,6 +24,7 @@ from xorepd.replication.inventory import Group, TargetSide, disks_of, is_live, r
 from xorepd.replication.markers import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
+    CONFIRMED,
     KEY,
     REPLICA_TAG,
     XO_KEYS_OF_POINTS,
@@ -36,7 +37,7 @@ from xorepd.replication.markers import (
 from xorepd.replication.preflight import Interface
 from xorepd.replication.record import bios_strings_of, new_replica, other_config_of, update_replica
 from xorepd.replication.snapshot import replica_name
-from xorepd.replication.transfer import Staged
+from xorepd.replication.staging import Staged
 from xorepd.replication.vtpm import carry_vtpm
 from xorepd.units import format_size
 from xorepd.xapi.records import Vbd, Vdi, Vif, Vm
@@ -123,7 +124,9 @@ async def finish_commit(a: Assignment, side: TargetSide, point: Group) -> None:
         if mark is None:  # of a disk that somebody else attached: it goes when this point goes
             mark = Mark(role=Role.POINT, stream=a.stream, run=point.mark.run)
         mark = replace(mark, role=Role.POINT, self=vdi.uuid, device=vbd.userdevice)
-        await rewrite_other_config(a.target, "VDI", vdi.ref, {KEY: mark.encode()})
+        mark = replace(mark, onto="", base="", reason="")  # how it was sent is over
+        keys = {KEY: mark.encode()}
+        await rewrite_other_config(a.target, "VDI", vdi.ref, keys, [CONFIRMED])
     inherited = decode(point.vm.other_config)
     assert inherited is not None
     mark = replace(inherited, role=Role.POINT, self=point.vm.uuid, commit=None)
@@ -306,7 +309,8 @@ async def _release(a: Assignment, replica: Vm, mark: Mark | None) -> None:
     assert mark is not None
     for _, vdi in disks_of(a.target.cache, replica):
         if is_live(vdi, a.stream):
-            await rewrite_other_config(a.target, "VDI", vdi.ref, {}, XO_KEYS_OF_POINTS)
+            gone = [*XO_KEYS_OF_POINTS, CONFIRMED]
+            await rewrite_other_config(a.target, "VDI", vdi.ref, {}, gone)
     # Xen Orchestra tells a replica by its blocked start and a job id on the live VM.
     kept = {KEY: replace(mark, commit=None).encode(), "xo:backup:job": a.job.id}
     await rewrite_other_config(a.target, "VM", replica.ref, kept, XO_KEYS_OF_POINTS)

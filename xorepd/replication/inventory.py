@@ -115,6 +115,8 @@ class TargetSide:
     """A restore point that was taken and not marked yet: its commit is done."""
     loose: tuple[Vdi, ...] = ()
     """Disks of ours that belong to no VM: staging disks, replaced disks, unfinished creations."""
+    staging: tuple[Marked, ...] = ()
+    """Those of the loose disks that are staging disks and that nothing writes to any more."""
     unsigned_vms: tuple[Vm, ...] = ()
     """Replicas that were created a moment before the end, without any disk yet."""
     cloning: tuple[Vdi, ...] = field(default=())
@@ -135,6 +137,7 @@ class TargetSide:
                         virtual_size=disk.vdi.virtual_size,
                         is_usable=disk.vdi.has_data,
                         deltas=disk.mark.deltas,
+                        device=disk.mark.device,
                     )
                     for disk in point.disks
                 ),
@@ -198,11 +201,14 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
     fresh = None
     if replica is not None and replica_mark is not None and replica_mark.commit is not None:
         fresh = _fresh_point(cache, replica, replica_mark)
-    loose, cloning = [], []
+    loose, staging, cloning = [], [], []
     for vdi in cache.vdis.values():
         if vdi.sr == sr:
             if _is_loose(cache, vdi, stream):
                 loose.append(vdi)
+                mark = signed(vdi.other_config, vdi.uuid)
+                if mark is not None and is_live(vdi, stream) and not _is_attached(cache, vdi):
+                    staging.append(Marked(vdi, mark))
             elif _is_cloned(vdi, stream):
                 cloning.append(vdi)
     return TargetSide(
@@ -212,6 +218,7 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
         points=tuple(points),
         fresh=fresh,
         loose=tuple(loose),
+        staging=tuple(staging),
         unsigned_vms=tuple(unsigned_vms),
         cloning=tuple(cloning),
         torn=tuple(_torn_points(cache, replica_mark, sr)) if fresh is None else (),
@@ -233,6 +240,11 @@ def used_by_vms(cache: Cache, vdi: Vdi, *, but: Ref = NULL_REF) -> bool:
     return any(
         owner is not None and not owner.is_control_domain and owner.ref != but for owner in owners
     )
+
+
+def _is_attached(cache: Cache, vdi: Vdi) -> bool:
+    """Return whether something has a disk open, control domains included."""
+    return any(vbd.currently_attached for vbd in cache.present(Vbd, vdi.vbds))
 
 
 def temporary_name(run: str) -> str:

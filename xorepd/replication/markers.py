@@ -45,6 +45,10 @@ SNAPSHOTTING = "xorepd:snapshotting"
 """On a source VM and its disks while their snapshot is taken: run id. The snapshot inherits it,
 likewise; and if XAPI dies over it, the disks that it leaves behind."""
 
+CONFIRMED = "xorepd:confirmed"
+"""On a staging disk: its UUID, an offset in bytes, and how many runs have gone on from there.
+Everything that was to be sent below it is on the disk, as its pool has confirmed."""
+
 FOR = "xorepd:for:"
 """On a source snapshot and its disks, with the UUID of a target SR behind it: `Use`."""
 
@@ -58,6 +62,7 @@ BLOCKED_ON_REPLICA = ("start", "start_on", "resume", "resume_on", "unpause")
 BLOCKED_WHILE_READ = ("pool_migrate", "migrate_send")
 MIGRATION_TEXT = "VM migration is blocked while xorepd replicates it, run "
 
+_SECTOR = 512
 _STEP = timedelta(microseconds=1)
 """Between two snapshots of one stream, at least, by their marks."""
 
@@ -136,6 +141,14 @@ class Mark:
     """On source snapshots of an earlier form, whose stream names a target: it holds the content."""
     commit: Commit | None = field(default=None)
     """On the replica, during a commit."""
+    onto: str = ""
+    """On staging disks: UUID of the restore point's disk that it was cloned from; empty where it
+    began as a new disk."""
+    base: str = ""
+    """On staging disks: UUID of the source snapshot's disk whose content that was; empty where
+    nobody knows, and both sides are compared."""
+    reason: str = ""
+    """On staging disks: why it is not sent against a base."""
 
     def on(self, uuid: str) -> Mark:
         """Return this mark as it is written on the object with that UUID."""
@@ -168,6 +181,7 @@ def _is_sound(mark: Mark) -> bool:
     """Return whether every member has its type: anybody may have written into `other_config`."""
     texts: list[object] = [mark.stream.pool, mark.stream.vm, mark.stream.sr, mark.run, mark.self]
     texts += [mark.job, mark.snapshot, mark.disk, mark.device, mark.time]
+    texts += [mark.onto, mark.base, mark.reason]
     commit: Any = mark.commit
     if commit is not None:
         if not isinstance(commit, Commit):
@@ -202,6 +216,27 @@ def uses_of(other_config: Mapping[str, str], mark: Mark) -> dict[str, Use]:
             # Whatever else may stand there keeps the snapshot, as the careful reading.
             uses[key.removeprefix(FOR)] = Use.WANTED if value == Use.WANTED else Use.HELD
     return uses
+
+
+def confirmed_text(uuid: str, offset: int, tries: int) -> str:
+    """Return what `CONFIRMED` says on a staging disk of that UUID: copies of it say nothing."""
+    return f"{uuid} {offset} {tries}"
+
+
+def confirmed_on(other_config: Mapping[str, str], uuid: str) -> tuple[int, int]:
+    """Return the offset below which a staging disk is confirmed, and how many runs went on there.
+
+    Zeroes where nothing valid says so.
+    """
+    own, *numbers = other_config.get(CONFIRMED, "").split(" ")
+    if own != uuid or len(numbers) != 2 or not all(map(_is_number, numbers)):
+        return 0, 0
+    offset, tries = map(int, numbers)
+    return (0, 0) if offset % _SECTOR else (offset, tries)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def next_time(moment: datetime, known: Iterable[str]) -> str:

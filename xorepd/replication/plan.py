@@ -7,7 +7,7 @@ new disk sends that one whole and the others as deltas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,6 +27,19 @@ class FullReason(StrEnum):
     """The base on the target is larger than the source disk; VHDs cannot shrink."""
     DUE = "due"
     """The job wants a full after so many deltas."""
+
+
+class ResyncReason(StrEnum):
+    """Why both sides of a disk have to be read and compared."""
+
+    BASE_GONE_ON_SOURCE = "base-gone-on-source"
+    BASE_GONE_ON_TARGET = "base-gone-on-target"
+    DISK_SHRANK = "disk-shrank"
+    """An older restore point's disk is small enough."""
+    DISK_MOVED = "disk-moved"
+    """A disk of another UUID is where a disk was that is gone: moves to another SR look so."""
+    CHANGES_UNKNOWN = "changes-unknown"
+    """There is a base, but the source cannot tell what changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,8 @@ class PointDisk:
     """It exists, holds data, and may be cloned."""
     deltas: int = 0
     """How many it has had since it was sent whole."""
+    device: str = ""
+    """`userdevice` of the source disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,20 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Resync:
+    """Read both sides, send what differs, into a clone of `onto`.
+
+    Nothing depends on how alike the two are, but how much is sent.
+    """
+
+    onto: str
+    """UUID of the restore point's disk."""
+    reason: ResyncReason
+    number: int = 1
+    """Counted among the deltas since the disk was sent whole."""
+
+
+@dataclass(frozen=True, slots=True)
 class Full:
     """Send everything, into a new disk."""
 
@@ -92,16 +121,21 @@ class Full:
 
 
 def choose_base(
-    disk: SourceDisk, points: Sequence[Point], bases: Sequence[SourceBase]
-) -> Delta | Full:
+    disk: SourceDisk,
+    points: Sequence[Point],
+    bases: Sequence[SourceBase],
+    *,
+    others: Collection[str] = (),
+    resync: bool = False,
+) -> Delta | Resync | Full:
     """Return how one disk is sent.
 
     Args:
         points: restore points of this VM on the target SR, newest first.
         bases: snapshots of the source VM's disks that still hold data.
+        others: UUIDs of the other disks that the source VM has now.
+        resync: whether a full may be avoided by reading both sides.
     """
-    if not points:
-        return Full(FullReason.FIRST_RUN)
     on_source = {base.uuid for base in bases if base.disk == disk.uuid}
     # By content as well: after a revert the source disk is another one, and its snapshots are its.
     copies = [
@@ -110,6 +144,23 @@ def choose_base(
         for copy in point.disks
         if copy.disk == disk.uuid or copy.content in on_source
     ]
+    how = _prove_base(disk, points, copies, on_source)
+    if not isinstance(how, Full) or not resync:
+        return how
+    for copy in (*copies, *_former(disk, points, others)):
+        if copy.is_usable and copy.virtual_size <= disk.virtual_size:
+            moved = how.reason is FullReason.NEW_DISK
+            reason = ResyncReason.DISK_MOVED if moved else ResyncReason(how.reason.value)
+            return Resync(copy.uuid, reason, copy.deltas + 1)
+    return how
+
+
+def _prove_base(
+    disk: SourceDisk, points: Sequence[Point], copies: Sequence[PointDisk], on_source: set[str]
+) -> Delta | Full:
+    """Return the delta that both sides prove, or why there is none."""
+    if not points:
+        return Full(FullReason.FIRST_RUN)
     if not copies:
         return Full(FullReason.NEW_DISK)
     common = [copy for copy in copies if copy.content in on_source]
@@ -125,8 +176,19 @@ def choose_base(
     return Delta(base=best.content, onto=best.uuid, number=best.deltas + 1)
 
 
-def limit_deltas(how: Delta | Full, full_every: int | None) -> Delta | Full:
+def limit_deltas(how: Delta | Resync | Full, full_every: int | None) -> Delta | Resync | Full:
     """Return how a disk is sent where a job wants a full after so many deltas."""
-    if isinstance(how, Delta) and full_every is not None and how.number > full_every:
+    if not isinstance(how, Full) and full_every is not None and how.number > full_every:
         return Full(FullReason.DUE)
     return how
+
+
+def _former(
+    disk: SourceDisk, points: Sequence[Point], others: Collection[str]
+) -> Iterator[PointDisk]:
+    """Yield copies of a disk that was at the same device and has the same size, and is gone."""
+    for point in points:
+        for copy in point.disks:
+            is_gone = copy.disk not in others
+            if is_gone and copy.device == disk.device and copy.virtual_size == disk.virtual_size:
+                yield copy

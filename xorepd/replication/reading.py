@@ -24,8 +24,9 @@ async def announce_reads(a: Assignment, disks: Iterable[tuple[Vdi, Vdi | None]])
     """
     keys = []
     for disk, base in disks:
-        await known_facts(a, disk, base)
-        keys.append(_key(disk, base))
+        facts = await known_facts(a, disk, base)
+        if not (a.job.resync and facts.can_only_be_compared):  # what differs there is its own
+            keys.append(_key(disk, base))
     await a.visit.reads.announce(a.place, keys)
 
 

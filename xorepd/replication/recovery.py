@@ -11,6 +11,7 @@ last, after its disks. Before it, recovery rolls back; after it, recovery rolls 
     replica in a commit, no restore point of it            put the old disks back
     the same, and there were no old disks (first run)      destroy the replica
     disks of ours that belong to no VM                     destroy
+    source snapshot and disks of an interrupted transfer   keep for a while (see `resume`)
     disks of a snapshot that XAPI did not finish           destroy
 """
 
@@ -83,7 +84,9 @@ class SourceCleaning:
         return bool(self.destroy or self.hold or self.release)
 
 
-def decide_source(source: SourceSide, target: TargetSide, sr: str) -> SourceCleaning:
+def decide_source(
+    source: SourceSide, target: TargetSide, sr: str, *, spared: str = ""
+) -> SourceCleaning:
     """Return what becomes of our snapshots of the source VM, as far as one target has a say.
 
     What is held stays even when no restore point is seen that needs it: a target that shows less
@@ -91,6 +94,7 @@ def decide_source(source: SourceSide, target: TargetSide, sr: str) -> SourceClea
 
     Args:
         sr: UUID of the target SR.
+        spared: UUID of the snapshot from which an interrupted run can be continued, if any.
     """
     held = set[str]().union(*(point.contents for point in target.points))
     based = set[str]().union(*(group.contents for group in source.snapshots))
@@ -112,7 +116,9 @@ def decide_source(source: SourceSide, target: TargetSide, sr: str) -> SourceClea
             *(
                 group
                 for group in source.snapshots
-                if group not in claimed and (group.uses.get(sr) is Use.WANTED or not group.uses)
+                if group not in claimed
+                and group.vm.uuid != spared
+                and (group.uses.get(sr) is Use.WANTED or not group.uses)
             ),
             *(
                 disk

@@ -1,8 +1,8 @@
 """How the data of a disk is read: the best way that the source pool offers. Choosing is pure.
 
     road            gives                                 needs
-    nbd-changes     a delta, in blocks of 64 KiB          NBD, changed-block tracking
-    export-changes  the same, out of blocks of 2 MiB      changed-block tracking, a VHD
+    nbd-changes     a delta, in blocks of 64 KiB          NBD; changed-block tracking or a resync
+    export-changes  the same, out of blocks of 2 MiB      the latter, a VHD
     export          a delta or a whole disk, 2 MiB        a VHD of at most 2040 GiB
     nbd-allocated   a whole disk, what it has allocated   NBD, a VHD of at most 2040 GiB
     nbd-everything  a whole disk, every byte              NBD
@@ -28,7 +28,7 @@ from xorepd.data.blocks import BlockMap
 from xorepd.data.changes import parse_changes
 from xorepd.data.door import STALL_S
 from xorepd.data.export import open_export, open_raw, read_map
-from xorepd.data.narrow import Narrowed
+from xorepd.data.narrow import Filled, Narrowed
 from xorepd.data.nbd import NbdConnection, NbdExport
 from xorepd.data.nbd_reader import NbdBudget, NbdReader, open_nbd_reader
 from xorepd.data.reader import Reader
@@ -39,6 +39,7 @@ from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.preflight import MAX_VHD_SIZE, NOT_VHD
 from xorepd.units import MiB
+from xorepd.xapi.doors import DiskDoor
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 
@@ -72,6 +73,11 @@ class Facts:
     without_nbd: str = ""
     changes: BlockMap | None = None
     without_changes: str = ""
+
+    @property
+    def can_only_be_compared(self) -> bool:
+        """Whether there is a base, and nothing on the source that tells what changed since."""
+        return self.is_delta and self.changes is None and not self.is_vhd
 
     @property
     def is_unchanged(self) -> bool:
@@ -213,17 +219,45 @@ async def open_nbd(
 async def open_source(
     a: Assignment, disk: Vdi, base: Vdi | None, facts: Facts, what: str
 ) -> AsyncIterator[tuple[Reader, Choice]]:
-    """Open a disk for reading on the best road that can be entered.
+    """Open a disk of the source for reading on the best road that can be entered.
 
     Raises:
         DataError: none could.
     """
+    async with _open(a.source, a.nbd, disk, base, facts, what) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def open_whole(
+    pool: Pool, disk: Vdi, budget: NbdBudget, what: str
+) -> AsyncIterator[tuple[Reader, Choice]]:
+    """Open all of a disk of either pool for reading.
+
+    Raises:
+        DataError: no road could be entered.
+    """
+    nbd, without_nbd = await find_nbd(pool, disk.ref)
+    facts = Facts(
+        is_delta=False,
+        is_vhd=is_vhd(disk, pool.cache.srs.get(disk.sr)),
+        nbd=nbd,
+        without_nbd=without_nbd,
+    )
+    async with _open(pool, budget, disk, None, facts, what) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _open(
+    pool: Pool, budget: NbdBudget, disk: Vdi, base: Vdi | None, facts: Facts, what: str
+) -> AsyncIterator[tuple[Reader, Choice]]:
     choices = choose_roads(facts)
     closed = ""
     async with AsyncExitStack() as stack:
         for number, choice in enumerate(choices):
             try:
-                reader = await _enter(stack, a, disk, base, facts, choice.road, what)
+                reader = await _enter(stack, pool, budget, disk, base, facts, choice.road, what)
             except DataError as error:
                 if number == len(choices) - 1:
                     raise
@@ -260,20 +294,21 @@ async def open_rest(
             nbd = open_nbd(a.source, disk, a.nbd, rest, f"{what}, NBD")
             yield await stack.enter_async_context(nbd)
         else:
-            reader = await _enter(stack, a, disk, base, facts, road, what)
+            reader = await _enter(stack, a.source, a.nbd, disk, base, facts, road, what)
             yield Rest(reader, start, lambda offset, data: None)
 
 
 async def _enter(
     stack: AsyncExitStack,
-    a: Assignment,
+    pool: Pool,
+    budget: NbdBudget,
     disk: Vdi,
     base: Vdi | None,
     facts: Facts,
     road: Road,
     what: str,
 ) -> Reader:
-    door = a.source_door(disk)
+    door = DiskDoor(pool, disk.sr)
     size = disk.virtual_size
     match road:
         case Road.NBD_CHANGES | Road.NBD_ALLOCATED | Road.NBD_EVERYTHING:
@@ -283,7 +318,7 @@ async def _enter(
             elif road is Road.NBD_ALLOCATED:
                 extents = await read_map(door, disk.uuid, what=f"{what}, map")
             return await stack.enter_async_context(
-                open_nbd(a.source, disk, a.nbd, extents, f"{what}, NBD")
+                open_nbd(pool, disk, budget, extents, f"{what}, NBD")
             )
         case Road.EXPORT | Road.EXPORT_CHANGES:
             reader = await stack.enter_async_context(
@@ -292,9 +327,12 @@ async def _enter(
                 )
             )
             if road is Road.EXPORT_CHANGES and facts.changes is not None:
+                if base is None:  # found by comparing: what is not allocated has become zeroes
+                    return Filled(reader, facts.changes)
                 return Narrowed(reader, facts.changes.within(reader.extents))
             return reader
         case Road.EXPORT_RAW:
-            return await stack.enter_async_context(
+            raw = await stack.enter_async_context(
                 open_raw(door, disk.uuid, size, what=f"{what}, export")
             )
+            return raw if facts.changes is None else Narrowed(raw, facts.changes)

@@ -28,9 +28,11 @@ from xorepd.replication.preflight import (
     wait_for_migration,
 )
 from xorepd.replication.prune import prune
-from xorepd.replication.snapshot import shared_snapshot
+from xorepd.replication.resume import Leftover, may_be_resumed
+from xorepd.replication.snapshot import former_snapshot, shared_snapshot
+from xorepd.replication.staging import DiskPlan
 from xorepd.replication.sweep import read_sides, release_source, sweep
-from xorepd.replication.transfer import DiskPlan, transfer_disks
+from xorepd.replication.transfer import transfer_disks
 from xorepd.state.records import Outcome
 from xorepd.tidying import to_the_end
 from xorepd.xapi.pool import task_owner
@@ -57,8 +59,8 @@ async def replicate(a: Assignment) -> Outcome:
     task_owner.set(OWNER_PREFIX + str(a.stream))
     try:
         return await _replicate(a)
-    except BaseException:
-        await _sweep_after_failure(a)
+    except BaseException as error:
+        await _sweep_after_failure(a, resumable=may_be_resumed(error))
         raise
 
 
@@ -73,18 +75,23 @@ async def _replicate(a: Assignment) -> Outcome:
     interfaces = plan_interfaces(a, source.vm)
 
     enter("sweep")
-    source, target = await sweep(a)
+    source, target, leftover = await sweep(a)
 
     enter("snapshot")
     with a.source_vm.reading(a.stream.sr):
-        snapshot = await shared_snapshot(a, source, target)
+        if leftover is not None:
+            snapshot = await former_snapshot(a, source, leftover.snapshot)
+        else:
+            snapshot = await shared_snapshot(a, source, target)
         a.progress.point_in_time = snapshot.vm.snapshot_time
 
         enter("plan")
-        plans = await adopt(a, source, plan_disks(source, target, snapshot))
-        plans = [replace(p, how=limit_deltas(p.how, a.job.full_every)) for p in plans]
+        plans = await adopt(a, source, plan_disks(a, source, target, snapshot, leftover))
+        plans = [limited(plan, a.job.full_every) for plan in plans]
         fulls = {p.source.mark.device: p.how.reason for p in plans if isinstance(p.how, Full)}
-        check_fulls(a.job, source.vm.name_label, fulls)
+        begun = {p.source.mark.device for p in plans if p.begun is not None}
+        new = {device: reason for device, reason in fulls.items() if device not in begun}
+        check_fulls(a.job, source.vm.name_label, new)
         for disk in source.excluded:
             a.progress.exclude(disk)
         is_first = not target.points and not plans  # a VM without disks
@@ -97,14 +104,20 @@ async def _replicate(a: Assignment) -> Outcome:
     a.progress.restore_point = await commit(a, target, snapshot, staged, interfaces)
 
     enter("prune")
-    _, target = await sweep(a)
+    _, target, _ = await sweep(a)
     await prune(a, target)
 
     enter("done")
     return Outcome.FULL if is_full else Outcome.DELTA
 
 
-def plan_disks(source: SourceSide, target: TargetSide, snapshot: Group) -> list[DiskPlan]:
+def plan_disks(
+    a: Assignment,
+    source: SourceSide,
+    target: TargetSide,
+    snapshot: Group,
+    leftover: Leftover | None = None,
+) -> list[DiskPlan]:
     """Return how each disk of the snapshot travels."""
     drives = {vdi.uuid: vbd for vbd, vdi in source.disks}
     points, bases = target.plan_points(), source.bases()
@@ -120,18 +133,29 @@ def plan_disks(source: SourceSide, target: TargetSide, snapshot: Group) -> list[
             name=disk.vdi.name_label,
             virtual_size=disk.vdi.virtual_size,
         )
-        how = choose_base(described, points, bases)
-        plans.append(DiskPlan(source=disk, how=how, bootable=vbd.bootable, mode=vbd.mode))
+        begun = leftover.disks.get(disk.mark.snapshot) if leftover else None
+        if begun is not None:
+            how = begun.how
+        else:
+            others = drives.keys() - {disk.mark.disk}
+            how = choose_base(described, points, bases, others=others, resync=a.job.resync)
+        plans.append(DiskPlan(disk, how, vbd.bootable, vbd.mode, begun))
     return plans
 
 
-async def _sweep_after_failure(a: Assignment) -> None:
+def limited(plan: DiskPlan, full_every: int | None) -> DiskPlan:
+    """Return the plan of a disk that is due to be sent whole; what was begun goes on as it is."""
+    return plan if plan.begun else replace(plan, how=limit_deltas(plan.how, full_every))
+
+
+async def _sweep_after_failure(a: Assignment, *, resumable: bool) -> None:
     """Clean up even while being cancelled; what fails now is the next run's first step."""
 
     async def clean_up() -> None:
         try:
             async with asyncio.timeout(CLEANUP_S):
-                await sweep(a)
+                _, _, leftover = await sweep(a, resumable=resumable)
+                a.progress.resumable = leftover is not None
         except (XorepdError, TimeoutError) as error:
             log.warning("sweep.postponed", reason=str(error) or "it took too long")
             await release_source(a)

@@ -64,6 +64,15 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
         return snapshot
 
 
+async def former_snapshot(a: Assignment, side: SourceSide, snapshot: Group) -> Group:
+    """Return the snapshot that an interrupted run has read a part of, to be read on."""
+    a.visit.before_snapshot.leave(a.place)
+    async with a.source_vm.lock:
+        await block_migration(a, side.vm)
+    log.info("snapshot.resumed", snapshot=snapshot.vm.uuid, of=snapshot.mark.run)
+    return snapshot
+
+
 async def _join(a: Assignment, snapshot: Group, points: Iterable[str]) -> bool:
     """Write this target on a snapshot that was taken for others; return whether it will do."""
     await a.source.refresh()

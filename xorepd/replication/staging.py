@@ -1,26 +1,148 @@
-"""A staging disk as a transport sees it: which one it is, and how it is written from here."""
+"""Staging disks: how they are made or taken up again, and how a transport sees them.
+
+A staging disk belongs to no VM: nothing could start on it while it is being written, and nothing
+of it shows before the commit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 
 import structlog
 
 from xorepd.data.chunked import ChunkedWriter, open_chunked
 from xorepd.data.imports import ImportWriter, open_import
 from xorepd.data.writer import Writer
-from xorepd.errors import NotServed
+from xorepd.errors import NotServed, ObjectGone, XorepdError
 from xorepd.extents import Extent
-from xorepd.ids import VdiUuid
+from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
+from xorepd.replication.confirming import Confirmations
+from xorepd.replication.inventory import Group, Marked
+from xorepd.replication.markers import CLONING, CONFIRMED, KEY, Mark, Role, xo_point
+from xorepd.replication.plan import Delta, Full, Resync
+from xorepd.replication.resume import Begun
+from xorepd.tidying import to_the_end
 from xorepd.transports.base import TargetDisk
+from xorepd.xapi.records import Vdi
+from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
+from xorepd.xapi.vms import rewrite_other_config
 
 log = structlog.get_logger(__name__)
 
 ELSEWHERE = "elsewhere"
 """In place of a writer: the transport brought the data to somebody who wrote it."""
+
+SALVAGE_S = 8.0
+"""How long it may take to have confirmed what was sent before something else failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """How one disk of the source snapshot travels."""
+
+    source: Marked
+    how: Delta | Resync | Full
+    bootable: bool
+    mode: str
+    begun: Begun | None = None
+    """What an interrupted run has sent of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A staging disk that holds the content of its source, complete."""
+
+    plan: DiskPlan
+    ref: Ref
+    uuid: str
+    mark: Mark
+    confirmations: Confirmations
+
+
+def reason_of(how: Delta | Resync | Full) -> str:
+    """Return why a disk is not sent against a base; empty where it is."""
+    return "" if isinstance(how, Delta) else how.reason.value
+
+
+async def take_up(a: Assignment, plan: DiskPlan, begun: Begun) -> Staged:
+    """Return the staging disk that an interrupted run left, as one of this run."""
+    vdi = begun.staging.vdi
+    mark = replace(begun.staging.mark, run=a.run_id, job=a.job.name)
+    await rewrite_other_config(a.target, "VDI", vdi.ref, {KEY: mark.encode()})
+    log.info("disk.resumed", vdi=vdi.uuid, device=mark.device, start=begun.start)
+    confirmations = Confirmations(a.target, vdi.ref, vdi.uuid, begun.start, begun.tries)
+    await confirmations.go_on()
+    return Staged(plan, vdi.ref, vdi.uuid, mark, confirmations)
+
+
+async def stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
+    """Make the disk to write into: empty for a full, a clone of the base for a delta."""
+    content = plan.source.vdi
+    blank = replace(
+        plan.source.mark,
+        role=Role.DISK,
+        stream=a.stream,
+        run=a.run_id,
+        self="",
+        deltas=0 if isinstance(plan.how, Full) else plan.how.number,
+        confirmed=False,
+        onto="" if isinstance(plan.how, Full) else plan.how.onto,
+        base=plan.how.base if isinstance(plan.how, Delta) else "",
+        reason=reason_of(plan.how),
+    )
+    keys = xo_point(
+        a.job.id,
+        a.vm.uuid,
+        snapshot.vm.snapshot_time,
+        a.sr.uuid,
+        copy_of=content.uuid,
+        content=content.uuid,
+    )
+    name = f"[Importing] {content.name_label}"
+    match plan.how:
+        case Full():
+            other = keys | {KEY: blank.encode()}
+            ref = await create_disk(
+                a.target, a.sr.ref, content.virtual_size, name, content.name_description, other
+            )
+        case Delta(onto=onto) | Resync(onto=onto):
+            ref = await _clone_base(a, onto)
+    uuid: str = await a.target.call("VDI.get_uuid", ref)
+    mark = blank.on(uuid)
+    inherited = await a.target.call("VDI.get_other_config", ref)
+    other = {k: v for k, v in inherited.items() if k not in (CLONING, CONFIRMED)}
+    await a.target.call("VDI.set_other_config", ref, other | keys | {KEY: mark.encode()})
+    if not isinstance(plan.how, Full):
+        await a.target.call("VDI.remove_from_other_config", _base_disk(a, plan.how).ref, CLONING)
+        await a.target.call("VDI.set_name_label", ref, name)
+    return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
+
+
+async def _clone_base(a: Assignment, onto: str) -> Ref:
+    base = a.target.cache.by_uuid(Vdi, onto)
+    if base is None:
+        raise ObjectGone(a.target.name, "VDI", onto)
+    await a.target.call("VDI.remove_from_other_config", base.ref, CLONING)
+    await a.target.call("VDI.add_to_other_config", base.ref, CLONING, str(a.stream))
+    return await clone_disk(a.target, base)
+
+
+def _base_disk(a: Assignment, how: Delta | Resync) -> Vdi:
+    base = a.target.cache.by_uuid(Vdi, how.onto)
+    if base is None:
+        raise ObjectGone(a.target.name, "VDI", how.onto)
+    return base
+
+
+async def fit(a: Assignment, staged: Staged, virtual_size: int) -> None:
+    """Grow the staging disk to the stream's size: the source disk may have grown since the base."""
+    size = int(await a.target.call("VDI.get_virtual_size", staged.ref))
+    if size < virtual_size:
+        await grow_disk(a.target, staged.ref, a.sr.ref, virtual_size)
 
 
 class StagingTarget:
@@ -29,13 +151,21 @@ class StagingTarget:
     Args:
         vdi: UUID of the disk.
         base: UUID of the restore point's disk that it is a clone of; empty for a new one.
+        confirmations: told how far it is confirmed.
         what: the disk, for messages.
     """
 
     def __init__(
-        self, a: Assignment, progress: DiskProgress, vdi: str, base: str, what: str
+        self,
+        a: Assignment,
+        progress: DiskProgress,
+        vdi: str,
+        base: str,
+        confirmations: Confirmations,
+        what: str,
     ) -> None:
         self._a, self._progress, self._what = a, progress, f"{what}, import"
+        self._confirmations = confirmations
         self.disk = TargetDisk(
             pool=a.target.cache.pool.uuid,
             vdi=vdi,
@@ -64,7 +194,10 @@ class StagingTarget:
             try:
                 yield writer
             finally:
-                progress.sent_bytes = writer.sent
+                progress.sent_bytes += writer.sent
+                if self._a.job.resume and isinstance(writer, ChunkedWriter):
+                    with suppress(XorepdError, TimeoutError):
+                        await to_the_end(writer.salvage(), SALVAGE_S)
 
     async def pay(self, size: int) -> None:
         """Make sure that the run may still write; nothing limits it here, a throttle wraps this."""
@@ -75,4 +208,5 @@ class StagingTarget:
         self._progress.sent_bytes += size
 
     def confirmed(self, offset: int) -> None:
-        self._progress.confirmed_to = offset
+        self._confirmations.note(offset)
+        self._progress.confirmed_to = max(self._progress.confirmed_to, offset)

@@ -30,11 +30,12 @@ from xorepd.replication.recovery import (
     decide_source,
 )
 from xorepd.replication.removal import destroy_group, release, try_destroy_disk
+from xorepd.replication.resume import Leftover, find_leftover
 from xorepd.replication.selection import without_excluded
 from xorepd.replication.snapshot import hold_snapshot
 from xorepd.replication.visit import owner_of_shared
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import OWNER_PREFIX
+from xorepd.xapi.records import OWNER_PREFIX, parse_time
 from xorepd.xapi.vms import destroy_vm, update_keys
 
 log = structlog.get_logger(__name__)
@@ -54,10 +55,24 @@ async def read_source_side(a: Assignment) -> SourceSide:
     return without_excluded(a.job, read_source(a.source.cache, a.stream, vm))
 
 
-async def sweep(a: Assignment) -> tuple[SourceSide, TargetSide]:
-    """Clean up both pools and return what they hold then.
+async def find_resumable(a: Assignment, source: SourceSide, target: TargetSide) -> Leftover | None:
+    """Return what an interrupted run left, as far as this one, or the next, can go on with it."""
+    if not a.job.resume or not target.staging:
+        return None
+    master = a.source.cache.pool.master
+    now = parse_time(await a.source.call("host.get_servertime", master))
+    return find_leftover(source, target, a.stream.sr, now=now, within=a.job.resume)
+
+
+async def sweep(
+    a: Assignment, *, resumable: bool = True
+) -> tuple[SourceSide, TargetSide, Leftover | None]:
+    """Clean up both pools and return what they hold then, and what of it can be continued.
 
     A single object that cannot be removed now is logged and left for the next time: it is marked.
+
+    Args:
+        resumable: False removes what could be continued, too.
 
     Raises:
         XapiError: a pool does not answer, or a commit could neither be finished nor undone.
@@ -86,28 +101,36 @@ async def sweep(a: Assignment) -> tuple[SourceSide, TargetSide]:
             source, target = await read_sides(a)
         case None:
             pass
-    dirty = await _sweep_target(a, target)
+    leftover = await find_resumable(a, source, target) if resumable else None
+    dirty = await _sweep_target(a, target, leftover)
     async with a.source_vm.lock:
         source = await read_source_side(a)
-        dirty |= await _sweep_source(a, source, target)
-    return await read_sides(a) if dirty else (source, target)
+        dirty |= await _sweep_source(a, source, target, leftover)
+    if dirty:
+        source, target = await read_sides(a)
+    return source, target, leftover
 
 
-async def _sweep_target(a: Assignment, target: TargetSide) -> bool:
+async def _sweep_target(a: Assignment, target: TargetSide, leftover: Leftover | None) -> bool:
     for vm in target.unsigned_vms:
         await destroy_vm(a.target, vm.ref)
-    for vdi in target.loose:
+    spared = leftover.spared if leftover else ()
+    loose = [vdi for vdi in target.loose if vdi.uuid not in spared]
+    for vdi in loose:
         await try_destroy_disk(a.target, vdi)
     for vdi in target.cloning:
         await a.target.call("VDI.remove_from_other_config", vdi.ref, CLONING)
-    return bool(target.unsigned_vms or target.loose or target.cloning)
+    return bool(target.unsigned_vms or loose or target.cloning)
 
 
-async def _sweep_source(a: Assignment, source: SourceSide, target: TargetSide) -> bool:
+async def _sweep_source(
+    a: Assignment, source: SourceSide, target: TargetSide, leftover: Leftover | None
+) -> bool:
     """Clean up what this target has a say in; the lock of the source VM is held."""
     if RESTART in source.vm.other_config:
         await start_again(a, source.vm.ref)
-    cleaning = decide_source(source, target, a.stream.sr)
+    spared = leftover.snapshot.vm.uuid if leftover else ""
+    cleaning = decide_source(source, target, a.stream.sr, spared=spared)
     for group in cleaning.destroy:
         await destroy_group(a.source, group)
     for group in cleaning.hold:

@@ -40,7 +40,7 @@ class DiskRecord:
     name: str
     virtual_size: int
     mode: str = ""
-    """`full`, `delta`, or `excluded`: it stays behind; empty until planned."""
+    """`full`, `delta`, `resync`, or `excluded`: it stays behind; empty until planned."""
     reason: str = ""
     """Why the disk is sent whole, machine-readable (see `replication.plan.FullReason`); or why it
     stays behind, for people."""
@@ -60,6 +60,13 @@ class DiskRecord:
     """What was sent to the target: zeroes are left out on a fresh disk. Known at the end."""
     shared_bytes: int = 0
     """What of `moved_bytes` came of a read that other targets shared. Known at the end."""
+
+    compared_bytes: int | None = None
+    """What of the source was read to find out what differs; None where nothing was compared."""
+    resumed_from: int = 0
+    """Offset from which this run went on with what an earlier one had begun."""
+    breaks: int = 0
+    """How often its stream broke and was taken up again in this run."""
 
     @property
     def amplification(self) -> float | None:
@@ -95,6 +102,8 @@ class RunRecord:
     remedy: str | None = None
     rate_bytes_per_s: float = 0.0
     """While running: over the last seconds; afterwards: over the whole run."""
+    resumable: bool = False
+    """It failed, and what it has sent is kept for the next run."""
     sr_uuid: str = ""
     """Empty until the SR has been found."""
 

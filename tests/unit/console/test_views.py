@@ -200,6 +200,9 @@ def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
             writer="vhd",
             moved_bytes=1 << 30,
             sent_bytes=1 << 30,
+            resumed_from=5 << 30,
+            breaks=2,
+            compared_bytes=7 << 30,
         ),
     )
 
@@ -208,6 +211,16 @@ def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
     assert "nbd-changes" in text
     assert "1.00" in text
     assert "disk 1: export because no network of pool prod has the purpose nbd" in text
+    assert "disk 1: 7.0 GiB compared with the target" in text
+    assert "disk 1: went on at 5.0 GiB, which an earlier run had sent" in text
+    assert "disk 1: its stream broke and was taken up again, 2 times" in text
+    assert "disk 0: " not in text
+
+
+def test_a_run_that_can_be_continued_says_so() -> None:
+    failed = record(outcome=Outcome.FAILED, step="transfer", error="cut", resumable=True)
+
+    assert "cut; the next run goes on with what was sent" in shown(run_view([failed]))
 
 
 @pytest.mark.parametrize("terminal", [False, True])

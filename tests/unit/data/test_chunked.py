@@ -194,6 +194,48 @@ async def test_a_segment_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> 
     assert [letters(each) for each in host.segments] == [[(0, "a", UNIT)], [(UNIT, "b", UNIT)]]
 
 
+@pytest.mark.parametrize(("longest", "segments"), [(0.02, 2), (5.0, 1)])
+async def test_a_segment_lasts_longer_where_it_costs_more(
+    monkeypatch: pytest.MonkeyPatch, longest: float, segments: int
+) -> None:
+    monkeypatch.setattr(chunked, "SHORTEST_S", 0.0)
+    monkeypatch.setattr(chunked, "COSTS", 1e6)
+    monkeypatch.setattr(chunked, "SEGMENT_S", longest)
+    host = Import()
+    async with importing(host) as made, opened(made) as writer:
+        await writer.write(0, data("a"))
+        await asyncio.sleep(0.05)
+        await writer.write(UNIT, data("b"))
+        await writer.finish()
+
+    assert len(host.segments) == segments
+
+
+async def test_what_was_sent_before_a_source_failed_can_be_confirmed() -> None:
+    host, told = Import(), []
+    async with importing(host) as made, opened(made, told=told.append) as writer:
+        await writer.write(0, data("a"))
+        await writer.write(3 * UNIT, data("b"))
+        await writer.salvage()
+        await writer.salvage()
+
+    assert told == [4 * UNIT]
+    assert letters(host.segments[0]) == [(0, "a", UNIT), (3 * UNIT, "b", UNIT)]
+
+
+async def test_a_segment_that_was_cut_is_not_salvaged() -> None:
+    told: list[int] = []
+    async with (
+        importing(Import(cut_at={0: 100}), [()]) as made,
+        opened(made, told=told.append) as writer,
+    ):
+        with pytest.raises(ProtocolViolation):
+            await write_on(writer)
+        await writer.salvage()
+
+    assert told == []
+
+
 async def test_an_empty_segment_does_not_end_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "SEGMENT_S", 0.0)
     host = Import()

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.data.readers import LETTER, StringReader
 from xorepd.data.blocks import BlockMap
-from xorepd.data.narrow import Narrowed, Sieve
+from xorepd.data.narrow import Filled, Narrowed, Sieve
 from xorepd.data.reader import Piece
+from xorepd.data.rest import Rest
 from xorepd.extents import Extent, merge
 
 SIZE = 60
@@ -103,3 +104,45 @@ async def test_a_narrowed_reader_that_is_left_leaves_what_it_reads(letters: Stri
             break
 
     assert letters.is_closed
+
+
+async def content_of(reader: Filled | Rest, extents: Iterable[Extent]) -> bytes:
+    """Return the bytes of some extents, which have to come whole and in order."""
+    wanted = iter([offset for each in extents for offset in range(each.offset, each.end)])
+    found = bytearray()
+    async with aclosing(reader.pieces()) as pieces:
+        async for offset, data in pieces:
+            assert [next(wanted) for _ in data] == list(range(offset, offset + len(data)))
+            found += data
+    assert next(wanted, None) is None
+    return bytes(found)
+
+
+@given(st.text("AB-", min_size=1, max_size=8), st.data(), st.sampled_from([1, 33, LETTER, 250]))
+async def test_what_a_reader_leaves_out_is_filled_with_zeroes(
+    disk: str, data: st.DataObject, step: int
+) -> None:
+    letters = data.draw(st.sets(st.integers(0, len(disk) - 1)))
+    within = [Extent(letter * LETTER, LETTER) for letter in sorted(letters)]
+
+    found = await content_of(Filled(StringReader(disk, step), within), within)
+
+    kept = "".join(disk[letter] for letter in sorted(letters)).replace("-", "\0")
+    assert found == "".join(letter * LETTER for letter in kept).encode()
+
+
+@given(st.text("AB-", min_size=1, max_size=8), st.integers(0, 8 * LETTER), st.sampled_from([1, 33]))
+async def test_a_rest_begins_at_its_offset_and_what_lies_before_is_seen(
+    disk: str, start: int, step: int
+) -> None:
+    whole = StringReader(disk, step)
+    seen: list[tuple[int, bytes]] = []
+    rest = Rest(StringReader(disk, step), start, lambda at, data: seen.append((at, bytes(data))))
+
+    found = await content_of(rest, rest.extents)
+
+    expected = [(at, bytes(data)) async for at, data in whole.pieces()]
+    flat = [(at + i, byte) for at, data in expected for i, byte in enumerate(data)]
+    assert found == bytes(byte for at, byte in flat if at >= start)
+    told = [(at + i, byte) for at, data in seen for i, byte in enumerate(data)]
+    assert told == [(at, byte) for at, byte in flat if at < start]

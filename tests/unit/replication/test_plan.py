@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from xorepd.replication.plan import (
     FullReason,
     Point,
     PointDisk,
+    Resync,
+    ResyncReason,
     SourceBase,
     SourceDisk,
     choose_base,
@@ -135,3 +139,68 @@ def test_full_is_never_due_where_no_job_wants_one() -> None:
 
     assert limit_deltas(delta, None) == delta
     assert limit_deltas(full, 1) == full
+
+
+def copy(content: str, **changes: Any) -> PointDisk:
+    plain = {"uuid": f"copy-{content}", "disk": "d-0", "content": content, "virtual_size": 1000}
+    return PointDisk(**plain | {"is_usable": True, "device": "0"} | changes)
+
+
+def compared(
+    points: list[PointDisk], bases: Sequence[SourceBase] = (), others: Sequence[str] = ()
+) -> Delta | Resync | Full:
+    newest_first = [Point(f"p-{each.content}", (each,)) for each in points]
+    return choose_base(DISK, newest_first, bases, others=others, resync=True)
+
+
+def test_a_lost_base_costs_a_comparison_with_the_newest_copy() -> None:
+    found = compared([copy("s-2"), copy("s-1")], [base("s-9")])
+
+    assert found == Resync("copy-s-2", ResyncReason.BASE_GONE_ON_SOURCE)
+
+
+def test_a_copy_that_cannot_be_read_is_not_compared_with() -> None:
+    found = compared([copy("s-2", is_usable=False), copy("s-1")])
+
+    assert found == Resync("copy-s-1", ResyncReason.BASE_GONE_ON_SOURCE)
+
+
+def test_a_lost_disk_of_a_point_is_made_up_for_by_an_older_one() -> None:
+    found = compared([copy("s-2", is_usable=False), copy("s-1")], [base("s-2")])
+
+    assert found == Resync("copy-s-1", ResyncReason.BASE_GONE_ON_TARGET)
+
+
+def test_a_disk_that_moved_is_compared_with_the_one_that_was_at_its_device() -> None:
+    found = compared([copy("s-1", disk="d-gone")])
+
+    assert found == Resync("copy-s-1", ResyncReason.DISK_MOVED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [({"device": "1"}, []), ({"virtual_size": 999}, []), ({}, ["d-gone"])],
+    ids=["another-device", "another-size", "still-there"],
+)
+def test_a_new_disk_is_not_taken_for_one_that_moved(
+    changes: dict[str, Any], others: list[str]
+) -> None:
+    found = compared([copy("s-1", **({"disk": "d-gone"} | changes))], others=others)
+
+    assert found == Full(FullReason.NEW_DISK)
+
+
+def test_a_disk_that_shrank_is_compared_with_a_copy_that_is_small_enough() -> None:
+    larger = copy("s-2", virtual_size=1001)
+
+    assert compared([larger], [base("s-2")]) == Full(FullReason.DISK_SHRANK)
+    found = compared([larger, copy("s-1")], [base("s-2")])
+    assert found == Resync("copy-s-1", ResyncReason.DISK_SHRANK)
+
+
+def test_a_proven_base_is_better_than_a_comparison() -> None:
+    assert compared([copy("s-2"), copy("s-1")], [base("s-1")]) == Delta("s-1", "copy-s-1")
+
+
+def test_nothing_is_compared_on_a_first_run() -> None:
+    assert compared([]) == Full(FullReason.FIRST_RUN)
