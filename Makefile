@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep docs lint format lock bench-memory bench-lab bench-relay bench-delta bench-wan bench-fanout clean
+.PHONY: setup demo strangers test test-sweep sweep docs lint format lock bench-memory bench-lab bench-relay bench-delta bench-wan bench-fanout clean
 
 setup: .venv/ready
 
@@ -41,6 +41,11 @@ test: setup
 test-sweep: setup
 	XOREPD_SWEEP=all $(BIN)/python -m pytest -n 4 tests/faults/test_killed_at_every_call.py \
 	  tests/faults/test_nbd_and_chunks.py::test_any_request_of_a_run_may_be_cut
+
+# Strikes at every request of a run, in four ways, first and later runs; hours. EVERY=25 takes every
+# 25th and some minutes. The last line is one JSON object.
+sweep: setup
+	$(BIN)/python -m tests.sweep $(if $(EVERY),--every $(EVERY))
 
 # The tables in docs/lab.md, from the lab's own code.
 docs: setup

@@ -48,7 +48,7 @@ class Life:
     seed: int = 0
 
     def job(self) -> Any:
-        return self.lab.job(keep=2, diverged="replace", changed_blocks="enable")
+        return self.lab.job(keep=2, diverged="replace", changed_blocks="enable", resume="1d")
 
     async def run(self, owner: Owner | None = None) -> RunRecord:
         async with self.lab.daemon(owner=owner) as context:

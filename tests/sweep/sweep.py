@@ -181,7 +181,8 @@ async def _strike(lab: World, case: Case) -> bool:
 
 
 def _job(lab: World) -> Any:
-    return lab.job(vms=VMS, targets=TARGETS, keep=1, verify="sample", changed_blocks="enable")
+    how = {"keep": 1, "verify": "sample", "changed_blocks": "enable", "resume": "1d"}
+    return lab.job(vms=VMS, targets=TARGETS, **how)
 
 
 async def _run(lab: World) -> list[RunRecord]:
