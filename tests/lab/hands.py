@@ -127,3 +127,12 @@ def delete_snapshots(xenapi: Any) -> None:
         xenapi.VM.destroy(snapshot)
         for vdi in disks:
             xenapi.VDI.destroy(vdi)
+
+
+def strip_keys_of_xen_orchestra(xenapi: Any) -> None:
+    """Take away every key of Xen Orchestra's from VMs and disks, as it does itself."""
+    for kind in (xenapi.VM, xenapi.VDI):
+        for ref, record in kind.get_all_records().items():
+            for key in record["other_config"]:
+                if key.startswith("xo:"):
+                    kind.remove_from_other_config(ref, key)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.lab import carried
+from tests.lab import carried, hands
 from tests.lab.world import World, serve_nbd
 from xorepd.state.records import Outcome
 from xorepd.units import MiB
@@ -97,16 +97,8 @@ async def test_a_copy_whose_transfer_never_ended_is_no_base(two_pools: World) ->
 async def test_nothing_of_ours_hangs_on_keys_that_xen_orchestra_takes_away(
     replicated: World,
 ) -> None:
-    def strip(xenapi: Any) -> None:
-        for name in ("VM", "VDI"):
-            kind = getattr(xenapi, name)
-            for ref, record in kind.get_all_records().items():
-                for key in record["other_config"]:
-                    if key.startswith("xo:"):
-                        kind.remove_from_other_config(ref, key)
-
     for pool in ("prod", "dr"):
-        await replicated.ask(pool, strip)
+        await replicated.ask(pool, hands.strip_keys_of_xen_orchestra)
     await replicated.lab.guest_write("web01", 1, random=2, seed=3)
 
     assert (await replicated.replicate()).outcome is Outcome.DELTA

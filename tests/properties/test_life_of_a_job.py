@@ -182,17 +182,7 @@ async def destroy_the_replica(life: Life, number: int) -> None:
 
 async def strip_keys(life: Life, number: int) -> None:
     """Another program takes its own keys away, here and there."""
-    pool = ("prod", "dr")[number % 2]
-
-    def deed(xenapi: Any) -> None:
-        for name in ("VM", "VDI"):
-            kind = getattr(xenapi, name)
-            for ref, record in kind.get_all_records().items():
-                for key in record["other_config"]:
-                    if key.startswith("xo:"):
-                        kind.remove_from_other_config(ref, key)
-
-    await life.lab.ask(pool, deed)
+    await life.lab.ask(("prod", "dr")[number % 2], hands.strip_keys_of_xen_orchestra)
 
 
 async def restart_a_toolstack(life: Life, number: int) -> None:
