@@ -323,7 +323,7 @@ async def test_disks_of_the_source_are_added_removed_and_replaced(replicated: Wo
     archive = await replicated.ask("prod", replace)
     record = await replicated.replicate(keep=1)
 
-    assert {d.device: d.reason for d in record.disks} == {"0": "", "5": "new-disk"}
+    assert {d.device: d.reason for d in record.disks} == {"0": "", "5": "disk-moved"}
     await replicated.newest_equals_its_source()
     assert (await replicated.replicate(keep=1)).outcome is Outcome.DELTA
     await sound(replicated, but=[data, archive])

@@ -93,9 +93,16 @@ async def forget_claims(on: World) -> None:
     await on.ask("dr", remove)
 
 
-def changes_since(on: World, number: int) -> Iterator[str]:
-    """Yield the calls that changed more than tasks and claims of the caller's own."""
+def changes_since(on: World, number: int, by: Context | None = None) -> Iterator[str]:
+    """Yield the calls that changed more than tasks and claims of the caller's own.
+
+    Args:
+        by: only those of this daemon.
+    """
+    sessions = {pool.session.session_ref for pool in by.pools.values()} if by else None
     for call in on.lab.calls[number:]:
+        if sessions is not None and call.session not in sessions:
+            continue
         method = call.name.removeprefix("Async.")
         own = method.startswith("task.") or method == "SR.remove_from_other_config"
         if call.kind == "rpc" and not own:
@@ -134,7 +141,7 @@ async def test_a_run_that_is_held_off_has_changed_nothing(replicated: World) -> 
 
         assert record.outcome is Outcome.HELD
         assert "held by the xorepd on here until" in (record.error or "")
-        assert list(changes_since(replicated, before)) == []
+        assert list(changes_since(replicated, before, by=two)) == []
         fault.release()
         [record] = await run
     assert record.outcome is Outcome.DELTA, record.error
