@@ -29,7 +29,7 @@ from xorepd.xapi import vdis
 
 KiB, MiB = 1 << 10, 1 << 20
 
-SWEEP_STEP = 1 if os.environ.get("XOREPD_SWEEP") == "all" else 9
+SWEEP_STEP = 1 if os.environ.get("XOREPD_SWEEP") == "all" else 3
 SHARDS = 4
 FAILURE = ("SR_BACKEND_FAILURE_46", "", "not detached cleanly", "")
 RAW = "raw"
@@ -424,7 +424,7 @@ async def test_a_daemon_that_goes_away_costs_one_run(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("shard", range(SHARDS))
 async def test_any_request_of_a_run_may_be_cut(tmp_path: Path, shard: int) -> None:
-    """`make test` cuts every ninth; XOREPD_SWEEP=all every single one."""
+    """`make test` cuts every third; XOREPD_SWEEP=all every single one."""
     async with world(tmp_path / "lab", leaves=("session",)) as two_pools:
         await prepare(two_pools)
         number = 1 + shard * SWEEP_STEP

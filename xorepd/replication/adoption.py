@@ -33,15 +33,20 @@ SAMPLE = 64 * MiB
 
 async def adopt(a: Assignment, side: SourceSide, plans: Sequence[DiskPlan]) -> list[DiskPlan]:
     """Return the plans with deltas for those fulls that a base of others makes unnecessary."""
-    if all(isinstance(plan.how, Delta) for plan in plans):
+    if all(_is_settled(plan) for plan in plans):
         return list(plans)
     disks = [vdi for _, vdi in side.disks]
     pairs = find_pairs(a.source.cache, disks, a.vm.ref, a.target.cache, a.sr.ref)
     return [await _adopt(a, plan, pairs) for plan in plans]
 
 
+def _is_settled(plan: DiskPlan) -> bool:
+    """Whether a disk has a base of ours, or was begun without one: then it is ended so."""
+    return isinstance(plan.how, Delta) or plan.begun is not None
+
+
 async def _adopt(a: Assignment, plan: DiskPlan, pairs: Iterable[Pair]) -> DiskPlan:
-    if isinstance(plan.how, Delta) or plan.begun is not None:
+    if _is_settled(plan):
         return plan
     what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
     for pair in pairs:
