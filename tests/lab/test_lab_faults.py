@@ -176,6 +176,26 @@ def test_chance_is_decided_by_its_seed() -> None:
     assert 0 < sum(met(3)) < 64
 
 
+@pytest.mark.parametrize(
+    ("where", "name", "meets"),
+    [
+        ("rpc", "VM.start", True),
+        ("rpc", "VM.get_record", False),
+        ("rpc", "event.from", False),
+        ("rpc", "VDI.forget", True),
+        ("import", "raw", True),
+        ("export", "vhd", True),  # it attaches the disk
+        ("nbd", "connect", True),
+        ("nbd", "read", False),
+    ],
+)
+def test_a_rule_can_be_for_what_changes_something(where: str, name: str, meets: bool) -> None:
+    faults = Faults()
+    faults.add(Fault("any", reset=True, changing=True))
+
+    assert (faults.pick(where, name, "prod", "h1") is not None) is meets
+
+
 def test_a_seed_that_was_drawn_is_told() -> None:
     rule = Fault("rpc", reset=True, probability=0.5)
 

@@ -29,6 +29,8 @@ Where = Literal["rpc", "inner", "export", "import", "nbd", "any"]
 OUTSIDE = {"rpc", "export", "import", "nbd"}
 """What `any` stands for: `inner` calls are no requests of a client."""
 STREAMS = {"export", "import", "nbd"}
+_ASKING = ("get_", "from", "inject", "next", "login_", "logout")
+"""How the names of methods begin that change nothing that lasts."""
 
 log = structlog.get_logger("xorepd.lab")
 
@@ -84,6 +86,8 @@ class Fault:
     """Reference, UUID or name of an object that the request must name."""
     sr: str | None = None
     """Reference, UUID or name of an SR that the request must be about."""
+    changing: bool = False
+    """Pass over what only asks: such calls, and reads over NBD."""
     probability: float = 1.0
     """How likely it is to meet a request that it could meet."""
     seed: int | None = None
@@ -175,6 +179,7 @@ class Fault:
             and fnmatchcase(name, self.match)
             and self.pool in (None, pool)
             and self.host in (None, host)
+            and not (self.changing and _only_asks(where, name))
         )
 
     def count(self) -> bool:
@@ -257,6 +262,11 @@ class Fault:
 
     def _acting(self) -> tuple[Effect, ...]:
         return () if self.armed else self.effects
+
+
+def _only_asks(where: str, name: str) -> bool:
+    method = name.rpartition(".")[2]
+    return method.startswith(_ASKING) if where in ("rpc", "inner") else name == "read"
 
 
 _DEFAULTS = {declared.name: declared.default for declared in fields(Fault)}

@@ -20,6 +20,7 @@ DEEPEST = 100
 
 _ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 _TO_ESCAPE = re.compile('[&<>"]')
+_NOT_PLAIN = re.compile(f"{ILLEGAL.pattern}|{_TO_ESCAPE.pattern}")
 
 
 class Malformed(Exception):
@@ -173,6 +174,8 @@ def _struct(element: _Element) -> dict[str, Any]:
 
 def escape(text: str) -> str:
     """Escape as XAPI does; what XML cannot hold is left out."""
+    if _NOT_PLAIN.search(text) is None:  # as nearly all are
+        return text
     return _TO_ESCAPE.sub(lambda found: _ESCAPED[found[0]], ILLEGAL.sub("", text))
 
 
