@@ -187,8 +187,9 @@ class Connection:
                 async with asyncio.timeout(0):
                     piece = await self._receive(READ_SIZE)
                 early, ended = early + piece, not piece
-        outer = transport.get_protocol()
-        assert isinstance(outer, asyncio.Protocol)
+        outer = cast("asyncio.Protocol | None", transport.get_protocol())
+        if outer is None:  # the connection is gone, with TLS: what came before it is all there is
+            return Inflow(transport, asyncio.Protocol(), early, ended=True)
         return Inflow(transport, outer, early, ended)
 
     async def read_exactly(self, length: int) -> bytes:
