@@ -45,13 +45,15 @@ async def update_keys(
         await pool.call(f"{kind}.remove_from_{field}", ref, key)
     for key, value in add.items():
         for attempt in (1, 2, 3):
-            await pool.call(f"{kind}.remove_from_{field}", ref, key)
             try:
                 await pool.call(f"{kind}.add_to_{field}", ref, key, value)
                 break
-            except XapiFailure as failure:  # somebody else was between the two calls
+            except XapiFailure as failure:
                 if failure.code != "MAP_DUPLICATE_KEY" or attempt == 3:
                     raise
+            if (await pool.call(f"{kind}.get_{field}", ref)).get(key) == value:
+                break  # at no moment is it away: a copy may be made of the object just now
+            await pool.call(f"{kind}.remove_from_{field}", ref, key)
 
 
 async def rewrite_other_config(
