@@ -187,7 +187,7 @@ async def strip_keys(life: Life, number: int) -> None:
 
 async def restart_a_toolstack(life: Life, number: int) -> None:
     pool = life.lab.lab.pools[("prod", "dr")[number % 2]]
-    await pool.restart_toolstack()
+    pool.restart_toolstack()
 
 
 Deed = Callable[[Life, int], Awaitable[None]]

@@ -11,17 +11,18 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tests.demo.proof import ProofError, check_equal, disks_of, login
 from tests.lab.hands import vm_of
 from tests.lab.whole import find_problems
-from tests.lab.world import World, new_run, serve_nbd, world
+from tests.lab.world import World, clock, new_run, serve_nbd, world
+from tests.sweep.evidence import Evidence, look
 from xorepd.lab.faults import Fault
-from xorepd.replication.jobs import run_job
+from xorepd.replication.jobs import Context, run_job
+from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
 
 VMS = ("web01", "db01")
@@ -33,6 +34,9 @@ LEFT_BY_THE_DEAD = ("session",)
 CHUNK = 1 << 20
 """Bytes of a stream that count as one request more."""
 
+MAPS = 1 << 30
+"""Bytes for maps of what the restore points hold."""
+
 PATIENCE_S = 120.0
 """A run that takes longer hangs."""
 
@@ -42,6 +46,8 @@ class Phase(StrEnum):
     """The first run of a job."""
     DELTA = "delta"
     """A later one, which also prunes."""
+    BARE = "bare"
+    """The same where bases on the source lose their data."""
 
 
 class Strike(StrEnum):
@@ -52,7 +58,8 @@ class Strike(StrEnum):
     HANG = "hang"
     """It is not answered, until somebody cancels the run."""
     KILL = "kill"
-    """The daemon dies with it."""
+    """The daemon dies with it. Only requests that change something count: whoever dies between two
+    of them leaves what they leave who die at the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +80,6 @@ class Result:
     requests: dict[str, int] = field(default_factory=dict)
     """Requests of a run, by phase."""
     violations: list[str] = field(default_factory=list)
-
-
-Place = tuple[str, str]
-"""UUIDs of a source VM and of a target SR."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    pool: str
-    uuid: str
-    snapshot: str
-    """UUID of the source snapshot."""
-    hashes: dict[str, str]
 
 
 async def sweep(
@@ -110,9 +104,10 @@ async def _sweep(
         # A world is good for many deltas, but for one first run only, and for no further violation.
         async with _prepared(directory / f"{strike}-{number}", phase) as lab:
             found: list[str] = []
+            before = await look(lab)
             while reached and not found:
                 case = Case(phase, strike, number)
-                reached, found = await _try(lab, case, seed + number)
+                reached, found, before = await _try(lab, case, seed + number, before)
                 if reached or found:
                     yield case, found
                 number += step
@@ -125,30 +120,31 @@ async def _prepared(state: Path, phase: Phase) -> AsyncIterator[World]:
     async with world(state, checked=False) as lab:
         await lab.ask("prod", lambda x: x.VM.start(vm_of(x, "db01"), False, False))
         await serve_nbd(lab, "prod")
-        if phase is Phase.DELTA:
-            await _run(lab)
+        if phase is not Phase.FULL:
+            await _run(lab, phase)
         yield lab
 
 
-async def _try(lab: World, case: Case, seed: int) -> tuple[bool, list[str]]:
-    """Strike once; return whether the run came that far, and what does not hold afterwards."""
+async def _try(
+    lab: World, case: Case, seed: int, before: Evidence
+) -> tuple[bool, list[str], Evidence]:
+    """Strike once; return whether the run came that far, what does not hold, and what is there."""
     for vm in VMS:
         disk = 1 if vm == "web01" else 0
         await lab.lab.guest_write(vm, disk, random=3, seed=seed)
-    before = await _points(lab)
     reached = await _strike(lab, case)
-    found = [f"after the strike: {what}" for what in await _broken(lab, before)]
-    standing = await _points(lab)
+    struck = await look(lab)
+    found = [f"after the strike: {what}" for what in struck.broken_since(before)]
     try:
-        records = await asyncio.wait_for(_run(lab), PATIENCE_S)
+        records = await asyncio.wait_for(_run(lab, case.phase), PATIENCE_S)
     except TimeoutError:
-        return reached, [*found, "the next run hangs"]
-    found += [f"next run: {what}" for what in _disappointments(records, standing)]
-    found += [f"after the next run: {what}" for what in await _unequal(lab)]
-    found += await lab.left_over()
+        return reached, [*found, "the next run hangs"], struck
+    now = await look(lab, with_sources=True)
+    found += [f"next run: {what}" for what in _disappointments(records, struck)]
+    found += [f"after the next run: {what}" for what in (*now.unequal(), *now.leftovers)]
     problems = await find_problems(lab.lab, LEFT_BY_THE_DEAD)
     found += [f"fsck: {problem}" for problem in problems]
-    return reached, found
+    return reached, found, now
 
 
 async def _strike(lab: World, case: Case) -> bool:
@@ -163,9 +159,10 @@ async def _strike(lab: World, case: Case) -> bool:
         case Strike.KILL:
             # Held back, and never executed: the error is what the lab does when it lets go.
             error = ("INTERNAL_ERROR", "killed")
-            fault = faults.fail_nth(case.number, stall=True, error=error, chunk=CHUNK)
-    async with lab.daemon() as context:
-        run = loop.create_task(run_job(_job(lab), new_run(), context))
+            how = {"stall": True, "error": error, "changing": True}
+            fault = faults.fail_nth(case.number, chunk=CHUNK, **how)
+    async with _daemon(lab) as context:
+        run = loop.create_task(run_job(_job(lab, case.phase), new_run(), context))
         held = loop.create_task(fault.stalled.wait())
         await asyncio.wait({run, held}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
         if held.done() and case.strike is Strike.KILL:
@@ -180,20 +177,29 @@ async def _strike(lab: World, case: Case) -> bool:
     return reached
 
 
-def _job(lab: World) -> Any:
+def _job(lab: World, phase: Phase) -> Any:
     how = {"keep": 1, "verify": "sample", "changed_blocks": "enable", "resume": "1d"}
+    how["base_data"] = "destroy" if phase is Phase.BARE else "keep"
     return lab.job(vms=VMS, targets=TARGETS, **how)
 
 
-async def _run(lab: World) -> list[RunRecord]:
-    async with lab.daemon() as context:
-        return await run_job(_job(lab), new_run(), context)
+@asynccontextmanager
+async def _daemon(lab: World) -> AsyncIterator[Context]:
+    """Provide a daemon that has just started, with the state directory of the one before."""
+    file = lab.lab.directory.with_suffix(".maps")
+    async with open_maps(file, MAPS, clock) as maps, lab.daemon() as context:
+        yield replace(context, maps=maps)
 
 
-def _disappointments(records: list[RunRecord], standing: dict[Place, Point]) -> list[str]:
+async def _run(lab: World, phase: Phase) -> list[RunRecord]:
+    async with _daemon(lab) as context:
+        return await run_job(_job(lab, phase), new_run(), context)
+
+
+def _disappointments(records: list[RunRecord], standing: Evidence) -> list[str]:
     """Return what a run after a strike should have done better."""
     found = []
-    known = {(place[0], point.pool) for place, point in standing.items()}
+    known = {(place[0], point.pool) for place, point in standing.points.items()}
     for record in records:
         what = f"{record.vm_name} to {record.target}"
         if record.error is not None:
@@ -204,50 +210,3 @@ def _disappointments(records: list[RunRecord], standing: dict[Place, Point]) -> 
     if len(records) != len(VMS) * len(TARGETS):
         found.append(f"{len(records)} records instead of {len(VMS) * len(TARGETS)}")
     return found
-
-
-async def _points(lab: World) -> dict[Place, Point]:
-    """Return the newest restore point of every VM on every target, with what it holds."""
-    found: dict[Place, Point] = {}
-    for pool in ("dr", "prod"):
-        for mark in await lab.points(pool):  # newest first
-            place = (mark["stream"]["vm"], mark["stream"]["sr"])
-            if place not in found:
-                hashes = await lab.hashes(pool, mark["self"])
-                found[place] = Point(pool, mark["self"], mark["snapshot"], hashes)
-    return found
-
-
-async def _broken(lab: World, before: dict[Place, Point]) -> list[str]:
-    """Return which restore points are not what they were, with nothing newer in their place."""
-    now = await _points(lab)
-    found = []
-    for place, point in before.items():
-        present = now.get(place)
-        if present is None:
-            found.append(f"restore point {point.uuid} of pool {point.pool} is gone")
-        elif present.uuid == point.uuid and present.hashes != point.hashes:
-            found.append(f"restore point {point.uuid} of pool {point.pool} holds something else")
-    return found
-
-
-async def _unequal(lab: World) -> list[str]:
-    """Return which newest restore points differ from their source snapshots."""
-    points = await _points(lab)
-    prod = lab.described("prod")
-
-    def compare() -> list[str]:
-        found = []
-        with login(prod) as source:
-            for point in points.values():
-                there = lab.described(point.pool)
-                with login(there) as target:
-                    theirs = disks_of(prod, source, point.snapshot)
-                    ours = disks_of(there, target, point.uuid)
-                try:
-                    check_equal(theirs, ours)
-                except ProofError as error:
-                    found.append(f"restore point {point.uuid}: {error}")
-        return found
-
-    return await asyncio.to_thread(compare)
