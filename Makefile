@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep sweep docs lint format lock bench-memory bench-lab bench-relay bench-delta bench-wan bench-fanout clean
+.PHONY: setup demo strangers test test-sweep sweep docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout clean
 
 setup: .venv/ready
 
@@ -72,6 +72,10 @@ lock:
 # Peak memory of the daemon while it moves an 8 GiB disk that is full of data.
 bench-memory: setup
 	$(BIN)/python -m tests.bench.memory
+
+# Peak memory of the daemon with 64 disks at once, under small and large budgets. VMS=4 for 16 disks.
+bench-disks: setup
+	$(BIN)/python -m tests.bench.disks $(if $(VMS),--vms $(VMS))
 
 # What the lab itself costs, against its goals: streams, NBD, a thousand VMs.
 bench-lab: setup

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.readers import LETTER, StringReader
+from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import Branch, FanOut
 from xorepd.data.reader import Piece, Reader
 from xorepd.data.rest import Rest
 from xorepd.errors import StreamCut
+from xorepd.units import MiB
 
 DISKS = st.text("AB-", min_size=1, max_size=40)
 PAUSES = st.lists(st.integers(0, 9), max_size=40)
@@ -27,6 +29,7 @@ LEAVING = st.none() | st.integers(0, 40)
     step=st.sampled_from([30, 70, LETTER]),
     branches=st.lists(st.tuples(PAUSES, LEAVING), min_size=1, max_size=4),
     window=st.sampled_from([1, 150, 400]),
+    memory=st.sampled_from([1, 64 * MiB]),
     patience=st.sampled_from([0.0, float("inf")]),
     fails_at=st.none() | st.integers(0, 40),
 )
@@ -36,6 +39,7 @@ def test_content_is_equal_whoever_is_slow_or_leaves(
     step: int,
     branches: list[tuple[list[int], int | None]],
     window: int,
+    memory: int,
     patience: float,
     fails_at: int | None,
 ) -> None:
@@ -43,7 +47,7 @@ def test_content_is_equal_whoever_is_slow_or_leaves(
     opened = 0
 
     @asynccontextmanager
-    async def open_reader() -> AsyncIterator[Reader]:
+    async def open_reader(holding: Holding) -> AsyncIterator[Reader]:
         nonlocal opened
         opened += 1
         yield StringReader(disk, step) if fails_at is None else Cut(disk, step, fails_at)
@@ -72,8 +76,8 @@ def test_content_is_equal_whoever_is_slow_or_leaves(
         return taken
 
     async def run() -> list[bytes | BaseException | None]:
-        fan = FanOut(open_reader, window=window, patience_s=patience)
-        made = [fan.attach() for _ in branches]
+        fan = FanOut(open_reader, Budget(memory), window=window, patience_s=patience)
+        made = [fan.attach(Holding(fan.budget)) for _ in branches]
         pump = asyncio.get_running_loop().create_task(fan.run(), name="pump")
         for branch in made:
             branch.open_rest = open_rest

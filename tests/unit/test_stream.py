@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import ssl
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -314,3 +316,22 @@ def test_what_nobody_asked_for_stays_in_the_kernel(run: Run) -> None:
             assert (bytes(buffer), stream.waiting) == (b"2" * 4096, 0)
 
     run(body())
+
+
+def test_a_closed_connection_leaves_no_tls_for_the_garbage_collector(run: Run) -> None:
+    async def body() -> None:
+        async with peer(sends(DATA), tls=True) as stream:
+            transport = stream._transport
+            assert transport is not None
+            tls = weakref.ref(transport.get_extra_info("ssl_object"))
+            del transport
+            await stream.read_into(memoryview(bytearray(len(DATA))))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert tls() is None
+
+    gc.disable()
+    try:
+        run(body())
+    finally:
+        gc.enable()

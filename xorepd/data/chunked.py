@@ -105,6 +105,7 @@ class ChunkedWriter:
     async def close(self) -> None:
         """Give up the segment that is open, if any."""
         await self._open.aclose()
+        self._batch = memoryview(b"")
 
     async def _put(self, head: bytes, data: memoryview) -> None:
         """Send a chunk, or keep a small one until there are more."""

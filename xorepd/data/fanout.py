@@ -5,9 +5,14 @@
 
 A queue holds `WINDOW` bytes. A piece is copied once, and the queues share the copy. While all
 queues are full the pump waits, and so the reader does. While one is full and another branch has
-nothing to do, the slow branch holds up the other. Streams stop for a moment here and there, so that
-may last `PATIENCE_S`, and a twentieth of the time that the read has taken. Then the slow branch is
-detached. It goes on behind what it has in its queue with a reader of its own.
+nothing to do, the slow branch holds up the other. The queues get longer then, as long as there is
+memory. Streams stop for a moment here and there, so the rest may last `PATIENCE_S`, and a twentieth
+of the time that the read has taken. Then the slow branch is detached. It goes on behind what it has
+in its queue with a reader of its own.
+
+The memory for all of it is taken before the reader is opened, as one: what every branch needs by
+itself, and what the shared reader needs. A branch that has no reader of its own has room for its
+queue instead. So nobody who is waited for here waits for memory.
 """
 
 from __future__ import annotations
@@ -15,15 +20,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, closing
 
+from xorepd.data.budget import CARRYING, READING, Budget, Holding, Window
 from xorepd.data.reader import Piece, Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.units import MiB
 
-WINDOW = 4 * MiB
-"""Bytes that one branch may be behind: what a connection of 1 Gbit/s moves in 30 ms."""
+PIECE = 1 * MiB
+"""No reader gives more at once."""
+
+WINDOW = READING - PIECE
+"""Bytes that one branch may be behind: with the piece that comes on top, what a reader needs."""
+
+LARGEST_WINDOW = 16 * MiB
+"""The same where there is memory: what a connection of 1 Gbit/s moves in 130 ms."""
 
 PATIENCE_S = 0.25
 """Seconds for which slow branches may hold up the others at the beginning of a read."""
@@ -35,7 +47,8 @@ it covers the seconds that a pool takes to confirm it."""
 MOST_S = 5.0
 """Where it ends growing: a target that hangs costs the others no more."""
 
-OpenReader = Callable[[], AbstractAsyncContextManager[Reader]]
+OpenReader = Callable[[Holding], AbstractAsyncContextManager[Reader]]
+"""Open the shared reader, which reads ahead in this memory."""
 OpenRest = Callable[[Reader, int], AbstractAsyncContextManager[Reader]]
 """Open what a reader would still give from an offset on."""
 
@@ -43,8 +56,9 @@ OpenRest = Callable[[Reader, int], AbstractAsyncContextManager[Reader]]
 class Branch:
     """A `Reader` that gives what the shared one does; made by `FanOut.attach`."""
 
-    def __init__(self, fan: FanOut) -> None:
+    def __init__(self, fan: FanOut, holding: Holding) -> None:
         self._fan = fan
+        self.holding = holding
         self.open_rest: OpenRest | None = None
         """What it goes on with when it is detached; set before it is read."""
         self._queue: deque[tuple[int, bytes]] = deque()
@@ -121,24 +135,31 @@ class Branch:
         self._fan.stir()
 
 
+def most_branches(budget: Budget) -> int:
+    """Return how many one shared read may have: what they need is had at once or never."""
+    return (budget.size - READING) // CARRYING
+
+
 class FanOut:
     """One reader and its branches.
 
     Args:
         open_reader: opened by `run`.
+        budget: where the memory comes from, that of the branches too.
         on_slow: told of a branch that was detached.
     """
 
     def __init__(
         self,
         open_reader: OpenReader,
+        budget: Budget,
         *,
         on_slow: Callable[[Branch], None] = lambda branch: None,
         window: int = WINDOW,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._open_reader, self._on_slow = open_reader, on_slow
-        self._window, self._patience_s = window, patience_s
+        self._open_reader, self.budget, self._on_slow = open_reader, budget, on_slow
+        self._first_window, self._patience_s = window, patience_s
         self._branches: list[Branch] = []
         self._stirred, self._opened = asyncio.Event(), asyncio.Event()
         self._reader: Reader | None = None
@@ -152,9 +173,13 @@ class FanOut:
     async def opened(self) -> None:
         await self._opened.wait()
 
-    def attach(self) -> Branch:
-        """Return one more branch; `run` has not begun yet."""
-        branch = Branch(self)
+    def attach(self, holding: Holding) -> Branch:
+        """Return one more branch; `run` has not begun yet.
+
+        Args:
+            holding: has what the branch needs once the reader is open.
+        """
+        branch = Branch(self, holding)
         self._branches.append(branch)
         return branch
 
@@ -173,18 +198,13 @@ class FanOut:
         """
         failure: Exception | None = DataError("the reading that several targets shared was ended")
         try:
-            async with self._open_reader() as reader:
-                self._reader = reader
-                self._opened.set()
-                patience = Patience(self._patience_s, asyncio.get_running_loop().time())
-                async with aclosing(reader.pieces()) as pieces:
-                    async for offset, data in pieces:
-                        await self._room(patience)
-                        if not self.attached:
-                            return
-                        copy = bytes(data)
-                        for branch in self.attached:
-                            branch.give(offset, copy)
+            with self.budget.holding() as holding:
+                needs = {branch.holding: CARRYING for branch in self.attached}
+                await self.budget.take({holding: READING, **needs})
+                async with self._open_reader(holding) as reader:
+                    self._reader = reader
+                    self._opened.set()
+                    await self._pump(reader, holding)
             failure = None
         except Exception as error:
             failure = error
@@ -193,20 +213,38 @@ class FanOut:
                 branch.part(failure=failure, has_all=failure is None)
             self._opened.set()
 
-    async def _room(self, patience: Patience) -> None:
+    async def _pump(self, reader: Reader, holding: Holding) -> None:
+        patience = Patience(self._patience_s, asyncio.get_running_loop().time())
+        with closing(Window(holding, self._first_window, LARGEST_WINDOW)) as window:
+            async with aclosing(reader.pieces()) as pieces:
+                async for offset, data in pieces:
+                    await self._room(window, patience)
+                    if not self.attached:
+                        return
+                    copy = bytes(data)
+                    for branch in self.attached:
+                        branch.give(offset, copy)
+
+    async def _room(self, window: Window, patience: Patience) -> None:
         """Wait until every attached branch can take a piece, or is no longer attached."""
         loop = asyncio.get_running_loop()
-        while full := [branch for branch in self.attached if branch.backlog >= self._window]:
+        behind = max(branch.backlog for branch in self._branches)
+        if behind <= window.size // 2:
+            window.narrow(PIECE)
+        window.fit(behind)
+        while full := [branch for branch in self.attached if branch.backlog >= window.size]:
             self._stirred.clear()
             if not any(branch.is_waiting for branch in self.attached):
                 await self._stirred.wait()
+                continue
+            if window.widen(PIECE):
                 continue
             try:
                 async with asyncio.timeout(patience.left(loop.time())):
                     await self._stirred.wait()
             except TimeoutError:
                 for branch in full:
-                    if branch.is_attached and branch.backlog >= self._window:
+                    if branch.is_attached and branch.backlog >= window.size:
                         branch.part()
                         self._on_slow(branch)
             patience.spend(loop.time())

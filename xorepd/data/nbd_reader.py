@@ -1,8 +1,10 @@
 """Reader: any extents of a disk over NBD, from as many connections as it is given.
 
 Requests go out in the order of the disk, round the connections, and are taken in that order. What a
-server sends ahead of us waits in the socket's own buffer; so reading ahead takes no memory of ours
-and needs no worker: how far ahead is a number, and it grows while we are the ones who wait.
+server sends ahead of us waits in the socket's own buffer; so reading ahead takes no buffer of ours
+and needs no worker: how far ahead is a number. It grows while we are the ones who wait, as far as
+the daemon's memory goes, and shrinks while we never wait. What is in sockets counts as memory: the
+kernel charges it to the daemon's control group.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
+from copy import copy
 from itertools import cycle, islice
 
 import structlog
 
+from xorepd.data.budget import Holding, Window
 from xorepd.data.nbd import NbdConnection, NbdExport, open_nbd
 from xorepd.data.reader import Piece
 from xorepd.errors import DataError, ProtocolViolation
@@ -34,9 +38,11 @@ log = structlog.get_logger(__name__)
 PIECE = 1 * MiB
 """Largest read: beyond it nothing gets cheaper (`make bench-relay`)."""
 FIRST_WINDOW = 2 * MiB
-"""Bytes under way for each connection at the beginning."""
+"""Bytes under way at the beginning, on all connections of a disk together."""
 LARGEST_WINDOW = 16 * MiB
 """Bytes under way for each connection at most: they cover 1 Gbit/s at 130 ms."""
+EASY = 8
+"""The window shrinks by a piece when so many times its size has come without our waiting for it."""
 MOST_READS = 256
 """Reads under way for each connection at most: their requests fit into any socket."""
 TRIES, PAUSE_S = 5, 1.0
@@ -56,8 +62,9 @@ class NbdReader:
         virtual_size: int,
         extents: Iterable[Extent],
         what: str,
+        holding: Holding | None = None,
     ) -> None:
-        self._open, self._what = open_connections, what
+        self._open, self._what, self._holding = open_connections, what, holding
         self._virtual_size, self._extents = virtual_size, extents
         self._stack = AsyncExitStack()
         self._connections: Sequence[NbdConnection] = ()
@@ -99,54 +106,59 @@ class NbdReader:
         asked: deque[Extent] = deque()
         buffer = memoryview(bytearray(PIECE))
         tries = 0
-        while True:
-            try:
-                if tries:
-                    await self.connect()
-                ahead = _Ahead(self._connections)
-                await ahead.ask(asked)  # what broken connections owed us
-                while True:
-                    if ahead.has_room:
-                        more = list(ahead.fill(requests))
-                        asked.extend(more)
-                        await ahead.ask(more)
-                    if not asked:
-                        return
-                    part = asked[0]
-                    data = buffer[: part.length]
-                    await ahead.take(data)
-                    asked.popleft()
-                    tries = 0
-                    yield part.offset, data
-            except DataError as error:
-                tries += 1
-                if tries >= TRIES:
-                    raise
-                self.reconnects += 1
-                log.warning("nbd.reconnecting", what=self._what, error=str(error), tries=tries)
-                await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
+        largest = LARGEST_WINDOW * len(self._connections)
+        with closing(Window(self._holding, FIRST_WINDOW, largest)) as window:
+            while True:
+                try:
+                    if tries:
+                        await self.connect()
+                    ahead = _Ahead(self._connections, window)
+                    await ahead.ask(asked)  # what broken connections owed us
+                    while True:
+                        if ahead.has_room:
+                            more = list(ahead.fill(requests))
+                            asked.extend(more)
+                            await ahead.ask(more)
+                        if not asked:
+                            return
+                        part = asked[0]
+                        data = buffer[: part.length]
+                        await ahead.take(data)
+                        asked.popleft()
+                        tries = 0
+                        yield part.offset, data
+                except DataError as error:
+                    tries += 1
+                    if tries >= TRIES:
+                        raise
+                    self.reconnects += 1
+                    log.warning("nbd.reconnecting", what=self._what, error=str(error), tries=tries)
+                    await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
 
 
 class _Ahead:
     """The reads under way on some connections: a window of bytes, which grows while we wait."""
 
-    def __init__(self, connections: Sequence[NbdConnection]) -> None:
+    def __init__(self, connections: Sequence[NbdConnection], window: Window) -> None:
         self._connections = connections
         self._turns = cycle(connections)
         self._owners: deque[NbdConnection] = deque()
-        self._window = FIRST_WINDOW * len(connections)
+        self._window = window
         self._under_way = 0
+        self._easily = 0
+        """Bytes that came since we last waited for any."""
 
     @property
     def has_room(self) -> bool:
         """Whether it is time to ask for more: not for each read, but for many together."""
         reads = MOST_READS * len(self._connections)
-        return self._under_way <= self._window // 2 and len(self._owners) <= reads // 2
+        return self._under_way <= self._window.size // 2 and len(self._owners) <= reads // 2
 
     def fill(self, requests: Iterator[Extent]) -> Iterator[Extent]:
         """Take from some requests what may be asked for now."""
+        self._window.fit(self._under_way)
         size, reads = self._under_way, len(self._owners)
-        while size < self._window and reads < MOST_READS * len(self._connections):
+        while size < self._window.size and reads < MOST_READS * len(self._connections):
             request = next(requests, None)
             if request is None:
                 return
@@ -166,15 +178,25 @@ class _Ahead:
     async def take(self, target: memoryview) -> None:
         """Wait for the oldest read."""
         owner = self._owners.popleft()
-        if owner.is_behind and self._window < LARGEST_WINDOW * len(self._connections):
-            self._window += PIECE
+        if owner.is_behind:
+            self._easily = 0
+            self._window.widen(PIECE)
+        else:
+            self._easily += len(target)
+            if self._easily > EASY * self._window.size:
+                self._easily = 0
+                self._window.narrow(PIECE)
         await owner.take(target)
         self._under_way -= len(target)
 
 
 @asynccontextmanager
 async def open_nbd_reader(
-    open_connections: OpenConnections, virtual_size: int, extents: Iterable[Extent], what: str
+    open_connections: OpenConnections,
+    virtual_size: int,
+    extents: Iterable[Extent],
+    what: str,
+    holding: Holding | None = None,
 ) -> AsyncIterator[NbdReader]:
     """Open a disk for reading some extents of it.
 
@@ -183,11 +205,12 @@ async def open_nbd_reader(
         virtual_size: what the pool says the disk has; the export may be rounded up.
         extents: sorted, disjoint, multiples of 512 bytes.
         what: the disk, for messages.
+        holding: what reading ahead takes its memory from; None lets it take what it likes.
 
     Raises:
         DataError: the disk is not served over NBD at this moment.
     """
-    reader = NbdReader(open_connections, virtual_size, extents, what)
+    reader = NbdReader(open_connections, virtual_size, extents, what, holding)
     try:
         await reader.connect()
         yield reader
@@ -206,6 +229,14 @@ class NbdBudget:
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(per_host)
         )
+        self.holding: Holding | None = None
+        """What reading ahead takes its memory from; None: what it likes."""
+
+    def within(self, holding: Holding) -> NbdBudget:
+        """Return the same connections, for a disk that has this memory."""
+        mine = copy(self)
+        mine.holding = holding
+        return mine
 
     @asynccontextmanager
     async def connections(

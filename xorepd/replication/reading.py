@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
+from xorepd.data.budget import CARRYING, Holding
 from xorepd.data.reader import Reader
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
@@ -56,10 +57,10 @@ async def open_shared(
     key, visit = _key(disk, base), a.visit
 
     @asynccontextmanager
-    async def begin() -> AsyncIterator[Reader]:
+    async def begin(holding: Holding) -> AsyncIterator[Reader]:
         # Others depend on it, so it does not end with the lease or the tasks of this run.
         task_owner.set(owner_of_shared(a.stream))
-        of_all = replace(a, source=a.source.unguarded())
+        of_all = replace(a.within(holding), source=a.source.unguarded())
         with a.source_vm.lending(str(a.stream)):
             async with open_source(of_all, disk, base, facts, what) as (reader, choice):
                 visit.choices[key] = choice
@@ -69,7 +70,7 @@ async def open_shared(
         road = visit.choices[key].road
         return open_rest(a, disk, base, facts, road, reader.extents, start, what)
 
-    async with visit.reads.join(a.place, key, begin) as branch:
+    async with visit.reads.join(a.place, key, a.memory, begin) as branch:
         if branch is not None:
             branch.open_rest = go_on
             try:
@@ -77,6 +78,7 @@ async def open_shared(
             finally:
                 progress.shared_bytes += branch.shared_bytes
             return
+        await a.memory.take(CARRYING)
         async with open_source(a, disk, base, facts, what) as opened:
             yield opened
 

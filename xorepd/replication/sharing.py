@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from xorepd.data.fanout import Branch, FanOut, OpenReader
+from xorepd.data.budget import Budget, Holding
+from xorepd.data.fanout import Branch, FanOut, OpenReader, most_branches
 from xorepd.errors import XorepdError
 from xorepd.replication.meeting import Meeting
 
@@ -41,15 +42,23 @@ class SharedReads:
         places: who may come.
         late: who is not waited for; one whose branch was too slow is added.
         group: owns the tasks that read.
+        budget: where their memory comes from.
     """
 
     def __init__(
-        self, places: Iterable[str], late: set[str], patience_s: float, group: asyncio.TaskGroup
+        self,
+        places: Iterable[str],
+        late: set[str],
+        patience_s: float,
+        group: asyncio.TaskGroup,
+        budget: Budget,
     ) -> None:
         self._late, self._patience_s, self._group = late, patience_s, group
+        self._budget = budget
         self._before = Meeting(places, late, patience_s)
         self._wanting: defaultdict[Key, set[str]] = defaultdict(set)
         self._meetings: dict[Key, Meeting] = {}
+        self._holdings: dict[tuple[Key, str], Holding] = {}
         self._shared: dict[Key, _Shared] = {}
 
     async def announce(self, place: str, keys: Iterable[Key]) -> None:
@@ -61,14 +70,17 @@ class SharedReads:
 
     @asynccontextmanager
     async def join(
-        self, place: str, key: Key, open_reader: OpenReader
+        self, place: str, key: Key, holding: Holding, open_reader: OpenReader
     ) -> AsyncIterator[Branch | None]:
         """Give a branch of a shared read; None where there is nobody to share it with.
 
         Args:
+            holding: of the disk. It holds nothing before, and with a branch what the disk needs:
+                whoever waits at a meeting keeps nobody from memory.
             open_reader: how it is opened, if nobody has done so yet. It must not hang on what
                 becomes of `place`.
         """
+        self._holdings[key, place] = holding
         shared = await self._shared_read(place, key, open_reader)
         if shared is None:
             yield None
@@ -104,7 +116,7 @@ class SharedReads:
         if not await meeting.arrive(place):
             return None
         if key not in self._shared:
-            if len(meeting.present) < 2:
+            if min(len(meeting.present), most_branches(self._budget)) < 2:
                 return None
             self._shared[key] = self._begin(key, meeting.present, open_reader)
         shared = self._shared[key]
@@ -117,8 +129,9 @@ class SharedReads:
                     log.info("read.parted", disk=key[0], slow=place)
                     self._late.add(place)
 
-        fan = FanOut(open_reader, on_slow=note_slow)
-        branches = {place: fan.attach() for place in places}
+        fan = FanOut(open_reader, self._budget, on_slow=note_slow)
+        together = sorted(places)[: most_branches(self._budget)]
+        branches = {place: fan.attach(self._holdings[key, place]) for place in together}
         pump = self._group.create_task(fan.run(), name=f"shared read of {key[0]}")
         return _Shared(fan, branches, pump)
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from xorepd.data.budget import Budget
 from xorepd.errors import Refused
 from xorepd.replication.inventory import Group
 from xorepd.replication.markers import Stream
@@ -68,6 +69,11 @@ class SourceVm:
         return bool(self._readers)
 
     @property
+    def read_for(self) -> set[str]:
+        """UUIDs of the SRs for which a snapshot is being read."""
+        return set(self._readers)
+
+    @property
     def busy(self) -> set[str]:
         """UUIDs of the SRs for which a run is under way."""
         return {sr for sr, turn in self.turns.items() if turn.locked()}
@@ -80,6 +86,7 @@ class Visit:
         places: names of the targets that may come.
         late: targets that nobody waits for any more; shared by the visits of a run.
         group: owns what the targets have in common and goes on without any one of them.
+        budget: where the memory of shared reads comes from.
     """
 
     def __init__(
@@ -87,10 +94,11 @@ class Visit:
         places: Collection[str],
         late: set[str],
         group: asyncio.TaskGroup,
+        budget: Budget,
         patience_s: float = JOIN_S,
     ) -> None:
         self.before_snapshot = Meeting(places, late, patience_s)
-        self.reads = SharedReads(places, late, patience_s, group)
+        self.reads = SharedReads(places, late, patience_s, group, budget)
         self.facts: dict[Key, Facts] = {}
         """What the source pool offers for each disk."""
         self.asking: defaultdict[Key, asyncio.Lock] = defaultdict(asyncio.Lock)

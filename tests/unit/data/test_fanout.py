@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
 from tests.unit.data.readers import LETTER, StringReader
+from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import MOST_S, SHARE, Branch, FanOut, Patience
 from xorepd.data.reader import Piece, Reader
 from xorepd.data.rest import Rest
 from xorepd.errors import DataError, StreamCut
 
 NEVER = float("inf")
+TIGHT = 1
+"""Bytes of a budget that is enough for one shared read, because it is alone, and for no more."""
 
 
 class Source:
@@ -23,7 +26,7 @@ class Source:
         self.readers: list[StringReader] = []
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Reader]:
+    async def open(self, holding: Holding | None = None) -> AsyncIterator[Reader]:
         reader = StringReader(self.disk)
         self.readers.append(reader)
         yield reader if self.fails_after is None else Failing(reader, self.fails_after)
@@ -54,12 +57,21 @@ class Failing:
                 yield piece
 
 
-def fan_of(source: Source, *, window: int = 2 * LETTER, patience_s: float = NEVER) -> FanOut:
-    return FanOut(source.open, window=window, patience_s=patience_s)
+def fan_of(
+    source: Source,
+    *,
+    window: int = 2 * LETTER,
+    patience_s: float = NEVER,
+    on_slow: Callable[[Branch], None] = lambda branch: None,
+    memory: int = TIGHT,
+) -> FanOut:
+    return FanOut(
+        source.open, Budget(memory), window=window, patience_s=patience_s, on_slow=on_slow
+    )
 
 
 def branch_of(fan: FanOut, source: Source) -> Branch:
-    branch = fan.attach()
+    branch = fan.attach(Holding(fan.budget))
     branch.open_rest = source.open_rest
     return branch
 
@@ -127,7 +139,7 @@ async def test_reader_waits_while_all_branches_are_full() -> None:
 async def test_slow_branch_is_detached_and_goes_on_with_a_reader_of_its_own() -> None:
     source = Source("ABC-DEFGH")
     slow_ones: list[Branch] = []
-    fan = FanOut(source.open, window=2 * LETTER, patience_s=0, on_slow=slow_ones.append)
+    fan = fan_of(source, patience_s=0, on_slow=slow_ones.append)
     fast, slow = Taker(branch_of(fan, source)), Taker(branch_of(fan, source), lets=0)
 
     async with asyncio.TaskGroup() as group:
@@ -176,12 +188,12 @@ async def test_failure_of_the_reader_is_that_of_every_branch() -> None:
 
 async def test_failure_to_open_is_told_to_those_who_wait_for_it() -> None:
     @asynccontextmanager
-    async def closed() -> AsyncIterator[Reader]:
+    async def closed(holding: Holding) -> AsyncIterator[Reader]:
         raise StreamCut("disk", 0)
         yield StringReader("")
 
-    fan = FanOut(closed)
-    branch = fan.attach()
+    fan = FanOut(closed, Budget())
+    branch = fan.attach(Holding(fan.budget))
     await fan.run()
 
     with pytest.raises(StreamCut):
