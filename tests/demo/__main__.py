@@ -102,11 +102,17 @@ def tell(stage: Stage) -> None:
 
 
 def expect_small(record: dict[str, Any]) -> None:
-    """Check that each disk was read over NBD and sent what changed, in 64 KiB, and no more."""
+    """Check that each disk was read over NBD, and what changed was sent in 64 KiB, and no more.
+
+    What a guest has written as it was counts as changed, and the target has it already.
+    """
     for disk in record["disks"]:
         expect(disk["reader"] == "nbd-changes", f"disk {disk['device']}: {disk['reader_reason']}")
         sent, changed = disk["sent_bytes"], disk["changed_bytes"]
-        expect(sent == changed, f"disk {disk['device']}: {sent} bytes sent, {changed} changed")
+        expect(
+            sent + disk["unchanged_bytes"] == changed,
+            f"disk {disk['device']}: {sent} bytes sent, {changed} changed",
+        )
 
 
 def introduce(stage: Stage) -> None:

@@ -5,8 +5,9 @@
     target ─► fingerprints of 64 KiB ─► queue ─╯
 
 What differs is read once more when it is sent. So its size is known before the first byte leaves,
-no import stands open while long equal stretches go by, and it travels like any other delta. A unit
-that neither side gives is zero on both. Memory: the map, one bit for 64 KiB of disk.
+no import stands open while long equal stretches go by, and it travels like any other delta. That
+holds for each window of a long comparison (`replication/resync`). A unit that neither side gives is
+zero on both. Memory: the map, one bit for 64 KiB of disk.
 
 The fingerprints have a seed of their own each time: nobody can prepare data that looks unchanged.
 """

@@ -41,6 +41,33 @@ class Sieve:
             self._wanted = next(self._rest, None)
 
 
+class Remaining:
+    """Some extents from an offset on, without the units that were left out; iterable as often.
+
+    Args:
+        extents: sorted, disjoint.
+        start: what lies below it does not count.
+        without: units of 64 KiB.
+    """
+
+    def __init__(self, extents: Iterable[Extent], start: int, without: BlockMap) -> None:
+        self._extents, self._start, self._without = extents, start, without
+
+    def __iter__(self) -> Iterator[Extent]:
+        size = self._without.block_size
+        for extent in self._extents:
+            begin = at = max(extent.offset, self._start)
+            while at < extent.end:
+                end = min((at // size + 1) * size, extent.end)
+                if self._without.has(at // size):
+                    if begin < at:
+                        yield Extent(begin, at - begin)
+                    begin = end
+                at = end
+            if begin < extent.end:
+                yield Extent(begin, extent.end - begin)
+
+
 class Narrowed:
     """What another reader gives of some blocks; all of it is read all the same.
 

@@ -33,13 +33,23 @@ EXTENTS_THERE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What of a disk is read back."""
+
+    extents: Iterable[Extent]
+    digest: Digest
+    """Of these extents, as they were read at the source."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sent:
     target: Target | None
     """Where it was written; None where nothing had to be."""
-    sample: Iterable[Extent]
-    """What of it is read back."""
-    digest: Digest
-    """Of the sample, as it was sent."""
+    whole: Sample
+    """Of all that the staging disk has to hold."""
+    written: Sample
+    """The part of it that was written: an export of what a clone does not share with its origin
+    holds nothing else."""
 
 
 async def choose_sample(
@@ -68,14 +78,17 @@ async def check(a: Assignment, plan: DiskPlan, staged: Staged, sent: Sent) -> No
     Raises:
         DigestMismatch: it is not what was sent.
     """
-    if not any(True for _ in sent.sample):
+    if not any(True for _ in sent.whole.extents):
         return
     what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
+    sample = sent.written
     found = await _read_there(a, sent)
     if found is None:
-        async with _open_staged(a, plan, staged, sent.sample, f"{what}, check") as reader:
-            found = (await read_back(reader, sent.sample)).hexdigest()
-    expected = sent.digest.hexdigest()
+        opening = _open_staged(a, plan, staged, sent.whole.extents, f"{what}, check")
+        async with opening as (reader, is_whole):
+            sample = sent.whole if is_whole else sent.written
+            found = (await read_back(reader, sample.extents)).hexdigest()
+    expected = sample.digest.hexdigest()
     if found != expected:
         await staged.confirmations.revoke()
         raise DigestMismatch(what, expected, found)
@@ -85,8 +98,8 @@ async def _read_there(a: Assignment, sent: Sent) -> str | None:
     """Return what the transport reads back at the target, or None where it cannot."""
     if sent.target is None or not isinstance(a.transport, Verifier):
         return None
-    extents = list(islice(sent.sample, EXTENTS_THERE + 1))
-    if len(extents) > EXTENTS_THERE:
+    extents = list(islice(sent.written.extents, EXTENTS_THERE + 1))
+    if not 0 < len(extents) <= EXTENTS_THERE:
         return None
     try:
         return await a.transport.digest(sent.target, extents)
@@ -98,8 +111,11 @@ async def _read_there(a: Assignment, sent: Sent) -> str | None:
 @asynccontextmanager
 async def _open_staged(
     a: Assignment, plan: DiskPlan, staged: Staged, sample: Iterable[Extent], what: str
-) -> AsyncIterator[Reader]:
-    """Open a staging disk for reading back: over NBD if possible, else as it is exported."""
+) -> AsyncIterator[tuple[Reader, bool]]:
+    """Open a staging disk for reading back: over NBD if possible, else as it is exported.
+
+    With it comes whether it gives also what the disk shares with its origin.
+    """
     await a.target.refresh()
     disk = a.target.cache.vdis.get(staged.ref)
     if disk is None:
@@ -115,14 +131,14 @@ async def _open_staged(
             except DataError as error:
                 log.warning("road.closed", what=what, road="nbd", reason=str(error))
             else:
-                yield reader
+                yield reader, True
                 return
         door = a.target_door()
         if is_vhd(disk, a.target.cache.srs.get(a.sr.ref, a.sr)):
             onto = None if isinstance(plan.how, Full) else VdiUuid(plan.how.onto)
             export = open_export(door, disk.uuid, base=onto, what=what)
             reader = await stack.enter_async_context(export)
+            yield reader, onto is None
         else:
             raw = open_raw(door, disk.uuid, disk.virtual_size, what=what)
-            reader = await stack.enter_async_context(raw)
-        yield reader
+            yield await stack.enter_async_context(raw), True

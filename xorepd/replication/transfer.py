@@ -9,18 +9,21 @@ import structlog
 
 from xorepd.config.models import Verify
 from xorepd.data.blocks import size_of
+from xorepd.data.budget import CARRYING, COMPARING
 from xorepd.data.digest import Digest, Observed
+from xorepd.data.reader import Reader
 from xorepd.data.rest import go_on
-from xorepd.errors import DataError, ObjectGone, StreamCut, TransportFailed
+from xorepd.errors import DataError, DigestMismatch, ObjectGone, StreamCut, TransportFailed
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
-from xorepd.replication.check import Sent, check, choose_sample
+from xorepd.replication.check import Sample, Sent, check, choose_sample
 from xorepd.replication.confirming import Confirming
 from xorepd.replication.inventory import Group
+from xorepd.replication.mapping import DiskMap, open_map, retain_maps
 from xorepd.replication.plan import Delta, Full, Resync, ResyncReason
 from xorepd.replication.reading import announce_reads, known_facts, open_shared
-from xorepd.replication.resync import compare_sides, told_by
-from xorepd.replication.roads import open_source
+from xorepd.replication.resync import Comparison, told_by
+from xorepd.replication.roads import Facts, open_source
 from xorepd.replication.staging import (
     DiskPlan,
     Staged,
@@ -41,6 +44,12 @@ UNCHANGED = "unchanged"
 TRIES, PAUSE_S = 4, 1.0
 """How often a stream that breaks in one place is begun there, and the pause before the second time:
 it doubles each time. What takes longer than that is left to the next run."""
+
+NOTHING = Sent(None, Sample((), Digest(())), Sample((), Digest(())))
+"""There is nothing to read back, or it has been."""
+
+MEMORY = "memory"
+"""What a disk waits for while others have what `[daemon] memory` allows."""
 
 WRITE_S = 10.0
 """Longest wait for an offset to be written on the way out."""
@@ -68,15 +77,26 @@ async def transfer_disks(a: Assignment, snapshot: Group, plans: list[DiskPlan]) 
             progress.resumed_from = progress.confirmed_to = plan.begun.start
     plain = [plan for plan in plans if not plan.begun and not isinstance(plan.how, Resync)]
     await announce_reads(a, [(plan.source.vdi, _source_base(a, plan)) for plan in plain])
+    await retain_maps(a, plans)
     turns = asyncio.Semaphore(DISKS_AT_ONCE)
 
     async def one(plan: DiskPlan) -> Staged:
+        device = plan.source.mark.device
+
+        def waits(does: bool) -> None:
+            a.progress.waits(device, MEMORY if does else "")
+            if does:
+                log.info("disk.waits", device=device, needs=MEMORY)
+
         async with turns:
             begun = plan.begun
             staged = await (take_up(a, plan, begun) if begun else stage(a, snapshot, plan))
             try:
-                sent = await _send(a, plan, staged)
-                await check(a, plan, staged, sent)
+                with a.budget.holding(waits) as memory:
+                    mine = a.within(memory)
+                    async with open_map(mine, plan) as known:
+                        sent = await _send(mine, plan, staged, known)
+                        await check(mine, plan, staged, sent)
             finally:
                 with suppress(TimeoutError):
                     await to_the_end(staged.confirmations.write(), WRITE_S)
@@ -97,21 +117,37 @@ def _first(failure: BaseException) -> BaseException:
     return failure
 
 
-async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> Sent:
+async def _send(a: Assignment, plan: DiskPlan, staged: Staged, known: DiskMap) -> Sent:
     """Carry the disk's data, and go on where the stream broke as long as that leads on.
 
     Raises:
         DataError: it broke `TRIES` times in one place, or is not to be taken up again.
     """
-    progress = a.progress.disks[plan.source.mark.device]
+    content, device = plan.source.vdi, plan.source.mark.device
+    progress = a.progress.disks[device]
+    what = f"disk {content.name_label} ({device}) of VM {a.vm.name_label}"
+    base = _source_base(a, plan)
+    facts = await known_facts(a, content, base)
+    comparison = None
+    if isinstance(plan.how, Resync) or (a.job.resync and facts.can_only_be_compared):
+        if base is not None:
+            progress.mode, progress.reason = "resync", ResyncReason.CHANGES_UNKNOWN.value
+        if a.job.verify is Verify.FULL:
+            progress.confirmed_to = 0  # also what an earlier run has sent is read back
+        start = progress.confirmed_to
+        await a.memory.take(COMPARING)  # and keep it for what is carried in between
+        comparison = Comparison(a, content, staged.ref, progress, what, known, start=start)
     tries = 0
     while True:
         start = progress.confirmed_to
         try:
-            return await _carry(a, plan, staged, start)
+            if comparison is not None:
+                return await _carry_differences(a, plan, staged, known, facts, comparison, what)
+            return await _carry(a, plan, staged, known, base, facts, start, what)
         except DataError as error:
             tries = 1 if progress.confirmed_to > start else tries + 1
-            if not a.job.resume or tries >= TRIES or isinstance(error, TransportFailed):
+            is_final = isinstance(error, TransportFailed | DigestMismatch)
+            if not a.job.resume or tries >= TRIES or is_final:
                 raise
             log.warning(
                 "disk.broke", vdi=staged.uuid, reason=str(error), confirmed=progress.confirmed_to
@@ -121,50 +157,88 @@ async def _send(a: Assignment, plan: DiskPlan, staged: Staged) -> Sent:
         progress.breaks += 1
 
 
-async def _carry(a: Assignment, plan: DiskPlan, staged: Staged, start: int) -> Sent:
-    """Carry the disk's data from its snapshot to its staging disk, from an offset on."""
+async def _carry_differences(
+    a: Assignment,
+    plan: DiskPlan,
+    staged: Staged,
+    known: DiskMap,
+    facts: Facts,
+    comparison: Comparison,
+    what: str,
+) -> Sent:
+    """Compare both sides of a disk and carry what differs, window by window."""
+    content, progress = plan.source.vdi, a.progress.disks[plan.source.mark.device]
+    await fit(a, staged, content.virtual_size)
+    while (window := await comparison.window()) is not None:
+        told, start = told_by(facts, window.found), progress.confirmed_to
+        if not told.is_unchanged:
+            if plan.begun is not None and window.start < plan.begun.start:
+                await staged.confirmations.revoke()  # it says that nothing differs here
+            sent = await _carry(
+                a, plan, staged, known, None, told, start, what, alone_to=window.end
+            )
+            await check(a, plan, staged, sent)
+        comparison.passed()
+        progress.confirmed_to = window.end
+        staged.confirmations.note(window.end)
+        await staged.confirmations.write()
+    progress.reader = progress.reader or UNCHANGED
+    return NOTHING
+
+
+async def _carry(
+    a: Assignment,
+    plan: DiskPlan,
+    staged: Staged,
+    known: DiskMap,
+    base: Vdi | None,
+    facts: Facts,
+    start: int,
+    what: str,
+    *,
+    alone_to: int = 0,
+) -> Sent:
+    """Carry the disk's data from its snapshot to its staging disk, from an offset on.
+
+    Args:
+        alone_to: where its part ends that was compared for this target alone; 0: it was not.
+    """
     content, device = plan.source.vdi, plan.source.mark.device
-    what = f"disk {content.name_label} ({device}) of VM {a.vm.name_label}"
-    base = _source_base(a, plan)
-    facts = await known_facts(a, content, base)
     progress = a.progress.disks[device]
-    is_alone = isinstance(plan.how, Resync) or (a.job.resync and facts.can_only_be_compared)
-    if is_alone:
-        if base is not None:
-            progress.mode, progress.reason = "resync", ResyncReason.CHANGES_UNKNOWN.value
-            base = None
-        await fit(a, staged, content.virtual_size)
-        below = 0 if a.job.verify is Verify.FULL else start
-        found = await compare_sides(a, content, staged.ref, below, progress, what)
-        facts, start = told_by(facts, found), 0
     if facts.is_unchanged:
         progress.reader, progress.changed_bytes = UNCHANGED, 0
         await fit(a, staged, content.virtual_size)
         staged.confirmations.note(content.virtual_size)
-        return Sent(None, (), Digest(()))
+        await known.nothing_changed(start, content.virtual_size)
+        return NOTHING
     onto = "" if isinstance(plan.how, Full) else plan.how.onto
-    target = StagingTarget(a, progress, staged.uuid, onto, staged.confirmations, what)
-    if is_alone or start or progress.breaks:
+    end = alone_to or content.virtual_size
+    target = StagingTarget(a, progress, staged.uuid, onto, staged.confirmations, what, end)
+    if alone_to or start or progress.breaks:
+        await a.memory.take(CARRYING)
         opening = open_source(a, content, base, facts, what)
     else:
         opening = open_shared(a, content, base, facts, progress, what)
     async with opening as (reader, choice):
         progress.reader, progress.reader_reason = choice.road.value, choice.reason
-        if facts.changes is not None:
+        if facts.changes is not None and not alone_to:
             progress.changed_bytes = facts.changes.size
         sample = await choose_sample(a, staged, reader.extents)
-        digest = Digest(sample)
+        digest, written = Digest(sample), Digest(() if known.is_all_sent else sample)
         rest = go_on(reader, start, sample, digest)
         planned, moved = size_of(rest.extents), progress.moved_bytes
         progress.planned_bytes = moved + planned
         sr = a.target.cache.srs.get(a.sr.ref, a.sr)
         with a.room.promise(sr, a.target.name, planned, a.job.target_reserve, what):
             await fit(a, staged, reader.virtual_size)
-            observed = Observed(rest, digest, lambda size: a.progress.moved(device, size))
-            await a.transport.carry(Confirming(observed, staged.confirmations), target)
+            passing: Reader = Observed(rest, digest, lambda size: a.progress.moved(device, size))
+            if not alone_to:  # else it has been drawn while it was compared
+                passing = known.drawn(passing, start, is_blank=isinstance(plan.how, Full))
+                passing = Observed(passing, written, lambda size: None)
+            await a.transport.carry(Confirming(passing, staged.confirmations), target)
     if progress.moved_bytes != progress.planned_bytes:
         raise StreamCut(what, progress.moved_bytes, progress.planned_bytes)
-    staged.confirmations.note(content.virtual_size)
+    staged.confirmations.note(end)
     log.info(
         "disk.transferred",
         device=device,
@@ -173,8 +247,10 @@ async def _carry(a: Assignment, plan: DiskPlan, staged: Staged, start: int) -> S
         writer=progress.writer,
         read_bytes=progress.moved_bytes,
         sent_bytes=progress.sent_bytes,
+        unchanged_bytes=known.left_out_bytes,
     )
-    return Sent(target, sample, digest)
+    whole = Sample(sample, digest)
+    return Sent(target, whole, known.written(whole, written, start, plan, is_alone=bool(alone_to)))
 
 
 def _source_base(a: Assignment, plan: DiskPlan) -> Vdi | None:

@@ -60,13 +60,17 @@ class DiskRecord:
     """What was sent to the target: zeroes are left out on a fresh disk. Known at the end."""
     shared_bytes: int = 0
     """What of `moved_bytes` came of a read that other targets shared. Known at the end."""
-
+    unchanged_bytes: int = 0
+    """What of `moved_bytes` was left out because the target holds it already, as the map of its
+    newest restore point tells. Known at the end."""
     compared_bytes: int | None = None
     """What of the source was read to find out what differs; None where nothing was compared."""
     resumed_from: int = 0
     """Offset from which this run went on with what an earlier one had begun."""
     breaks: int = 0
     """How often its stream broke and was taken up again in this run."""
+    waits_for: str = ""
+    """While running: what it needs to begin and has not got, such as `memory`."""
 
     @property
     def amplification(self) -> float | None:

@@ -67,9 +67,9 @@ class Store:
     """An open database. `run` is the only way to it."""
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, executor: ThreadPoolExecutor
+        self, path: Path, holds: str, connection: sqlite3.Connection, executor: ThreadPoolExecutor
     ) -> None:
-        self.path = path
+        self.path, self._holds = path, holds
         self._connection = connection
         self._executor = executor
 
@@ -89,18 +89,22 @@ class Store:
             except sqlite3.Error as error:
                 raise StateError(
                     f"{self.path}: {error}; if the file is damaged, stop xorepd and move it "
-                    "aside: only history is lost"
+                    f"aside: only {self._holds} is lost"
                 ) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
 
 
 @asynccontextmanager
-async def open_store(path: Path) -> AsyncIterator[Store]:
+async def open_store(
+    path: Path, migrations: Sequence[str] = MIGRATIONS, *, holds: str = "history"
+) -> AsyncIterator[Store]:
     """Open the database, making or migrating it as needed, and close it at the end.
 
     Args:
         path: The file; its directory must exist. Made with mode 0600: records name VMs and errors.
+        migrations: what makes its schema.
+        holds: what is lost with the file, for messages.
 
     Raises:
         StateError: it is no database of ours, a newer xorepd wrote it, or it cannot be opened.
@@ -108,9 +112,9 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
     loop = asyncio.get_running_loop()
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="xorepd-state")
     try:
-        connection = await loop.run_in_executor(executor, _open, path)
+        connection = await loop.run_in_executor(executor, _open, path, migrations, holds)
         try:
-            yield Store(path, connection, executor)
+            yield Store(path, holds, connection, executor)
         finally:
             # In the same queue as all work: what was begun is done before this.
             await asyncio.shield(loop.run_in_executor(executor, connection.close))
@@ -118,7 +122,7 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
         executor.shutdown(wait=False)
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, migrations: Sequence[str], holds: str) -> sqlite3.Connection:
     try:
         # SQLite would make it with the umask's mode; its -wal and -shm files copy this one's.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -126,12 +130,12 @@ def _open(path: Path) -> sqlite3.Connection:
     except (OSError, sqlite3.Error) as error:
         raise StateError(f"{path}: cannot be opened ({error}); check [daemon] state_dir") from error
     try:
-        _prepare(connection, path)
+        _prepare(connection, path, migrations, holds)
     except sqlite3.Error as error:
         connection.close()
         raise StateError(
             f"{path}: is not a usable database ({error}); move it aside, a new one is made and "
-            "only history is lost"
+            f"only {holds} is lost"
         ) from error
     except StateError:
         connection.close()
@@ -139,16 +143,18 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare(
+    connection: sqlite3.Connection, path: Path, migrations: Sequence[str], holds: str
+) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     # With WAL, NORMAL loses at most the last runs at a power cut and never damages the file.
     connection.execute("PRAGMA synchronous = NORMAL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
+    if version > len(migrations):
         raise StateError(
             f"{path}: was written by a newer xorepd (schema {version}, this one knows "
-            f"{len(MIGRATIONS)}); upgrade xorepd, or move the file aside and lose only history"
+            f"{len(migrations)}); upgrade xorepd, or move the file aside and lose only {holds}"
         )
-    for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+    for number, migration in enumerate(migrations[version:], start=version + 1):
         # executescript commits what is open before it begins: the transaction must be its own.
         connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")

@@ -1,0 +1,98 @@
+"""The tables of the maps, and what is done in them within one transaction; see `state.maps`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from secrets import randbits
+
+from xorepd.errors import StateError
+
+MIGRATIONS: Sequence[str] = (
+    """
+    CREATE TABLE secret (seed TEXT NOT NULL);
+    CREATE TABLE maps (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        stream TEXT NOT NULL,
+        content TEXT NOT NULL,
+        base INTEGER,
+        drawn_to INTEGER NOT NULL,
+        is_complete INTEGER NOT NULL,
+        drawn_at REAL NOT NULL,
+        UNIQUE (stream, content)
+    );
+    CREATE TABLE pages (place INTEGER PRIMARY KEY, units BLOB NOT NULL);
+    """,
+)
+"""`base` is another map's id; `place` is a map's id and the number of a page in it."""
+
+PAGES = 1 << 32
+"""Places of one map."""
+
+
+def check_size(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file of which a part is missing: SQLite would find that out somewhere on the way."""
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size, count = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count")
+    )
+    if path.stat().st_size < size * count:
+        raise StateError(f"{path}: a part of it is missing")
+
+
+def seed_of(connection: sqlite3.Connection) -> int:
+    """Return what the fingerprints are made with; it is drawn when the file is made."""
+    row = connection.execute("SELECT seed FROM secret").fetchone()
+    if row is not None:
+        try:
+            return int(row[0], 16)
+        except (TypeError, ValueError):
+            raise StateError("the file of the maps has no seed") from None
+    seed = randbits(64)
+    connection.execute("INSERT INTO secret VALUES (?)", (f"{seed:016x}",))
+    return seed
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return the bytes of the file that something is in."""
+    size, count, free = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_size", "page_count", "freelist_count")
+    )
+    return int(size) * (int(count) - int(free))
+
+
+def drop(connection: sqlite3.Connection, id: int) -> None:
+    """Forget a map, and those that are changes of it."""
+    for (change,) in connection.execute("SELECT id FROM maps WHERE base = ?", (id,)).fetchall():
+        drop(connection, change)
+    connection.execute("DELETE FROM maps WHERE id = ?", (id,))
+    drop_pages(connection, id)
+
+
+def drop_pages(connection: sqlite3.Connection, id: int, first: int = 0) -> None:
+    connection.execute(
+        "DELETE FROM pages WHERE place BETWEEN ? AND ?",
+        (id * PAGES + first, id * PAGES + PAGES - 1),
+    )
+
+
+def settle(connection: sqlite3.Connection, id: int, base: int) -> int | None:
+    """Put the pages of a change into its base, which becomes its map; other changes are void."""
+    content, drawn_to, drawn_at = connection.execute(
+        "SELECT content, drawn_to, drawn_at FROM maps WHERE id = ?", (id,)
+    ).fetchone()
+    connection.execute(
+        "UPDATE OR REPLACE pages SET place = place + ? WHERE place BETWEEN ? AND ?",
+        ((base - id) * PAGES, id * PAGES, id * PAGES + PAGES - 1),
+    )
+    connection.execute("DELETE FROM maps WHERE id = ?", (id,))
+    others = connection.execute("SELECT id FROM maps WHERE base = ?", (base,)).fetchall()
+    for (other,) in others:
+        drop(connection, other)
+    connection.execute(
+        "UPDATE maps SET content = ?, drawn_to = ?, drawn_at = ? WHERE id = ?",
+        (content, drawn_to, drawn_at, base),
+    )
+    return base

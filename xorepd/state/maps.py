@@ -1,0 +1,293 @@
+"""The maps of contents: fingerprints of what the newest restore points hold, to send less.
+
+    maps    one for each content: a disk of a source snapshot, for one stream
+    pages   256 units of 64 KiB each; those that a map of a change has not are its base's
+
+A map says what a snapshot's disk holds, which nothing ever changes. Which content a restore point
+has, the pools know; so a map of another content, of an older one, of another daemon's time is not
+asked for, and what is not committed on the target is not asked for either. The first who asks for
+the map of a change has its pages put into those of its base, in one transaction.
+
+Losing the file costs bytes on the way, never a replica. That no page of a change is lost by itself
+is what the transactions of SQLite are for.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from xorepd.errors import StateError
+from xorepd.state.map_tables import (
+    MIGRATIONS,
+    PAGES,
+    check_size,
+    drop,
+    drop_pages,
+    seed_of,
+    settle,
+    used_bytes,
+)
+from xorepd.state.store import Store, open_store
+
+log = structlog.get_logger(__name__)
+
+FORGOTTEN_AFTER = timedelta(days=60)
+"""Longer than the interval of any job. It is for streams that nobody replicates any more."""
+
+PAGE = 16 << 20
+"""Bytes of disk that a page is about."""
+
+SHARE = 0.9
+"""Part of the room that new maps may take: the rest is for the changes of those that are there."""
+
+
+class Map:
+    """A map that can be relied on (`data.fingerprints.Pages`)."""
+
+    def __init__(self, store: Store, id: int) -> None:
+        self._store, self.id = store, id
+
+    async def read(self, first: int, count: int) -> Mapping[int, bytes]:
+        place = self.id * PAGES + first
+
+        def work(connection: sqlite3.Connection) -> dict[int, bytes]:
+            rows = connection.execute(
+                "SELECT place, units FROM pages WHERE place BETWEEN ? AND ?",
+                (place, place + count - 1),
+            )
+            return {
+                found - self.id * PAGES: units for found, units in rows if isinstance(units, bytes)
+            }
+
+        return await self._store.run(work)
+
+
+class Draft(Map):
+    """A map that is being made (`data.fingerprints.Draft`).
+
+    Args:
+        limit: bytes of the file from which on nothing more is written.
+    """
+
+    def __init__(
+        self, store: Store, id: int, limit: int, *, drawn_to: int, is_change: bool
+    ) -> None:
+        super().__init__(store, id)
+        self._limit = limit
+        self.drawn_to, self.is_change = drawn_to, is_change
+
+    async def write(self, pages: Mapping[int, bytes], drawn_to: int) -> None:
+        limit = self._limit if self.is_change else int(self._limit * SHARE)
+
+        def work(connection: sqlite3.Connection) -> None:
+            if used_bytes(connection) > limit:
+                raise StateError(
+                    f"{self._store.path}: there is no room for more; raise [daemon] maps"
+                )
+            marked = connection.execute(
+                "UPDATE maps SET drawn_to = ? WHERE id = ?", (drawn_to, self.id)
+            )
+            if not marked.rowcount:
+                raise StateError(f"{self._store.path}: the map has been forgotten meanwhile")
+            connection.executemany(
+                "INSERT OR REPLACE INTO pages VALUES (?, ?)",
+                ((self.id * PAGES + page, units) for page, units in pages.items()),
+            )
+
+        await self._store.run(work)
+        self.drawn_to = drawn_to
+
+    async def cut(self, first: int) -> None:
+        drawn_to = min(self.drawn_to, first * PAGE)
+
+        def work(connection: sqlite3.Connection) -> None:
+            drop_pages(connection, self.id, first)
+            connection.execute("UPDATE maps SET drawn_to = ? WHERE id = ?", (drawn_to, self.id))
+
+        await self._store.run(work)
+        self.drawn_to = drawn_to
+
+    async def detach(self) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            drop_pages(connection, self.id)
+            connection.execute("UPDATE maps SET base = NULL, drawn_to = 0 WHERE id = ?", (self.id,))
+
+        await self._store.run(work)
+        self.drawn_to, self.is_change = 0, False
+
+    async def complete(self) -> None:
+        """Say that it can be relied on: all of the content is on the target.
+
+        Raises:
+            StateError: that cannot be written.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE maps SET is_complete = 1 WHERE id = ?", (self.id,))
+
+        await self._store.run(work)
+
+
+class Maps:
+    """All maps of a daemon.
+
+    Args:
+        seed: of their fingerprints.
+        limit: bytes that they may take.
+    """
+
+    def __init__(self, store: Store, seed: int, limit: int, clock: Callable[[], datetime]) -> None:
+        self._store, self.seed, self._limit, self._clock = store, seed, limit, clock
+
+    async def find(self, stream: str, content: str) -> Map | None:
+        """Return the map of a content that a restore point of a stream has; None: there is none.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
+
+        def work(connection: sqlite3.Connection) -> int | None:
+            row = connection.execute(
+                "SELECT id, base, is_complete FROM maps WHERE stream = ? AND content = ?",
+                (stream, content),
+            ).fetchone()
+            if row is None or not row[2]:
+                return None
+            return row[0] if row[1] is None else settle(connection, row[0], row[1])
+
+        found = await self._store.run(work)
+        return None if found is None else Map(self._store, found)
+
+    async def draw(
+        self, stream: str, content: str, base: Map | None, *, goes_on: bool = False
+    ) -> Draft:
+        """Return the map of a content that is being sent.
+
+        Args:
+            base: the map of what it is a change of.
+            goes_on: whether an earlier process may have begun it; otherwise it begins anew.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+        base_id = None if base is None else base.id
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int, bool]:
+            row = connection.execute(
+                "SELECT id, base, drawn_to FROM maps WHERE stream = ? AND content = ?",
+                (stream, content),
+            ).fetchone()
+            if row is not None and not (goes_on and row[1] in (None, base_id)):
+                drop(connection, row[0])
+                row = None
+            if row is None:
+                cursor = connection.execute(
+                    "INSERT INTO maps (stream, content, base, drawn_to, is_complete, drawn_at)"
+                    " VALUES (?, ?, ?, 0, 0, ?)",
+                    (stream, content, base_id, self._clock().timestamp()),
+                )
+                assert cursor.lastrowid is not None
+                return cursor.lastrowid, 0, base_id is not None
+            connection.execute("UPDATE maps SET is_complete = 0 WHERE id = ?", (row[0],))
+            return row[0], row[2], row[1] is not None
+
+        id, drawn_to, is_change = await self._store.run(work)
+        return Draft(self._store, id, self._limit, drawn_to=drawn_to, is_change=is_change)
+
+    async def retain(self, stream: str, contents: Collection[str]) -> None:
+        """Forget all maps of a stream but those of these contents.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            rows = connection.execute(
+                "SELECT id, content, base FROM maps WHERE stream = ?", (stream,)
+            ).fetchall()
+            kept = [row for row in rows if row[1] in contents]
+            bases = {row[2] for row in kept}
+            for id, content, _ in rows:
+                if content not in contents and id not in bases:
+                    drop(connection, id)
+
+        await self._store.run(work)
+
+    async def forget(self, stream: str, contents: Collection[str]) -> None:
+        """Forget the maps of these contents, and those that are changes of them.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            for content in contents:
+                rows = connection.execute(
+                    "SELECT id FROM maps WHERE stream = ? AND content = ?", (stream, content)
+                )
+                for (id,) in rows.fetchall():
+                    drop(connection, id)
+
+        await self._store.run(work)
+
+    async def expire(self) -> None:
+        """Forget the maps that nobody has drawn for a long time.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+        before = (self._clock() - FORGOTTEN_AFTER).timestamp()
+
+        def work(connection: sqlite3.Connection) -> None:
+            rows = connection.execute("SELECT id FROM maps WHERE drawn_at < ?", (before,))
+            for (id,) in rows.fetchall():
+                drop(connection, id)
+
+        await self._store.run(work)
+
+
+@asynccontextmanager
+async def open_maps(
+    path: Path, limit: int, clock: Callable[[], datetime]
+) -> AsyncIterator[Maps | None]:
+    """Open the file of the maps; one that cannot be used gives way to a new one.
+
+    Args:
+        limit: bytes that it may have, about; 0 keeps no maps, and removes what there is.
+    """
+    async with AsyncExitStack() as stack:
+        maps = await _open(stack, path, limit, clock) if limit else None
+        if maps is None:
+            _remove(path)
+            maps = await _open(stack, path, limit, clock) if limit else None
+        yield maps
+
+
+async def _open(
+    stack: AsyncExitStack, path: Path, limit: int, clock: Callable[[], datetime]
+) -> Maps | None:
+    async with AsyncExitStack() as own:
+        try:
+            store = await own.enter_async_context(open_store(path, MIGRATIONS, holds="bandwidth"))
+            await store.run(lambda connection: check_size(connection, path))
+            maps = Maps(store, await store.run(seed_of), limit, clock)
+            await maps.expire()
+        except StateError as error:
+            log.warning("maps.unusable", reason=str(error))
+            return None
+        stack.push_async_exit(own.pop_all())
+        return maps
+
+
+def _remove(path: Path) -> None:
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("maps.not_removed", file=str(file), reason=error.strerror)
