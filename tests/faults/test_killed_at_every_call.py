@@ -46,8 +46,8 @@ def moments_of(calls: list[tuple[str, str]]) -> list[Moment]:
     return moments
 
 
-async def killed_at(two_pools: World, moment: Moment) -> bool:
-    """Start a run and kill it at a moment; return whether the run came that far."""
+async def killed_at(two_pools: World, moment: Moment, **changes: Any) -> bool:
+    """Start a run of a job with these changes and kill it; return whether it came that far."""
     pool, method, before = moment
     lab, loop = two_pools.lab, asyncio.get_running_loop()
     # Held back, and never executed: the error is what the lab does when it lets go.
@@ -55,7 +55,7 @@ async def killed_at(two_pools: World, moment: Moment) -> bool:
         Fault("rpc", method, pool, skip=before, stall=True, error=("INTERNAL_ERROR", "killed"))
     )
     async with two_pools.daemon() as context:
-        run = loop.create_task(run_job(two_pools.job(), new_run(), context))
+        run = loop.create_task(run_job(two_pools.job(**changes), new_run(), context))
         reached = loop.create_task(held.stalled.wait())
         await asyncio.wait({run, reached}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
         came_so_far = reached.done()

@@ -30,6 +30,15 @@ class Fulls(StrEnum):
     NEVER = "never"
 
 
+class BaseData(StrEnum):
+    """What becomes of the data in a source snapshot that stands as the base of the next delta."""
+
+    KEEP = "keep"
+    """It stays, and the source keeps a chain for it."""
+    DESTROY = "destroy"
+    """It goes; what changed-block tracking knows of it stays."""
+
+
 class SnapshotKind(StrEnum):
     """In which state a source VM is snapshotted."""
 

@@ -78,7 +78,7 @@ class SourceSide:
     unsigned: tuple[Group, ...] = ()
     """Snapshots that a run took and never got to mark."""
     orphans: tuple[Marked, ...] = ()
-    """Disks of snapshots of ours whose VM record is gone."""
+    """Disks of snapshots of ours whose VM record is gone: somebody destroyed it, or `shed` did."""
     torn: tuple[Vdi, ...] = ()
     """Disks of a snapshot of ours whose VM record never came: the toolstack died over it."""
 
@@ -91,13 +91,13 @@ class SourceSide:
         return (*(vdi for _, vdi in self.disks), *(disk.vdi for disk in self.excluded))
 
     def bases(self) -> list[SourceBase]:
-        """Return the snapshots of present disks that still hold data."""
+        """Return the snapshots of present disks that hold data, or tell what changed since."""
         present = {vdi.ref: vdi.uuid for _, vdi in self.disks}
         held = [disk for group in self.snapshots for disk in group.disks] + list(self.orphans)
         return [
             SourceBase(uuid=disk.vdi.uuid, disk=present[disk.vdi.snapshot_of])
             for disk in held
-            if disk.vdi.has_data and disk.vdi.snapshot_of in present
+            if (disk.vdi.has_data or disk.vdi.is_bare) and disk.vdi.snapshot_of in present
         ]
 
 

@@ -18,7 +18,7 @@ A source snapshot serves every target of its VM, so its mark names none (`stream
 whom it stands is told by keys of their own, one for each target, because `other_config` can be
 changed key by key and several runs do so at the same time:
 
-    xorepd:for:<SR UUID>    wanted | held
+    xorepd:for:<SR UUID>    wanted | held | bare
 
 Beside our own key stand Xen Orchestra's, as it writes them (`xo_point`, `xo_source`): it finds our
 restore points, and its dashboards and exclusions know our replicas.
@@ -81,6 +81,8 @@ class Use(StrEnum):
     """Its content is on the way there."""
     HELD = "held"
     """A restore point there has its content: it is a base."""
+    BARE = "bare"
+    """The same, and for this target it need not have its data any more: see `shedding`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,8 @@ def uses_of(other_config: Mapping[str, str], mark: Mark) -> dict[str, Use]:
     for key, value in other_config.items():
         if key.startswith(FOR) and len(key) > len(FOR):
             # Whatever else may stand there keeps the snapshot, as the careful reading.
-            uses[key.removeprefix(FOR)] = Use.WANTED if value == Use.WANTED else Use.HELD
+            is_known = value in (Use.WANTED, Use.BARE)
+            uses[key.removeprefix(FOR)] = Use(value) if is_known else Use.HELD
     return uses
 
 

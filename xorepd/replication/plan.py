@@ -27,6 +27,8 @@ class FullReason(StrEnum):
     """The base on the target is larger than the source disk; VHDs cannot shrink."""
     DUE = "due"
     """The job wants a full after so many deltas."""
+    CHANGES_UNKNOWN = "changes-unknown"
+    """The base has no data, and the source cannot tell what changed since."""
 
 
 class ResyncReason(StrEnum):
@@ -38,13 +40,15 @@ class ResyncReason(StrEnum):
     """An older restore point's disk is small enough."""
     DISK_MOVED = "disk-moved"
     """A disk of another UUID is where a disk was that is gone: moves to another SR look so."""
+    COPY_OF_OTHERS = "copy-of-others"
+    """Somebody else copied the disk to the target; the snapshot that he copied is gone."""
     CHANGES_UNKNOWN = "changes-unknown"
     """There is a base, but the source cannot tell what changed since."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceBase:
-    """A snapshot of a source disk that still holds its data."""
+    """A snapshot of a source disk that holds its data, or tells what changed since."""
 
     uuid: str
     disk: str
@@ -132,7 +136,7 @@ def choose_base(
 
     Args:
         points: restore points of this VM on the target SR, newest first.
-        bases: snapshots of the source VM's disks that still hold data.
+        bases: snapshots of the source VM's disks.
         others: UUIDs of the other disks that the source VM has now.
         resync: whether a full may be avoided by reading both sides.
     """
@@ -181,6 +185,17 @@ def limit_deltas(how: Delta | Resync | Full, full_every: int | None) -> Delta | 
     if not isinstance(how, Full) and full_every is not None and how.number > full_every:
         return Full(FullReason.DUE)
     return how
+
+
+def without_changes(how: Delta, *, resync: bool) -> Resync | Full:
+    """Return how a disk is sent whose base has no data and does not tell what changed since.
+
+    Args:
+        resync: whether a full may be avoided by reading both sides.
+    """
+    if resync:
+        return Resync(how.onto, ResyncReason.CHANGES_UNKNOWN, how.number)
+    return Full(FullReason.CHANGES_UNKNOWN)
 
 
 def _former(

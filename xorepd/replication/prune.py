@@ -6,12 +6,15 @@ from datetime import datetime
 
 import structlog
 
+from xorepd.config.choices import BaseData
 from xorepd.replication.assignment import Assignment
-from xorepd.replication.inventory import Group, TargetSide
-from xorepd.replication.markers import read_time
+from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.markers import Use, read_time
 from xorepd.replication.recovery import decide_prune
-from xorepd.replication.removal import destroy_group, release, try_destroy_disk
+from xorepd.replication.removal import destroy_group, release, say_use, shed, try_destroy_disk
 from xorepd.replication.retention import select_expired
+from xorepd.replication.roads import find_nbd
+from xorepd.replication.shedding import Shedding, decide_shedding, disks_in, reason_to_keep
 from xorepd.replication.sweep import read_source_side
 
 log = structlog.get_logger(__name__)
@@ -32,12 +35,48 @@ async def prune(a: Assignment, target: TargetSide) -> None:
         await destroy_group(a.target, point)
     async with a.source_vm.lock:
         source = await read_source_side(a)
-        for each in decide_prune(
+        releases = decide_prune(
             source, target, a.stream.sr, hold_bases=a.job.hold_bases, busy=a.source_vm.busy
-        ):
+        )
+        for each in releases:
             if each.sr != a.stream.sr:
                 log.warning("base.given_up", sr=each.sr, hold_bases=a.job.hold_bases)
             await release(a.source, each.what, each.sr)
+        shedding = _decide_shedding(a, source, target)
+        if shedding.shed and releases:  # some of it may be gone
+            shedding = _decide_shedding(a, await read_source_side(a), target)
+        await _shed_bases(a, shedding)
+
+
+def _decide_shedding(a: Assignment, source: SourceSide, target: TargetSide) -> Shedding:
+    use = Use.BARE if a.job.base_data is BaseData.DESTROY else Use.HELD
+    return decide_shedding(source, target, a.stream.sr, use, read_for=a.source_vm.read_for)
+
+
+async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
+    """Destroy the data of bases that all targets agree to have without it."""
+    for base in shedding.say:
+        await say_use(a.source, base, a.stream.sr, shedding.use)
+    for base in shedding.shed:
+        if reason := await _reason_to_keep(a, base):
+            log.warning("base.data_kept", taken=base.mark.time, reason=reason)
+        else:
+            await shed(a.source, base)
+
+
+async def _reason_to_keep(a: Assignment, base: Group | Marked) -> str:
+    """Return why a base is better kept with its data; empty where it is not.
+
+    Without NBD each delta would be picked out of an export of the whole disk: that costs more than
+    a chain.
+    """
+    if reason := reason_to_keep(a.source.cache, base):
+        return reason
+    for disk in disks_in(base):
+        exports, reason = await find_nbd(a.source, disk.vdi.ref)
+        if not exports:
+            return reason
+    return ""
 
 
 def _time_of(point: Group) -> datetime | None:

@@ -111,7 +111,7 @@ def decide_source(
     claimed = [group for group in common if group is common[0] or sr in group.uses]
     return SourceCleaning(
         destroy=source.unsigned,
-        hold=tuple(group for group in claimed if group.uses.get(sr) is not Use.HELD),
+        hold=tuple(group for group in claimed if group.uses.get(sr, Use.WANTED) is Use.WANTED),
         release=(
             *(
                 group
@@ -123,7 +123,8 @@ def decide_source(
             *(
                 disk
                 for disk in source.orphans
-                if disk.vdi.uuid not in needed and (sr in disk.uses or not disk.uses)
+                if disk.vdi.uuid not in needed
+                and (disk.uses.get(sr) is Use.WANTED or not disk.uses)
             ),
         ),
     )

@@ -1,18 +1,20 @@
-"""Destroying what is ours: snapshots, disks, and source snapshots that nobody needs any more."""
+"""Destroying what is ours: snapshots, disks, source snapshots that nobody needs, data of bases."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
 
 from xorepd.errors import ObjectGone, XapiError
 from xorepd.replication.inventory import Group, Marked, used_by_vms
-from xorepd.replication.markers import FOR, KEY, decode, uses_of
+from xorepd.replication.markers import FOR, KEY, Use, decode, uses_of
+from xorepd.replication.shedding import is_agreed
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Vdi, Vm
-from xorepd.xapi.vdis import destroy_disk
-from xorepd.xapi.vms import destroy_vm, rewrite_other_config
+from xorepd.xapi.vdis import destroy_data, destroy_disk
+from xorepd.xapi.vms import destroy_vm, rewrite_other_config, update_keys
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +67,60 @@ async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
         log.info("snapshot.gone", sr=sr)  # another daemon was faster, or its owner
 
 
+async def shed(pool: Pool, base: Group | Marked) -> None:
+    """Destroy the data of a base, if every target still agrees, and keep its changed-block logs.
+
+    The keys go to the disks first, because a snapshot's record has to go before its disks' data:
+    whenever this ends, the disks say for whom they stand and that their data may go.
+    """
+    try:
+        if isinstance(base, Marked):
+            if is_agreed(await _uses_now(pool, "VDI", base.vdi)):
+                await _try_destroy_data(pool, base.vdi)
+            return
+        uses = await _uses_now(pool, "VM", base.vm)
+        if not is_agreed(uses):
+            return
+        for disk in base.disks:
+            present = await _uses_now(pool, "VDI", disk.vdi)
+            add = {FOR + sr: use.value for sr, use in uses.items() if present.get(sr) is not use}
+            gone = [FOR + sr for sr in present.keys() - uses.keys()]
+            await update_keys(pool, "VDI", disk.vdi.ref, "other_config", add, gone)
+        await destroy_vm(pool, base.vm.ref)
+        done = [await _try_destroy_data(pool, disk.vdi) for disk in base.disks]
+        log.info("base.shed", snapshot=base.vm.uuid, disks=len(done), destroyed=sum(done))
+    except ObjectGone:
+        log.info("snapshot.gone")  # another daemon was faster, or its owner
+    except XapiError as error:  # its data is a matter of room: no reason to fail a run
+        log.warning("base.not_shed", pool=pool.name, taken=base.mark.time, error=str(error))
+
+
+async def _try_destroy_data(pool: Pool, vdi: Vdi) -> bool:
+    """Destroy the data of a disk, or say why it stays for the next prune."""
+    try:
+        await destroy_data(pool, vdi)
+    except XapiError as error:
+        log.warning("base.data_not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
+        return False
+    return True
+
+
+async def say_use(pool: Pool, base: Group | Marked, sr: str, use: Use) -> None:
+    """Write what a base is to one target; key by key, for others write on it as well."""
+    kind, ref = ("VM", base.vm.ref) if isinstance(base, Group) else ("VDI", base.vdi.ref)
+    with suppress(ObjectGone):
+        await update_keys(pool, kind, ref, "other_config", {FOR + sr: use.value})
+
+
 async def _is_for_others(pool: Pool, kind: str, what: Vm | Vdi, sr: str) -> bool:
+    return bool((await _uses_now(pool, kind, what)).keys() - {sr})
+
+
+async def _uses_now(pool: Pool, kind: str, what: Vm | Vdi) -> dict[str, Use]:
     """Ask the pool itself: another daemon may have written since the cache was filled."""
     present = await pool.call(f"{kind}.get_other_config", what.ref)
     mark = decode(present)
-    return mark is not None and bool(uses_of(present, mark).keys() - {sr})
+    return uses_of(present, mark) if mark is not None else {}
 
 
 async def _strike_off(pool: Pool, kind: str, what: Vm | Vdi, sr: str) -> None:

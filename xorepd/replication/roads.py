@@ -8,6 +8,8 @@
     nbd-everything  a whole disk, every byte              NBD
     export-raw      a whole disk, every byte              nothing
 
+Where the base has no data, `export-changes` picks them out of all that the disk has allocated.
+
 A road that turns out to be closed when it is entered gives way to the next one, with a warning and
 a reason in the run's record. No road that gives a whole disk stands in for one that gives a delta:
 terabytes are not the answer to a failure that may be over tomorrow.
@@ -69,6 +71,8 @@ class Facts:
     is_delta: bool
     is_vhd: bool
     """Whether XAPI can export it as a VHD."""
+    is_bare: bool = False
+    """Whether the base has no data: then no VHD tells what changed since."""
     nbd: tuple[NbdExport, ...] = ()
     without_nbd: str = ""
     changes: BlockMap | None = None
@@ -77,7 +81,7 @@ class Facts:
     @property
     def can_only_be_compared(self) -> bool:
         """Whether there is a base, and nothing on the source that tells what changed since."""
-        return self.is_delta and self.changes is None and not self.is_vhd
+        return self.is_delta and self.changes is None and (self.is_bare or not self.is_vhd)
 
     @property
     def is_unchanged(self) -> bool:
@@ -101,14 +105,16 @@ def choose_roads(facts: Facts) -> list[Choice]:
             choices.append(Choice(Road.NBD_CHANGES))
         if facts.is_vhd:
             choices.append(Choice(Road.EXPORT_CHANGES, facts.without_nbd))
-    elif facts.is_delta and facts.is_vhd:
+    elif facts.is_delta and facts.is_vhd and not facts.is_bare:
         choices.append(Choice(Road.EXPORT, facts.without_changes))
-    elif facts.is_vhd:
+    elif facts.is_vhd and not facts.is_delta:
         if facts.nbd:
             choices.append(Choice(Road.NBD_ALLOCATED))
         choices.append(Choice(Road.EXPORT, facts.without_nbd))
     if not choices:
         nothing = "the disk is no VHD that XAPI exports"
+        if facts.is_bare:
+            nothing = "the base has no data"
         why = f"{nothing}; {why}" if why else nothing
         if facts.nbd:
             choices.append(Choice(Road.NBD_EVERYTHING, why))
@@ -142,6 +148,7 @@ async def find_facts(a: Assignment, disk: Vdi, base: Vdi | None) -> Facts:
     return Facts(
         is_delta=base is not None,
         is_vhd=is_vhd(disk, a.source.cache.srs.get(disk.sr)),
+        is_bare=base is not None and not base.has_data,
         nbd=nbd,
         without_nbd=without_nbd,
         changes=changes,
@@ -208,7 +215,8 @@ async def open_nbd(
         async with budget.connections(exports, most, what, stall=STALL_S) as opened:
             yield opened
 
-    async with open_nbd_reader(connect, disk.virtual_size, extents, what) as reader:
+    opening = open_nbd_reader(connect, disk.virtual_size, extents, what, budget.holding)
+    async with opening as reader:
         yield reader
 
 
@@ -310,6 +318,8 @@ async def _enter(
 ) -> Reader:
     door = DiskDoor(pool, disk.sr)
     size = disk.virtual_size
+    if facts.is_bare:
+        base = None  # no export can be narrowed by it
     match road:
         case Road.NBD_CHANGES | Road.NBD_ALLOCATED | Road.NBD_EVERYTHING:
             extents: BlockMap | list[Extent] = [Extent(0, size)]
@@ -327,7 +337,7 @@ async def _enter(
                 )
             )
             if road is Road.EXPORT_CHANGES and facts.changes is not None:
-                if base is None:  # found by comparing: what is not allocated has become zeroes
+                if base is None:  # of the whole disk: what is not allocated has become zeroes
                     return Filled(reader, facts.changes)
                 return Narrowed(reader, facts.changes.within(reader.extents))
             return reader

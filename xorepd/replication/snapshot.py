@@ -116,8 +116,9 @@ async def take_source_snapshot(
     if snapshot is None:
         raise ObjectGone(a.source.name, "snapshot", ref)
     uuid_of = {vdi.ref: vdi.uuid for vdi in side.drives}
-    present = read_source(a.source.cache, a.stream, vm).snapshots
-    known = [group.mark.time for group in present]
+    present = read_source(a.source.cache, a.stream, vm)
+    known = [group.mark.time for group in present.snapshots]
+    known += [disk.mark.time for disk in present.orphans]
     blank = Mark(
         role=Role.SOURCE,
         stream=a.stream.of_source,

@@ -65,6 +65,8 @@ class Vm:
     vbds: tuple[Ref, ...]
     vifs: tuple[Ref, ...]
     ha_restart_priority: str
+    resident_on: Ref
+    """The host that it runs on."""
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
@@ -87,6 +89,7 @@ class Vm:
             vbds=_refs(raw, "VBDs"),
             vifs=_refs(raw, "VIFs"),
             ha_restart_priority=raw.get("ha_restart_priority", ""),
+            resident_on=Ref(raw.get("resident_on", "")),
         )
 
     @property
@@ -148,6 +151,12 @@ class Vdi:
     def has_data(self) -> bool:
         """Whether it is an ordinary disk: visible, there, and not only changed-block metadata."""
         return self.managed and not self.missing and self.type != "cbt_metadata"
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is what changed-block tracking knows of a snapshot whose data is gone."""
+        is_there = self.managed and not self.missing
+        return is_there and self.type == "cbt_metadata" and self.cbt_enabled
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,13 +179,15 @@ async def test_orphan_that_somebody_attached_to_a_vm_is_left_alone() -> None:
     assert world.uuid(disk) not in uuids(each.vdi for each in (await world.read()).orphans)
 
 
-async def test_bases_are_all_snapshots_that_hold_data_of_present_disks() -> None:
+async def test_bases_are_all_snapshots_of_present_disks_that_hold_data_or_are_tracked() -> None:
     world = SourceWorld()
     made = world.source_snapshot()
     orphaned = world.source_snapshot("run-2")
     of_orphaned = world.disks(orphaned)
     world.destroy(orphaned)
-    world.raw(world.disks(made)[1])["type"] = "cbt_metadata"
+    for disk, is_tracked in ((world.disks(made)[1], False), (of_orphaned[1], True)):
+        world.raw(disk)["type"] = "cbt_metadata"
+        world.raw(disk)["cbt_enabled"] = is_tracked
 
     found = (await world.read()).bases()
 

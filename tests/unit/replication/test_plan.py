@@ -18,6 +18,7 @@ from xorepd.replication.plan import (
     SourceDisk,
     choose_base,
     limit_deltas,
+    without_changes,
 )
 
 DISK = SourceDisk("d-0", "0", "root", 1000)
@@ -204,3 +205,16 @@ def test_a_proven_base_is_better_than_a_comparison() -> None:
 
 def test_nothing_is_compared_on_a_first_run() -> None:
     assert compared([]) == Full(FullReason.FIRST_RUN)
+
+
+@pytest.mark.parametrize(
+    ("resync", "how"),
+    [
+        (True, Resync("copy", ResyncReason.CHANGES_UNKNOWN, 4)),
+        (False, Full(FullReason.CHANGES_UNKNOWN)),
+    ],
+)
+def test_a_base_that_says_nothing_costs_a_comparison_or_a_full(
+    resync: bool, how: Resync | Full
+) -> None:
+    assert without_changes(Delta("s-1", "copy", 4), resync=resync) == how

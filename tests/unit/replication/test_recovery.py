@@ -384,6 +384,24 @@ async def test_disk_whose_snapshot_record_is_gone_stays_while_a_point_holds_it()
     assert found.release == ()
 
 
+@pytest.mark.parametrize("use", ["held", "bare"])
+async def test_disk_whose_snapshot_record_is_gone_stays_held_even_when_no_point_is_seen(
+    use: str,
+) -> None:
+    source = SourceWorld()
+    made = source.source_snapshot(sr_1=use)
+    source.destroy(made)
+
+    assert not (await cleaned(source)).is_needed
+
+
+async def test_snapshot_that_is_held_for_its_tracking_is_held() -> None:
+    source = SourceWorld()
+    made = source.source_snapshot(sr_1="bare")
+
+    assert not (await cleaned(source, await point_of(contents_of(source, made)))).is_needed
+
+
 async def test_disk_whose_snapshot_record_is_gone_is_left_to_those_whom_it_is_for() -> None:
     source = SourceWorld()
     made = source.source_snapshot(sr_2="held")
@@ -443,6 +461,16 @@ async def test_after_a_commit_all_but_the_newest_base_are_released() -> None:
     base = source.source_snapshot("run-2", **HELD)
 
     assert await pruned(source, await newest(source, base)) == [(older, US)]
+
+
+async def test_after_a_commit_metadata_of_older_bases_is_released() -> None:
+    source = SourceWorld()
+    older = source.source_snapshot("run-1", sr_1="bare")
+    disks = source.disks(older)
+    source.destroy(older)
+    base = source.source_snapshot("run-2", **HELD)
+
+    assert await pruned(source, await newest(source, base)) == [(disk, US) for disk in disks]
 
 
 async def test_base_of_another_target_stays_after_a_commit() -> None:

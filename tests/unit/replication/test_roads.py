@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -96,6 +97,30 @@ def test_no_whole_disk_stands_in_for_a_delta_that_can_be_had(nbd: bool, changes:
     choices = choose_roads(facts(delta=True, vhd=True, nbd=nbd, changes=changes))
 
     assert not {choice.road for choice in choices} & {Road.NBD_EVERYTHING, Road.EXPORT_RAW}
+
+
+@pytest.mark.parametrize(
+    ("nbd", "roads"),
+    [(True, [Road.NBD_CHANGES, Road.EXPORT_CHANGES]), (False, [Road.EXPORT_CHANGES])],
+)
+def test_without_the_data_of_the_base_the_bitmap_alone_tells_what_to_send(
+    nbd: bool, roads: list[Road]
+) -> None:
+    known = replace(facts(delta=True, vhd=True, nbd=nbd, changes=True), is_bare=True)
+
+    assert [choice.road for choice in choose_roads(known)] == roads
+    assert not known.can_only_be_compared
+
+
+@pytest.mark.parametrize("vhd", [True, False])
+def test_without_data_and_bitmap_no_vhd_stands_in_for_the_delta(vhd: bool) -> None:
+    known = replace(facts(delta=True, vhd=vhd, nbd=True, changes=False), is_bare=True)
+
+    choices = choose_roads(known)
+
+    assert known.can_only_be_compared
+    assert [choice.road for choice in choices] == [Road.NBD_EVERYTHING, Road.EXPORT_RAW]
+    assert "the base has no data" in choices[0].reason
 
 
 def test_what_xapi_exports_as_a_vhd() -> None:

@@ -100,6 +100,25 @@ def test_ordinary_disk_has_data() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "is_bare"),
+    [
+        ({}, True),
+        ({"cbt_enabled": False}, False),
+        ({"managed": False}, False),
+        ({"missing": True}, False),
+        ({"type": "user"}, False),
+    ],
+)
+def test_only_metadata_that_is_there_tells_what_changed(
+    changes: dict[str, object], is_bare: bool
+) -> None:
+    bare: dict[str, object] = {"type": "cbt_metadata", "cbt_enabled": True}
+    raw = raws.vdi("u", **bare | changes)
+
+    assert Vdi.parse(REF, raw).is_bare is is_bare
+
+
+@pytest.mark.parametrize(
     ("size", "used", "free"),
     [("100", "40", 60), ("100", "140", 0), ("0", "0", None), ("-1", "-1", None)],
 )

@@ -1,0 +1,407 @@
+"""Bases without data: the source keeps no chain, and the next run is a delta all the same."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.faults.test_killed_at_every_call import killed_at
+from tests.lab import hands
+from tests.lab.test_forget import forget
+from tests.lab.whole import left_by
+from tests.lab.world import World, new_run, serve_nbd, world
+from xorepd.data import chunked
+from xorepd.lab.faults import Fault
+from xorepd.lab.incidents import Incident
+from xorepd.lab.topology import SMALL, PoolSpec, SrSpec
+from xorepd.replication import transfer
+from xorepd.replication.jobs import run_job
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
+
+pytestmark = pytest.mark.lab
+
+KiB, MiB = 1 << 10, 1 << 20
+UNIT = 64 * KiB
+
+SHED: dict[str, Any] = {"base_data": "destroy", "changed_blocks": "enable", "verify": "off"}
+STAGING = "[Importing] web01-data"
+BUSY = ("VDI_IN_USE", "OpaqueRef:x", "data_destroy")
+
+DR = {"pool": "dr", "sr": "dr-storage"}
+FAR = {"pool": "far", "sr": "far-storage"}
+BOTH: dict[str, Any] = SHED | {"targets": [DR, FAR]}
+FAR_POOL = PoolSpec("far", ("far-h1",), (SrSpec("far-storage", "ext", ("far-h1",)),), ("lan",))
+THREE_POOLS = replace(SMALL, name="three", pools=(*SMALL.pools, FAR_POOL))
+
+
+@pytest.fixture
+async def shedding(two_pools: World) -> World:
+    """Prod serves NBD, and has one base, of two disks without data."""
+    await serve_nbd(two_pools, "prod")
+    await two_pools.replicate(**SHED)
+    return two_pools
+
+
+@pytest.fixture
+async def three_pools(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    async with world(tmp_path / "lab", THREE_POOLS, leaves=left_by(request)) as made:
+        await serve_nbd(made, "prod")
+        yield made
+
+
+async def kept(world: World) -> list[tuple[str, str, bool, dict[str, str]]]:
+    """Return the disks of our bases: content of which disk, type, in a snapshot or not, for whom.
+
+    Those of one base follow each other, the oldest base first.
+    """
+    names = {sr.uuid: name for pool in world.lab.pools.values() for name, sr in pool.srs.items()}
+
+    def read(xenapi: Any) -> list[tuple[str, str, str, bool, dict[str, str]]]:
+        found = []
+        for vdi in xenapi.VDI.get_all_records().values():
+            if vdi["is_a_snapshot"] and "xorepd:mark" in vdi["other_config"]:
+                keys = vdi["other_config"].items()
+                uses = {names[k[11:]]: v for k, v in keys if k.startswith("xorepd:for:")}
+                taken = vdi["other_config"]["xo:backup:datetime"]
+                found.append((taken, vdi["name_label"], vdi["type"], bool(vdi["VBDs"]), uses))
+        return sorted(found, key=lambda each: each[:2])
+
+    return [each[1:] for each in await world.ask("prod", read)]
+
+
+def bare(*srs: str) -> list[tuple[str, str, bool, dict[str, str]]]:
+    """Return what `kept` tells of a base without data."""
+    uses = dict.fromkeys(srs, "bare")
+    return [(name, "cbt_metadata", False, uses) for name in ("web01-data", "web01-root")]
+
+
+async def extra_files(world: World) -> set[str]:
+    """Return the VHDs that the SRs of the source keep beside the disks of VMs."""
+
+    def read(xenapi: Any) -> set[str]:
+        records = xenapi.VDI.get_all_records().values()
+        return {vdi["uuid"] for vdi in records if vdi["managed"] and not vdi["is_a_snapshot"]}
+
+    live = await world.ask("prod", read)
+    await world.lab.settled()  # coalescing takes a while
+    files = [f for sr in world.lab.pools["prod"].srs.values() for f in sr.directory.rglob("*.vhd")]
+    return {file.stem for file in files} - live
+
+
+async def assert_equal(world: World, pool: str = "dr") -> None:
+    """Check the newest restore point against the VM itself, which nobody has written to since."""
+    vm = await world.ask("prod", lambda x: x.VM.get_uuid(hands.vm_of(x, "web01")))
+    point = (await world.points(pool))[0]["self"]
+    assert await world.hashes(pool, point) == await world.hashes("prod", vm)
+
+
+async def assert_nothing_else_left(world: World) -> None:
+    bases = await world.ask(
+        "prod",
+        lambda x: [v["uuid"] for v in x.VDI.get_all_records().values() if v["type"][:3] == "cbt"],
+    )
+    assert await world.left_over(but=bases) == []
+
+
+def data_disk(record: RunRecord) -> DiskRecord:
+    [disk] = [disk for disk in record.disks if disk.device == "1"]
+    return disk
+
+
+async def test_source_keeps_no_chain_and_the_next_run_is_a_delta(shedding: World) -> None:
+    for seed in (1, 2):
+        assert await kept(shedding) == bare("dr-storage")
+        assert await shedding.bases() == []
+        assert await extra_files(shedding) == set()
+        touched = await shedding.lab.guest_write("web01", 1, random=5, seed=seed)
+        touched += await shedding.lab.guest_write("web01", 1, trim=(8 * MiB, 2 * MiB))
+
+        record = await shedding.replicate(**SHED | {"verify": "full"})
+
+        disk = data_disk(record)
+        assert (record.outcome, disk.mode, disk.reader) == ("delta", "delta", "nbd-changes")
+        blocks = {at // UNIT for start, size in touched for at in range(start, start + size, UNIT)}
+        assert disk.sent_bytes == disk.changed_bytes
+        assert len(blocks) * UNIT <= disk.sent_bytes <= (len(blocks) + len(touched)) * UNIT
+        await assert_equal(shedding)
+    assert await kept(shedding) == bare("dr-storage")
+    await assert_nothing_else_left(shedding)
+
+
+async def test_metadata_of_others_is_left_alone(shedding: World) -> None:
+    def shed_one(xenapi: Any) -> str:
+        disk = hands.disks_of(xenapi, hands.vm_of(xenapi, "web01"))["1"]
+        theirs = xenapi.VDI.snapshot(disk, {})
+        xenapi.VDI.add_to_other_config(theirs, "xo:backup:job", "theirs")
+        xenapi.VDI.data_destroy(theirs)
+        return str(theirs)
+
+    theirs = await shedding.ask("prod", shed_one)
+    for seed in (1, 2):
+        await shedding.lab.guest_write("web01", 1, random=2, seed=seed)
+        await shedding.replicate(**SHED)
+
+    assert await shedding.ask("prod", lambda x: x.VDI.get_type(theirs)) == "cbt_metadata"
+    await assert_equal(shedding)
+
+
+async def test_a_job_that_keeps_the_data_of_bases_destroys_none(two_pools: World) -> None:
+    await serve_nbd(two_pools, "prod")
+
+    await two_pools.replicate(changed_blocks="enable")
+
+    assert [kind for _, kind, _, _ in await kept(two_pools)] == ["user", "user"]
+    assert not any(call.name.endswith("data_destroy") for call in two_pools.lab.calls)
+
+
+@pytest.mark.parametrize("case", ["no NBD", "no tracking"])
+async def test_data_stays_where_nothing_could_be_read_without_it(
+    two_pools: World, case: str
+) -> None:
+    if case == "no tracking":
+        await serve_nbd(two_pools, "prod")
+    tracking = "use" if case == "no tracking" else "enable"
+
+    with capture_logs() as logs:
+        await two_pools.replicate(base_data="destroy", changed_blocks=tracking)
+
+    [told] = [entry for entry in logs if entry["event"] == "base.data_kept"]
+    text = {"no NBD": "has the purpose nbd", "no tracking": "tracking is off on its disk"}
+    assert text[case] in told["reason"]
+    assert [kind for _, kind, _, _ in await kept(two_pools)] == ["user", "user"]
+    await two_pools.newest_equals_its_source()
+
+
+async def test_without_nbd_what_changed_is_picked_out_of_the_whole_disk(shedding: World) -> None:
+    await shedding.lab.guest_write("web01", 1, sequential=(8 * MiB, 8 * MiB), seed=1)
+    await shedding.replicate(**SHED)
+    await shedding.lab.guest_write("web01", 1, random=5, seed=2)
+    await shedding.lab.guest_write("web01", 1, trim=(8 * MiB, 4 * MiB))
+    shedding.lab.faults.add(Fault("nbd", "connect", reset=True, times=None))
+
+    record = await shedding.replicate(**SHED)
+
+    assert (data_disk(record).mode, data_disk(record).reader) == ("delta", "export-changes")
+    await assert_equal(shedding)
+    assert await kept(shedding) == bare("dr-storage")
+
+
+def lose_tracking(xenapi: Any) -> None:
+    for disk in hands.disks_of(xenapi, hands.vm_of(xenapi, "web01")).values():
+        xenapi.VDI.disable_cbt(disk)
+
+
+@pytest.mark.parametrize(("resync", "mode"), [(True, "resync"), (False, "full")])
+async def test_lost_tracking_costs_a_comparison_or_a_full_that_says_so(
+    shedding: World, resync: bool, mode: str
+) -> None:
+    await shedding.lab.guest_write("web01", 1, random=5, seed=2)
+    await shedding.ask("prod", lose_tracking)
+
+    record = await shedding.replicate(**SHED, resync=resync)
+
+    assert {(disk.mode, disk.reason) for disk in record.disks} == {(mode, "changes-unknown")}
+    await assert_equal(shedding)
+    assert await kept(shedding) == bare("dr-storage")
+    following = await shedding.replicate(**SHED, resync=resync)
+    assert {(disk.mode, disk.reason) for disk in following.disks} == {("delta", "")}
+
+
+async def test_a_full_for_lost_tracking_waits_for_consent(shedding: World) -> None:
+    await shedding.ask("prod", lose_tracking)
+
+    async with shedding.daemon() as context:
+        record = await shedding.run(context, **SHED, resync=False, full="ask")
+
+    assert record.outcome is Outcome.FAILED
+    assert "changes-unknown" in (record.error or "")
+    assert await kept(shedding) == bare("dr-storage")
+
+
+async def test_a_job_may_go_back_to_keeping_data(shedding: World) -> None:
+    await shedding.lab.guest_write("web01", 1, random=2, seed=1)
+
+    record = await shedding.replicate(changed_blocks="use")
+
+    assert (data_disk(record).mode, data_disk(record).reader) == ("delta", "nbd-changes")
+    assert [(kind, has_vm) for _, kind, has_vm, _ in await kept(shedding)] == [("user", True)] * 2
+    await shedding.newest_equals_its_source()
+
+
+async def test_a_stream_that_is_given_up_takes_its_metadata_along(shedding: World) -> None:
+    await forget(shedding)
+
+    assert await kept(shedding) == []
+    await assert_nothing_else_left(shedding)
+
+
+# -- several targets -----------------------------------------------------------------------------
+
+
+async def replicate_to_both(three_pools: World, **changes: Any) -> list[RunRecord]:
+    async with three_pools.daemon() as context:
+        return await run_job(three_pools.job(**BOTH | changes), new_run(), context)
+
+
+async def test_data_goes_when_the_last_target_has_it(three_pools: World) -> None:
+    records = await replicate_to_both(three_pools)
+
+    assert [record.outcome for record in records] == [Outcome.FULL] * 2
+    assert await kept(three_pools) == bare("dr-storage", "far-storage")
+
+
+async def test_data_stays_until_a_target_that_broke_off_has_confirmed_it(
+    three_pools: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked, "SEGMENT_BYTES", 4 * MiB)
+    monkeypatch.setattr(transfer, "PAUSE_S", 0.01)
+    await three_pools.lab.guest_write("web01", 1, sequential=(0, 24 * MiB), seed=1)
+    three_pools.lab.faults.add(
+        Fault("import", pool="far", times=None, object=STAGING, skip=2, cut_at=MiB)
+    )
+    broken = await replicate_to_both(three_pools, resume="1d")
+    assert [record.outcome for record in broken] == [Outcome.FULL, Outcome.FAILED]
+    assert [kind for _, kind, _, _ in await kept(three_pools)] == ["user", "user"]
+    [base] = await three_pools.bases()
+    three_pools.lab.faults.clear()
+
+    records = await replicate_to_both(three_pools, resume="1d")
+
+    assert [record.outcome for record in records] == [Outcome.DELTA, Outcome.FULL]
+    await assert_equal(three_pools)
+    await assert_equal(three_pools, "far")
+    assert [kind for _, kind, _, _ in await kept(three_pools)] == ["cbt_metadata"] * 4
+    assert base["self"] not in [each["self"] for each in await three_pools.bases()]
+
+
+async def test_a_target_that_was_off_gets_one_delta_from_metadata(three_pools: World) -> None:
+    await replicate_to_both(three_pools)
+    off = three_pools.lab.faults.add(Fault("any", pool="far", times=None, reset=True))
+    for seed in range(3):
+        await three_pools.lab.guest_write("web01", 1, random=2, seed=seed)
+        await replicate_to_both(three_pools)
+    assert off.fired
+    assert await kept(three_pools) == bare("far-storage") + bare("dr-storage")
+    three_pools.lab.faults.clear()
+
+    records = await replicate_to_both(three_pools)
+
+    assert [record.outcome for record in records] == [Outcome.DELTA] * 2
+    assert data_disk(records[1]).reader == "nbd-changes"
+    await assert_equal(three_pools)
+    await assert_equal(three_pools, "far")
+    assert await kept(three_pools) == bare("dr-storage", "far-storage")
+    await assert_nothing_else_left(three_pools)
+
+
+async def test_metadata_goes_with_the_last_target_that_had_a_use_for_it(
+    three_pools: World,
+) -> None:
+    await replicate_to_both(three_pools)
+    three_pools.lab.faults.add(Fault("any", pool="far", times=None, reset=True))
+    await replicate_to_both(three_pools)
+    assert await kept(three_pools) == bare("far-storage") + bare("dr-storage")
+    await three_pools.lab.happen(Incident("clock-jump", pool="prod", seconds=60))
+
+    await replicate_to_both(three_pools, hold_bases="30s")
+
+    assert await kept(three_pools) == bare("dr-storage")
+    three_pools.lab.faults.clear()
+    await assert_nothing_else_left(three_pools)
+
+
+# -- half done -----------------------------------------------------------------------------------
+
+
+async def test_a_disk_that_is_still_held_is_waited_for(shedding: World) -> None:
+    busy = shedding.lab.faults.add(Fault("rpc", "VDI.data_destroy", "prod", times=2, error=BUSY))
+
+    await shedding.replicate(**SHED)
+
+    assert busy.fired == 2
+    assert await kept(shedding) == bare("dr-storage")
+
+
+async def test_data_that_cannot_be_destroyed_now_goes_with_the_next_run(
+    shedding: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xorepd.xapi.vdis._BUSY_PAUSE_S", 0.1)
+    busy = shedding.lab.faults.add(
+        Fault("rpc", "VDI.data_destroy", "prod", times=None, object="web01-root", error=BUSY)
+    )
+    record = await shedding.replicate(**SHED)
+    assert record.outcome is Outcome.DELTA
+    assert [kind for _, kind, _, _ in await kept(shedding)] == ["cbt_metadata", "user"]
+    assert busy.fired
+    shedding.lab.faults.clear()
+    await shedding.lab.guest_write("web01", 0, random=1, seed=3)
+
+    await shedding.replicate(**SHED)
+
+    assert await kept(shedding) == bare("dr-storage")
+    await assert_equal(shedding)
+    await assert_nothing_else_left(shedding)
+
+
+@pytest.mark.parametrize("method", ["VM.destroy", "VDI.data_destroy"])
+async def test_a_pool_that_refuses_costs_room_and_no_run(shedding: World, method: str) -> None:
+    refusal = ("RBAC_PERMISSION_DENIED", method, "no")
+    refused = shedding.lab.faults.add(Fault("rpc", method, "prod", times=None, error=refusal))
+
+    record = await shedding.replicate(**SHED)
+
+    assert refused.fired
+    assert record.outcome is Outcome.DELTA
+    assert [kind for _, kind, _, _ in await kept(shedding)] == ["user"] * 2
+    shedding.lab.faults.clear()
+    await shedding.lab.guest_write("web01", 1, random=2, seed=1)
+    await shedding.replicate(**SHED)
+    assert await kept(shedding) == bare("dr-storage")
+    await assert_equal(shedding)
+    await assert_nothing_else_left(shedding)
+
+
+MOMENTS = [("VM.destroy", 0), ("VDI.data_destroy", 0), ("VDI.data_destroy", 1)]
+
+
+@pytest.mark.leaves("session")
+@pytest.mark.parametrize(("method", "before"), MOMENTS)
+async def test_killed_while_data_is_destroyed_leaves_a_base_and_no_disk_too_many(
+    shedding: World, method: str, before: int
+) -> None:
+    await shedding.lab.guest_write("web01", 1, random=2, seed=1)
+
+    assert await killed_at(shedding, ("prod", method, before), **SHED)
+
+    await shedding.lab.guest_write("web01", 1, random=2, seed=2)
+    record = await shedding.replicate(**SHED)
+    assert (record.outcome, data_disk(record).mode) == (Outcome.DELTA, "delta")
+    await assert_equal(shedding)
+    assert await kept(shedding) == bare("dr-storage")
+    await assert_nothing_else_left(shedding)
+
+
+@pytest.mark.leaves("session")
+@pytest.mark.parametrize(("method", "before"), MOMENTS[1:])
+async def test_what_was_left_half_done_is_finished_for_a_target_that_is_away(
+    three_pools: World, method: str, before: int
+) -> None:
+    await killed_at(three_pools, ("prod", method, before), **BOTH)
+    three_pools.lab.faults.add(Fault("any", pool="far", times=None, reset=True))
+    await three_pools.lab.guest_write("web01", 1, random=2, seed=1)
+
+    await replicate_to_both(three_pools)
+
+    assert await kept(three_pools) == bare("far-storage") + bare("dr-storage")
+    three_pools.lab.faults.clear()
+    records = await replicate_to_both(three_pools)
+    assert [record.outcome for record in records] == [Outcome.DELTA] * 2
+    await assert_equal(three_pools)
+    await assert_equal(three_pools, "far")
+    assert await kept(three_pools) == bare("dr-storage", "far-storage")
+    await assert_nothing_else_left(three_pools)
