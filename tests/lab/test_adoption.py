@@ -9,6 +9,9 @@ from structlog.testing import capture_logs
 
 from tests.lab import carried, hands
 from tests.lab.world import World, serve_nbd
+from xorepd.data import chunked
+from xorepd.lab.faults import Fault
+from xorepd.replication import transfer
 from xorepd.state.records import Outcome
 from xorepd.units import MiB
 
@@ -80,6 +83,65 @@ async def test_a_copy_that_holds_something_else_costs_the_full_and_is_named(
     [said] = [entry for entry in logs if entry["event"] == "base.not_adopted"]
     assert "holds other content" in said["reason"]
     await two_pools.newest_equals_its_source()
+
+
+@pytest.mark.parametrize("era", ["6.2", "6.3", "6.5"])
+async def test_a_replica_of_xen_orchestra_whose_snapshot_is_gone_costs_what_differs(
+    two_pools: World, era: str
+) -> None:
+    vm = await bring(two_pools, era)
+    before = await two_pools.ask("dr", state_of(vm))
+    touched = await two_pools.lab.guest_write("web01", 1, sequential=(MiB, 2 * MiB), seed=1)
+    await two_pools.ask("prod", hands.delete_snapshots)
+
+    record = await two_pools.replicate()
+
+    assert record.outcome is Outcome.DELTA
+    assert {(disk.mode, disk.reason) for disk in record.disks} == {("resync", "copy-of-others")}
+    assert sum(disk.sent_bytes for disk in record.disks) == sum(size for _, size in touched)
+    await two_pools.newest_equals_its_source()
+    assert await two_pools.ask("dr", state_of(vm)) == before
+    await two_pools.lab.guest_write("web01", 1, random=2, seed=2)
+    assert {disk.mode for disk in (await two_pools.replicate()).disks} == {"delta"}
+    await two_pools.newest_equals_its_source()
+
+
+async def test_a_job_that_wants_no_resync_takes_no_copy_without_its_snapshot(
+    two_pools: World,
+) -> None:
+    await bring(two_pools, "6.5")
+    await two_pools.ask("prod", hands.delete_snapshots)
+
+    record = await two_pools.replicate(resync=False)
+
+    assert {(disk.mode, disk.reason) for disk in record.disks} == {("full", "first-run")}
+
+
+@pytest.mark.parametrize("base", ["stands", "is gone"])
+async def test_a_first_run_onto_a_copy_of_others_goes_on_where_it_was_cut(
+    two_pools: World, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    monkeypatch.setattr(chunked, "SEGMENT_BYTES", 4 * MiB)
+    monkeypatch.setattr(transfer, "PAUSE_S", 0.01)
+    vm = await bring(two_pools, "6.5")
+    before = await two_pools.ask("dr", state_of(vm))
+    await two_pools.lab.guest_write("web01", 1, sequential=(0, 30 * MiB), seed=1)
+    if base == "is gone":
+        await two_pools.ask("prod", hands.delete_snapshots)
+    cut = Fault("import", "raw", object="[Importing] web01-data", skip=4, times=None, cut_at=MiB)
+    two_pools.lab.faults.add(cut)
+    async with two_pools.daemon() as context:
+        first = await two_pools.run(context, resume="1d")
+    two_pools.lab.faults.clear()
+
+    second = await two_pools.replicate(resume="1d", verify="sample")
+
+    assert (first.outcome, first.resumable) == (Outcome.FAILED, True)
+    [disk] = [disk for disk in second.disks if disk.device == "1"]
+    assert disk.mode == ("delta" if base == "stands" else "resync")
+    assert (disk.resumed_from, disk.sent_bytes) == (16 * MiB, 14 * MiB)
+    await two_pools.newest_equals_its_source()
+    assert await two_pools.ask("dr", state_of(vm)) == before
 
 
 async def test_a_copy_whose_transfer_never_ended_is_no_base(two_pools: World) -> None:

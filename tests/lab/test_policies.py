@@ -13,14 +13,18 @@ from xorepd.state.records import Outcome
 
 async def test_full_copy_is_held_until_it_is_let_and_costs_no_point(replicated: World) -> None:
     await replicated.ask("prod", forget_bases)
+    replicated.lab.recorder.calls.clear()
 
     async with replicated.daemon() as context:
         held = await replicated.run(context, full="ask", resync=False, verify="off")
+    called = {call.name for call in replicated.lab.recorder.calls}
     points = await replicated.points()
 
     assert held.outcome is Outcome.FAILED
     assert "let it once with `xorepctl run web --allow-full`" in (held.error or "")
     assert len(points) == 1
+    assert held.step == "plan"
+    assert not any(name.endswith("VM.snapshot") for name in called)
     assert await replicated.left_over() == []
     let = await replicated.replicate(full="allow", resync=False, verify="off")
     assert let.outcome is Outcome.FULL

@@ -95,23 +95,21 @@ async def test_vm_that_is_gone_keeps_its_replica_and_is_missed_until_it_is_exclu
     await run(two_pools, **found)
     gone = await two_pools.ask("prod", lambda x: x.VM.get_uuid(hands.vm_of(x, "db01")))
 
-    def destroy(xenapi: Any) -> None:
-        vm = hands.vm_of(xenapi, "db01")
-        for snapshot in xenapi.VM.get_snapshots(vm):
-            hands.destroy_with_disks(xenapi, snapshot)
-        hands.destroy_with_disks(xenapi, vm)
-
-    await two_pools.ask("prod", destroy)
-    points = await two_pools.points()
+    await two_pools.ask("prod", lambda x: hands.destroy_with_disks(x, hands.vm_of(x, "db01")))
+    points, bases = await two_pools.points(), await two_pools.bases()
 
     missed = await run(two_pools, **found)
     excluded = await run(two_pools, vms=("*",), exclude=("web*", gone))
 
     assert missed["db01"].outcome is Outcome.FAILED
     assert missed["db01"].vm_uuid == gone
-    assert "VM db01 is gone; its replica on pool dr stays" in (missed["db01"].error or "")
+    assert (missed["db01"].error or "").startswith(
+        "pool prod: VM db01 is gone; its replica on pool dr stays as it is, "
+        "and so does our snapshot of it. "
+    )
     assert set(excluded) == {"*"}
-    assert await two_pools.points() == points
+    assert (await two_pools.points(), await two_pools.bases()) == (points, bases)
+    assert gone in {base["stream"]["vm"] for base in bases}
 
 
 def name_disk(device: str, name: str) -> hands.Deed:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import pytest
 from structlog.testing import capture_logs
 
 import xorepd_compressed.link as link
+from tests.lab import hands
 from tests.lab.relayed import relayed
 from tests.lab.test_relay_process import Process
-from tests.lab.world import World, new_run, serve_nbd
+from tests.lab.world import World, clock, new_run, serve_nbd
 from tests.unit.relay.ends import make_certificates
+from xorepd.data import nbd_reader
 from xorepd.lab.faults import Fault
+from xorepd.replication import resync, transfer
 from xorepd.replication.jobs import Context, run_job
+from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
 
 MiB = 1 << 20
@@ -87,6 +92,58 @@ async def test_block_of_which_little_changed_costs_little(two_pools: World, tmp_
     assert delta.outcome is Outcome.DELTA, delta.error
     assert sent(delta) < moved(delta) / 4
     await two_pools.newest_equals_its_source()
+
+
+async def test_what_the_map_tells_is_not_carried_and_the_rest_is_read_back_at_the_relay(
+    two_pools: World, tmp_path: Path
+) -> None:
+    async with (
+        relayed(two_pools, tmp_path) as relay,
+        two_pools.daemon() as context,
+        open_maps(tmp_path / "maps.db", 1 << 30, clock) as maps,
+    ):
+        job = {"transport": through(relay.port, relay.directory), "verify": "sample"}
+        mapped = replace(context, maps=maps)
+        await two_pools.run(mapped, **job)
+        await two_pools.lab.guest_write("web01", 1, random=1, seed=7, within=(0, MiB))
+        with capture_logs() as logs:
+            delta = await two_pools.run(mapped, **job)
+
+    assert delta.error is None, delta.error
+    assert moved(delta) - sum(disk.unchanged_bytes for disk in delta.disks) == 64 * 1024
+    assert sum(entry["event"] == "disk.read" for entry in logs) == 1
+    await two_pools.newest_equals_its_source()
+
+
+async def test_a_resync_that_is_cut_counts_no_more_than_its_window_for_done(
+    two_pools: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resync, "LONGEST_WINDOW", 8 * MiB)
+    monkeypatch.setattr(transfer, "TRIES", 1)
+    monkeypatch.setattr(nbd_reader, "PAUSE_S", 0.01)
+    for pool in ("prod", "dr"):
+        await serve_nbd(two_pools, pool)
+    await two_pools.lab.guest_write("web01", 1, sequential=(0, 30 * MiB), seed=1)
+    await two_pools.replicate(verify="off")
+    for at in (MiB, 26 * MiB):
+        await two_pools.lab.guest_write("web01", 1, sequential=(at, MiB), seed=2)
+    await two_pools.ask("prod", hands.delete_snapshots)
+    async with relayed(two_pools, tmp_path) as relay, two_pools.daemon() as context:
+        job = {"transport": through(relay.port, relay.directory), "resume": "1d"}
+        cut = Fault(
+            "nbd", "read", pool="prod", object="web01-data", skip=14, times=None, reset=True
+        )
+        two_pools.lab.faults.add(cut)
+        first = await two_pools.run(context, **job)
+        two_pools.lab.faults.clear()
+        second = await two_pools.run(context, verify="sample", **job)
+
+    assert (first.outcome, first.resumable) == (Outcome.FAILED, True)
+    assert second.error is None, second.error
+    [disk] = [disk for disk in second.disks if disk.device == "1"]
+    assert (disk.mode, disk.resumed_from, disk.changed_bytes) == ("resync", 8 * MiB, MiB)
+    await two_pools.newest_equals_its_source()
+    assert await two_pools.left_over() == []
 
 
 async def test_throttle_around_it_counts_what_passes_the_link(

@@ -1,4 +1,8 @@
-"""A base that others made takes the place of a full copy, if its content is what it says."""
+"""A copy that others made takes the place of a full one.
+
+Where the snapshot that they copied still stands, and the copy is what it says, it is a base for a
+delta. Where it is gone, both sides are compared, and what differs is sent into a clone of the copy.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,16 @@ from dataclasses import replace
 import structlog
 
 from xorepd.data.blocks import BlockMap
+from xorepd.data.budget import READING
 from xorepd.data.digest import head_of, read_back, sample_of
 from xorepd.data.export import open_raw, read_map
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.replication.assignment import Assignment
-from xorepd.replication.foreign import Pair, find_pairs
+from xorepd.replication.foreign import Copy, Pair, find_copies, find_pairs
 from xorepd.replication.inventory import SourceSide
-from xorepd.replication.plan import Delta
+from xorepd.replication.plan import Delta, Full, Resync, ResyncReason
 from xorepd.replication.roads import find_nbd, is_vhd, open_nbd
 from xorepd.replication.staging import DiskPlan
 from xorepd.units import MiB
@@ -32,12 +37,18 @@ SAMPLE = 64 * MiB
 
 
 async def adopt(a: Assignment, side: SourceSide, plans: Sequence[DiskPlan]) -> list[DiskPlan]:
-    """Return the plans with deltas for those fulls that a base of others makes unnecessary."""
+    """Return the plans with deltas and comparisons for those fulls that copies of others spare."""
     if all(_is_settled(plan) for plan in plans):
         return list(plans)
+    pairs, copies = of_others(a, side)
+    return [await _adopt(a, plan, pairs, copies) for plan in plans]
+
+
+def of_others(a: Assignment, side: SourceSide) -> tuple[list[Pair], list[Copy]]:
+    """Return the bases and copies that others made of a source VM's disks, the newest first."""
     disks = [vdi for _, vdi in side.disks]
     pairs = find_pairs(a.source.cache, disks, a.vm.ref, a.target.cache, a.sr.ref)
-    return [await _adopt(a, plan, pairs) for plan in plans]
+    return pairs, find_copies(side.disks, a.vm.uuid, a.target.cache, a.sr.ref)
 
 
 def _is_settled(plan: DiskPlan) -> bool:
@@ -45,23 +56,36 @@ def _is_settled(plan: DiskPlan) -> bool:
     return isinstance(plan.how, Delta) or plan.begun is not None
 
 
-async def _adopt(a: Assignment, plan: DiskPlan, pairs: Iterable[Pair]) -> DiskPlan:
+async def _adopt(
+    a: Assignment, plan: DiskPlan, pairs: Iterable[Pair], copies: Iterable[Copy]
+) -> DiskPlan:
     if _is_settled(plan):
         return plan
     what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
+    disk = plan.source.mark.disk
+    false: set[str] = set()
     for pair in pairs:
-        if pair.disk != plan.source.mark.disk:
+        if pair.disk != disk:
             continue
         try:
-            is_equal = await _is_equal(a, pair, f"{what}, base of others")
+            with a.budget.holding() as memory:
+                await memory.take(READING)
+                is_equal = await _is_equal(a.within(memory), pair, f"{what}, base of others")
         except DataError as error:
             log.warning("base.not_adopted", base=pair.base.uuid, reason=str(error))
-            continue
-        if is_equal:
-            log.info("base.adopted", disk=what, base=pair.base.uuid, onto=pair.onto.uuid)
-            return replace(plan, how=Delta(base=pair.base.uuid, onto=pair.onto.uuid))
-        reason = f"disk {pair.onto.uuid} of pool {a.target.name} holds other content"
-        log.warning("base.not_adopted", base=pair.base.uuid, reason=reason)
+        else:
+            if is_equal:
+                log.info("base.adopted", disk=what, base=pair.base.uuid, onto=pair.onto.uuid)
+                return replace(plan, how=Delta(base=pair.base.uuid, onto=pair.onto.uuid))
+            reason = f"disk {pair.onto.uuid} of pool {a.target.name} holds other content"
+            log.warning("base.not_adopted", base=pair.base.uuid, reason=reason)
+        false.add(pair.onto.uuid)
+    if not isinstance(plan.how, Full) or not a.job.resync:
+        return plan
+    for copy in copies:
+        if copy.disk == disk and copy.onto.uuid not in false:
+            log.info("copy.adopted", disk=what, onto=copy.onto.uuid)
+            return replace(plan, how=Resync(copy.onto.uuid, ResyncReason.COPY_OF_OTHERS))
     return plan
 
 

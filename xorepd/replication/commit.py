@@ -53,7 +53,7 @@ from xorepd.xapi.vms import (
 
 log = structlog.get_logger(__name__)
 
-_VIF_SOURCE = "xorepd:source"
+VIF_SOURCE = "xorepd:source"
 """On the replica's interfaces: what the source had. While it has the same, changes that somebody
 made to the replica's interface stay."""
 
@@ -286,7 +286,7 @@ async def _update_interfaces(a: Assignment, replica: Ref, interfaces: Sequence[I
     for wanted in interfaces:
         source = f"{wanted.mac} {wanted.source_network}"
         vif = present.pop(wanted.device, None)
-        if vif is not None and vif.other_config.get(_VIF_SOURCE) == source:
+        if vif is not None and vif.other_config.get(VIF_SOURCE) == source:
             continue
         if vif is not None:
             await destroy_vif(a.target, vif.ref)
@@ -297,10 +297,10 @@ async def _update_interfaces(a: Assignment, replica: Ref, interfaces: Sequence[I
             wanted.device,
             wanted.mac,
             wanted.mtu,
-            {_VIF_SOURCE: source},
+            {VIF_SOURCE: source},
         )
     for vif in present.values():
-        if _VIF_SOURCE in vif.other_config:  # the source has it no more; others' own ones stay
+        if VIF_SOURCE in vif.other_config:  # the source has it no more; others' own ones stay
             await destroy_vif(a.target, vif.ref)
 
 

@@ -10,7 +10,8 @@ of the copy, and what others made stays as it is.
     6.3 and later   a snapshot of such a VM                xo:copy_of, later also contentKey
 
 What says so may be wrong, for anybody may write there: a base of others is compared before it is
-used (see `adoption`).
+used (see `adoption`). Where the snapshot on the source is gone, nothing tells what has changed
+since. The copy's VM still says which VM it was copied from, and so both sides can be compared.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from xorepd.replication.markers import signed
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import Vbd, Vdi, Vm
 
+_VM = "xo:backup:vm"
 _CONTENT = "xo:backup:contentKey"
 _COPY_OF = "xo:copy_of"
 _TIME = "xo:backup:datetime"
@@ -44,6 +46,15 @@ class Pair:
     """Disk on the target."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A disk on the target that was copied from a source disk some time ago, as its labels say."""
+
+    disk: str
+    """UUID of the source disk."""
+    onto: Vdi
+
+
 def find_pairs(source: Cache, disks: Iterable[Vdi], vm: Ref, target: Cache, sr: Ref) -> list[Pair]:
     """Return the bases of others for some source disks, the newest content first.
 
@@ -55,16 +66,41 @@ def find_pairs(source: Cache, disks: Iterable[Vdi], vm: Ref, target: Cache, sr: 
     present = {disk.ref: disk for disk in disks}
     contents = {_key_of(base): base for base in _bases(source, present, vm)}
     pairs = []
-    for copy, is_live in _copies(target, sr):
+    for copy, owner in _copies(target, sr):
         labels = (copy.other_config.get(_CONTENT, ""), copy.other_config.get(_COPY_OF, ""))
         base = next((contents[label] for label in labels if label in contents), None)
-        if base is None or (is_live and not _is_exported(source, base)):
+        if base is None or (not owner.is_a_snapshot and not _is_exported(source, base)):
             continue
         disk = present[base.snapshot_of]
         if copy.virtual_size <= disk.virtual_size:
             pairs.append(Pair(disk.uuid, base, copy))
     pairs.sort(key=lambda pair: (pair.base.snapshot_time, pair.onto.is_a_snapshot), reverse=True)
     return pairs
+
+
+def find_copies(disks: Iterable[tuple[Vbd, Vdi]], vm: str, target: Cache, sr: Ref) -> list[Copy]:
+    """Return what others copied from some source disks, the newest first.
+
+    Disks are told apart by the device at which they are: nothing else of a disk is on its copy once
+    the snapshot is gone. If somebody swapped them, more differs, and that is all.
+
+    Args:
+        disks: disks of the source VM as they are now, with their drives.
+        vm: UUID of the source VM.
+        sr: the target SR.
+    """
+    at_device = {vbd.userdevice: vdi for vbd, vdi in disks}
+    found = []
+    for copy, owner in _copies(target, sr):
+        devices = [v.userdevice for v in target.present(Vbd, copy.vbds) if v.vm == owner.ref]
+        disk = next((at_device[device] for device in devices if device in at_device), None)
+        if owner.other_config.get(_VM) != vm or disk is None:
+            continue
+        if copy.virtual_size <= disk.virtual_size:
+            age = (owner.other_config[_TIME], copy.is_a_snapshot)
+            found.append((age, Copy(disk.uuid, copy)))
+    found.sort(key=lambda each: each[0], reverse=True)
+    return [copy for _, copy in found]
 
 
 def _key_of(base: Vdi) -> str:
@@ -82,8 +118,8 @@ def _bases(cache: Cache, present: Collection[Ref], vm: Ref) -> Iterator[Vdi]:
             yield vdi
 
 
-def _copies(cache: Cache, sr: Ref) -> Iterator[tuple[Vdi, bool]]:
-    """Return complete copies on an SR, and whether each is a disk that might be written to."""
+def _copies(cache: Cache, sr: Ref) -> Iterator[tuple[Vdi, Vm]]:
+    """Return complete copies on an SR, each with the snapshot or idle VM that it is of."""
     for vdi in cache.vdis.values():
         if vdi.sr != sr or not vdi.has_data or signed(vdi.other_config, vdi.uuid) is not None:
             continue
@@ -91,9 +127,9 @@ def _copies(cache: Cache, sr: Ref) -> Iterator[tuple[Vdi, bool]]:
             continue
         match list(_owners(cache, vdi)):
             case [owner] if owner.is_a_snapshot and vdi.is_a_snapshot and _is_finished(owner):
-                yield vdi, False
+                yield vdi, owner
             case [owner] if _is_idle(owner) and _is_finished(owner) and not vdi.is_a_snapshot:
-                yield vdi, True
+                yield vdi, owner
 
 
 def _owners(cache: Cache, vdi: Vdi) -> Iterator[Vm]:

@@ -94,10 +94,13 @@ async def find_missing(
         if stray.exists:
             log.info("vm.not_selected", job=job.name, vm=stray.vm, name=stray.name)
             continue
+        number = stray.snapshots
+        ours = f", and so do our {number} snapshots of it" if number > 1 else ""
+        ours = ", and so does our snapshot of it" if number == 1 else ours
         gone = Refused(
             f"pool {source.name}: VM {stray.name} is gone; its replica on pool {target.name} stays "
-            f"as it is. Remove that when nobody needs it, or name the VM in exclude of job "
-            f"{job.name}"
+            f"as it is{ours}. Name the VM in exclude of job {job.name}; then `xorepctl forget` "
+            "removes what nobody needs any more"
         )
         log.warning(
             "vm.gone", job=job.name, vm=stray.vm, name=stray.name, replica=stray.replica.uuid

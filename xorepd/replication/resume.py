@@ -57,7 +57,13 @@ class Leftover:
 
 
 def find_leftover(
-    source: SourceSide, target: TargetSide, sr: str, *, now: datetime, within: float
+    source: SourceSide,
+    target: TargetSide,
+    sr: str,
+    *,
+    now: datetime,
+    within: float,
+    others: Collection[str] = (),
 ) -> Leftover | None:
     """Return what can be continued, if anything.
 
@@ -65,6 +71,7 @@ def find_leftover(
         sr: UUID of the target SR.
         now: by the clock of the source pool.
         within: seconds that the snapshot may be old; 0 continues nothing.
+        others: UUIDs of bases and copies that others made, and that stand.
     """
     newest = target.points[0].mark.time if target.points else ""
     for group in source.snapshots:
@@ -73,7 +80,9 @@ def find_leftover(
             continue
         if not _can_be_read(source, group):
             continue
-        disks = {begun.staging.mark.snapshot: begun for begun in _begun(source, target, group)}
+        disks = {
+            begun.staging.mark.snapshot: begun for begun in _begun(source, target, group, others)
+        }
         if any(begun.start for begun in disks.values()):
             return Leftover(group, disks)
     return None
@@ -85,13 +94,15 @@ def _can_be_read(source: SourceSide, group: Group) -> bool:
     return all(disk.vdi.has_data and disk.mark.disk in present for disk in group.disks)
 
 
-def _begun(source: SourceSide, target: TargetSide, group: Group) -> Iterator[Begun]:
+def _begun(
+    source: SourceSide, target: TargetSide, group: Group, others: Collection[str]
+) -> Iterator[Begun]:
     """Yield the disks that can go on, the farthest of one content last."""
     contents = {disk.mark.snapshot: disk.vdi for disk in group.disks}
-    bases = {base.uuid for base in source.bases()}
+    bases = {base.uuid for base in source.bases()}.union(others)
     origins = {
         disk.vdi.uuid for point in target.points for disk in point.disks if disk.vdi.has_data
-    }
+    }.union(others)
     found = []
     for staging in target.staging:
         content, mark = contents.get(VdiUuid(staging.mark.snapshot)), staging.mark

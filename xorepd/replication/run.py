@@ -13,14 +13,24 @@ from dataclasses import replace
 
 import structlog
 
+from xorepd.config.choices import Fulls
 from xorepd.errors import XorepdError
 from xorepd.ids import VdiUuid
-from xorepd.replication.adoption import adopt
+from xorepd.replication.adoption import adopt, of_others
 from xorepd.replication.assignment import Assignment
+from xorepd.replication.bare import look_at_bare
 from xorepd.replication.commit import commit
 from xorepd.replication.consent import check_fulls
 from xorepd.replication.inventory import Group, SourceSide, TargetSide
-from xorepd.replication.plan import Full, SourceDisk, choose_base, limit_deltas
+from xorepd.replication.plan import (
+    Delta,
+    Full,
+    FullReason,
+    Resync,
+    SourceDisk,
+    choose_base,
+    limit_deltas,
+)
 from xorepd.replication.preflight import (
     check_source,
     check_target,
@@ -77,6 +87,10 @@ async def _replicate(a: Assignment) -> Outcome:
     enter("sweep")
     source, target, leftover = await sweep(a)
 
+    if leftover is None and a.job.full is not Fulls.ALLOW:
+        enter("plan")
+        check_fulls(a.job, source.vm.name_label, foreseen_fulls(a, source, target))
+
     enter("snapshot")
     with a.source_vm.reading(a.stream.sr):
         if leftover is not None:
@@ -86,7 +100,8 @@ async def _replicate(a: Assignment) -> Outcome:
         a.progress.point_in_time = snapshot.vm.snapshot_time
 
         enter("plan")
-        plans = await adopt(a, source, plan_disks(a, source, target, snapshot, leftover))
+        plans = await look_at_bare(a, plan_disks(a, source, target, snapshot, leftover))
+        plans = await adopt(a, source, plans)
         plans = [limited(plan, a.job.full_every) for plan in plans]
         fulls = {p.source.mark.device: p.how.reason for p in plans if isinstance(p.how, Full)}
         begun = {p.source.mark.device for p in plans if p.begun is not None}
@@ -120,7 +135,6 @@ def plan_disks(
 ) -> list[DiskPlan]:
     """Return how each disk of the snapshot travels."""
     drives = {vdi.uuid: vbd for vbd, vdi in source.disks}
-    points, bases = target.plan_points(), source.bases()
     plans = []
     left_behind = {disk.vdi.uuid for disk in source.excluded}
     for disk in snapshot.disks:
@@ -134,13 +148,39 @@ def plan_disks(
             virtual_size=disk.vdi.virtual_size,
         )
         begun = leftover.disks.get(disk.mark.snapshot) if leftover else None
-        if begun is not None:
-            how = begun.how
-        else:
-            others = drives.keys() - {disk.mark.disk}
-            how = choose_base(described, points, bases, others=others, resync=a.job.resync)
+        how = begun.how if begun else _choose(a, source, target, described)
         plans.append(DiskPlan(disk, how, vbd.bootable, vbd.mode, begun))
     return plans
+
+
+def foreseen_fulls(a: Assignment, source: SourceSide, target: TargetSide) -> dict[str, FullReason]:
+    """Return the disks that are going to be sent whole, by device, before there is a snapshot.
+
+    Those that copies of others may spare are not among them: somebody has to look at these first.
+    """
+    pairs, copies = of_others(a, source)
+    spared = {pair.disk for pair in pairs}
+    if a.job.resync:
+        spared.update(copy.disk for copy in copies)
+    fulls = {}
+    for vbd, vdi in source.disks:
+        device = vbd.userdevice
+        disk = SourceDisk(vdi.uuid, device, vdi.name_label, vdi.virtual_size)
+        how = _choose(a, source, target, disk)
+        if isinstance(how, Full) and vdi.uuid in spared:
+            continue
+        how = limit_deltas(how, a.job.full_every)
+        if isinstance(how, Full):
+            fulls[device] = how.reason
+    return fulls
+
+
+def _choose(
+    a: Assignment, source: SourceSide, target: TargetSide, disk: SourceDisk
+) -> Delta | Resync | Full:
+    others = {vdi.uuid for _, vdi in source.disks if vdi.uuid != disk.uuid}
+    points, bases = target.plan_points(), source.bases()
+    return choose_base(disk, points, bases, others=others, resync=a.job.resync)
 
 
 def limited(plan: DiskPlan, full_every: int | None) -> DiskPlan:

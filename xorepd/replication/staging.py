@@ -33,6 +33,9 @@ from xorepd.xapi.vms import rewrite_other_config
 
 log = structlog.get_logger(__name__)
 
+VHD = "vhd"
+"""The writer that has to announce what it will write."""
+
 ELSEWHERE = "elsewhere"
 """In place of a writer: the transport brought the data to somebody who wrote it."""
 
@@ -153,6 +156,7 @@ class StagingTarget:
         base: UUID of the restore point's disk that it is a clone of; empty for a new one.
         confirmations: told how far it is confirmed.
         what: the disk, for messages.
+        end: where what is sent ends; what lies behind it is not confirmed by its arrival.
     """
 
     def __init__(
@@ -163,9 +167,10 @@ class StagingTarget:
         base: str,
         confirmations: Confirmations,
         what: str,
+        end: int,
     ) -> None:
         self._a, self._progress, self._what = a, progress, f"{what}, import"
-        self._confirmations = confirmations
+        self._confirmations, self._end = confirmations, end
         self.disk = TargetDisk(
             pool=a.target.cache.pool.uuid,
             vdi=vdi,
@@ -190,7 +195,7 @@ class StagingTarget:
                 log.warning("writer.refused", what=what, reason=str(error))
                 vhd = open_import(door, vdi, virtual_size, extents, what=what)
                 writer = await stack.enter_async_context(vhd)
-                progress.writer = "vhd"
+                progress.writer = VHD
             try:
                 yield writer
             finally:
@@ -208,5 +213,6 @@ class StagingTarget:
         self._progress.sent_bytes += size
 
     def confirmed(self, offset: int) -> None:
+        offset = min(offset, self._end)
         self._confirmations.note(offset)
         self._progress.confirmed_to = max(self._progress.confirmed_to, offset)

@@ -12,6 +12,7 @@ import structlog
 
 from xorepd.errors import NotAllowed
 from xorepd.ids import Ref
+from xorepd.replication.adoption import of_others
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.commit import finish_commit, sign_torn, undo_commit
 from xorepd.replication.inventory import SourceSide, TargetSide, read_source, read_target
@@ -61,7 +62,10 @@ async def find_resumable(a: Assignment, source: SourceSide, target: TargetSide) 
         return None
     master = a.source.cache.pool.master
     now = parse_time(await a.source.call("host.get_servertime", master))
-    return find_leftover(source, target, a.stream.sr, now=now, within=a.job.resume)
+    pairs, copies = of_others(a, source)
+    others = {uuid for pair in pairs for uuid in (pair.base.uuid, pair.onto.uuid)}
+    others.update(copy.onto.uuid for copy in copies)
+    return find_leftover(source, target, a.stream.sr, now=now, within=a.job.resume, others=others)
 
 
 async def sweep(

@@ -3,10 +3,15 @@
 What was replicated before is read from the marks on the target: a daemon without any history knows
 it too. Such a replica stays as it is; a job that selects by patterns or tags would not miss its VM
 otherwise.
+
+So do our snapshots of a VM that is gone, though no delta can follow them. They are the last that
+the source pool has of it, and somebody may have destroyed it by mistake, or be about to import it
+with the UUID that it had. They go with the rest of the stream, by `forget`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -28,6 +33,8 @@ class Stray:
     replica: Vm
     exists: bool
     """The source VM is still in its pool, and the job does not mean it now."""
+    snapshots: int = 0
+    """Ours of the source VM that are still in its pool."""
 
 
 def find_strays(
@@ -43,7 +50,9 @@ def find_strays(
         targets: All VMs of the target pool.
         sr: Source pool and target SR; its VM does not count.
     """
+    vms = list(vms)
     by_uuid = {vm.uuid: vm for vm in vms if vm.is_ordinary}
+    snapshots = Counter(_snapshotted(vms, sr.pool))
     chosen = {vm.uuid for vm in selection.found}
     for replica in targets:
         mark = signed(replica.other_config, replica.uuid)
@@ -52,7 +61,16 @@ def find_strays(
         uuid = VmUuid(mark.stream.vm)
         if uuid in chosen or mark.stream != replace(sr, vm=uuid):
             continue
-        vm = by_uuid.get(uuid)
-        name = vm.name_label if vm else replica.name_label.removeprefix(f"[XO Backup {job.name}] ")
+        found = by_uuid.get(uuid)
+        former = replica.name_label.removeprefix(f"[XO Backup {job.name}] ")
+        name = found.name_label if found else former
         if {uuid, name}.isdisjoint(selection.named) and not is_excluded(job, uuid, name):
-            yield Stray(uuid, name, replica, exists=vm is not None)
+            yield Stray(uuid, name, replica, found is not None, snapshots[uuid])
+
+
+def _snapshotted(vms: Iterable[Vm], pool: str) -> Iterator[str]:
+    """Yield the UUID of the source VM of each snapshot of ours."""
+    for vm in vms:
+        mark = signed(vm.other_config, vm.uuid) if vm.is_a_snapshot else None
+        if mark is not None and mark.role is Role.SOURCE and mark.stream.pool == pool:
+            yield mark.stream.vm

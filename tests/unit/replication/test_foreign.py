@@ -9,10 +9,12 @@ import pytest
 
 from tests.unit.replication.builders import OTHER_SR, SR, World
 from xorepd.ids import Ref
-from xorepd.replication.foreign import Pair, find_pairs
+from xorepd.replication.foreign import Copy, Pair, find_copies, find_pairs
+from xorepd.replication.inventory import disks_of
 from xorepd.replication.markers import Role
 
 CONTENT, COPY_OF, TIME = "xo:backup:contentKey", "xo:copy_of", "xo:backup:datetime"
+VM = "xo:backup:vm"
 BLOCK = "Start operation for this vm is blocked, clone it if you want to use it."
 
 
@@ -48,6 +50,18 @@ class Site:
     async def pairs(self, sr: Ref = SR) -> list[Pair]:
         source, target = await self.source.cache(), await self.target.cache()
         return find_pairs(source, [source.vdis[self.disk]], self.vm, target, sr)
+
+    async def copies(self) -> list[Copy]:
+        source, target = await self.source.cache(), await self.target.cache()
+        disks = disks_of(source, source.vms[self.vm])
+        return find_copies(disks, self.source.uuid(self.vm), target, SR)
+
+    def relic(self, when: str = "20260302T12:00:00Z", *, live: bool = False) -> Ref:
+        """Make a copy whose snapshot is gone on the source; return its disk."""
+        disk = self.copy(live=live, copy_of="gone")
+        self.target.set_key(self.owner(disk), VM, self.source.uuid(self.vm))
+        self.target.set_key(self.owner(disk), TIME, when)
+        return disk
 
     async def found(self, sr: Ref = SR) -> list[Ref]:
         return [pair.onto.ref for pair in await self.pairs(sr)]
@@ -182,3 +196,39 @@ async def test_the_newest_content_comes_first_and_snapshots_before_live_disks(si
     new = site.copy(copy_of=site.source.uuid(newer_base))
 
     assert await site.found() == [new, old, old_live]
+
+
+@pytest.mark.parametrize("live", [False, True])
+async def test_a_copy_whose_snapshot_is_gone_is_known_by_its_vm_and_device(
+    site: Site, live: bool
+) -> None:
+    relic = site.relic(live=live)
+
+    [copy] = await site.copies()
+
+    assert (copy.disk, copy.onto.ref) == (site.source.uuid(site.disk), relic)
+    assert await site.found() == []
+
+
+async def test_the_newest_copy_comes_first(site: Site) -> None:
+    old, new = site.relic("20260302T12:00:00Z"), site.relic("20260303T12:00:00Z")
+
+    assert [copy.onto.ref for copy in await site.copies()] == [new, old]
+
+
+async def test_a_copy_of_another_vm_or_device_is_not_this_disks(site: Site) -> None:
+    site.target.set_key(site.owner(site.relic()), VM, "another")
+    [vbd] = site.target.raw(site.relic())["VBDs"]
+    site.target.raw(vbd)["userdevice"] = "7"
+
+    assert await site.copies() == []
+
+
+async def test_a_copy_that_is_larger_or_in_use_or_ours_is_not_compared(site: Site) -> None:
+    size = int(site.source.raw(site.disk)["virtual_size"])
+    site.target.raw(site.relic())["virtual_size"] = str(size * 2)
+    site.target.raw(site.owner(site.relic(live=True)))["power_state"] = "Running"
+    site.target.mark(site.relic(), Role.POINT)
+    site.target.set_key(site.owner(site.relic()), TIME, "19700101T000000Z")
+
+    assert await site.copies() == []

@@ -6,6 +6,7 @@ from typing import Any
 from tests.unit.parts import job
 from tests.unit.replication.builders import STREAM
 from tests.unit.replication.test_selection import vm
+from xorepd.ids import VmUuid
 from xorepd.replication.markers import KEY, Mark, Role, Stream
 from xorepd.replication.selection import select_vms
 from xorepd.replication.vanished import Stray, find_strays
@@ -31,6 +32,20 @@ def test_replica_whose_vm_is_gone_is_found_with_the_name_that_it_had() -> None:
     [stray] = strays([vm("web02")], replica("web01"), replica("web02"))
 
     assert (stray.vm, stray.name, stray.exists) == ("uuid-of-web01", "web01", False)
+
+
+def test_snapshots_of_a_vm_that_is_gone_are_counted() -> None:
+    def snapshot(name: str, role: Role = Role.SOURCE, stream: Stream = STREAM) -> Vm:
+        of_source = replace(stream, vm="uuid-of-web01", sr="")
+        mark = Mark(role, of_source, "run", self=f"uuid-of-{name}")
+        return vm(name, is_a_snapshot=True, other_config={KEY: mark.encode()})
+
+    others = (snapshot("c", Role.POINT), snapshot("d", stream=replace(STREAM, pool="pool-2")))
+    clone = replace(snapshot("e"), uuid=VmUuid("another"))
+
+    [stray] = strays([snapshot("a"), snapshot("b"), *others, clone], replica("web01"))
+
+    assert stray.snapshots == 2
 
 
 def test_replica_whose_vm_is_not_meant_any_more_is_told_apart() -> None:
