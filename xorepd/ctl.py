@@ -5,21 +5,28 @@ Exit status: 0 done; 1 refused, or a run that did not succeed; 2 wrong usage; 3 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
 
-from xorepd.config.load import load
-from xorepd.config.models import DaemonSettings
+from xorepd.console.asking import (
+    EXIT_REFUSED,
+    SOCKET_VARIABLE,
+    AsJson,
+    Config,
+    Socket,
+    ask,
+    console,
+    find_socket,
+    show_reply,
+)
+from xorepd.console.forgetting import forget
 from xorepd.console.progress import displayed
 from xorepd.console.tables import (
     finished_view,
@@ -30,14 +37,13 @@ from xorepd.console.tables import (
     run_view,
     status_view,
 )
-from xorepd.control.client import Client, NoDaemon
+from xorepd.control.client import Client
 from xorepd.control.protocol import (
     MAX_HISTORY,
     Finished,
     LinksReply,
     Names,
     ReloadReply,
-    Reply,
     RunAccepted,
     RunReply,
 )
@@ -45,12 +51,9 @@ from xorepd.errors import ControlError, XorepdError
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.version import VERSION
 
-EXIT_REFUSED = 1
-EXIT_NO_DAEMON = 3
-EXIT_INTERRUPTED = 130
 SUCCEEDED = frozenset({Outcome.FULL, Outcome.DELTA, Outcome.EMPTY})
 
-T = TypeVar("T")
+Job = Annotated[str, typer.Argument(help="Name of a job.", show_default=False)]
 
 app = typer.Typer(
     name="xorepctl",
@@ -59,19 +62,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
-
-SOCKET_VARIABLE = "XOREPD_SOCKET"
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Socket = Annotated[
-    Path | None,
-    typer.Option("--socket", "-s", help="The daemon's control socket, or $XOREPD_SOCKET."),
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Take the socket from this configuration.")
-]
-Job = Annotated[str, typer.Argument(help="Name of a job.", show_default=False)]
 
 
 def main() -> None:
@@ -99,7 +89,7 @@ def _root(
     """Take what may stand before the command as well as behind it."""
     if socket is not None or config is not None:
         try:
-            os.environ[SOCKET_VARIABLE] = str(_find_socket(socket, config))
+            os.environ[SOCKET_VARIABLE] = str(find_socket(socket, config))
         except XorepdError as error:
             typer.echo(f"xorepctl: {error}", err=True)
             sys.exit(EXIT_REFUSED)
@@ -108,15 +98,15 @@ def _root(
 @app.command()
 def status(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
     """Show how old every replica is, what runs, and what failed."""
-    reply = _ask(socket, config, lambda client: client.status())
-    _show(reply, status_view(reply, datetime.now(UTC)), as_json=as_json)
+    reply = ask(socket, config, lambda client: client.status())
+    show_reply(reply, status_view(reply, datetime.now(UTC)), as_json=as_json)
 
 
 @app.command()
 def jobs(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
     """List the jobs that are configured."""
-    reply = _ask(socket, config, lambda client: client.jobs())
-    _show(reply, jobs_table(reply, datetime.now(UTC)), as_json=as_json)
+    reply = ask(socket, config, lambda client: client.jobs())
+    show_reply(reply, jobs_table(reply, datetime.now(UTC)), as_json=as_json)
 
 
 @app.command()
@@ -138,11 +128,11 @@ def run(
         return await client.start_run(job, allow_full=allow_full)
 
     if not wait:
-        reply = _ask(socket, config, start)
+        reply = ask(socket, config, start)
         text = f"job {job}: run {reply.run_id} has started{_without(reply)}"
-        _show(reply, text, as_json=as_json)
+        show_reply(reply, text, as_json=as_json)
         return
-    records = _ask(socket, config, lambda client: _run_and_watch(client, start, as_json=as_json))
+    records = ask(socket, config, lambda client: _run_and_watch(client, start, as_json=as_json))
     if not as_json:
         console.print(finished_view(records))
     if not records or any(record.outcome not in SUCCEEDED for record in records):
@@ -152,8 +142,8 @@ def run(
 @app.command()
 def cancel(job: Job, as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
     """Cancel the run of a job that is under way; it cleans up after itself."""
-    reply = _ask(socket, config, lambda client: client.cancel_run(job))
-    _show(reply, f"job {job}: run {reply.run_id} is being cancelled", as_json=as_json)
+    reply = ask(socket, config, lambda client: client.cancel_run(job))
+    show_reply(reply, f"job {job}: run {reply.run_id} is being cancelled", as_json=as_json)
 
 
 @app.command()
@@ -167,8 +157,8 @@ def history(
     config: Config = None,
 ) -> None:
     """Show finished runs, the newest first."""
-    reply = _ask(socket, config, lambda client: client.history(job, limit))
-    _show(reply, history_table(reply, datetime.now(UTC)), as_json=as_json)
+    reply = ask(socket, config, lambda client: client.history(job, limit))
+    show_reply(reply, history_table(reply, datetime.now(UTC)), as_json=as_json)
 
 
 @app.command()
@@ -190,15 +180,18 @@ def show(
             raise ControlError("no run has finished yet; start one with `xorepctl run JOB`")
         return await client.run(newest[0].run_id)
 
-    reply = _ask(socket, config, find)
-    _show(reply, run_view(reply.records), as_json=as_json)
+    reply = ask(socket, config, find)
+    show_reply(reply, run_view(reply.records), as_json=as_json)
 
 
 @app.command()
 def orphans(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
     """List replicas that no job keeps up any more: a job for the same VM and target adopts one."""
-    reply = _ask(socket, config, lambda client: client.orphans())
-    _show(reply, orphans_view(reply, datetime.now(UTC)), as_json=as_json)
+    reply = ask(socket, config, lambda client: client.orphans())
+    show_reply(reply, orphans_view(reply, datetime.now(UTC)), as_json=as_json)
+
+
+app.command()(forget)
 
 
 @app.command()
@@ -219,7 +212,7 @@ def throttle(
 ) -> None:
     """Show what limits transfers, or set it until the next reload or restart."""
 
-    async def ask(client: Client) -> LinksReply:
+    async def look(client: Client) -> LinksReply:
         if link is not None and rate is not None:
             return LinksReply(links=(await client.set_rate(link, rate),))
         links = (await client.links()).links
@@ -228,42 +221,15 @@ def throttle(
             raise ControlError(f"there is no link {link!r}; `xorepctl throttle` lists them")
         return LinksReply(links=found)
 
-    reply = _ask(socket, config, ask)
-    _show(reply, links_table(reply), as_json=as_json)
+    reply = ask(socket, config, look)
+    show_reply(reply, links_table(reply), as_json=as_json)
 
 
 @app.command()
 def reload(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
     """Load the configuration again; a bad file changes nothing."""
-    reply = _ask(socket, config, lambda client: client.reload())
-    _show(reply, _reload_text(reply), as_json=as_json)
-
-
-def _ask(socket: Path | None, config: Path | None, ask: Callable[[Client], Awaitable[T]]) -> T:
-    """Return what a daemon answers, or end the program with one sentence."""
-
-    async def ask_daemon(path: Path) -> T:
-        async with Client(path) as client:
-            return await ask(client)
-
-    try:
-        return asyncio.run(ask_daemon(_find_socket(socket, config)))
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except XorepdError as error:
-        typer.echo(f"xorepctl: {error}", err=True)
-        sys.exit(EXIT_NO_DAEMON if isinstance(error, NoDaemon) else EXIT_REFUSED)
-
-
-def _find_socket(socket: Path | None, config: Path | None) -> Path:
-    """Return the socket to use: what was said most explicitly."""
-    if socket is not None:
-        return socket
-    if config is not None:
-        return load(config).daemon.socket
-    if in_environment := os.environ.get(SOCKET_VARIABLE):
-        return Path(in_environment)
-    return DaemonSettings().socket
+    reply = ask(socket, config, lambda client: client.reload())
+    show_reply(reply, _reload_text(reply), as_json=as_json)
 
 
 async def _run_and_watch(
@@ -289,13 +255,6 @@ def _without(reply: RunAccepted) -> str:
     if not reply.left_out:
         return ""
     return f", without {', '.join(reply.left_out)}: an earlier run is still busy there"
-
-
-def _show(reply: Reply, view: RenderableType, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(reply.model_dump_json(indent=2))
-    else:
-        console.print(view)
 
 
 def _reload_text(reply: ReloadReply) -> str:

@@ -11,7 +11,7 @@ from xorepd.ids import JobName, PoolName
 
 K = TypeVar("K", bound=str)
 
-ONLY_AT_START = ("state_dir", "socket", "log_format")
+ONLY_AT_START = ("state_dir", "socket", "maps", "log_format")
 """Settings of the daemon that it cannot change under itself."""
 
 

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from xorepd.config.choices import Fulls, SnapshotKind
+from xorepd.config.choices import BaseData, Fulls, SnapshotKind
 from xorepd.config.fields import (
     NOTHING,
     Command,
@@ -37,7 +37,7 @@ from xorepd.config.fields import (
 from xorepd.config.keep import Keep
 from xorepd.config.scope import Scope
 from xorepd.ids import JobName, PoolName
-from xorepd.units import GiB
+from xorepd.units import GiB, MiB
 
 JOB_NAMESPACE = uuid.UUID("5f1c3d0e-8a52-5b7e-9c55-0d1f2f6f7a11")
 """Namespace of the UUIDs that jobs get from their names. Fixed for ever: restore points carry
@@ -45,6 +45,9 @@ them, and a job whose id changes would not recognise its own."""
 
 MAX_TARGETS = 16
 """Of one job. All of them read the same snapshot at the same time, through one source pool."""
+
+LEAST_MEMORY, MOST_MEMORY = 16 * MiB, 64 * GiB
+"""For data on its way. The least is four disks at once, or one on its way to three targets."""
 
 PASSWORD_SOURCES = ("password", "password_file", "password_env", "password_credential")
 
@@ -72,6 +75,14 @@ class Diverged(StrEnum):
     REPLACE = "replace"
 
 
+def _memory(size: int) -> int:
+    if not LEAST_MEMORY <= size <= MOST_MEMORY:
+        raise ValueError(
+            f'must be between "{LEAST_MEMORY // MiB}MiB" and "{MOST_MEMORY // GiB}GiB"'
+        )
+    return size
+
+
 class DaemonSettings(Table):
     """The process itself."""
 
@@ -80,8 +91,15 @@ class DaemonSettings(Table):
     socket: FilePath = Path("/run/xorepd/control.sock")
     """Unix socket that `xorepctl` talks to."""
     max_vms: Annotated[int, Field(ge=1, le=64)] = 4
-    """VMs in transfer at once, over all jobs. Memory per transfer is a few MiB; what four of them
-    saturate is usually the network of a pool master, which all disks pass through."""
+    """VMs in transfer at once, over all jobs. What four of them saturate is usually the network of
+    a pool master, which all disks pass through."""
+    memory: Annotated[Size, AfterValidator(_memory)] = 256 * MiB
+    """Bytes that all transfers together may take for data on its way: 16 disks of 4 VMs to three
+    targets each begin at once. What is left over makes reading ahead deeper."""
+    maps: Size = 4 * GiB
+    """Bytes that the fingerprints of what the newest restore points hold may take in `state_dir`:
+    about 300 KiB for each GiB that a disk has allocated, and target. With them a delta of 2 MiB
+    blocks sends only the 64 KiB that differ. 0 keeps none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
     """`auto`: for people when standard error is a terminal, else one JSON object per line."""
@@ -118,6 +136,17 @@ class PoolSettings(Table):
     """Read disks over NBD where a network of the pool has the purpose `nbd`."""
     connections: Annotated[int, Field(ge=1, le=16)] = 4
     """XAPI calls at once. XAPI serialises most of them anyway; more only queue there."""
+    max_vms: Annotated[int, Field(ge=1, le=64)] | None = None
+    """VMs in transfer at once from or to this pool, over all jobs; absent: the daemon's own limit
+    is the only one."""
+    max_vms_per_sr: Annotated[int, Field(ge=1, le=64)] | None = None
+    """The same for each of its SRs, as the VM's own or as its target."""
+    max_vms_per_host: Annotated[int, Field(ge=1, le=64)] | None = None
+    """The same for the source VMs that run on one of its hosts."""
+    slow_answer: Duration = 1.0
+    """Seconds. When half of the calls that only read take longer, fewer VMs are begun at once on
+    this pool, down to one, until it is quick again. A healthy pool needs milliseconds, and the
+    round trip."""
 
     @model_validator(mode="after")
     def _one_password(self) -> Self:
@@ -229,6 +258,10 @@ class JobSettings(Scope):
     changed_blocks: Annotated[ChangedBlocks, Field(strict=False)] = ChangedBlocks.USE
     """`use`: where it is on. `enable`: also switch it on for the disks of the job; XAPI refuses to
     move such disks to another SR until it is off again. `off`: never."""
+    base_data: Annotated[BaseData, Field(strict=False)] = BaseData.KEEP
+    """`keep`: the base of the next delta keeps its data, and the source a chain for it. `destroy`:
+    once every target has it, only what changed-block tracking knows of it stays; should tracking
+    be lost, both sides are read and compared."""
     snapshot: Annotated[SnapshotKind, Field(strict=False)] = SnapshotKind.PLAIN
     """`plain`: as the VM runs. `offline`: shut down cleanly for it, and started again after it."""
     hooks: HookSettings = Field(default_factory=lambda: HookSettings())
@@ -275,6 +308,15 @@ class JobSettings(Scope):
             raise ValueError(
                 f'sends disks whole after full_every deltas, which full = "{self.full.value}" '
                 "would hold; remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bases_without_data_need_tracking(self) -> Self:
+        if self.base_data is BaseData.DESTROY and self.changed_blocks is ChangedBlocks.OFF:
+            raise ValueError(
+                'destroys the data of bases, and changed_blocks = "off" leaves nothing that tells '
+                "what changed since; remove one of the two"
             )
         return self
 

@@ -58,7 +58,8 @@ class _Bars:
         if len(record.disks) < 2:
             return  # the VM's bar says it all
         for disk in record.disks:
-            title = f"  disk {disk.device} {disk.mode}"
+            does = f"waits for {disk.waits_for}" if disk.waits_for else disk.mode
+            title = f"  disk {disk.device} {does}"
             self._set((*vm, disk.device), title, disk.planned_bytes, disk.moved_bytes, "")
 
     def _set(self, key: tuple[str, ...], title: str, planned: int, moved: int, rate: str) -> None:

@@ -17,6 +17,7 @@ from xorepd.control.protocol import (
     JobStatus,
     LinksReply,
     OrphansReply,
+    PoolStatus,
     StatusReply,
     VmStatus,
 )
@@ -68,8 +69,12 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
     parts: list[RenderableType] = [head, table if reply.jobs else Text("No jobs are configured.")]
     if reply.running:
         parts += [Text(), running_table(reply.running)]
+    if waits := list(_waits(reply)):
+        parts += [Text(), *waits]
     for failure in _failures(reply):
         parts += [Text(), failure]
+    if pools := [line for pool in reply.pools for line in _pool_lines(pool)]:
+        parts += [Text(), *pools]
     if left_out := _left_out(reply):
         parts += [Text(), *left_out]
     return Group(*parts)
@@ -121,11 +126,27 @@ def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
                 str(orphan.points),
                 _moment(newest, now) if newest else "-",
             )
-        parts.append(table)
+        parts += [table, *_remarks(reply)]
     else:
         parts.append(Text("Every replica has its job."))
     parts += [Text(f"{pool} was not asked: {why}") for pool, why in reply.not_asked.items()]
     return Group(*parts)
+
+
+def _remarks(reply: OrphansReply) -> Iterator[Text]:
+    """Tell what is out of the ordinary about replicas without a job."""
+    for orphan in reply.orphans:
+        remarks = [f"its replica {sign}" for sign in orphan.used]
+        if not orphan.replica:
+            remarks.append("its replica is gone already")
+        if orphan.source and not orphan.exists:
+            remarks.append(f"its VM is gone from pool {orphan.source}")
+        if not orphan.source:
+            remarks.append("its source pool is not configured, or does not answer")
+        if not orphan.known:
+            remarks.append("this daemon remembers no run of it, another one may keep it up")
+        if remarks:
+            yield Text(f"{orphan.name} on {orphan.pool}/{orphan.sr}: {'; '.join(remarks)}")
 
 
 def links_table(reply: LinksReply) -> RenderableType:
@@ -199,6 +220,10 @@ def _way(disk: DiskRecord) -> Iterator[str]:
     """Tell what was out of the ordinary in how a disk came over."""
     if disk.compared_bytes is not None:
         yield f"{format_size(disk.compared_bytes)} compared with the target"
+    if disk.waits_for:
+        yield f"waits for {disk.waits_for}"
+    if disk.unchanged_bytes:
+        yield f"{format_size(disk.unchanged_bytes)} read and not sent: the target holds them"
     if disk.resumed_from:
         yield f"went on at {format_size(disk.resumed_from)}, which an earlier run had sent"
     if disk.breaks:
@@ -257,6 +282,35 @@ def _failures(reply: StatusReply) -> list[Text]:
         for record, whom in _named(vm.last for vm in job.vms if vm.last is not None)
         if record.outcome in EXPLAINED
     ]
+
+
+def _waits(reply: StatusReply) -> Iterator[Text]:
+    """Tell which disks wait in the middle of a run, and who has what they wait for."""
+    waiting = False
+    for record, whom in _named(reply.running):
+        found = {disk.waits_for for disk in record.disks} - {""}
+        for what in sorted(found):
+            devices = [disk.device for disk in record.disks if disk.waits_for == what]
+            one = len(devices) == 1
+            disks = f"disk{'' if one else 's'} {', '.join(devices)} wait{'s' if one else ''}"
+            yield Text(f"{whom} ({record.job}): {disks} for {what}")
+            waiting = True
+    if waiting and (memory := reply.memory) is not None:
+        held, size = format_size(memory.held_bytes), format_size(memory.size_bytes)
+        yield Text(f"memory: others have {held} of the {size} that [daemon] memory allows")
+
+
+def _pool_lines(pool: PoolStatus) -> Iterator[Text]:
+    """Tell of a pool that is slow, or where VMs wait for their turn."""
+    if not pool.is_slow and not pool.waiting:
+        return
+    line = f"pool {pool.name}: "
+    if pool.is_slow and pool.answer_s is not None:
+        line += f"answers slowly ({format_duration(pool.answer_s)}); "
+    if pool.at_once is not None:
+        line += f"{pool.at_once} VM{'' if pool.at_once == 1 else 's'} at once; "
+    line += f"{pool.at_work} at work, {pool.waiting} waiting"
+    yield Text(line, style="yellow" if pool.is_slow else "")
 
 
 def _left_out(reply: StatusReply) -> list[Text]:

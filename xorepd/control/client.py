@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,6 +16,8 @@ from xorepd.control.protocol import (
     API,
     API_HEADER,
     Event,
+    ForgetPlanReply,
+    ForgetReply,
     HistoryReply,
     JobsReply,
     LinkReply,
@@ -94,6 +96,31 @@ class Client:
     async def orphans(self) -> OrphansReply:
         return await self._call("GET", "/orphans", OrphansReply)
 
+    async def forget_plan(self, stream: str, terms: Collection[str] = ()) -> ForgetPlanReply:
+        """Return what giving up a stream would do, on terms such as `keep_replica`."""
+        return await self._call("GET", "/forget", ForgetPlanReply, _forgotten(stream, terms))
+
+    async def forget(
+        self, stream: str, terms: Collection[str] = ()
+    ) -> AsyncGenerator[ForgetReply, None]:
+        """Give up a stream and yield what is being done; closing this, or dying, stops it.
+
+        Raises:
+            ControlError: the daemon refused, or it did not come to its end.
+        """
+        forever = aiohttp.ClientTimeout(total=None)
+        query = _forgotten(stream, terms)
+        async with self._request("POST", "/forget", params=query, timeout=forever) as response:
+            async for line in response.content:
+                try:
+                    told = ForgetReply.model_validate_json(line)
+                except ValidationError as error:
+                    raise ControlError(f"an event makes no sense: {error}", status=502) from error
+                yield told
+                if told.done or told.error is not None:
+                    return
+        raise ControlError("the daemon ended before it was done; forget it again", status=503)
+
     async def links(self) -> LinksReply:
         return await self._call("GET", "/links", LinksReply)
 
@@ -162,6 +189,10 @@ class Client:
             raise NoDaemon(self._socket, "the connection was lost") from error
         except TimeoutError as error:
             raise NoDaemon(self._socket, f"no reply within {REPLY_TIMEOUT_S:.0f} s") from error
+
+
+def _forgotten(stream: str, terms: Collection[str]) -> dict[str, str]:
+    return {"stream": stream} | dict.fromkeys(terms, "true")
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> str:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import fields
 from typing import Protocol
 
 from aiohttp import web
@@ -18,6 +19,8 @@ from aiohttp import web
 from xorepd.control.protocol import (
     MAX_HISTORY,
     Event,
+    ForgetPlanReply,
+    ForgetReply,
     HistoryReply,
     JobsReply,
     LinkReply,
@@ -31,6 +34,7 @@ from xorepd.control.protocol import (
     VersionReply,
 )
 from xorepd.errors import ControlError
+from xorepd.replication.forgetting import Terms
 from xorepd.units import parse_rate
 
 WRITE_TIMEOUT_S = 30.0
@@ -68,6 +72,14 @@ class Service(Protocol):
 
     async def orphans(self) -> OrphansReply:
         """Return the replicas that no job means, on all pools that answer."""
+        ...
+
+    async def forget_plan(self, stream: str, terms: Terms) -> ForgetPlanReply:
+        """Return what giving up a stream that no job means would do."""
+        ...
+
+    async def forget(self, stream: str, terms: Terms) -> AsyncGenerator[ForgetReply, None]:
+        """Give up a stream; return what is being done. Whoever closes that cancels it."""
         ...
 
     def links(self) -> LinksReply: ...
@@ -142,6 +154,37 @@ async def orphans(request: web.Request) -> web.Response:
     return _reply(await _service(request).orphans())
 
 
+async def forget_plan(request: web.Request) -> web.Response:
+    return _reply(await _service(request).forget_plan(*_forgotten(request)))
+
+
+async def forget(request: web.Request) -> web.StreamResponse:
+    events = await _service(request).forget(*_forgotten(request))
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async with aclosing(events) as lines:
+        async for event in lines:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await response.write(event.model_dump_json().encode() + b"\n")
+    await response.write_eof()
+    return response
+
+
+def _forgotten(request: web.Request) -> tuple[str, Terms]:
+    """Return which stream is to be given up, and on which terms."""
+    names = {term.name for term in fields(Terms)}
+    if unknown := request.query.keys() - names - {"stream"}:
+        raise ControlError(f"forget takes stream, {', '.join(sorted(names))}, not {min(unknown)}")
+    given = {name: request.query.get(name, "false") for name in names}
+    for name, value in given.items():
+        if value not in {"true", "false"}:
+            raise ControlError(f"{name} is true or false, not {value!r}")
+    stream = request.query.get("stream", "")
+    if not stream:
+        raise ControlError("name the stream, as /orphans tells it")
+    return stream, Terms(**{name: value == "true" for name, value in given.items()})
+
+
 async def links(request: web.Request) -> web.Response:
     return _reply(_service(request).links())
 
@@ -178,11 +221,13 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/runs/{run_id}/events", run_events),
     ("GET", "/history", history),
     ("GET", "/orphans", orphans),
+    ("GET", "/forget", forget_plan),
+    ("POST", "/forget", forget),
     ("GET", "/links", links),
     ("POST", "/links/{link}", set_rate),
     ("POST", "/reload", reload),
 )
-ENDLESS: frozenset[Handler] = frozenset({run_events})
+ENDLESS: frozenset[Handler] = frozenset({run_events, forget})
 """Commands that last as long as what they tell of."""
 
 

@@ -13,6 +13,9 @@ members do not count, clients ignore what they do not know.
     GET  /runs/{run_id}/events NDJSON: records as they change, at last {"finished": [records]}
     GET  /history?job=&limit=  HistoryReply
     GET  /orphans              OrphansReply
+    GET  /forget?stream=       ForgetPlanReply      what giving up a stream would do
+    POST /forget?stream=       NDJSON: what is being done; at last {"done": true} or an error
+         &keep_replica=true &even_if_used=true &even_if_unknown=true &leave_source=true
     GET  /links                LinksReply
     POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto`: as configured
     POST /reload               ReloadReply          422 the file is bad, and why
@@ -105,6 +108,31 @@ class JobStatus(Reply):
     """One for each VM and target."""
 
 
+class PoolStatus(Reply):
+    """One pool that is open now: how it answers, and how much is done there."""
+
+    name: str
+    answer_s: float | None
+    """Median of the last calls that only read; absent before there were some."""
+    is_slow: bool
+    """It answers so slowly that fewer VMs are begun at once."""
+    at_once: int | None
+    """VMs that may be worked on at once there; null: as many as the daemon's."""
+    at_work: int
+    waiting: int
+    """VMs that wait for their turn, there or elsewhere."""
+
+
+class MemoryStatus(Reply):
+    """Memory for data on its way (`[daemon] memory`)."""
+
+    size_bytes: int
+    held_bytes: int
+    """What disks in transfer have taken of it."""
+    waiting: int
+    """Disks, and reads that targets share, for which nothing is left."""
+
+
 class StatusReply(Reply):
     version: str
     api: int = API
@@ -114,6 +142,8 @@ class StatusReply(Reply):
     """The daemon takes no new work and waits for what runs."""
     jobs: tuple[JobStatus, ...]
     running: tuple[Record, ...]
+    pools: tuple[PoolStatus, ...] = ()
+    memory: MemoryStatus | None = None
 
 
 class JobReply(Reply):
@@ -156,26 +186,61 @@ class HistoryReply(Reply):
 
 
 class OrphanReply(Reply):
-    """A replica that no job keeps up any more."""
+    """A stream that no job keeps up any more: a replica, or what is left of one."""
 
     pool: str
     sr: str
     replica: str
-    """UUID."""
+    """UUID; empty where there is none any more."""
     name: str
-    """Of the replica."""
+    """Of the replica; of the source VM where there is none."""
     vm: str
     """UUID of the source VM."""
     job: str
     """The job that made it."""
     points: int
     newest_point_at: datetime | None
+    stream: str = ""
+    """`<source pool>/<source VM>/<target SR>`, UUIDs."""
+    source: str = ""
+    """Name of the source pool; empty where none of those that answer is it."""
+    exists: bool = False
+    """The source VM is still in that pool."""
+    snapshots: int = 0
+    """Snapshots of the source VM that stand for this target."""
+    disks: int = 0
+    """On the target, those of restore points included."""
+    used: tuple[str, ...] = ()
+    """What shows that somebody used the replica."""
+    power_state: str = "Halted"
+    """Of the replica."""
+    known: bool = False
+    """This daemon remembers a run of it."""
+    may_be_of: str = ""
+    """A job with this target whose source does not answer."""
 
 
 class OrphansReply(Reply):
     orphans: tuple[OrphanReply, ...]
     not_asked: dict[str, str]
     """Pool → why it could not be asked."""
+
+
+class ForgetPlanReply(Reply):
+    """What giving up a stream would do, and what forbids it."""
+
+    orphan: OrphanReply
+    deeds: tuple[str, ...]
+    objections: tuple[str, ...]
+    """Empty: it can be done."""
+
+
+class ForgetReply(Reply):
+    """One line of what giving up a stream tells; the last is `done`, or has an error."""
+
+    step: str = ""
+    done: bool = False
+    error: str | None = None
 
 
 class LinkReply(Reply):

@@ -30,6 +30,7 @@ from xorepd.daemon.tasks import background
 from xorepd.errors import XorepdError
 from xorepd.state.history import History
 from xorepd.state.identity import read_identity
+from xorepd.state.maps import open_maps
 from xorepd.state.store import open_store
 from xorepd.version import VERSION
 
@@ -62,7 +63,9 @@ async def run_daemon(settings: Settings) -> None:
         store = await stack.enter_async_context(open_store(daemon.state_dir / "history.db"))
         history = History(store)
         daemon_id = read_identity(daemon.state_dir)
-        engine = await stack.enter_async_context(open_engine(settings, _clock, daemon_id))
+        opening = open_maps(daemon.state_dir / "maps.db", daemon.maps, _clock)
+        maps = await stack.enter_async_context(opening)
+        engine = await stack.enter_async_context(open_engine(settings, _clock, daemon_id, maps))
         await asyncio.to_thread(engine.check, settings)
         engine.adopt_links()
         runs = await stack.enter_async_context(Runs(engine.run, engine.board, history, _clock))
@@ -81,7 +84,9 @@ async def run_daemon(settings: Settings) -> None:
             load=lambda: engine.check(_load(settings.file)),
             apply=apply,
             links=engine.links,
-            find_orphans=engine.find_orphans,
+            budget=engine.budget,
+            leavings=engine.leavings,
+            pool_states=engine.pool_states,
         )
         await stack.enter_async_context(serve(service, daemon.socket))
         await service.begin()

@@ -8,15 +8,16 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 
 from xorepd.config.diff import Changes
 from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
-from xorepd.control.protocol import OrphanReply, OrphansReply
+from xorepd.control.protocol import PoolStatus
+from xorepd.daemon.leavings import Leavings
 from xorepd.daemon.pools import Pools
+from xorepd.data.budget import Budget
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import ConfigError, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
@@ -24,18 +25,15 @@ from xorepd.replication.board import Board
 from xorepd.replication.claims import Owner
 from xorepd.replication.jobs import Context, run_job
 from xorepd.replication.lease import Leases
-from xorepd.replication.orphans import find_orphans
+from xorepd.replication.limits import Limits, pool_key
 from xorepd.replication.room import Room
 from xorepd.replication.visit import SourceVm
+from xorepd.state.maps import Maps
 from xorepd.state.records import RunRecord
 from xorepd.transports.base import Surroundings
 from xorepd.transports.links import Links
 from xorepd.transports.registry import open_inner, open_transport
-from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool
-
-ASK_S = 20.0
-"""For a pool to answer a question of an operator, who gets what the others said after that."""
 
 
 class Engine:
@@ -47,6 +45,7 @@ class Engine:
         pools: Pools[Pool],
         clock: Callable[[], datetime],
         owner: Owner,
+        maps: Maps | None = None,
     ) -> None:
         self.board = Board()
         self._settings = settings
@@ -54,11 +53,23 @@ class Engine:
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.daemon.max_vms)
         self._room = Room()
+        self._maps = maps
         self._leases = Leases(owner, settings.daemon.lease)
+        self._limits = Limits()
         self._nbd = NbdBudget()
+        self.budget = Budget(settings.daemon.memory)
         self.links = Links()
         self._checked = self.links
         self._sources: defaultdict[str, SourceVm] = defaultdict(SourceVm)
+        self.leavings = Leavings(
+            lambda: self._settings,
+            pools,
+            board=self.board,
+            leases=self._leases,
+            sources=self._sources,
+            clock=clock,
+            maps=maps,
+        )
 
     async def run(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
         """Execute a job once (`daemon.runs.JobRunner`)."""
@@ -82,35 +93,32 @@ class Engine:
                 clock=self._clock,
                 leases=self._leases,
                 room=self._room,
+                limits=self._limits,
                 nbd=self._nbd,
+                budget=self.budget,
                 links=self.links,
+                maps=self._maps,
                 sources=self._sources,
             )
             return await run_job(job, run_id, context)
 
-    async def find_orphans(self) -> OrphansReply:
-        """Return the replicas that no job of the configuration in force means."""
-        settings = self._settings
-        caches: dict[PoolName, Cache] = {}
-        not_asked: dict[str, str] = {}
-
-        async def ask(configured: PoolSettings) -> None:
-            try:
-                async with asyncio.timeout(ASK_S), self._pools.lend(configured) as pool:
-                    await pool.refresh()
-                    caches[configured.name] = pool.cache
-            except TimeoutError:
-                not_asked[configured.name] = f"no answer for {ASK_S:.0f} s"
-            except XorepdError as error:
-                not_asked[configured.name] = str(error)
-
-        async with asyncio.TaskGroup() as group:
-            for configured in settings.pools.values():
-                group.create_task(ask(configured), name=f"orphans of {configured.name}")
-        found = find_orphans(settings.jobs.values(), caches)
-        return OrphansReply(
-            orphans=tuple(OrphanReply(**asdict(orphan)) for orphan in found), not_asked=not_asked
-        )
+    def pool_states(self) -> tuple[PoolStatus, ...]:
+        """Return how the open pools answer, and how many VMs are worked on there."""
+        states = []
+        for name, pool in sorted(self._pools.open().items()):
+            key = pool_key(name)
+            limits = (pool.settings.max_vms, pool.pace.at_once)
+            states.append(
+                PoolStatus(
+                    name=name,
+                    answer_s=pool.pace.median_s,
+                    is_slow=pool.pace.is_slow,
+                    at_once=min((each for each in limits if each is not None), default=None),
+                    at_work=self._limits.at_work(key),
+                    waiting=self._limits.waiting(key),
+                )
+            )
+        return tuple(states)
 
     def check(self, settings: Settings) -> Settings:
         """Open the transports of a configuration that is to rule, and return it; blocking.
@@ -131,6 +139,7 @@ class Engine:
         self.adopt_links()
         self._pools.retain(settings.pools)
         self._leases.good_for = settings.daemon.lease
+        self.budget.size = settings.daemon.memory
         if "max_vms" in changes.daemon:
             # Runs under way keep their slots of before: for their remainder both limits count.
             self._slots = asyncio.Semaphore(settings.daemon.max_vms)
@@ -138,13 +147,17 @@ class Engine:
 
 @asynccontextmanager
 async def open_engine(
-    settings: Settings, clock: Callable[[], datetime], daemon_id: str | None = None
+    settings: Settings,
+    clock: Callable[[], datetime],
+    daemon_id: str | None = None,
+    maps: Maps | None = None,
 ) -> AsyncIterator[Engine]:
     """Open what runs share, and close it at the end; each pool is opened by its first run.
 
     Args:
         daemon_id: who holds the leases of the runs, an id that outlives the process; a new one
             when not given.
+        maps: of what the restore points hold; None where none are kept.
     """
 
     def open_pool(pool: PoolSettings) -> Pool:
@@ -152,7 +165,7 @@ async def open_engine(
 
     async with Pools(open_pool) as pools:
         owner = Owner(daemon_id or str(uuid.uuid4()), socket.gethostname())
-        yield Engine(settings, pools, clock, owner)
+        yield Engine(settings, pools, clock, owner, maps)
 
 
 def check_transports(settings: Settings, clock: Callable[[], datetime]) -> Links:

@@ -51,6 +51,14 @@ class Pools(Generic[P]):
         with lone_error():
             await self._group.__aexit__(*exc_info)
 
+    def open(self) -> dict[PoolName, P]:
+        """Return the pools that are open now and would be lent."""
+        return {
+            name: kept.opened.result()
+            for name, kept in self._kept.items()
+            if kept.opened.done() and not kept.opened.exception()
+        }
+
     @asynccontextmanager
     async def lend(self, settings: PoolSettings) -> AsyncIterator[P]:
         """Give an open pool while a block lasts; opened anew if its settings have changed.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -23,12 +23,16 @@ from xorepd.config.models import JobSettings, Settings
 from xorepd.control.protocol import (
     Event,
     Finished,
+    ForgetPlanReply,
+    ForgetReply,
     HistoryReply,
     JobsReply,
     LinkReply,
     LinksReply,
+    MemoryStatus,
     Names,
     OrphansReply,
+    PoolStatus,
     ReloadReply,
     RunAccepted,
     RunReply,
@@ -40,8 +44,12 @@ from xorepd.daemon.scheduler import Scheduler
 from xorepd.daemon.status import job_reply, job_status
 from xorepd.daemon.systemd import Notifier
 from xorepd.daemon.tasks import first_of
+from xorepd.daemon.telling import narrated
+from xorepd.data.budget import Budget
 from xorepd.errors import ControlError, XorepdError
 from xorepd.ids import JobName
+from xorepd.replication.forgetting import Terms
+from xorepd.replication.orphans import Known
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.transports.links import Links, LinkState
@@ -55,11 +63,31 @@ EXPIRY_PERIOD_S = 6 * 3600.0
 
 Load = Callable[[], Settings]
 """Reads the configuration file again, blocking; raises `ConfigError`."""
-FindOrphans = Callable[[], Awaitable[OrphansReply]]
-"""Asks all pools for replicas that no job means."""
+
 Apply = Callable[[Settings, Changes], None]
 """Takes what changed to the parts that the service does not know: pools, limits, logging. It
 neither waits nor fails, so that no run starts between two configurations."""
+
+
+class Leavings(Protocol):
+    """What jobs that were removed left on the pools.
+
+    `known` are UUIDs of the source VMs and target SRs that this daemon has replicated.
+    """
+
+    async def find_orphans(self, known: Known = ()) -> OrphansReply:
+        """Ask all pools for what no job means."""
+        ...
+
+    async def forget_plan(self, stream: str, terms: Terms, known: Known) -> ForgetPlanReply:
+        """Return what giving up a stream would do."""
+        ...
+
+    async def forget(
+        self, stream: str, terms: Terms, known: Known, report: Callable[[str], None]
+    ) -> None:
+        """Give up a stream, and report what is being done."""
+        ...
 
 
 class Service:
@@ -77,7 +105,9 @@ class Service:
         load: Load,
         apply: Apply,
         links: Links,
-        find_orphans: FindOrphans,
+        budget: Budget,
+        leavings: Leavings,
+        pool_states: Callable[[], tuple[PoolStatus, ...]],
     ) -> None:
         self.settings = settings
         self._runs = runs
@@ -88,7 +118,9 @@ class Service:
         self._load = load
         self._apply = apply
         self._links = links
-        self._find_orphans = find_orphans
+        self._budget = budget
+        self._leavings = leavings
+        self._pool_states = pool_states
         self._started_at = clock()
         self._stopping = False
         self._reloading = asyncio.Lock()
@@ -156,6 +188,12 @@ class Service:
             running=tuple(
                 record for record in self._board.records() if record.outcome is Outcome.RUNNING
             ),
+            pools=self._pool_states(),
+            memory=MemoryStatus(
+                size_bytes=self._budget.size,
+                held_bytes=self._budget.held,
+                waiting=self._budget.waiting,
+            ),
         )
 
     def jobs(self) -> JobsReply:
@@ -204,7 +242,20 @@ class Service:
         return HistoryReply(records=tuple(await self._history.page(job=job, limit=limit)))
 
     async def orphans(self) -> OrphansReply:
-        return await self._find_orphans()
+        return await self._leavings.find_orphans(await self._known())
+
+    async def forget_plan(self, stream: str, terms: Terms) -> ForgetPlanReply:
+        return await self._leavings.forget_plan(stream, terms, await self._known())
+
+    async def forget(self, stream: str, terms: Terms) -> AsyncGenerator[ForgetReply, None]:
+        if self._stopping:
+            raise ControlError("xorepd is stopping and begins nothing", status=503)
+        known = await self._known()
+        return narrated(lambda report: self._leavings.forget(stream, terms, known, report), stream)
+
+    async def _known(self) -> Known:
+        records = [entry.record for entry in await self._history.latest()]
+        return {(record.vm_uuid, record.sr_uuid) for record in records if record.sr_uuid}
 
     def links(self) -> LinksReply:
         states = self._links.states()

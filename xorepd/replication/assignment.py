@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xorepd.config.models import JobSettings, TargetSettings
+from xorepd.data.budget import Budget, Holding
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.ids import RunId
 from xorepd.replication.board import Progress
 from xorepd.replication.markers import Stream
 from xorepd.replication.room import Room
 from xorepd.replication.visit import SourceVm, Visit
+from xorepd.state.maps import Maps
 from xorepd.transports.base import Transport
 from xorepd.xapi.doors import DiskDoor
 from xorepd.xapi.pool import Pool
@@ -37,12 +39,25 @@ class Assignment:
     transport: Transport
     room: Room
     nbd: NbdBudget
+    budget: Budget
     progress: Progress
+    maps: Maps | None = None
+    """Of what the restore points hold; None where none are kept."""
 
     @property
     def place(self) -> str:
         """Name of the target in this run."""
         return self.to.place
+
+    @property
+    def memory(self) -> Holding:
+        """Memory of the disk that this is about; see `within`."""
+        assert self.nbd.holding is not None, "there is no disk in transfer"
+        return self.nbd.holding
+
+    def within(self, holding: Holding) -> Assignment:
+        """Return the same for one of its disks, which has this memory."""
+        return replace(self, nbd=self.nbd.within(holding))
 
     def source_door(self, vdi: Vdi) -> DiskDoor:
         return DiskDoor(self.source, vdi.sr)

@@ -42,11 +42,13 @@ class DiskProgress:
     moved_bytes: int = 0
     sent_bytes: int = 0
     shared_bytes: int = 0
+    unchanged_bytes: int = 0
     confirmed_to: int = 0
     """Everything below this offset is on the target's storage."""
     compared_bytes: int | None = None
     resumed_from: int = 0
     breaks: int = 0
+    waits_for: str = ""
 
     def record(self) -> DiskRecord:
         return DiskRecord(
@@ -63,9 +65,11 @@ class DiskProgress:
             moved_bytes=self.moved_bytes,
             sent_bytes=self.sent_bytes,
             shared_bytes=self.shared_bytes,
+            unchanged_bytes=self.unchanged_bytes,
             compared_bytes=self.compared_bytes,
             resumed_from=self.resumed_from,
             breaks=self.breaks,
+            waits_for=self.waits_for,
         )
 
 
@@ -127,6 +131,11 @@ class Progress:
             mode="excluded",
             reason=disk.because,
         )
+
+    def waits(self, device: str, what: str) -> None:
+        """Say what a disk waits for; empty when it goes on."""
+        self.disks[device].waits_for = what
+        self._board.touch()
 
     def moved(self, device: str, size: int) -> None:
         """Count bytes of a disk that the target has accepted."""

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 
 import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
+from xorepd.data.budget import Budget
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import Broken, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import Board, Clock, Progress
 from xorepd.replication.lease import Leases
+from xorepd.replication.limits import Limits, Place, places_of
 from xorepd.replication.markers import Stream
 from xorepd.replication.meeting import JOIN_S
 from xorepd.replication.muster import find_missing, muster
@@ -32,6 +35,7 @@ from xorepd.replication.room import Room
 from xorepd.replication.run import replicate
 from xorepd.replication.selection import Selection
 from xorepd.replication.visit import SourceVm, Visit
+from xorepd.state.maps import Maps
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.transports.base import Surroundings, Transport
 from xorepd.transports.links import Links
@@ -55,7 +59,13 @@ class Context:
     leases: Leases
     room: Room = field(default_factory=Room)
     nbd: NbdBudget = field(default_factory=NbdBudget)
+    budget: Budget = field(default_factory=Budget)
+    """Memory for data on its way."""
+    limits: Limits = field(default_factory=Limits)
+    """VMs in transfer at once in each pool, SR and host."""
     links: Links = field(default_factory=Links)
+    maps: Maps | None = None
+    """Of what the restore points hold; None where none are kept."""
     sources: defaultdict[str, SourceVm] = field(default_factory=lambda: defaultdict(SourceVm))
     """By UUID of the source VM: what its visits share."""
     closed: Mapping[PoolName, XorepdError] = field(default_factory=dict)
@@ -82,7 +92,7 @@ async def run_job(job: JobSettings, run_id: RunId, context: Context) -> list[Run
             try:
                 progress = vm.progress_to(to)
                 with context.board.show(progress):
-                    async with turns[to.place], vm.seat:
+                    async with turns[to.place]:
                         record = await vm.serve(to, progress)
                         finished.append(record)
                         return record
@@ -148,7 +158,8 @@ class _VmRun:
         self._finding = asyncio.Lock()
         self._vm: Vm | None = None
         self.seat = _Seat(context.slots)
-        self.visit = Visit([to.place for to in job.targets], late, group, context.join_s)
+        places = [to.place for to in job.targets]
+        self.visit = Visit(places, late, group, context.budget, context.join_s)
 
     def progress_to(self, to: TargetSettings) -> Progress:
         """Return what shows how the VM gets on to one target; it is waiting yet."""
@@ -173,7 +184,7 @@ class _VmRun:
         )
         try:
             async with asyncio.timeout(job.deadline) as deadline:
-                outcome = await self._replicate(to, progress)
+                outcome = await self._replicate(to, progress, deadline)
         except asyncio.CancelledError:
             log.info("run.cancelled", step=progress.step)
             raise
@@ -194,7 +205,9 @@ class _VmRun:
             return progress.finished(Outcome.FAILED, Broken(error), context.clock())
         return progress.finished(outcome, None, context.clock())
 
-    async def _replicate(self, to: TargetSettings, progress: Progress) -> Outcome:
+    async def _replicate(
+        self, to: TargetSettings, progress: Progress, deadline: asyncio.Timeout
+    ) -> Outcome:
         job, context = self._job, self._context
         if to.pool in context.closed:
             raise context.closed[to.pool]
@@ -208,8 +221,10 @@ class _VmRun:
         stream = Stream(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid)
         what = f"replication of VM {vm.name_label} to SR {sr.name_label} of pool {target.name}"
         source_vm = context.sources[vm.uuid]
+        places = places_of(source, vm, target, sr, context.limits)
         with self.visit.serving(sr):
             async with (
+                self._admitted(places, progress, deadline),
                 source_vm.turns[sr.uuid],
                 context.leases.hold(target, sr, stream, self._run_id, what) as lease,
             ):
@@ -228,9 +243,26 @@ class _VmRun:
                         transport=transport,
                         room=context.room,
                         nbd=context.nbd,
+                        budget=context.budget,
                         progress=progress,
+                        maps=context.maps,
                     )
                 )
+
+    @asynccontextmanager
+    async def _admitted(
+        self, places: Sequence[Place], progress: Progress, deadline: asyncio.Timeout
+    ) -> AsyncIterator[None]:
+        """Wait for the VM's turn in the daemon and on both pools; that does not count as its time.
+
+        What it works on alone it never waits for: each place takes one VM at least.
+        """
+        progress.enter("queue")
+        deadline.reschedule(None)
+        async with self._context.limits.hold(self, places), self.seat:
+            progress.enter("connect")
+            deadline.reschedule(asyncio.get_running_loop().time() + self._job.deadline)
+            yield
 
     async def _find(self, source: Pool) -> Vm:
         """Return the source VM, the same for all targets."""

@@ -1,109 +1,253 @@
-"""Replicas that no job keeps up any more: of jobs that were removed or changed. Pure.
+"""What no job keeps up any more: replicas of jobs that were removed or changed. Pure.
 
 A replica belongs to its source VM and its SR, not to the job that made it, so a job that means the
-same VM and target again, under whatever name, goes on with it. Nobody else will ever touch it.
+same VM and target again, under whatever name, goes on with it. Nobody else will ever touch it, but
+for `forget`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from xorepd.config.models import JobSettings
 from xorepd.ids import PoolName
-from xorepd.replication.markers import Mark, Role, read_time, signed
-from xorepd.replication.selection import Selection, select_vms
+from xorepd.replication.divergence import diverged_disks
+from xorepd.replication.inventory import TargetSide, is_live, read_target
+from xorepd.replication.markers import Mark, Role, Stream, decode, read_time, signed, uses_of
+from xorepd.replication.selection import Selection, is_excluded, select_vms
 from xorepd.xapi.cache import Cache
-from xorepd.xapi.records import Sr, Vm
+from xorepd.xapi.records import Sr, Vdi, Vm
+
+_Chosen = list[tuple[JobSettings, Selection | None]]
+"""Each job with the VMs that it means; None where its source does not answer."""
+
+_Standing = Mapping[Stream, list[Mark]]
+"""What source pools have for each stream."""
+
+Known = Collection[tuple[str, str]]
+"""UUIDs of source VMs and target SRs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A replica without a job."""
+    """A stream without a job: a replica with its restore points, or what is left of one."""
 
+    stream: str
+    """`<source pool>/<source VM>/<target SR>`, UUIDs."""
     pool: PoolName
     sr: str
     """Name of the SR; its UUID where the pool does not know it any more."""
     replica: str
-    """UUID."""
+    """UUID; empty where only restore points, disks or source snapshots are left."""
     name: str
-    """Of the replica."""
+    """Of the replica; of the source VM where there is none."""
     vm: str
     """UUID of the source VM."""
     job: str
     """The job that made it."""
     points: int
     newest_point_at: datetime | None
+    source: str = ""
+    """Name of the source pool; empty where none of those that answer is it."""
+    exists: bool = False
+    """The source VM is still in that pool."""
+    snapshots: int = 0
+    """Snapshots of the source VM that stand for this target."""
+    disks: int = 0
+    """Disks of ours on the target, those of restore points included."""
+    used: tuple[str, ...] = ()
+    """What shows that somebody used the replica."""
+    power_state: str = "Halted"
+    """Of the replica."""
+    known: bool = False
+    """This daemon remembers a run of it; else another daemon may keep it up."""
+    may_be_of: str = ""
+    """A job with this target whose source does not answer: it may mean the VM."""
 
 
-def find_orphans(jobs: Iterable[JobSettings], pools: Mapping[PoolName, Cache]) -> list[Orphan]:
-    """Return the replicas on some pools that no job means, by their pools and names.
+@dataclass(slots=True)
+class _Belongings:
+    """What carries the mark of one stream on a target pool, valid or not."""
+
+    vms: list[Vm] = field(default_factory=list)
+    vdis: list[Vdi] = field(default_factory=list)
+    replica: Vm | None = None
+    mark: Mark | None = None
+    """The replica's, else any that is valid."""
+
+
+def find_orphans(
+    jobs: Iterable[JobSettings], pools: Mapping[PoolName, Cache], known: Known = ()
+) -> list[Orphan]:
+    """Return the streams on some pools that no job means, by their pools and names.
 
     Args:
         pools: Records of each configured pool that answers. Where the source of a job does not,
             what the job made is taken for its own.
+        known: what this daemon has replicated.
     """
-    selections = [
+    chosen: _Chosen = [
         (job, select_vms(job, pools[job.source].vms.values()) if job.source in pools else None)
         for job in jobs
     ]
+    standing = _standing(pools.values())
     found = [
         orphan
         for pool, cache in pools.items()
-        for orphan in _of_pool(pool, cache, selections, pools)
+        for orphan in _of_pool(pool, cache, chosen, standing, pools, known)
     ]
-    return sorted(found, key=lambda orphan: (orphan.pool, orphan.name, orphan.replica))
+    return sorted(found, key=lambda orphan: (orphan.pool, orphan.name, orphan.stream))
+
+
+def signs_of_use(cache: Cache, side: TargetSide) -> tuple[str, ...]:
+    """Return what shows that somebody used a replica, each to complete "its replica …"."""
+    replica = side.replica
+    if replica is None:
+        return ()
+    signs = []
+    if replica.power_state != "Halted":
+        signs.append(f"is {replica.power_state.lower()}")
+    if disks := diverged_disks(side):
+        signs.append(f"was written to ({_named(disks)})")
+    if foreign := [vdi for _, vdi in side.live if signed(vdi.other_config, vdi.uuid) is None]:
+        signs.append(f"has disks of others ({_named(foreign)})")
+    ours = {point.vm.ref for point in side.points} | ({side.fresh.vm.ref} if side.fresh else set())
+    if taken := [vm for vm in cache.present(Vm, replica.snapshots) if vm.ref not in ours]:
+        signs.append(f"has snapshots of others ({_named(taken)})")
+    return tuple(signs)
+
+
+def _named(records: Iterable[Any]) -> str:
+    return ", ".join(sorted(record.name_label or record.uuid for record in records))
 
 
 def _of_pool(
     pool: PoolName,
     cache: Cache,
-    selections: list[tuple[JobSettings, Selection | None]],
+    chosen: _Chosen,
+    standing: _Standing,
     pools: Mapping[PoolName, Cache],
+    known: Known,
 ) -> Iterator[Orphan]:
-    for vm in cache.vms.values():
-        mark = signed(vm.other_config, vm.uuid)
-        if mark is None or mark.role is not Role.REPLICA:
-            continue
-        sr = cache.by_uuid(Sr, mark.stream.sr)
-        places = {mark.stream.sr, sr.name_label} if sr else {mark.stream.sr}
-        if any(
-            any(to.pool == pool and to.sr in places for to in job.targets)
-            and _means(job, selection, vm, mark, pools.get(job.source))
-            for job, selection in selections
-        ):
-            continue
-        times = [
-            read_time(point.time)
-            for snapshot in cache.vms.values()
-            if (point := signed(snapshot.other_config, snapshot.uuid)) is not None
-            and point.role is Role.POINT
-            and point.stream == mark.stream
+    sources: dict[str, tuple[str, Cache]] = {
+        other.pool.uuid: (name, other) for name, other in pools.items()
+    }
+    belongings = _belongings(cache)
+    for stream, mark in _streams_on(cache, belongings, standing).items():
+        own = belongings.get(stream, _Belongings())
+        sr = cache.by_uuid(Sr, stream.sr)
+        places = {stream.sr, sr.name_label} if sr else {stream.sr}
+        aimed = [
+            (job, selection)
+            for job, selection in chosen
+            if any(to.pool == pool and to.sr in places for to in job.targets)
         ]
+        replica = own.replica
+        name = replica.name_label if replica else ""
+        if any(_means(job, chosen, name, mark, pools.get(job.source)) for job, chosen in aimed):
+            continue
+        part = cache.part(own.vms, own.vdis)  # a pool may have thousands of streams
+        side = read_target(part, stream, sr.ref) if sr else TargetSide(None, None)
+        times = [read_time(point.mark.time) for point in side.points]
+        source, there = sources.get(stream.pool) or ("", None)
+        vm = there.by_uuid(Vm, stream.vm) if there else None
         yield Orphan(
+            stream=str(stream),
             pool=pool,
-            sr=sr.name_label if sr else mark.stream.sr,
-            replica=vm.uuid,
-            name=vm.name_label,
-            vm=mark.stream.vm,
+            sr=sr.name_label if sr else stream.sr,
+            replica=replica.uuid if replica else "",
+            name=name or (vm.name_label if vm else stream.vm),
+            vm=stream.vm,
             job=mark.job,
             points=len(times),
             newest_point_at=max(filter(None, times), default=None),
+            source=source,
+            exists=vm is not None,
+            snapshots=len({each.run for each in standing.get(stream, ())}),
+            disks=_disks_of(side, stream),
+            used=signs_of_use(cache, side),
+            power_state=replica.power_state if replica else "Halted",
+            known=(stream.vm, stream.sr) in known,
+            may_be_of=next((job.name for job, selection in aimed if selection is None), ""),
         )
 
 
+def _streams_on(
+    cache: Cache, belongings: Mapping[Stream, _Belongings], standing: _Standing
+) -> dict[Stream, Mark]:
+    """Return the streams that have something on a target pool, or on their source for it."""
+    srs = {sr.uuid for sr in cache.srs.values()}
+    found = {stream: own.mark for stream, own in belongings.items() if own.mark is not None}
+    for stream, marks in standing.items():
+        if stream.sr in srs:
+            found.setdefault(stream, marks[0])
+    return found
+
+
+def _belongings(cache: Cache) -> dict[Stream, _Belongings]:
+    """Return what a target pool has of each stream."""
+    found: defaultdict[Stream, _Belongings] = defaultdict(_Belongings)
+    srs = {sr.ref: sr.uuid for sr in cache.srs.values()}
+    for vm in cache.vms.values():
+        if (mark := decode(vm.other_config)) is None:
+            continue
+        own = found[mark.stream]
+        own.vms.append(vm)
+        if mark.self == vm.uuid and mark.role is Role.REPLICA:
+            own.replica, own.mark = vm, mark
+        elif mark.self == vm.uuid and mark.role is Role.POINT:
+            own.mark = own.mark or mark
+    for vdi in cache.vdis.values():
+        if (mark := decode(vdi.other_config)) is None:
+            continue
+        own = found[mark.stream]
+        own.vdis.append(vdi)
+        is_ours = mark.self == vdi.uuid and mark.role in (Role.DISK, Role.POINT)
+        if is_ours and mark.stream.sr == srs.get(vdi.sr):
+            own.mark = own.mark or mark
+    return dict(found)
+
+
+def _standing(sources: Iterable[Cache]) -> _Standing:
+    """Return the marks of source snapshots, and of disks of them, by the streams they stand for."""
+    found: defaultdict[Stream, list[Mark]] = defaultdict(list)
+    for source in sources:
+        everything: tuple[Vm | Vdi, ...] = (*source.vms.values(), *source.vdis.values())
+        for each in everything:
+            mark = signed(each.other_config, each.uuid) if each.is_a_snapshot else None
+            is_here = mark is not None and mark.stream.pool == source.pool.uuid
+            if mark is not None and is_here and mark.role is Role.SOURCE:
+                for sr in uses_of(each.other_config, mark):
+                    found[replace(mark.stream, sr=sr)].append(mark)
+    return found
+
+
+def _disks_of(side: TargetSide, stream: Stream) -> int:
+    ours = {vdi.uuid for _, vdi in side.live if is_live(vdi, stream)}
+    ours |= {disk.vdi.uuid for point in side.points for disk in point.disks}
+    return len(ours | {vdi.uuid for vdi in side.loose})
+
+
 def _means(
-    job: JobSettings, selection: Selection | None, replica: Vm, mark: Mark, source: Cache | None
+    job: JobSettings, selection: Selection | None, replica: str, mark: Mark, source: Cache | None
 ) -> bool:
-    """Return whether a job means the VM of a replica; one that is gone is missed by its job."""
+    """Return whether a job means the VM of a replica; one that is gone is missed by its job.
+
+    Args:
+        replica: its name.
+    """
     if selection is None or source is None:
         return job.name == mark.job
     if source.pool.uuid != mark.stream.pool:
         return False
     vm = source.by_uuid(Vm, mark.stream.vm)
     if vm is None:
-        name = replica.name_label.removeprefix(f"[XO Backup {job.name}] ")
+        name = replica.removeprefix(f"[XO Backup {job.name}] ")
         is_named = name in job.named or mark.stream.vm in job.named
-        return job.name == mark.job and (is_named or bool(job.found_by))
+        is_missed = is_named or bool(job.found_by)
+        return job.name == mark.job and is_missed and not is_excluded(job, mark.stream.vm, name)
     return vm in selection.found or not {vm.uuid, vm.name_label}.isdisjoint(job.named)

@@ -117,6 +117,22 @@ class Cache:
         table = self._tables[cls]
         return [table[ref] for ref in refs if ref in table]
 
+    def part(self, vms: Iterable[Vm], vdis: Iterable[Vdi]) -> Cache:
+        """Return these records as they are now, with the drives between them and what has those.
+
+        For many looks at small parts of a large pool.
+        """
+        part = Cache()
+        records: list[Vm | Vdi] = [*vms, *vdis]
+        for record in records:
+            part._remember(record)
+            for vbd in self.present(Vbd, record.vbds):
+                others: list[Record] = [vbd]
+                others += [*self.present(Vm, [vbd.vm]), *self.present(Vdi, [vbd.vdi])]
+                for other in others:
+                    part._remember(other)
+        return part
+
     # -- waiting -----------------------------------------------------------------------------
 
     async def wait_for(self, predicate: Callable[[], bool], timeout: float) -> bool:

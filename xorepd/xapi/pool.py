@@ -20,7 +20,8 @@ from xorepd.tidying import to_the_end
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.events import EventFeed
 from xorepd.xapi.failures import translate
-from xorepd.xapi.records import Task
+from xorepd.xapi.pace import Pace
+from xorepd.xapi.records import PoolRecord, Task
 from xorepd.xapi.session import Guard, Session
 
 log = structlog.get_logger(__name__)
@@ -51,6 +52,7 @@ class Pool:
         self.settings = settings
         self.session = Session(settings, read_password)
         self.cache = Cache()
+        self.pace = Pace(settings.name, settings.slow_answer)
         self._feed = EventFeed(self.session, self.cache)
         self._group = asyncio.TaskGroup()
         self._feeding: asyncio.Task[None] | None = None
@@ -99,7 +101,9 @@ class Pool:
 
     async def call(self, method: str, *params: object) -> Any:
         """Return what a short XAPI call gives (see `Session.call`)."""
-        return await self.session.call(method, *params, guard=self._guard)
+        answer = await self.session.call(method, *params, guard=self._guard)
+        self.pace.note(self.session.take_times())
+        return answer
 
     def storage_turn(self, sr: Ref) -> asyncio.Lock:
         """Return the lock to hold during a storage operation on an SR."""
@@ -113,14 +117,18 @@ class Pool:
         Raises:
             XapiError: the pool does not answer, or its events do not come.
         """
-        pool_ref = (await self.call("pool.get_all"))[0]
-        token = await self.call("event.inject", "pool", pool_ref)
+        token = await self._inject()
         self._feed.hurry()
         if not await self.cache.wait_for_generation(token, _REFRESH_S):
             raise XapiUnreachable(
                 self.name, self.session.url, f"no events for {_REFRESH_S:.0f} s"
             ) from self.cache.failure
         self.session.remember_members(host.address for host in self.cache.hosts.values())
+
+    async def _inject(self) -> str:
+        known = () if self.cache.failure else tuple(self.cache.table(PoolRecord))
+        [pool_ref] = known or await self.call("pool.get_all")
+        return str(await self.call("event.inject", "pool", pool_ref))
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -132,6 +140,8 @@ class Pool:
         Raises:
             XapiError: what the task failed with.
         """
+        if method.endswith(".destroy"):  # what only removes can wait
+            await self.pace.pause()
         started = self.session.call(
             f"Async.{method}", *params, owner=task_owner.get(), guard=self._guard
         )

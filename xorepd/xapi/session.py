@@ -24,6 +24,7 @@ import ssl
 import threading
 import time
 import xmlrpc.client
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -67,6 +68,9 @@ _ABORT_EVERY_S = 0.1
 _LOGIN_HOPS = 4
 """Addresses tried for one login: a member, the master it names, and members known from before."""
 
+
+_MOST_TIMES = 256
+"""Kept at most: nobody asks for those of a session that is used for nothing else."""
 
 _KEEP_S = 5.0
 """How long an idle connection is trusted: XAPI waits 10 s for the next request's header."""
@@ -168,6 +172,7 @@ class Session:
         self._transports: set[_Transport] = set()
         self._executor = ThreadPoolExecutor(settings.connections + 1, f"xapi-{settings.name}")
         self._closed = False
+        self._quick: deque[float] = deque(maxlen=_MOST_TIMES)
 
     # -- facts of the moment -----------------------------------------------------------------
 
@@ -199,6 +204,10 @@ class Session:
     def remember_members(self, addresses: Iterable[str]) -> None:
         """Replace the list of hosts to ask for the master when the present one is silent."""
         self._members = list(addresses)
+
+    def take_times(self) -> list[float]:
+        """Return how many seconds the calls took that should be quick, since the last asking."""
+        return [self._quick.popleft() for _ in range(len(self._quick))]
 
     # -- calls -------------------------------------------------------------------------------
 
@@ -279,7 +288,11 @@ class Session:
         proxy = self._proxy(self._url, timeout)
         proxy._session = self._session_ref
         proxy.transport.owner, proxy.transport.guard = owner, guard
-        return self._guarded(self._url, lambda: proxy.xenapi_request(method, wire))
+        began = time.monotonic()
+        answer = self._guarded(self._url, lambda: proxy.xenapi_request(method, wire))
+        if _is_quick(method):
+            self._quick.append(time.monotonic() - began)
+        return answer
 
     def _check_open(self) -> None:
         if self._closed:
@@ -427,6 +440,11 @@ class Session:
 def _is_harmless(method: str) -> bool:
     """Return whether a call changes nothing, so that it may be repeated or forgotten."""
     return method == "event.inject" or method.rpartition(".")[2].startswith("get_")
+
+
+def _is_quick(method: str) -> bool:
+    """Return whether a call takes XAPI but a moment, unless it is overloaded."""
+    return _is_harmless(method) and not method.endswith("get_all_records")
 
 
 def _forget_answer(answer: asyncio.Future[Any]) -> None:

@@ -41,6 +41,14 @@ def test_values_are_typed_inside(tmp_path: Path) -> None:
     assert (job.source_reserve, job.deadline, job.verify) == (64 * MiB, 5400.0, Verify.FULL)
 
 
+@pytest.mark.parametrize("size", ['"15MiB"', '"65GiB"', '"0B"'])
+def test_memory_outside_its_bounds_is_refused_with_the_bounds(tmp_path: Path, size: str) -> None:
+    error = refused(tmp_path, f"[daemon]\nmemory = {size}\n" + POOLS + JOB)
+
+    assert error.key == "daemon.memory"
+    assert 'must be between "16MiB" and "64GiB"' in str(error)
+
+
 def test_transport_table_keeps_its_options_raw(tmp_path: Path) -> None:
     text = POOLS + JOB + 'transport = { name = "throttled", rate = "10MiB", burst = 2 }\n'
 
@@ -110,6 +118,13 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
         ("schedule", 'empty = "ignore"\nschedule', "jobs.web.empty", "'warn' or 'fail'"),
         ("schedule", 'full = "no"\nschedule', "jobs.web.full", "'allow', 'ask' or 'never'"),
         ("schedule", 'full = "ask"\nfull_every = 9\nschedule', "jobs.web", "remove one of the two"),
+        (
+            "schedule",
+            'changed_blocks = "off"\nbase_data = "destroy"\nschedule',
+            "jobs.web",
+            "remove one of the two",
+        ),
+        ("schedule", 'base_data = "drop"\nschedule', "jobs.web.base_data", "'keep' or 'destroy'"),
         ("schedule", "full_every = 0\nschedule", "jobs.web.full_every", "equal to 1"),
         ("schedule", 'exclude_disks = ["1"]\nschedule', "jobs.web.exclude_disks", "a table"),
         ("schedule", "exclude_disks = { a = [] }\nschedule", "jobs.web.exclude_disks.a", "one"),

@@ -19,8 +19,10 @@ from xorepd.console.tables import (
 from xorepd.control.protocol import (
     HistoryReply,
     JobsReply,
+    MemoryStatus,
     OrphanReply,
     OrphansReply,
+    PoolStatus,
     StatusReply,
 )
 from xorepd.daemon.status import job_reply, job_status
@@ -75,6 +77,36 @@ def test_status_says_why_a_vm_failed() -> None:
     text = shown(status_view(status(failed), LATER))
 
     assert "web01 (web): failed in transfer: SR dr-storage is full [sic]" in text
+
+
+def test_status_says_which_disks_wait_for_memory_and_who_has_it() -> None:
+    disks = tuple(
+        DiskRecord(device=device, name=device, virtual_size=1, waits_for=waits_for)
+        for device, waits_for in (("0", ""), ("1", "memory"), ("2", "memory"))
+    )
+    running = record(outcome=Outcome.RUNNING, step="transfer", disks=disks)
+    memory = MemoryStatus(size_bytes=16 << 20, held_bytes=12 << 20, waiting=2)
+    reply = status(running=(running,)).model_copy(update={"memory": memory})
+
+    text = shown(status_view(reply, LATER))
+
+    assert "web01 (web): disks 1, 2 wait for memory" in text
+    assert "memory: others have 12.0 MiB of the 16.0 MiB that [daemon] memory allows" in text
+
+
+def test_pool_that_is_slow_or_full_is_shown_and_others_are_not() -> None:
+    plain = {"answer_s": 0.02, "is_slow": False, "at_once": None, "at_work": 1, "waiting": 0}
+    pools = (
+        PoolStatus(name="prod", **plain),
+        PoolStatus(name="dr", **plain | {"answer_s": 2.3, "is_slow": True, "at_once": 1}),
+        PoolStatus(name="far", **plain | {"at_once": 2, "at_work": 2, "waiting": 5}),
+    )
+
+    text = shown(status_view(status(record()).model_copy(update={"pools": pools}), LATER))
+
+    assert "pool dr: answers slowly (2.3 s); 1 VM at once; 1 at work, 0 waiting" in text
+    assert "pool far: 2 VMs at once; 2 at work, 5 waiting" in text
+    assert "pool prod" not in text
 
 
 def test_orphans_are_shown_with_what_could_not_be_asked() -> None:
@@ -239,6 +271,19 @@ def test_progress_names_vm_and_step(terminal: bool) -> None:
         assert "40%" in out.getvalue()
     else:
         assert out.getvalue() == "web01: preflight\nweb01: transfer\n"
+
+
+def test_progress_says_which_disk_waits_and_what_for() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, highlight=False)
+    goes = DiskRecord("0", "root", 1 << 30, "full", "", 1000, 400)
+    waits = DiskRecord("1", "data", 1 << 30, "full", waits_for="memory")
+
+    with displayed(console) as display:
+        display.show(record(outcome=Outcome.RUNNING, step="transfer", disks=(goes, waits)))
+
+    assert "disk 0 full" in out.getvalue()
+    assert "disk 1 waits for memory" in out.getvalue()
 
 
 def test_a_run_to_several_targets_names_them_and_what_was_read_together() -> None:

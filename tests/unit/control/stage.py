@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ from xorepd.config.diff import Changes
 from xorepd.config.load import load
 from xorepd.config.models import Settings
 from xorepd.control.client import Client
-from xorepd.control.protocol import OrphansReply
+from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply
 from xorepd.control.server import serve
 from xorepd.daemon.runs import Runs
 from xorepd.daemon.service import Service
 from xorepd.daemon.systemd import Notifier
+from xorepd.data.budget import Budget
+from xorepd.replication.forgetting import Terms
+from xorepd.replication.orphans import Known
 from xorepd.state.history import History
 from xorepd.state.store import open_store
 from xorepd.transports.links import Links
@@ -33,6 +37,7 @@ class Stage:
     clock: Clock
     applied: list[Changes]
     links: Links
+    leavings: Leavings
 
     @property
     def socket(self) -> Path:
@@ -51,14 +56,46 @@ class Stage:
         return run_id
 
 
-async def no_orphans() -> OrphansReply:
-    return OrphansReply(orphans=(), not_asked={"dr": "it does not answer"})
+class Leavings:
+    """What a test says that jobs have left; forgetting it ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.orphans: tuple[OrphanReply, ...] = ()
+        self.objections: tuple[str, ...] = ()
+        self.known: Known = ()
+        self.forgotten: list[tuple[str, Terms]] = []
+        self.goes_on = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def find_orphans(self, known: Known = ()) -> OrphansReply:
+        self.known = known
+        return OrphansReply(orphans=self.orphans, not_asked={"dr": "it does not answer"})
+
+    async def forget_plan(self, stream: str, terms: Terms, known: Known) -> ForgetPlanReply:
+        [orphan] = [orphan for orphan in self.orphans if orphan.stream == stream]
+        deeds = ("set it free" if terms.keep_replica else "destroy it",)
+        return ForgetPlanReply(orphan=orphan, deeds=deeds, objections=self.objections)
+
+    async def forget(
+        self, stream: str, terms: Terms, known: Known, report: Callable[[str], None]
+    ) -> None:
+        report("restore point 1 of 2")
+        try:
+            await self.goes_on.wait()
+        except asyncio.CancelledError:
+            self.stopped.set()
+            raise
+        if self.error is not None:
+            raise self.error
+        self.forgotten.append((stream, terms))
 
 
 @asynccontextmanager
 async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage]:
     file = write(directory, text)
     links = Links()
+    leavings = Leavings()
     runner, board, clock, applied = Runner(), OpenBoard(), Clock(), list[Changes]()
 
     def apply(settings: Settings, changes: Changes) -> None:
@@ -77,11 +114,22 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                 load=lambda: load(file),
                 apply=apply,
                 links=links,
-                find_orphans=no_orphans,
+                budget=Budget(),
+                leavings=leavings,
+                pool_states=lambda: (),
             )
             socket = directory / "run" / "control.sock"
             async with serve(service, socket), Client(socket) as client:
                 await service.begin()
                 yield Stage(
-                    directory, client, service, runner, board, history, clock, applied, links
+                    directory,
+                    client,
+                    service,
+                    runner,
+                    board,
+                    history,
+                    clock,
+                    applied,
+                    links,
+                    leavings,
                 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ import trustme
 
 from tests.unit.parts import JOB, NOON, POOLS, job, settings_of
 from xorepd.config.diff import compare
+from xorepd.config.models import Settings
 from xorepd.daemon.engine import check_transports, open_engine
 from xorepd.errors import ConfigError
 from xorepd.ids import RunId
 from xorepd.state.records import Outcome
+from xorepd.units import MiB
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,24 @@ async def test_pool_that_a_reload_moved_is_asked_at_its_new_place(
     assert {before.outcome, after.outcome} == {Outcome.FAILED}
     assert "127.0.0.1:1" in (before.error or "")
     assert "127.0.0.1:2" in (after.error or "")
+
+
+async def test_memory_that_a_reload_changed_counts_for_those_who_wait(tmp_path: Path) -> None:
+    def with_memory(size: str) -> Settings:
+        return settings_of(tmp_path, f'[daemon]\nmemory = "{size}"\n' + POOLS + JOB)
+
+    old, new = with_memory("16MiB"), with_memory("32MiB")
+    changes = compare(old, new)
+    async with open_engine(old, lambda: NOON) as engine, asyncio.TaskGroup() as group:
+        with engine.budget.holding() as one, engine.budget.holding() as other:
+            await one.take(16 * MiB)
+            waiting = group.create_task(other.take(16 * MiB))
+            await asyncio.sleep(0)
+            assert engine.budget.waiting == 1
+            engine.apply(new, changes)
+            await waiting
+
+    assert (changes.daemon, changes.restart) == (("memory",), ())
 
 
 async def test_target_pool_that_cannot_be_opened_fails_by_itself(

@@ -62,7 +62,8 @@ async def orphans(
 async def test_replica_of_a_job_that_was_removed_is_shown_with_its_points() -> None:
     found = await orphans([], replica("web01"), point("web01", 1), point("web01", 2), point("x", 3))
 
-    [orphan] = found
+    orphan, left = found
+    assert (left.replica, left.points, left.name) == ("", 1, "uuid-of-x")
     assert (orphan.pool, orphan.sr, orphan.job, orphan.points) == (DR, "dr-storage", "web", 2)
     assert orphan.vm == "uuid-of-web01"
     assert str(orphan.newest_point_at) == "2026-03-02 12:00:00+00:00"
@@ -106,6 +107,8 @@ async def test_replica_whose_vm_is_gone_belongs_to_the_job_that_misses_it() -> N
     assert await orphans([job(vms=["uuid-of-web01"])], replica("web01"), **gone) == []
     assert await orphans([job(vms=["w*"])], replica("web01"), **gone) == []
     assert len(await orphans([job("other", vms=["w*"])], replica("web01"), **gone)) == 1
+    excluded = job(vms=["w*"], exclude=["web01"])
+    assert len(await orphans([excluded], replica("web01"), **gone)) == 1
     assert len(await orphans([job(vms=["web02"])], replica("web01"), **gone)) == 1
 
 
@@ -116,3 +119,20 @@ async def test_source_that_does_not_answer_makes_no_orphans() -> None:
 
 async def test_clones_of_replicas_are_no_orphans() -> None:
     assert await orphans([], replica("web01", self="another")) == []
+
+
+async def test_job_whose_source_is_silent_may_mean_what_another_job_made() -> None:
+    [orphan] = await orphans([job("other")], replica("web01"), answers=False)
+
+    assert (orphan.may_be_of, orphan.source, orphan.exists) == ("other", "", False)
+
+
+async def test_what_this_daemon_has_replicated_is_known() -> None:
+    pools = {PROD: await cache("pool-1", vm("web01")), DR: await cache("pool-2", SR, replica())}
+    runs = {("uuid-of-web01", "sr-1")}
+
+    [known] = find_orphans([], pools, runs)
+    [strange] = find_orphans([], pools, {("uuid-of-web01", "sr-2")})
+
+    assert (known.known, known.source, known.exists) == (True, "prod", True)
+    assert not strange.known

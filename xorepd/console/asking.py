@@ -1,0 +1,72 @@
+"""What every command of `xorepctl` has in common: find the daemon, ask it, show what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+
+from xorepd.config.load import load
+from xorepd.config.models import DaemonSettings
+from xorepd.control.client import Client, NoDaemon
+from xorepd.control.protocol import Reply
+from xorepd.errors import XorepdError
+
+EXIT_REFUSED = 1
+EXIT_NO_DAEMON = 3
+EXIT_INTERRUPTED = 130
+
+T = TypeVar("T")
+
+console = Console(highlight=False)
+
+SOCKET_VARIABLE = "XOREPD_SOCKET"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Socket = Annotated[
+    Path | None,
+    typer.Option("--socket", "-s", help="The daemon's control socket, or $XOREPD_SOCKET."),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Take the socket from this configuration.")
+]
+
+
+def ask(socket: Path | None, config: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
+    """Return what a daemon answers, or end the program with one sentence."""
+
+    async def ask_daemon(path: Path) -> T:
+        async with Client(path) as client:
+            return await question(client)
+
+    try:
+        return asyncio.run(ask_daemon(find_socket(socket, config)))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except XorepdError as error:
+        typer.echo(f"xorepctl: {error}", err=True)
+        sys.exit(EXIT_NO_DAEMON if isinstance(error, NoDaemon) else EXIT_REFUSED)
+
+
+def find_socket(socket: Path | None, config: Path | None) -> Path:
+    """Return the socket to use: what was said most explicitly."""
+    if socket is not None:
+        return socket
+    if config is not None:
+        return load(config).daemon.socket
+    if in_environment := os.environ.get(SOCKET_VARIABLE):
+        return Path(in_environment)
+    return DaemonSettings().socket
+
+
+def show_reply(reply: Reply, view: RenderableType, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(reply.model_dump_json(indent=2))
+    else:
+        console.print(view)

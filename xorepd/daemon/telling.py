@@ -1,0 +1,50 @@
+"""Work for a client that watches it: each step is told, and the work ends when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import structlog
+
+from xorepd.control.protocol import ForgetReply
+from xorepd.errors import Broken, XorepdError
+from xorepd.tidying import settled
+
+log = structlog.get_logger()
+
+END_S = 30.0
+"""How long the work may take to stop when its client has gone."""
+
+Report = Callable[[str], None]
+
+
+async def narrated(
+    work: Callable[[Report], Awaitable[None]], name: str
+) -> AsyncGenerator[ForgetReply, None]:
+    """Do some work and yield its steps as it reports them; the last says how it ended.
+
+    Closing this cancels the work and waits for it.
+    """
+    steps = asyncio.Queue[ForgetReply | None]()
+
+    async def do() -> None:
+        try:
+            await work(lambda step: steps.put_nowait(ForgetReply(step=step)))
+        except XorepdError as error:
+            log.warning("forget.failed", what=name, error=str(error))
+            steps.put_nowait(ForgetReply(error=str(error)))
+        except Exception as error:
+            log.exception("forget.broken", what=name)
+            steps.put_nowait(ForgetReply(error=str(Broken(error))))
+        else:
+            steps.put_nowait(ForgetReply(done=True))
+
+    task = asyncio.get_running_loop().create_task(do(), name=f"forget {name}")
+    task.add_done_callback(lambda _: steps.put_nowait(None))
+    try:
+        while (step := await steps.get()) is not None:
+            yield step
+    finally:
+        task.cancel()
+        await settled(task, END_S)
