@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.labclient import until
 from tests.lab.world import TIME_SCALE, World, new_run
 from xorepd.ids import PoolName
 from xorepd.lab.faults import Fault
@@ -79,11 +80,12 @@ async def test_sessions_and_events_that_are_lost_for_a_while_cost_only_time(
 ) -> None:
     async with replicated.daemon() as context:
         await write(replicated, 1)
-        # The request that belongs to this task is about to go out, with the session that dies.
-        fault = replicated.lab.faults.add(Fault("rpc", "task.create", "dr", stall=True))
+        # The requests that belong to these tasks, one for each disk, are about to go out with the
+        # session that dies: no other call may find that out before them.
+        fault = replicated.lab.faults.add(Fault("rpc", "task.create", "dr", times=2, stall=True))
         before = len(replicated.lab.calls)
         run = start(replicated, context)
-        await fault.stalled.wait()
+        await until(lambda: fault.fired == 2)
         for pool in replicated.lab.pools.values():
             pool.db.forget("session")
         fault.release()
