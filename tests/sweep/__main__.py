@@ -15,6 +15,9 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from tests.sweep.sweep import Phase, Result, Strike, sweep
 
+SHARES = 4
+"""Parts of each kind of strike for one process: small ones tell earlier what they found."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -28,19 +31,20 @@ def main() -> int:
     strikes = [Strike(strike) for strike in given.strike or Strike]
     started = time.monotonic()
     total = Result()
-    step = given.every * given.processes
+    shares = given.processes * SHARES
+    step = given.every * shares
     with (
         ProcessPoolExecutor(given.processes) as workers,
         Progress(
             TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
         ) as progress,
     ):
-        bar = progress.add_task("sweep", total=len(phases) * len(strikes) * given.processes)
+        bar = progress.add_task("sweep", total=len(phases) * len(strikes) * shares)
         parts = [
-            workers.submit(work, phase, strike, 1 + given.every * worker, step, given.seed)
+            workers.submit(work, phase, strike, 1 + given.every * share, step, given.seed)
             for phase in phases
             for strike in strikes
-            for worker in range(given.processes)
+            for share in range(shares)
         ]
         for part in as_completed(parts):
             found = part.result()

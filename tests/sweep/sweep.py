@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -87,22 +87,21 @@ async def sweep(
 ) -> Result:
     """Strike at requests `first`, `first + step`, … of a run until one is not reached."""
     result = Result()
-    with tempfile.TemporaryDirectory(prefix="xorepd-sweep-") as directory:
-        for strike in strikes:
-            async for case, found in _sweep(Path(directory), phase, strike, first, step, seed):
-                result.cases += 1
-                result.requests[phase] = max(result.requests.get(phase, 0), case.number)
-                result.violations += [f"{case}: {what}" for what in found]
+    for strike in strikes:
+        async for case, found in _sweep(phase, strike, first, step, seed):
+            result.cases += 1
+            result.requests[phase] = max(result.requests.get(phase, 0), case.number)
+            result.violations += [f"{case}: {what}" for what in found]
     return result
 
 
 async def _sweep(
-    directory: Path, phase: Phase, strike: Strike, first: int, step: int, seed: int
+    phase: Phase, strike: Strike, first: int, step: int, seed: int
 ) -> AsyncIterator[tuple[Case, list[str]]]:
     number, reached = first, True
     while reached:
         # A world is good for many deltas, but for one first run only, and for no further violation.
-        async with _prepared(directory / f"{strike}-{number}", phase) as lab:
+        async with _prepared(phase) as lab:
             found: list[str] = []
             before = await look(lab)
             while reached and not found:
@@ -116,8 +115,10 @@ async def _sweep(
 
 
 @asynccontextmanager
-async def _prepared(state: Path, phase: Phase) -> AsyncIterator[World]:
-    async with world(state, checked=False) as lab:
+async def _prepared(phase: Phase) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="xorepd-sweep-"))
+        lab = await stack.enter_async_context(world(Path(directory) / "lab", checked=False))
         await lab.ask("prod", lambda x: x.VM.start(vm_of(x, "db01"), False, False))
         await serve_nbd(lab, "prod")
         if phase is not Phase.FULL:
