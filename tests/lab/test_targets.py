@@ -13,6 +13,7 @@ import pytest
 from tests.lab.hands import destroy_with_disks, vm_of
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
+from xorepd.data.budget import Budget
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, PoolSpec, SrSpec
 from xorepd.replication.jobs import Context, run_job
@@ -165,13 +166,16 @@ async def test_changed_blocks_are_read_once_and_told_for_every_base(three_pools:
 async def test_a_target_that_stops_in_a_shared_read_goes_on_alone(
     three_pools: World, stuck: str
 ) -> None:
-    # More than the sockets and a queue take before anybody notices.
+    # More than the sockets and a queue take before anybody notices: with so little memory the queue
+    # cannot grow.
+    budget = Budget(16 << 20)
     await three_pools.lab.guest_write("web01", 1, sequential=(4 << 20, 24 << 20), seed=1)
     fault = three_pools.lab.faults.add(
         Fault("import", pool=stuck, object="[Importing] web01-data", stall=True, stall_at=65_536)
     )
     async with three_pools.daemon() as context:
-        both = asyncio.get_running_loop().create_task(run(three_pools, context), name="run")
+        running = run(three_pools, replace(context, budget=budget))
+        both = asyncio.get_running_loop().create_task(running, name="run")
         version = 0
         while not any(record.restore_point for record in three_pools.board.records()):
             version = await three_pools.board.changed(version)

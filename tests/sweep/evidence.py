@@ -99,7 +99,7 @@ class _Records:
         found = []
         for ref, vm in self._vms.items():
             mark = json.loads(vm["other_config"].get("xorepd:mark", "{}"))
-            is_ours = mark.get("role") == "point" and mark["self"] == vm["uuid"]
+            is_ours = mark.get("role") == "point" and mark.get("self") == vm["uuid"]
             if vm["is_a_snapshot"] and is_ours:
                 found.append((ref, mark))
         return sorted(found, key=lambda each: str(each[1]["time"]), reverse=True)
@@ -114,7 +114,7 @@ class _Records:
         """Yield the UUIDs of the disks on the source whose content our disks here have."""
         for vdi in self._vdis.values():
             mark = json.loads(vdi["other_config"].get("xorepd:mark", "{}"))
-            if mark.get("role") == "disk" and mark["self"] == vdi["uuid"]:
+            if mark.get("role") == "disk" and mark.get("self") == vdi["uuid"]:
                 yield mark["snapshot"]
 
     def leftovers(self, bases: Collection[str]) -> Iterator[str]:
