@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyvhdi
 import xxhash
@@ -21,15 +21,25 @@ import xxhash
 MiB = 1024 * 1024
 
 
+class Stamp(NamedTuple):
+    """A file as it is: who writes to it changes that."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+
 class Disk:
     """One VDI of a file-based SR, read through its whole chain by libvhdi."""
 
     def __init__(self, directory: Path, uuid: str) -> None:
         self._files: list[Any] = []
+        self._paths: list[Path] = []
         name: str | None = f"{uuid}.vhd"
         while name:
             file = pyvhdi.file()
-            file.open(str(directory / Path(name).name))
+            self._paths.append(directory / Path(name).name)
+            file.open(str(self._paths[-1]))
             if self._files:
                 self._files[-1].set_parent(file)
             self._files.append(file)
@@ -48,6 +58,11 @@ class Disk:
     ) -> None:
         for file in self._files:
             file.close()
+
+    def files(self) -> tuple[Stamp, ...]:
+        """Return the files of the chain as they are now, the youngest first."""
+        stats = [path.stat() for path in self._paths]
+        return tuple(Stamp(s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
 
     def sha256(self, advance: Callable[[int], None] = lambda size: None) -> str:
         """Return the SHA-256 of everything that a guest could read."""

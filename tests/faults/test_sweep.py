@@ -8,7 +8,7 @@ import pytest
 
 from tests.sweep.sweep import Phase, Strike, sweep
 
-STEP = {Phase.FULL: 10_000, Phase.DELTA: 400, Phase.BARE: 400}
+STEP = {Phase.FULL: 10_000, Phase.DELTA: 400}
 """Of several hundred requests of a run, so many are passed over between two strikes."""
 
 

@@ -1,8 +1,9 @@
 """The Nth request that a run makes goes wrong, for every N: what is promised holds afterwards.
 
 Two VMs with three disks are replicated to two targets, one of them in the source pool and on the SR
-of one of the disks. A *strike* lets one request of a run go wrong: any call, stream, NBD connection
-or read, and any piece of a stream. Then comes a daemon that remembers nothing, and has to succeed.
+of one of the disks. The bases of one VM keep their data, those of the other lose it. A *strike*
+lets one request of a run go wrong: any call, stream, NBD connection or read, and any piece of a
+stream. Then comes a daemon that remembers nothing, and has to succeed.
 """
 
 from __future__ import annotations
@@ -14,24 +15,40 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from tests.lab.hands import vm_of
 from tests.lab.whole import find_problems
 from tests.lab.world import World, clock, new_run, serve_nbd, world
 from tests.sweep.evidence import Evidence, look
 from xorepd.lab.faults import Fault
+from xorepd.lab.topology import SMALL, NoiseSpec, PoolSpec, VmSpec
 from xorepd.replication.jobs import Context, run_job
 from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
 
-VMS = ("web01", "db01")
+JOBS = (("web", "web01", "keep"), ("db", "db01", "destroy"))
+"""Each job's name, its VM, and what becomes of the data in bases on the source."""
 TARGETS = ({"pool": "dr", "sr": "dr-storage"}, {"pool": "prod", "sr": "prod-local"})
+
+MIB = 1 << 20
+
+
+def _shrunk(vm: VmSpec) -> VmSpec:
+    disks = (replace(d, size=d.size // 4, content=NoiseSpec(2 * MIB)) for d in vm.disks)
+    return replace(vm, disks=tuple(disks))
+
+
+def _with_small_disks(pool: PoolSpec) -> PoolSpec:
+    return replace(pool, vms=tuple(_shrunk(vm) for vm in pool.vms))
+
+
+TOPOLOGY = replace(SMALL, pools=tuple(_with_small_disks(pool) for pool in SMALL.pools))
+"""Disks of a few blocks: the same happens to them, and they are looked at thousands of times."""
 
 LEFT_BY_THE_DEAD = ("session",)
 """XAPI forgets a session that nobody uses after a day."""
 
-CHUNK = 1 << 20
+CHUNK = MIB
 """Bytes of a stream that count as one request more."""
 
 MAPS = 1 << 30
@@ -43,18 +60,17 @@ PATIENCE_S = 120.0
 
 class Phase(StrEnum):
     FULL = "full"
-    """The first run of a job."""
+    """The first run of each job."""
     DELTA = "delta"
     """A later one, which also prunes."""
-    BARE = "bare"
-    """The same where bases on the source lose their data."""
 
 
 class Strike(StrEnum):
     FAIL = "fail"
     """The request is answered with an error; nothing was done."""
     CUT = "cut"
-    """It is done, and the answer is lost."""
+    """It is done, and the answer is lost. Only requests that change something count: for who only
+    asked, an answer that is lost is an error like any other."""
     HANG = "hang"
     """It is not answered, until somebody cancels the run."""
     KILL = "kill"
@@ -118,11 +134,16 @@ async def _sweep(
 async def _prepared(phase: Phase) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="xorepd-sweep-"))
-        lab = await stack.enter_async_context(world(Path(directory) / "lab", checked=False))
+        lab = await stack.enter_async_context(
+            world(Path(directory) / "lab", TOPOLOGY, checked=False)
+        )
+        for pool in lab.lab.pools.values():
+            for template in list(pool.db.select("VM", is_default_template=True)):
+                pool.db.destroy("VM", template)  # every daemon and every judge would read them
         await lab.ask("prod", lambda x: x.VM.start(vm_of(x, "db01"), False, False))
         await serve_nbd(lab, "prod")
         if phase is not Phase.FULL:
-            await _run(lab, phase)
+            await _run(lab)
         yield lab
 
 
@@ -130,14 +151,13 @@ async def _try(
     lab: World, case: Case, seed: int, before: Evidence
 ) -> tuple[bool, list[str], Evidence]:
     """Strike once; return whether the run came that far, what does not hold, and what is there."""
-    for vm in VMS:
-        disk = 1 if vm == "web01" else 0
+    for vm, disk in (("web01", 1), ("db01", 0)):
         await lab.lab.guest_write(vm, disk, random=3, seed=seed)
     reached = await _strike(lab, case)
     struck = await look(lab)
     found = [f"after the strike: {what}" for what in struck.broken_since(before)]
     try:
-        records = await asyncio.wait_for(_run(lab, case.phase), PATIENCE_S)
+        records = await asyncio.wait_for(_run(lab), PATIENCE_S)
     except TimeoutError:
         return reached, [*found, "the next run hangs"], struck
     now = await look(lab, with_sources=True)
@@ -154,16 +174,17 @@ async def _strike(lab: World, case: Case) -> bool:
         case Strike.FAIL:
             fault = faults.fail_nth(case.number, error=("INTERNAL_ERROR", "struck"), chunk=CHUNK)
         case Strike.CUT:
-            fault = faults.fail_nth(case.number, drop_response=True, chunk=CHUNK)
+            fault = faults.fail_nth(case.number, drop_response=True, changing=True, chunk=CHUNK)
         case Strike.HANG:
             fault = faults.fail_nth(case.number, stall=True, chunk=CHUNK)
         case Strike.KILL:
             # Held back, and never executed: the error is what the lab does when it lets go.
             error = ("INTERNAL_ERROR", "killed")
-            how = {"stall": True, "error": error, "changing": True}
-            fault = faults.fail_nth(case.number, chunk=CHUNK, **how)
+            fault = faults.fail_nth(
+                case.number, stall=True, error=error, changing=True, chunk=CHUNK
+            )
     async with _daemon(lab) as context:
-        run = loop.create_task(run_job(_job(lab, case.phase), new_run(), context))
+        run = loop.create_task(_run_jobs(lab, context))
         held = loop.create_task(fault.stalled.wait())
         await asyncio.wait({run, held}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
         if held.done() and case.strike is Strike.KILL:
@@ -178,12 +199,6 @@ async def _strike(lab: World, case: Case) -> bool:
     return reached
 
 
-def _job(lab: World, phase: Phase) -> Any:
-    how = {"keep": 1, "verify": "sample", "changed_blocks": "enable", "resume": "1d"}
-    how["base_data"] = "destroy" if phase is Phase.BARE else "keep"
-    return lab.job(vms=VMS, targets=TARGETS, **how)
-
-
 @asynccontextmanager
 async def _daemon(lab: World) -> AsyncIterator[Context]:
     """Provide a daemon that has just started, with the state directory of the one before."""
@@ -192,9 +207,21 @@ async def _daemon(lab: World) -> AsyncIterator[Context]:
         yield replace(context, maps=maps)
 
 
-async def _run(lab: World, phase: Phase) -> list[RunRecord]:
+async def _run(lab: World) -> list[RunRecord]:
     async with _daemon(lab) as context:
-        return await run_job(_job(lab, phase), new_run(), context)
+        return await _run_jobs(lab, context)
+
+
+async def _run_jobs(lab: World, context: Context) -> list[RunRecord]:
+    """Run all jobs at the same time."""
+    how = {"keep": 1, "verify": "sample", "changed_blocks": "enable", "resume": "1d"}
+    jobs = [
+        lab.job(name=name, vms=(vm,), targets=TARGETS, base_data=data, **how)
+        for name, vm, data in JOBS
+    ]
+    async with asyncio.TaskGroup() as group:
+        runs = [group.create_task(run_job(job, new_run(), context)) for job in jobs]
+    return [record for run in runs for record in run.result()]
 
 
 def _disappointments(records: list[RunRecord], standing: Evidence) -> list[str]:
@@ -208,6 +235,6 @@ def _disappointments(records: list[RunRecord], standing: Evidence) -> list[str]:
         elif record.outcome is Outcome.FULL and (record.vm_uuid, record.target) in known:
             reasons = {disk.reason for disk in record.disks if disk.mode == "full"}
             found.append(f"{what} was sent in full ({', '.join(sorted(reasons))})")
-    if len(records) != len(VMS) * len(TARGETS):
-        found.append(f"{len(records)} records instead of {len(VMS) * len(TARGETS)}")
+    if len(records) != len(JOBS) * len(TARGETS):
+        found.append(f"{len(records)} records instead of {len(JOBS) * len(TARGETS)}")
     return found

@@ -79,13 +79,13 @@ async def _replicate(a: Assignment) -> Outcome:
 
     enter("preflight")
     await wait_for_migration(a)
-    source, target = await read_sides(a)
+    sides = source, target = await read_sides(a)
     check_source(a, source)
     check_target(a, target)
     interfaces = plan_interfaces(a, source.vm)
 
     enter("sweep")
-    source, target, leftover = await sweep(a)
+    source, target, leftover = await sweep(a, sides)
 
     if leftover is None and a.job.full is not Fulls.ALLOW:
         enter("plan")

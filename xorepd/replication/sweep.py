@@ -69,19 +69,20 @@ async def find_resumable(a: Assignment, source: SourceSide, target: TargetSide) 
 
 
 async def sweep(
-    a: Assignment, *, resumable: bool = True
+    a: Assignment, sides: tuple[SourceSide, TargetSide] | None = None, *, resumable: bool = True
 ) -> tuple[SourceSide, TargetSide, Leftover | None]:
     """Clean up both pools and return what they hold then, and what of it can be continued.
 
     A single object that cannot be removed now is logged and left for the next time: it is marked.
 
     Args:
+        sides: what both pools hold, if that has just been read.
         resumable: False removes what could be continued, too.
 
     Raises:
         XapiError: a pool does not answer, or a commit could neither be finished nor undone.
     """
-    source, target = await read_sides(a)
+    source, target = sides or await read_sides(a)
     owners = [OWNER_PREFIX + str(a.stream)]
     if not a.source_vm.is_lent(str(a.stream)):
         owners.append(owner_of_shared(a.stream))

@@ -1,5 +1,8 @@
 """One thread waits in `event.from` and feeds the cache; nothing polls.
 
+A busy pool has news at any time: without somebody who waits for them they are collected for a
+moment, so that a thousand small changes do not cost it a thousand answers.
+
 Lost connections, lost sessions and a changed master end one wait; the next begins with the empty
 token, which brings every object anew. Between attempts the feed waits a little longer each time.
 """
@@ -30,6 +33,9 @@ POLL_S = 30.0
 _MARGIN_S = 30.0
 """How much later than promised an answer may come before the connection counts as dead."""
 
+_COLLECTED_S = 0.05
+"""How long news may gather before they are asked for, while nobody needs them at once."""
+
 _BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -47,6 +53,7 @@ class EventFeed:
         token, failures = "", 0
         try:
             while not self._stop.is_set():
+                self._hurry.clear()  # whoever called until now is served by what comes next
                 try:
                     batch = await self._next(token)
                 except XapiError as error:
@@ -56,23 +63,23 @@ class EventFeed:
                     token, failures = "", failures + 1
                     await self._cache.fail(error)
                     log.warning("events.interrupted", pool=self._session.pool, error=str(error))
-                    await self._pause(failures)
+                    longest = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
+                    await self._rest(longest * random.uniform(0.7, 1.3))  # spread many daemons
                     continue
                 failures, token = 0, batch.token
                 for kind in await self._cache.apply(batch):
                     await self._refetch(kind)
+                await self._rest(_COLLECTED_S)
         finally:
             self._stop.set()
 
     def hurry(self) -> None:
-        """Try again now: somebody has just reached the pool."""
+        """Ask again now: somebody waits for what has happened until this moment."""
         self._hurry.set()
 
-    async def _pause(self, failures: int) -> None:
-        longest = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
-        self._hurry.clear()
+    async def _rest(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(longest * random.uniform(0.7, 1.3)):  # spread many daemons
+            async with asyncio.timeout(seconds):
                 await self._hurry.wait()
 
     async def stop(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -41,6 +41,24 @@ task_owner: ContextVar[str] = ContextVar("task_owner", default="xorepd:")
 """On behalf of what tasks are started here and in what is awaited from here."""
 
 
+class _Moment:
+    """A token of `event.inject` that is newer than whoever wants one."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._asked = self._answered = 0
+        self._token = ""
+
+    async def after_now(self, inject: Callable[[], Awaitable[str]]) -> str:
+        """Return a token that was asked for after this call, whoever asked."""
+        asked = self._asked
+        async with self._turn:
+            if self._answered <= asked:
+                self._asked += 1
+                self._token, self._answered = await inject(), self._asked
+            return self._token
+
+
 class Pool:
     """A pool's XAPI: `async with` keeps a session and an event feed for it.
 
@@ -54,6 +72,7 @@ class Pool:
         self.cache = Cache()
         self.pace = Pace(settings.name, settings.slow_answer)
         self._feed = EventFeed(self.session, self.cache)
+        self._moment = _Moment()
         self._group = asyncio.TaskGroup()
         self._feeding: asyncio.Task[None] | None = None
         self._turns: defaultdict[Ref, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -114,10 +133,12 @@ class Pool:
     async def refresh(self) -> None:
         """Return when the cache holds everything that has happened until now.
 
+        Those who come together are served together.
+
         Raises:
             XapiError: the pool does not answer, or its events do not come.
         """
-        token = await self._inject()
+        token = await self._moment.after_now(self._inject)
         self._feed.hurry()
         if not await self.cache.wait_for_generation(token, _REFRESH_S):
             raise XapiUnreachable(
