@@ -24,7 +24,6 @@ import argparse
 import asyncio
 import json
 import random
-import shutil
 import struct
 import sys
 import time
@@ -37,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.memory import cpu_seconds
-from tests.bench.served import ServedLab, serve
+from tests.bench.served import ServedLab, pool_table, serve
 from tests.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
 from tests.demo.stage import BIN, Stage, StageError
 from xorepd.lab.lab import Lab
@@ -72,20 +71,14 @@ def main() -> int:
     if arguments.serve:
         asyncio.run(serve(arguments.serve, topology(arguments.gib), obey))
         return 0
-    stage = Pools()
-    stage.maps = arguments.maps
-    needed = 2 * arguments.gib * GIB
-    if shutil.disk_usage(stage.directory).free < needed:
-        print(f"{needed // GIB} GiB of free space are needed", file=sys.stderr)
-        return 1
-    try:
-        return measure(stage, arguments.gib)
-    except (StageError, ProofError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        stage.stop()
-        shutil.rmtree(stage.directory, ignore_errors=True)
+    with Pools() as stage:
+        stage.maps = arguments.maps
+        try:
+            stage.need(2 * arguments.gib * GIB)
+            return measure(stage, arguments.gib)
+        except (StageError, ProofError) as error:
+            print(error, file=sys.stderr)
+            return 1
 
 
 # -- what the guest writes ------------------------------------------------------------------------
@@ -207,11 +200,7 @@ class Pools(Stage):
     def _configuration(self, state: Path) -> str:
         text = f'[daemon]\nstate_dir = "{state}/daemon"\nsocket = "{self.socket}"\n'
         text += f'maps = "{self.maps}"\n'
-        for name, pool in self.pools.items():
-            text += (
-                f'[pools.{name}]\nurl = "{pool["url"]}"\nca_file = "{pool["ca_file"]}"\n'
-                f'password_file = "{state}/{name}.password"\n'
-            )
+        text += "".join(pool_table(pool, state) for pool in self.pools.values())
         for name, changed_blocks in (("fine", "enable"), ("coarse", "off")):
             text += (
                 f'[jobs.{name}]\nsource = "prod"\nvms = ["{VM}"]\n'

@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
-import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -30,15 +28,14 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.guests import DISKS, source_pool
 from tests.bench.memory import cpu_seconds, peak
-from tests.bench.served import ServedLab, serve
+from tests.bench.served import ServedLab, pool_table, serve
 from tests.demo.stage import Stage, StageError
 from xorepd.lab.lab import Lab
-from xorepd.lab.topology import DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd.lab.topology import PoolSpec, SrSpec, Topology
 
 MIB: Final = 1 << 20
-DISKS: Final = 4
-DISK_SIZE: Final = 64 * MIB
 BUDGETS: Final = ("16MiB", "64MiB", "64GiB")
 MOST_VMS: Final = 64
 
@@ -54,16 +51,12 @@ def main() -> int:
         budgets = len(arguments.budgets)
         asyncio.run(serve(arguments.serve, topology(arguments.vms, budgets), obey))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is below cleans up
-    stage = ManyDisks()
-    try:
-        costs = measure(stage, arguments.vms, arguments.mib, arguments.budgets)
-    except StageError as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        stage.stop()
-        shutil.rmtree(stage.directory, ignore_errors=True)
+    with ManyDisks() as stage:
+        try:
+            costs = measure(stage, arguments.vms, arguments.mib, arguments.budgets)
+        except StageError as error:
+            print(error, file=sys.stderr)
+            return 1
     report(costs)
     return 0
 
@@ -72,26 +65,14 @@ def main() -> int:
 
 
 def topology(vms: int, targets: int) -> Topology:
-    guests = tuple(
-        VmSpec(
-            name,
-            tuple(DiskSpec(f"{name}-{disk}", "store", DISK_SIZE) for disk in range(DISKS)),
-            "lan",
-            f"02:16:3e:00:00:{number:02x}",
-            running_on="h1",
-            cd_drive=False,
-        )
-        for number, name in enumerate(names(vms))
-    )
-    store = SrSpec("store", "ext", ("h1",))
     there = tuple(SrSpec(f"target-{number}", "ext", ("h2",)) for number in range(targets))
     return Topology(
         "disks",
         (
-            PoolSpec("prod", ("h1",), (store,), ("lan",), guests, nbd="nbd"),
+            source_pool(names(vms)),
             PoolSpec("dr", ("h2",), there, ("lan",), nbd="nbd"),
         ),
-        job=("prod", guests[0].name, "dr", "target-0"),
+        job=("prod", names(vms)[0], "dr", "target-0"),
     )
 
 
@@ -131,11 +112,7 @@ class ManyDisks(Stage):
             f'[daemon]\nstate_dir = "{state}/daemon-{number}"\nsocket = "{self.socket}"\n'
             f'max_vms = {vms}\nmemory = "{budget}"\n'
         )
-        for name, pool in self.pools.items():
-            text += (
-                f'[pools.{name}]\nurl = "{pool["url"]}"\nca_file = "{pool["ca_file"]}"\n'
-                f'password_file = "{state}/{name}.password"\n'
-            )
+        text += "".join(pool_table(pool, state) for pool in self.pools.values())
         text += (
             f'[jobs.all]\nsource = "prod"\nvms = ["vm*"]\nmax_vms = {vms}\n'
             f'target = {{ pool = "dr", sr = "target-{number}" }}\n'

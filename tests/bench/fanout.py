@@ -22,8 +22,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
-import signal
 import statistics
 import sys
 import time
@@ -36,17 +34,16 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.guests import DISK_SIZE, DISKS, source_pool
 from tests.bench.memory import cpu_seconds
-from tests.bench.served import ServedLab, serve
+from tests.bench.served import ServedLab, pool_table, serve
 from tests.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
 from tests.demo.stage import Stage, StageError
 from xorepd.lab.lab import Lab
-from xorepd.lab.topology import DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd.lab.topology import PoolSpec, SrSpec, Topology
 
 MIB: Final = 1 << 20
 VMS: Final = ("app01", "app02", "db01", "web01")
-DISKS: Final = 4
-DISK_SIZE: Final = 64 * MIB
 ROADS: Final = {("nbd", "read"), ("export", "vhd"), ("export", "raw")}
 """What the lab counts the bytes of a disk as that it gives."""
 PLACES: Final = 2
@@ -72,16 +69,12 @@ def main() -> int:
     if arguments.serve:
         asyncio.run(serve(arguments.serve, topology(), obey))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is below cleans up
-    stage = Targets()
-    try:
-        return measure(stage, arguments.rounds, arguments.mib)
-    except (StageError, ProofError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        stage.stop()
-        shutil.rmtree(stage.directory, ignore_errors=True)
+    with Targets() as stage:
+        try:
+            return measure(stage, arguments.rounds, arguments.mib)
+        except (StageError, ProofError) as error:
+            print(error, file=sys.stderr)
+            return 1
 
 
 # -- the pools, in a process of their own ---------------------------------------------------------
@@ -89,24 +82,12 @@ def main() -> int:
 
 def topology() -> Topology:
     """Return three pools; the disks are empty, so that each byte that moves was changed."""
-    guests = tuple(
-        VmSpec(
-            name,
-            tuple(DiskSpec(f"{name}-{disk}", "store", DISK_SIZE) for disk in range(DISKS)),
-            "lan",
-            f"02:16:3e:00:00:{number:02x}",
-            running_on="h1",
-            cd_drive=False,
-        )
-        for number, name in enumerate(VMS)
-    )
-    store = SrSpec("store", "ext", ("h1",))
     near = tuple(SrSpec(name, "ext", ("h2",)) for name in JOBS)
     far = (SrSpec("far", "ext", ("h3",)),)
     return Topology(
         "fanout",
         (
-            PoolSpec("prod", ("h1",), (store,), ("lan",), guests, nbd="nbd"),
+            source_pool(VMS),
             PoolSpec("fast", ("h2",), near, ("lan",)),
             PoolSpec("slow", ("h3",), far, ("lan",)),
         ),
@@ -154,11 +135,7 @@ class Targets(Stage):
 
     def _configuration(self, state: Path) -> str:
         text = f'[daemon]\nstate_dir = "{state}/daemon"\nsocket = "{self.socket}"\n'
-        for name, pool in self.pools.items():
-            text += (
-                f'[pools.{name}]\nurl = "{pool["url"]}"\nca_file = "{pool["ca_file"]}"\n'
-                f'password_file = "{state}/{name}.password"\n'
-            )
+        text += "".join(pool_table(pool, state) for pool in self.pools.values())
         for job in JOBS:
             targets = [target("fast", job, FAST_RATE)]
             if job == "both":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.bench.network import FAR, NEAR, Link, Side
-from tests.bench.served import ServedLab, serve
+from tests.bench.served import ServedLab, pool_table, serve
 from tests.demo.stage import BIN, READY_S, Notifications, Stage, StageError
 from xorepd.lab.lab import Lab
 from xorepd.lab.topology import DiskSpec, ImageSpec, PoolSpec, SrSpec, Topology, VmSpec
@@ -123,10 +123,7 @@ class FarApart(Stage):
     def _configuration(self, relay_options: str) -> str:
         text = f'[daemon]\nstate_dir = "{self.directory}/daemon"\nsocket = "{self.socket}"\n'
         for name, pool in self.pools.items():
-            text += (
-                f'[pools.{name}]\nurl = "{pool["url"]}"\nca_file = "{pool["ca_file"]}"\n'
-                f'password_file = "{self.directory}/{name}/{name}.password"\n'
-            )
+            text += pool_table(pool, self.directory / name)
         for name in JOBS:
             options = relay_options if name == "compressed" else ""
             text += (

@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 import XenAPI
 
 from tests.bench.memory import cpu_seconds
+from tests.demo.stage import ended_by_signals
 from xorepd.lab.lab import Lab
 from xorepd.lab.topology import GIB, LARGE, DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
 
@@ -398,8 +399,9 @@ def main() -> int:
     if options.load:
         asyncio.run(load(options.load))
         return 0
-    cases = measure(options.gib, options.rounds) if options.only != "loads" else []
-    loads = measure_loads() if options.only != "streams" else []
+    with ended_by_signals():
+        cases = measure(options.gib, options.rounds) if options.only != "loads" else []
+        loads = measure_loads() if options.only != "streams" else []
     return 0 if report(cases, loads) else 1
 
 

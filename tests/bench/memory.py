@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,19 +24,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.memory")
     parser.add_argument("--gib", type=int, default=8, help="how much of the disk is written")
     gib = parser.parse_args().gib
-    stage = Stage()
-    needed = 3 * gib * GIB
-    if shutil.disk_usage(stage.directory).free < needed:
-        print(f"{needed >> 30} GiB of free space are needed", file=sys.stderr)
-        return 1
-    try:
-        measure(stage, gib)
-    except StageError as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        stage.stop()
-        shutil.rmtree(stage.directory, ignore_errors=True)
+    with Stage() as stage:
+        try:
+            stage.need(3 * gib * GIB)
+            measure(stage, gib)
+        except StageError as error:
+            print(error, file=sys.stderr)
+            return 1
     return 0
 
 

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import json
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -60,12 +59,8 @@ def main() -> int:
     if arguments.worker:
         uvloop.run(carry(json.loads(arguments.worker)))
         return 0
-    stage = Stage()
-    try:
+    with Stage() as stage:
         return measure(stage, arguments.gib, arguments.rounds)
-    finally:
-        stage.stop()
-        shutil.rmtree(stage.directory, ignore_errors=True)
 
 
 # -- the one who measures -----------------------------------------------------------------------
@@ -201,16 +196,12 @@ class Bench:
         ]
         common = ["curl", "--silent", "--show-error", "--fail"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        down = subprocess.Popen(
-            [*common, "--cacert", self._prod["ca_file"], urls[0]], stdout=subprocess.PIPE
-        )
+        download = [*common, "--cacert", self._prod["ca_file"], urls[0]]
         length = ["-H", "Transfer-Encoding:", "-H", f"Content-Length: {size}"]
-        up = subprocess.run(
-            [*common, "--cacert", self._dr["ca_file"], *length, "--upload-file", "-", urls[1]],
-            stdin=down.stdout,
-            check=False,
-        )
-        assert down.wait() == 0, "curl could not export"
+        upload = [*common, "--cacert", self._dr["ca_file"], *length, "--upload-file", "-", urls[1]]
+        with subprocess.Popen(download, stdout=subprocess.PIPE) as down:
+            up = subprocess.run(upload, stdin=down.stdout, check=False)
+        assert down.returncode == 0, "curl could not export"
         assert up.returncode == 0, "curl could not import"
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._target.xenapi.VDI.destroy(target)

@@ -35,6 +35,19 @@ async def serve(
             print(json.dumps(await obey(lab, json.loads(line))), flush=True)
 
 
+def pool_table(pool: dict[str, Any], state: Path) -> str:
+    """Return the table of a pool in a daemon's configuration.
+
+    Args:
+        state: directory of the lab that serves it.
+    """
+    name = pool["name"]
+    return (
+        f'[pools.{name}]\nurl = "{pool["url"]}"\nca_file = "{pool["ca_file"]}"\n'
+        f'password_file = "{state}/{name}.password"\n'
+    )
+
+
 class ServedLab:
     """The process, as the bench sees it.
 
@@ -51,7 +64,12 @@ class ServedLab:
             stderr=log,
             text=True,
         )
-        self.pools: list[dict[str, Any]] = self._answer()["pools"]
+        try:
+            self.pools: list[dict[str, Any]] = self._answer()["pools"]
+        except BaseException:  # nobody knows of the process yet who would end it
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def ask(self, command: str, **request: Any) -> Any:
         """Have the lab do something, and return its answer."""

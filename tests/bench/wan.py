@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -57,19 +56,13 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=2048, help="how much of the system is taken")
     parser.add_argument("--tree", type=Path, help="an installed system; else this machine's")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is below cleans up
-    stage = FarApart()
-    needed = 8 * arguments.mib * MIB
-    try:
-        if shutil.disk_usage(stage.directory).free < needed:
-            raise StageError(f"{needed / GIB:.0f} GiB of free space are needed")
-        return measure(stage, arguments.tree, arguments.mib)
-    except (StageError, ProofError, NetworkError, InstalledError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        stage.stop()
-        shutil.rmtree(stage.directory, ignore_errors=True)
+    with FarApart() as stage:
+        try:
+            stage.need(8 * arguments.mib * MIB)
+            return measure(stage, arguments.tree, arguments.mib)
+        except (StageError, ProofError, NetworkError, InstalledError) as error:
+            print(error, file=sys.stderr)
+            return 1
 
 
 @dataclass(frozen=True)

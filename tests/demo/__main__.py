@@ -6,8 +6,6 @@ Exit code 0: everything held. 1: something did not, and the last line says what.
 from __future__ import annotations
 
 import argparse
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -40,25 +38,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo")
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     keep = parser.parse_args().keep
-    stage = Stage()
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda number, frame: sys.exit(128 + number))  # tidies up below
     began = time.monotonic()
-    try:
-        tell(stage)
-    except (ProofError, StageError, OSError, subprocess.CalledProcessError) as error:
-        console.print(f"\n[bold red]NOT PROVEN[/]  {error}", markup=True)
-        return 1
-    else:
+    with Stage() as stage:
+        try:
+            tell(stage)
+        except (ProofError, StageError, OSError, subprocess.CalledProcessError) as error:
+            console.print(f"\n[bold red]NOT PROVEN[/]  {error}", markup=True)
+            return 1
         took = format_duration(time.monotonic() - began)
         console.print(f"\n[bold green]PROVEN[/]  all six steps, in {took}.")
         if keep:
             invite(stage)
             wait_for_the_end(stage)
         return 0
-    finally:
-        stage.stop()
-        shutil.rmtree(stage.directory, ignore_errors=True)
 
 
 def tell(stage: Stage) -> None:

@@ -5,31 +5,62 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from types import FrameType
+from typing import Any, Self, TextIO
 
 BIN = Path(sys.executable).parent
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = CHECKOUT / "config" / "demo.toml"
 READY_S = 60.0
 STOP_S = 30.0
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+"""What ends a program that nobody ends by hand."""
 
 
 class StageError(Exception):
     """A process did not do what it was asked to."""
 
 
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have a signal end this program by way of every `finally` there is; those are not disturbed.
+
+    By itself it would end without a word to the processes that it has started.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _ignore_endings()
+        sys.exit(128 + number)
+
+    before = {each: signal.signal(each, end) for each in ENDINGS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _ignore_endings() -> None:
+    for each in ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
+
+
 @dataclass
 class Stage:
-    """Everything that the demo starts lives below one directory and ends with it."""
+    """Everything that the demo starts lives below one directory and ends with it.
+
+    As a context, it clears itself away at the end, whatever that is: also a signal.
+    """
 
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="xorepd-demo-")))
     pools: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -41,6 +72,26 @@ class Stage:
     others: list[subprocess.Popen[str]] = field(default_factory=list)
     """Processes that end after the daemon and before the lab."""
     _logs: list[TextIO] = field(default_factory=list)
+    _ending: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        self._ending.enter_context(ended_by_signals())
+        self._ending.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self._ending.callback(self.stop)
+        self._ending.callback(_ignore_endings)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ending.close()
+
+    def need(self, room: int) -> None:
+        """Make sure of that many bytes of free space.
+
+        Raises:
+            StageError: there are fewer.
+        """
+        if shutil.disk_usage(self.directory).free < room:
+            raise StageError(f"{room / (1 << 30):.0f} GiB of free space are needed")
 
     @property
     def socket(self) -> Path:
