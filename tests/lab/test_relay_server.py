@@ -32,7 +32,7 @@ from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.lab.faults import Fault
-from xorepd.relay import wire
+from xorepd.relay import disks, wire
 from xorepd.relay.blocks import hash_of
 from xorepd.relay.channel import Over
 from xorepd.relay.wire import Code
@@ -538,6 +538,29 @@ async def test_a_disk_that_is_cancelled_ends_and_can_be_written_again(place: Rel
     await again.offer(0, DATA)
     assert isinstance(await again.finish(), wire.Done)
     assert await place.content(staging.uuid) == DATA
+
+
+async def test_a_disk_that_waits_for_its_turn_is_told_so(
+    two_pools: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disks, "HOLD_S", 0.02)
+    async with relayed(two_pools, tmp_path, disks=1) as place:
+        one, other, third = [await place.stage() for _ in range(3)]
+        connection = await place.dial()
+        first = await open_disk(connection, one.open(place.pool))
+        waiting = connection.open(other.open(place.pool))
+        gone = connection.open(third.open(place.pool))
+        async with asyncio.timeout(10):
+            while waiting.windows < 2 or gone.windows < 2:  # noqa: ASYNC110 -- two of them
+                await asyncio.sleep(0.01)
+        gone.close()
+
+        assert isinstance(await first.finish(), wire.Done)
+
+        assert isinstance(await waiting.receive(), wire.Accept)
+        await Disk(waiting).finish()
+        again = await open_disk(connection, third.open(place.pool))  # its place was not kept
+        assert isinstance(await again.finish(), wire.Done)
 
 
 async def test_a_client_that_vanishes_leaves_no_task_and_no_writer(place: Relayed) -> None:

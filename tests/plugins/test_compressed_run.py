@@ -80,6 +80,17 @@ async def test_full_and_deltas_arrive_whole_and_are_read_back_at_the_relay(
     assert await two_pools.left_over() == []
 
 
+async def test_memory_of_the_vm_arrives_like_its_disks(two_pools: World, tmp_path: Path) -> None:
+    async with relayed(two_pools, tmp_path) as relay, two_pools.daemon() as context:
+        transport = through(relay.port, relay.directory)
+        record = await two_pools.run(context, transport=transport, snapshot="memory")
+
+    memory = record.disks[-1]
+    assert (record.error, memory.mode, memory.reason) == (None, "memory", "")
+    assert memory.writer == "elsewhere"
+    assert await two_pools.left_over() == []
+
+
 async def test_block_of_which_little_changed_costs_little(two_pools: World, tmp_path: Path) -> None:
     # Without changed-block tracking the source tells blocks of 2 MiB; the relay has most of each.
     await serve_nbd(two_pools, "dr")

@@ -21,6 +21,10 @@ class NotAllowed(Exception):
     """The disk is not for this client to write; the message says why and names it."""
 
 
+_WRITABLE = ("user", "suspend")
+"""Types of VDI: disks, and the memory of suspended VMs."""
+
+
 def disk_for(
     asked: Open, cache: Cache, client: str, pools: Collection[str]
 ) -> tuple[Vdi, Sr, Mark]:
@@ -52,7 +56,7 @@ def disk_for(
     sr = cache.srs.get(vdi.sr)
     if sr is None or sr.uuid != mark.stream.sr:
         raise NotAllowed(f"{name} does not lie on the storage repository of its stream")
-    if vdi.is_a_snapshot or vdi.missing or not vdi.managed or vdi.type != "user":
+    if vdi.is_a_snapshot or vdi.missing or not vdi.managed or vdi.type not in _WRITABLE:
         raise NotAllowed(f"{name} is none that can be written")
     if used_by_vms(cache, vdi):
         raise NotAllowed(f"{name} belongs to a VM")

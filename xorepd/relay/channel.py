@@ -75,6 +75,8 @@ class Channel:
         self._inbox: deque[tuple[Message, int]] = deque()
         self._seen: set[Kind] = set()
         self._readers: list[asyncio.Future[None]] = []
+        self.windows = 0
+        """How many WINDOWs have come. A relay sends empty ones while a disk waits for its turn."""
         self.is_over = False
         self.given_up = asyncio.Event()
         """Set when the client wants no more of it, or the connection has broken."""
@@ -135,6 +137,10 @@ class Channel:
         self._window = self._granted = window
         self._line.post(self.number, wire.Accept(window, features))
 
+    def hold(self) -> None:
+        """Let the client know that its disk waits for its turn."""
+        self._line.post(self.number, wire.Window(0))
+
     def end(self, verdict: wire.Verdict) -> None:
         """Give the verdict. What the client sends before it has read that is thrown away."""
         if not self.is_over:
@@ -160,6 +166,7 @@ class Channel:
             self._seen.add(header.kind)
         match message:
             case wire.Window():
+                self.windows += 1
                 self._add(message.credit)
             case wire.Cancel():
                 self.given_up.set()

@@ -10,6 +10,7 @@ import structlog
 
 from xorepd.config.models import PoolSettings
 from xorepd.daemon.pools import Pools
+from xorepd.daemon.tasks import background
 from xorepd.data.chunked import open_chunked
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import XapiError
@@ -31,6 +32,9 @@ from xorepd.xapi.records import OWNER_PREFIX
 log = structlog.get_logger(__name__)
 
 STOPPING = "the relay is being stopped"
+
+HOLD_S = 20.0
+"""Between two signs to a client whose disk waits for its turn: that may take hours."""
 
 
 class Disks:
@@ -90,7 +94,7 @@ class Disks:
             if asked.vdi in self._writing:
                 return wire.Refuse(Code.BUSY, f"disk {asked.vdi} is being written already")
             stack.enter_context(self._as_writing(asked.vdi))
-            await stack.enter_async_context(self._slots)
+            await stack.enter_async_context(self._turn(channel))
             if self.is_stopping:
                 return wire.Refuse(Code.BUSY, STOPPING)
             pool = await stack.enter_async_context(self._lend(asked.pool))
@@ -129,7 +133,7 @@ class Disks:
     async def read(self, channel: Channel, asked: wire.Open, client: str) -> wire.Verdict:
         """Read a disk back and return the digest; raises as `write`."""
         task_owner.set(OWNER_PREFIX + asked.stream)
-        async with self._slots, self._lend(asked.pool) as pool:
+        async with self._turn(channel), self._lend(asked.pool) as pool:
             vdi, sr, _ = disk_for(asked, pool.cache, client, self._allowed(client))
             channel.accept(self._window, wire.Feature(0))
             extents = await receive_extents(channel, asked.virtual_size)
@@ -151,6 +155,20 @@ class Disks:
             self._writing.discard(vdi)
             if not self._writing:
                 self._idle.set()
+
+    @asynccontextmanager
+    async def _turn(self, channel: Channel) -> AsyncIterator[None]:
+        """Wait for a free place, and let the client know that it does not wait in vain."""
+
+        async def hold() -> None:
+            while True:
+                await asyncio.sleep(HOLD_S)
+                channel.hold()
+
+        async with AsyncExitStack() as stack:
+            async with background(("holding", hold())):
+                await stack.enter_async_context(self._slots)
+            yield
 
     @asynccontextmanager
     async def _lend(self, uuid: str) -> AsyncIterator[Pool]:

@@ -25,7 +25,7 @@ from xorepd.transports.conformance import ScriptedReader, ScriptedTarget, surrou
 from xorepd.units import KiB, MiB
 from xorepd_compressed import link as links
 from xorepd_compressed import transport as transports
-from xorepd_compressed.errors import NotTrusted, RelayRefused
+from xorepd_compressed.errors import NoAnswer, NotTrusted, RelayRefused
 from xorepd_compressed.transport import Compressed, CompressedFactory
 
 UNIT = 64 * KiB
@@ -382,15 +382,55 @@ async def test_refusal_on_principle_is_for_the_operator(files: Path) -> None:
     assert reader.given == 0
 
 
+class Deaf(Peer):
+    """A relay that answers PINGs and nothing else."""
+
+    async def _disk(self, channel: Channel, opened: wire.Open) -> None:
+        await channel.given_up.wait()
+
+
+async def test_relay_that_does_not_answer_a_disk_is_given_up(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transports, "ANSWER_S", 0.2)
+    monkeypatch.setattr(transports, "GIVE_UP_S", 0.1)
+    async with serving(files, Deaf) as peer:
+        reader, target, _ = disk(peer, {0: TEXT})
+        with pytest.raises(NoAnswer, match="whether it takes the disk; look into its log") as e:
+            await opened(files, peer).carry(reader, target)
+
+    assert str(e.value).startswith("disk web01 (0), relay localhost:")
+    assert e.value.remedy is Remedy.RETRY
+    assert reader.given == 0
+
+
+async def test_disk_whose_turn_comes_late_is_waited_for(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(Peer):
+        async def _write(self, channel: Channel, opened: wire.Open) -> None:
+            for _ in range(25):
+                await asyncio.sleep(0.1)
+                channel.hold()
+            await super()._write(channel, opened)
+
+    monkeypatch.setattr(transports, "ANSWER_S", 1.0)
+    async with serving(files, Busy) as peer:
+        reader, target, _ = disk(peer, {0: TEXT})
+        await opened(files, peer).carry(reader, target)
+
+    assert target.content() == reader.content
+
+
 async def test_relay_that_does_not_let_go_holds_a_cancellation_up_for_a_moment_only(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Deaf(Peer):
+    class Stubborn(Peer):
         async def _disk(self, channel: Channel, opened: wire.Open) -> None:
             await asyncio.Event().wait()
 
     monkeypatch.setattr(transports, "GIVE_UP_S", 0.1)
-    async with serving(files, Deaf) as peer:
+    async with serving(files, Stubborn) as peer:
         reader, target, _ = disk(peer, {0: TEXT})
         transport = opened(files, peer)
         carry = asyncio.get_running_loop().create_task(transport.carry(reader, target))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xorepd.errors import DataError, Remedy
 from xorepd.relay.wire import Code
+from xorepd.units import format_duration
 
 
 class RelayRefused(DataError):
@@ -14,6 +15,18 @@ class RelayRefused(DataError):
         if code is Code.NOT_ALLOWED:
             self.remedy = Remedy.OPERATOR
         super().__init__(f"{what}: {sentence or f'it gave up ({code.name})'}")
+
+
+class NoAnswer(DataError):
+    """The relay is there, and does not say whether it takes a disk."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what, self.seconds = what, seconds
+        super().__init__(
+            f"{what}: it is there, and has not said for {format_duration(seconds)} whether it "
+            "takes the disk; look into its log for what holds it up, and restart it if that "
+            "does not say"
+        )
 
 
 class NotTrusted(DataError):

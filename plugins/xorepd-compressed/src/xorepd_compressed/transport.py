@@ -6,6 +6,7 @@ this run. What it may be trusted with, and what not, is in docs/relay.md.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -20,11 +21,15 @@ from xorepd.tidying import to_the_end
 from xorepd.transports.base import Surroundings, Target
 from xorepd.units import KiB
 from xorepd_compressed.carriage import Carriage, out_of_place, receive
+from xorepd_compressed.errors import NoAnswer
 from xorepd_compressed.link import RelayLink
 from xorepd_compressed.options import Options, read_options
 
 ANSWERS = 256 * KiB
 """Bytes of answers on their way back, per disk."""
+ANSWER_S = 360.0
+"""How long the relay may take to say whether it takes a disk, since it has last said that others
+are before it. It gives its pool up to 300 s itself, and then says so."""
 GIVE_UP_S = 5.0
 """How long the relay may take to let go of a disk that is given up. Until then its import holds it,
 and it cannot be destroyed."""
@@ -93,7 +98,7 @@ class Compressed:
             )
         )
         try:
-            match await receive(channel, self._what(target)):
+            match await _answer(channel, self._what(target)):
                 case wire.Accept() as accepted:
                     yield channel, accepted
                 case strange:
@@ -104,6 +109,23 @@ class Compressed:
             raise
         finally:
             channel.close()
+
+
+async def _answer(channel: Channel, what: str) -> wire.Message:
+    """Return what the relay says to a disk.
+
+    Raises:
+        NoAnswer: nothing, and not that the disk has to wait for its turn either.
+        DataError: it refuses; or the connection broke.
+    """
+    while True:
+        heard = channel.windows
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await receive(channel, what)
+        except TimeoutError:
+            if channel.windows == heard:
+                raise NoAnswer(what, ANSWER_S) from None
 
 
 async def _give_up(channel: Channel) -> None:
