@@ -28,6 +28,7 @@ from xorepd.console.asking import (
 )
 from xorepd.console.forgetting import forget
 from xorepd.console.progress import displayed
+from xorepd.console.status import status_view
 from xorepd.console.tables import (
     finished_view,
     history_table,
@@ -35,7 +36,6 @@ from xorepd.console.tables import (
     links_table,
     orphans_view,
     run_view,
-    status_view,
 )
 from xorepd.control.client import Client
 from xorepd.control.protocol import (

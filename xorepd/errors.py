@@ -13,6 +13,7 @@
      │   ├─ NotAllowed             OPERATOR   code, params
      │   └─ XapiFailure            OPERATOR   code, params: any code not named above
      ├─ Refused                    OPERATOR   preflight found a reason not to start
+     │   └─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them
      ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
      ├─ LeaseLost                  RETRY      a run may write no more
      ├─ HookFailed                OPERATOR   command, reason
@@ -181,6 +182,10 @@ class XapiFailure(XapiError):
 
 class Refused(XorepdError):
     """A run was not started, or was given up before its commit, for the reason in the message."""
+
+
+class ConsentMissing(Refused):
+    """A run would send disks whole and must not, until somebody lets it. Nothing else is wrong."""
 
 
 class LeaseHeld(XorepdError):

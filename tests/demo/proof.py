@@ -105,6 +105,7 @@ def check_filesystem(disk: DISK, path: str, expected: bytes) -> str:
 def leftovers(pool: dict[str, Any], xenapi: Any) -> list[str]:
     """Return what a run may have left on a pool and must not have."""
     vms = xenapi.VM.get_all_records()
+    memory = {vm["suspend_VDI"] for vm in vms.values()}
     found = [
         f"a disk attached to the control domain (VBD {vbd['uuid']})"
         for vbd in xenapi.VBD.get_all_records().values()
@@ -122,8 +123,8 @@ def leftovers(pool: dict[str, Any], xenapi: Any) -> list[str]:
     ]
     found += [
         f"a disk that belongs to nothing ({vdi['name_label']} {vdi['uuid']})"
-        for vdi in xenapi.VDI.get_all_records().values()
-        if vdi["managed"] and not vdi["VBDs"]
+        for ref, vdi in xenapi.VDI.get_all_records().items()
+        if vdi["managed"] and not vdi["VBDs"] and ref not in memory
     ]
     found += [
         f"a task {task['name_label']}"

@@ -251,6 +251,32 @@ async def test_the_memory_goes_to_the_first_sr_that_is_wished_for(api: Api) -> N
     assert await api.failure("VM.suspend", vm) == ["VM_NO_SUSPEND_SR", vm]
 
 
+async def test_a_vm_is_resumed_from_what_was_its_memory_and_from_nothing_else(api: Api) -> None:
+    vm = await api.vm("web01")
+    await api("VM.suspend", vm)
+    record = await api("VM.get_record", vm)
+    assert record["last_booted_record"] != ""
+    assert record["last_boot_CPU_flags"]["vendor"] == "GenuineIntel"
+    image = await api("VDI.get_record", record["suspend_VDI"])
+    kept = ("SR", "virtual_size", "type", "sharable", "read_only", "other_config")
+    empty = await api("VDI.create", {field: image[field] for field in kept})
+    wanted = {
+        **record,
+        "name_label": "another",
+        "affinity": NULL,
+        "is_a_template": False,
+        "suspend_VDI": empty,
+    }
+    other = await api("VM.create", wanted)
+
+    code, text = await api.failure("VM.resume", other, False, False)
+
+    assert (code, "no saved domain" in text) == ("INTERNAL_ERROR", True)
+    assert await api("VM.get_power_state", other) == "Suspended"
+    await api("VM.hard_shutdown", other)
+    await api("VM.destroy", other)
+
+
 async def test_a_hard_shutdown_drops_the_memory_of_a_suspended_vm(api: Api) -> None:
     vm = await api.vm("web01")
     await api("VM.suspend", vm)

@@ -311,3 +311,65 @@ async def test_disks_that_were_not_begun_are_planned_beside_the_one_that_goes_on
     assert record.error is None, record.error
     await full.newest_equals_its_source()
     assert await full.left_over() == []
+
+
+# -- consent -------------------------------------------------------------------------------------
+
+
+def destroy_root_copy(xenapi: Any) -> None:
+    """Delete what an interrupted run has sent of web01's root disk."""
+    for ref, vdi in xenapi.VDI.get_all_records().items():
+        if vdi["name_label"] == "[Importing] web01-root":
+            xenapi.VDI.destroy(ref)
+
+
+def destroy_root_bases(xenapi: Any) -> None:
+    """Delete web01's root disk from all snapshots but the newest."""
+    snapshots = xenapi.VM.get_snapshots(hands.vm_of(xenapi, "web01"))
+    snapshots.sort(key=lambda ref: str(xenapi.VM.get_snapshot_time(ref)))
+    for snapshot in snapshots[:-1]:
+        xenapi.VDI.destroy(hands.disks_of(xenapi, snapshot)["0"])
+
+
+async def test_a_full_that_waits_for_consent_takes_nothing_from_the_disks_begun(
+    full: World,
+) -> None:
+    await full.replicate(verify="off")
+    await full.lab.guest_write("web01", 1, sequential=(0, DATA), seed=3)
+    job: dict[str, Any] = KEEP | {"resync": False, "full": "ask"}
+    async with full.daemon() as context:
+        await interrupted(full, context, **job)
+        await full.ask("dr", destroy_root_copy)
+        await full.ask("prod", destroy_root_bases)
+
+        held = await full.run(context, **job)
+        assert "disk 0 (base-gone-on-source) would be sent whole" in (held.error or "")
+        assert held.resumable
+        assert await confirmed(full) == 16 * MiB
+        record = await full.run(context, **job | {"full": "allow"})
+
+    assert record.error is None, record.error
+    modes = [(disk.mode, disk.resumed_from) for disk in record.disks]
+    assert modes == [("full", 0), ("delta", 16 * MiB)]
+    await full.newest_equals_its_source()
+    assert await full.left_over() == []
+
+
+async def test_consent_holds_until_what_it_let_begin_has_ended(full: World) -> None:
+    await full.replicate(verify="off")
+    await full.ask("prod", hands.delete_snapshots)
+    job: dict[str, Any] = KEEP | {"resync": False}
+    async with full.daemon() as context:
+        await interrupted(full, context, **job, full="allow")
+        await full.ask("dr", destroy_root_copy)
+
+        record = await full.run(context, **job, full="ask")
+        assert record.error is None, record.error
+        await full.newest_equals_its_source()
+        await full.ask("prod", hands.delete_snapshots)
+        following = await full.run(context, **job, full="ask")
+
+    assert record.outcome is Outcome.FULL
+    assert [disk.resumed_from for disk in record.disks] == [0, 16 * MiB]
+    assert "xorepctl run web --allow-full" in (following.error or "")
+    assert await full.left_over() == []

@@ -118,6 +118,26 @@ async def test_a_comparison_that_breaks_goes_on_at_its_window(
     assert await baseless.left_over() == []
 
 
+async def test_a_comparison_shows_how_far_it_is(baseless: World) -> None:
+    await baseless.lab.guest_write("web01", 1, random=2, seed=3)
+    stall = baseless.lab.faults.add(
+        Fault("nbd", "read", pool="prod", object="web01-data", skip=20, stall=True)
+    )
+    async with baseless.daemon() as context:
+        run = asyncio.get_running_loop().create_task(baseless.run(context, **KEEP), name="run")
+        await stall.stalled.wait()
+        [meanwhile] = context.board.records()
+        stall.release()
+        record = await run
+
+    disk = disk_of(meanwhile)
+    assert disk.is_being_compared
+    assert disk.to_compare_bytes == DATA
+    assert 4 * WINDOW <= (disk.compared_bytes or 0) <= 20 * MiB + 2 * WINDOW
+    assert disk_of(record).compared_bytes == disk_of(record).to_compare_bytes == DATA
+    assert await baseless.left_over() == []
+
+
 async def test_what_differs_is_sent_with_the_window_that_it_is_in(baseless: World) -> None:
     await baseless.lab.guest_write("web01", 1, sequential=(0, 12 * MiB), seed=3)
     baseless.lab.faults.add(

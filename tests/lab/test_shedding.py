@@ -153,8 +153,10 @@ async def test_metadata_of_others_is_left_alone(shedding: World) -> None:
 async def test_a_job_that_keeps_the_data_of_bases_destroys_none(two_pools: World) -> None:
     await serve_nbd(two_pools, "prod")
 
-    await two_pools.replicate(changed_blocks="enable")
+    record = await two_pools.replicate(changed_blocks="enable")
 
+    said = ("kept", 'the job has base_data = "keep"')
+    assert (record.base_data, record.base_data_reason) == said
     assert [kind for _, kind, _, _ in await kept(two_pools)] == ["user", "user"]
     assert not any(call.name.endswith("data_destroy") for call in two_pools.lab.calls)
 
@@ -168,11 +170,12 @@ async def test_data_stays_where_nothing_could_be_read_without_it(
     tracking = "use" if case == "no tracking" else "enable"
 
     with capture_logs() as logs:
-        await two_pools.replicate(base_data="destroy", changed_blocks=tracking)
+        record = await two_pools.replicate(base_data="destroy", changed_blocks=tracking)
 
     [told] = [entry for entry in logs if entry["event"] == "base.data_kept"]
     text = {"no NBD": "has the purpose nbd", "no tracking": "tracking is off on its disk"}
     assert text[case] in told["reason"]
+    assert (record.base_data, record.base_data_reason) == ("kept", told["reason"])
     assert [kind for _, kind, _, _ in await kept(two_pools)] == ["user", "user"]
     await two_pools.newest_equals_its_source()
 
@@ -253,6 +256,10 @@ async def test_data_goes_when_the_last_target_has_it(three_pools: World) -> None
 
     assert [record.outcome for record in records] == [Outcome.FULL] * 2
     assert await kept(three_pools) == bare("dr-storage", "far-storage")
+    first, last = sorted(records, key=lambda record: record.base_data == "destroyed")
+    assert (last.base_data, last.base_data_reason) == ("destroyed", "")
+    assert first.base_data == "kept"
+    assert first.base_data_reason == f"SR {last.sr_uuid} needs it as well"
 
 
 async def test_data_stays_until_a_target_that_broke_off_has_confirmed_it(
@@ -336,6 +343,8 @@ async def test_data_that_cannot_be_destroyed_now_goes_with_the_next_run(
     )
     record = await shedding.replicate(**SHED)
     assert record.outcome is Outcome.DELTA
+    assert record.base_data == "kept"
+    assert "is in use (data_destroy)" in record.base_data_reason
     assert [kind for _, kind, _, _ in await kept(shedding)] == ["cbt_metadata", "user"]
     assert busy.fired
     shedding.lab.faults.clear()
@@ -357,6 +366,8 @@ async def test_a_pool_that_refuses_costs_room_and_no_run(shedding: World, method
 
     assert refused.fired
     assert record.outcome is Outcome.DELTA
+    assert record.base_data == "kept"
+    assert "RBAC_PERMISSION_DENIED" in record.base_data_reason
     assert [kind for _, kind, _, _ in await kept(shedding)] == ["user"] * 2
     shedding.lab.faults.clear()
     await shedding.lab.guest_write("web01", 1, random=2, seed=1)

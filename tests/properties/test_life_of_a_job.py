@@ -7,6 +7,7 @@ both pools, a second daemon starts. The truth is what libvhdi reads from the fil
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.lab import hands
 from tests.lab.whole import find_problems
-from tests.lab.world import World, new_run, world
+from tests.lab.world import World, new_run, serve_nbd, world
 from tests.sweep.sweep import CHUNK, LEFT_BY_THE_DEAD
 from xorepd.lab.faults import Fault
 from xorepd.replication.claims import Owner
@@ -46,9 +47,17 @@ class Life:
     has_base: bool = False
     """Whether nobody has touched what the next delta needs."""
     seed: int = 0
+    base_data: str = "keep"
+    """As the operator's file has it now."""
 
     def job(self) -> Any:
-        return self.lab.job(keep=2, diverged="replace", changed_blocks="enable", resume="1d")
+        return self.lab.job(
+            keep=2,
+            diverged="replace",
+            changed_blocks="enable",
+            resume="1d",
+            base_data=self.base_data,
+        )
 
     async def run(self, owner: Owner | None = None) -> RunRecord:
         async with self.lab.daemon(owner=owner) as context:
@@ -69,14 +78,59 @@ async def write(life: Life, number: int) -> None:
 async def replicate(life: Life, number: int) -> None:
     """A run of a daemon that remembers nothing succeeds: with a delta where one is possible."""
     had_base = life.has_base
+    before = {
+        base["self"]: await life.lab.hashes("prod", base["self"]) for base in await sent(life)
+    }
     record = await life.run()
     assert record.error is None, record.error
     if had_base:
         assert record.outcome is Outcome.DELTA, [disk.reason for disk in record.disks]
-    newest = await life.lab.newest_equals_its_source()
+    newest = await newest_equals_its_source(life, before)
     life.points[newest] = await life.lab.hashes("dr", newest)
     life.has_base = True
-    assert await life.lab.left_over(but=[uuid for _, uuid in life.theirs]) == []
+    bare = await life.lab.ask("prod", bare_bases)
+    held = await life.lab.ask("dr", lambda xenapi: contents_of(xenapi, newest))
+    assert bare <= held, "metadata that no restore point needs"
+    assert await life.lab.left_over(but=[*(uuid for _, uuid in life.theirs), *bare]) == []
+
+
+async def sent(life: Life) -> list[dict[str, Any]]:
+    """Return the snapshots that a run may go on with and have no data any more after it."""
+    return await life.lab.bases() if life.base_data == "destroy" else []
+
+
+async def newest_equals_its_source(life: Life, before: dict[str, dict[str, str]]) -> str:
+    """Check the newest restore point byte for byte; return its UUID.
+
+    Args:
+        before: UUID of each source snapshot that stood before the run → SHA-256 of its disks. One
+            that the run has taken since has the content of the VM itself, which nobody wrote to.
+    """
+    point, *_ = await life.lab.points()
+    source = point["snapshot"]
+    if source in {base["self"] for base in await life.lab.bases()}:
+        return await life.lab.newest_equals_its_source()
+    vm = await life.lab.ask("prod", lambda x: x.VM.get_uuid(hands.vm_of(x, "web01")))
+    expected = before.get(source) or await life.lab.hashes("prod", vm)
+    newest = str(point["self"])
+    assert await life.lab.hashes("dr", newest) == expected
+    return newest
+
+
+def bare_bases(xenapi: Any) -> set[str]:
+    """Return the UUIDs of our disks on the source that have no data."""
+    return {
+        vdi["uuid"]
+        for vdi in xenapi.VDI.get_all_records().values()
+        if vdi["type"] == "cbt_metadata" and "xorepd:mark" in vdi["other_config"]
+    }
+
+
+def contents_of(xenapi: Any, point: str) -> set[str]:
+    """Return the UUIDs of the source disks whose content a restore point holds."""
+    disks = hands.disks_of(xenapi, xenapi.VM.get_by_uuid(point)).values()
+    marks = [json.loads(xenapi.VDI.get_other_config(vdi)["xorepd:mark"]) for vdi in disks]
+    return {mark["snapshot"] for mark in marks}
 
 
 async def break_a_run(life: Life, number: int) -> None:
@@ -155,7 +209,32 @@ async def delete_the_bases(life: Life, number: int) -> None:
         await life.lab.ask(
             "prod", lambda x, m=mark: hands.destroy_with_disks(x, x.VM.get_by_uuid(m["self"]))
         )
+
+    def destroy_bare(xenapi: Any) -> None:
+        for uuid in bare_bases(xenapi):
+            xenapi.VDI.destroy(xenapi.VDI.get_by_uuid(uuid))
+
+    await life.lab.ask("prod", destroy_bare)
     life.has_base = False
+
+
+async def reload(life: Life, number: int) -> None:
+    """The operator has the data of bases kept, or destroyed, from the next run on."""
+    life.base_data = ("destroy", "keep")[number % 2]
+
+
+async def serve_or_not(life: Life, number: int) -> None:
+    """The source serves its disks over NBD, or not any more."""
+    if number % 2:
+        await serve_nbd(life.lab, "prod")
+    else:
+
+        def stop(xenapi: Any) -> None:
+            for network, record in xenapi.network.get_all_records().items():
+                if "nbd" in record["purpose"]:
+                    xenapi.network.remove_purpose(network, "nbd")
+
+        await life.lab.ask("prod", stop)
 
 
 async def use_the_replica(life: Life, number: int) -> None:
@@ -200,6 +279,8 @@ DEEDS: tuple[Deed, ...] = (
     clone_a_point,
     delete_a_point,
     delete_the_bases,
+    reload,
+    serve_or_not,
     use_the_replica,
     destroy_the_replica,
     strip_keys,
@@ -225,6 +306,7 @@ async def live(deeds: list[tuple[Deed, int]]) -> None:
     asyncio.get_running_loop().set_debug(False)
     with tempfile.TemporaryDirectory(prefix="xorepd-life-") as directory:
         async with world(Path(directory) / "lab", checked=False) as lab:
+            await serve_nbd(lab, "prod")
             life = Life(lab)
             await replicate(life, 0)
             for deed, number in deeds:
@@ -252,5 +334,6 @@ async def live(deeds: list[tuple[Deed, int]]) -> None:
         max_size=LENGTH,
     )
 )
+@example([(reload, 0), (write, 1), (break_a_run, 23), (write, 0), (replicate, 0), (reload, 1)])
 def test_promises_hold_through_any_life(deeds: list[tuple[Deed, int]]) -> None:
     asyncio.run(live(deeds))

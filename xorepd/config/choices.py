@@ -46,3 +46,5 @@ class SnapshotKind(StrEnum):
     """As it is: its disks are those of a machine that lost its power."""
     OFFLINE = "offline"
     """Shut down cleanly, and started again right after the snapshot."""
+    MEMORY = "memory"
+    """With its memory, where it runs: the VM stands still until that is saved."""

@@ -263,7 +263,9 @@ class JobSettings(Scope):
     once every target has it, only what changed-block tracking knows of it stays; should tracking
     be lost, both sides are read and compared."""
     snapshot: Annotated[SnapshotKind, Field(strict=False)] = SnapshotKind.PLAIN
-    """`plain`: as the VM runs. `offline`: shut down cleanly for it, and started again after it."""
+    """`plain`: as the VM runs. `offline`: shut down cleanly for it, and started again after it.
+    `memory`: with its memory, which is sent whole to each target, so that each restore point has a
+    suspended VM beside it; a VM that does not run is taken as with `plain`."""
     hooks: HookSettings = Field(default_factory=lambda: HookSettings())
     """Programs that run before and after each snapshot of a VM."""
     networks: TextMap = Field(default_factory=lambda: NOTHING)

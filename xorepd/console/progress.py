@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from xorepd.state.records import RunRecord
+from xorepd.state.records import DiskRecord, RunRecord
 from xorepd.units import format_size
 
 
@@ -54,13 +54,14 @@ class _Bars:
         vm = _identity(record)
         rate = f"{format_size(record.rate_bytes_per_s)}/s"
         title = f"{record.vm_name} {record.step}"
-        self._set(vm, title, record.planned_bytes, record.moved_bytes, rate)
+        works = [_work(disk) for disk in record.disks]
+        done, planned = sum(work[0] for work in works), sum(work[1] for work in works)
+        self._set(vm, title, planned, done, rate)
         if len(record.disks) < 2:
             return  # the VM's bar says it all
         for disk in record.disks:
-            does = f"waits for {disk.waits_for}" if disk.waits_for else disk.mode
-            title = f"  disk {disk.device} {does}"
-            self._set((*vm, disk.device), title, disk.planned_bytes, disk.moved_bytes, "")
+            done, planned = _work(disk)
+            self._set((*vm, disk.device), f"  disk {disk.device} {_doing(disk)}", planned, done, "")
 
     def _set(self, key: tuple[str, ...], title: str, planned: int, moved: int, rate: str) -> None:
         if key not in self._bars:
@@ -73,6 +74,19 @@ class _Bars:
             moved=f"{format_size(moved)} of {format_size(planned)}" if planned else "",
             rate=rate,
         )
+
+
+def _work(disk: DiskRecord) -> tuple[int, int]:
+    """Return how many bytes have been read and how many are to be: to compare them, or to send."""
+    if disk.is_being_compared:
+        return disk.compared_bytes or 0, disk.to_compare_bytes
+    return disk.moved_bytes, disk.planned_bytes
+
+
+def _doing(disk: DiskRecord) -> str:
+    if disk.waits_for:
+        return f"waits for {disk.waits_for}"
+    return "compares" if disk.is_being_compared else disk.mode
 
 
 class _Lines:

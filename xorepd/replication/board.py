@@ -46,6 +46,7 @@ class DiskProgress:
     confirmed_to: int = 0
     """Everything below this offset is on the target's storage."""
     compared_bytes: int | None = None
+    to_compare_bytes: int = 0
     resumed_from: int = 0
     breaks: int = 0
     waits_for: str = ""
@@ -67,6 +68,7 @@ class DiskProgress:
             shared_bytes=self.shared_bytes,
             unchanged_bytes=self.unchanged_bytes,
             compared_bytes=self.compared_bytes,
+            to_compare_bytes=self.to_compare_bytes,
             resumed_from=self.resumed_from,
             breaks=self.breaks,
             waits_for=self.waits_for,
@@ -110,6 +112,7 @@ class Progress:
         self.disks: dict[str, DiskProgress] = {}
         self.restore_point: str | None = None
         self.point_in_time: datetime | None = None
+        self.base_data = self.base_data_reason = ""
         self._samples: deque[tuple[float, int]] = deque()
 
     def begin(self, now: datetime) -> None:
@@ -140,9 +143,27 @@ class Progress:
     def moved(self, device: str, size: int) -> None:
         """Count bytes of a disk that the target has accepted."""
         self.disks[device].moved_bytes += size
+        self._sample()
+
+    def compares(self, device: str, size: int) -> None:
+        """Say how many bytes of a disk are still to be compared."""
+        disk = self.disks[device]
+        disk.compared_bytes = disk.compared_bytes or 0
+        disk.to_compare_bytes = disk.compared_bytes + size
+        self._board.touch()
+
+    def compared(self, device: str, size: int) -> None:
+        """Count bytes of a disk that have been read to be compared."""
+        disk = self.disks[device]
+        disk.compared_bytes = (disk.compared_bytes or 0) + size
+        self._sample()
+
+    def _sample(self) -> None:
+        """Take a sample for the rate, if it is time, and let those know who watch."""
         now = time.monotonic()
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_S:
-            self._samples.append((now, sum(d.moved_bytes for d in self.disks.values())))
+            done = sum(d.moved_bytes + (d.compared_bytes or 0) for d in self.disks.values())
+            self._samples.append((now, done))
             while now - self._samples[0][0] > _RATE_WINDOW_S:
                 self._samples.popleft()
             self._board.touch()
@@ -183,6 +204,8 @@ class Progress:
             error=None if error is None else str(error) or type(error).__name__,
             remedy=error.remedy.value if isinstance(error, XorepdError) else None,
             rate_bytes_per_s=rate,
+            base_data=self.base_data,
+            base_data_reason=self.base_data_reason,
         )
 
 

@@ -91,7 +91,7 @@ async def commit(
             point=name,
         ),
     )
-    await _protect(a, replica)
+    await protect(a, replica)
     keys = xo_point(
         a.job.id, a.vm.uuid, snapshot.vm.snapshot_time, a.sr.uuid, copy_of=snapshot.vm.uuid
     )
@@ -221,7 +221,7 @@ async def _create_replica(a: Assignment, raw: Mapping[str, Any]) -> Ref:
     ref = Ref(await a.target.call("VM.create", record))
     uuid: str = await a.target.call("VM.get_uuid", ref)
     await rewrite_other_config(a.target, "VM", ref, {KEY: blank.on(uuid).encode()})
-    await _protect(a, ref)
+    await protect(a, ref)
     await a.target.call("VM.set_is_a_template", ref, False)
     if strings := bios_strings_of(raw):
         try:
@@ -231,7 +231,7 @@ async def _create_replica(a: Assignment, raw: Mapping[str, Any]) -> Ref:
     return ref
 
 
-async def _protect(a: Assignment, replica: Ref) -> None:
+async def protect(a: Assignment, replica: Ref) -> None:
     """Block every way to start the replica; what is blocked already, by any text, stays so."""
     blocked = await a.target.call("VM.get_blocked_operations", replica)
     missing = {op: BLOCK_TEXT for op in BLOCKED_ON_REPLICA if op not in blocked}

@@ -30,6 +30,7 @@ from xorepd.replication.inventory import (
     TargetSide,
     disks_of,
     is_live,
+    is_taken,
     read_target,
     used_by_vms,
 )
@@ -50,6 +51,7 @@ from xorepd.replication.markers import (
 from xorepd.replication.orphans import signs_of_use
 from xorepd.replication.removal import destroy_group, release, try_destroy_disk
 from xorepd.replication.room import Room
+from xorepd.replication.suspended import destroy_memory, let_go
 from xorepd.replication.sweep import sweep
 from xorepd.replication.visit import SourceVm, Visit, owner_of_shared
 from xorepd.transports.direct import Direct
@@ -103,6 +105,12 @@ async def forget(f: Forgetting) -> None:
     for number, point in enumerate(reversed(side.points), 1):
         f.enter(f"restore point {number} of {len(side.points)}")
         await destroy_group(f.target, point)
+    for memory in side.memories:
+        f.enter(f"suspended VM {memory.vm.name_label}")
+        if is_taken(memory):
+            await let_go(f.target, memory)
+        else:
+            await destroy_memory(f.target, memory)
     await _leave_source(f)
     if side.replica is not None and f.terms.keep_replica:
         f.enter("setting the replica free")
@@ -266,7 +274,7 @@ async def _verify(f: Forgetting) -> None:
     """
     side = await _read_target(f)
     left = [(f.target.name, vdi.name_label or vdi.uuid) for vdi in side.loose]
-    left += [(f.target.name, vm.vm.name_label) for vm in side.points]
+    left += [(f.target.name, vm.vm.name_label) for vm in (*side.points, *side.memories)]
     if side.replica is not None:
         left.append((f.target.name, side.replica.name_label))
     if f.source is not None:

@@ -30,6 +30,8 @@ def deeds(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
 def _deeds(orphan: Orphan, terms: Terms) -> Iterator[str]:
     if orphan.points:
         yield f"destroy {_count(orphan.points, 'restore point')}"
+    if orphan.memories:
+        yield f"destroy {_count(orphan.memories, 'suspended VM')} beside its points"
     if orphan.snapshots and orphan.source:
         snapshots = _count(orphan.snapshots, "snapshot")
         yield f"release {snapshots} of the source VM on pool {orphan.source}"

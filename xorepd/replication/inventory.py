@@ -41,11 +41,13 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A snapshot VM of ours, on either side, with its disks."""
+    """A snapshot VM of ours, on either side, or a suspended VM of ours, with its disks."""
 
     vm: Vm
     mark: Mark
     disks: tuple[Marked, ...]
+    image: Vdi | None = None
+    """Its memory, where it has any."""
 
     @property
     def contents(self) -> set[str]:
@@ -123,6 +125,8 @@ class TargetSide:
     """Disks that still say that we are cloning: restore points', and clones that are not ours."""
     torn: tuple[Vdi, ...] = ()
     """Disks of a restore point whose VM record never came: the toolstack died over it."""
+    memories: tuple[Group, ...] = ()
+    """Suspended VMs beside restore points, finished or not."""
 
     def plan_points(self) -> list[Point]:
         """Return the restore points as base choice looks at them."""
@@ -157,13 +161,13 @@ def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
         if mark is not None:
             if mark.role is Role.SOURCE and mark.stream.of_source == of_source:
                 disks = tuple(_source_disks(cache, candidate, of_source))
-                snapshots.append(Group(candidate, mark, disks))
+                snapshots.append(Group(candidate, mark, disks, _image_of(cache, candidate)))
         elif _is_unmarked_snapshot(candidate):
             blank = Mark(Role.SOURCE, of_source, candidate.other_config[SNAPSHOTTING])
             disks = tuple(
                 Marked(vdi, blank) for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot
             )
-            unsigned.append(Group(candidate, blank, disks))
+            unsigned.append(Group(candidate, blank, disks, _image_of(cache, candidate)))
     orphans = [
         Marked(vdi, mark)
         for vdi in cache.vdis.values()
@@ -186,7 +190,7 @@ def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
 def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
     """Return what the target pool holds of a stream."""
     replica, replica_mark = None, None
-    unsigned_vms, points = [], []
+    unsigned_vms, points, memories = [], [], []
     for vm in cache.vms.values():
         mark = decode(vm.other_config)
         if mark is None or mark.stream != stream:
@@ -195,6 +199,8 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
             replica, replica_mark = vm, mark
         elif mark.self == vm.uuid and mark.role is Role.POINT and vm.is_a_snapshot:
             points.append(Group(vm, mark, tuple(_point_disks(cache, vm, stream))))
+        elif mark.self == vm.uuid and mark.role is Role.MEMORY and not vm.is_a_snapshot:
+            memories.append(_read_memory(cache, vm, mark))
         elif not mark.self and vm.is_a_template and not vm.is_a_snapshot and not vm.vbds:
             unsigned_vms.append(vm)
     points.sort(key=lambda point: point.mark.time, reverse=True)
@@ -222,6 +228,7 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
         unsigned_vms=tuple(unsigned_vms),
         cloning=tuple(cloning),
         torn=tuple(_torn_points(cache, replica_mark, sr)) if fresh is None else (),
+        memories=tuple(memories),
     )
 
 
@@ -235,7 +242,9 @@ def disks_of(cache: Cache, vm: Vm) -> Iterator[tuple[Vbd, Vdi]]:
 
 
 def used_by_vms(cache: Cache, vdi: Vdi, *, but: Ref = NULL_REF) -> bool:
-    """Return whether any VM, `but` and control domains left out, has this disk."""
+    """Return whether any VM, `but` and control domains left out, has this disk, or memory in it."""
+    if vdi.type == "suspend":  # no drive holds it
+        return any(vm.suspend_vdi == vdi.ref and vm.ref != but for vm in cache.vms.values())
     owners = (cache.vms.get(vbd.vm) for vbd in cache.present(Vbd, vdi.vbds))
     return any(
         owner is not None and not owner.is_control_domain and owner.ref != but for owner in owners
@@ -275,6 +284,30 @@ def _point_disks(cache: Cache, point: Vm, stream: Stream) -> Iterator[Marked]:
         mark = signed(vdi.other_config, vdi.uuid)
         if mark is not None and mark.role is Role.POINT and mark.stream == stream:
             yield Marked(vdi, mark)
+
+
+def _read_memory(cache: Cache, vm: Vm, mark: Mark) -> Group:
+    """Return a suspended VM of ours; its memory only as long as that is what we gave it."""
+
+    def mark_on(vdi: Vdi) -> Mark | None:
+        own = signed(vdi.other_config, vdi.uuid)
+        is_ours = own is not None and own.stream == mark.stream
+        return own if is_ours and own and own.role in (Role.DISK, Role.MEMORY) else None
+
+    marked = ((vdi, mark_on(vdi)) for _, vdi in disks_of(cache, vm))
+    disks = tuple(Marked(vdi, own) for vdi, own in marked if own is not None)
+    image = _image_of(cache, vm)
+    return Group(vm, mark, disks, image if image and mark_on(image) else None)
+
+
+def is_taken(memory: Group) -> bool:
+    """Return whether somebody has resumed a suspended VM of ours, or it has other memory by now."""
+    is_whole = bool(memory.mark.snapshot)
+    return is_whole and (memory.vm.power_state != "Suspended" or memory.image is None)
+
+
+def _image_of(cache: Cache, vm: Vm) -> Vdi | None:
+    return cache.vdis.get(vm.suspend_vdi)
 
 
 def _fresh_point(cache: Cache, replica: Vm, mark: Mark) -> Group | None:

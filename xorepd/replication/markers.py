@@ -10,6 +10,8 @@ object and, read as "snapshot of", on that object's snapshots. Anywhere else it 
                   disk that is to become one
     replica       the protected VM                     when it is created
     point         restore point and its disks          right after the commit
+    memory        suspended VM beside a restore        when it is created; its disks, when it is
+                  point, its disks and memory          whole
 
 An object that was created a moment ago cannot carry its own UUID yet: its mark is *unsigned*
 (`self` is empty) until it is written again, and counts only where a copy cannot be meant.
@@ -72,6 +74,7 @@ class Role(StrEnum):
     REPLICA = "replica"
     DISK = "disk"
     POINT = "point"
+    MEMORY = "memory"
 
 
 class Use(StrEnum):

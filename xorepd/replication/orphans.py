@@ -16,7 +16,7 @@ from typing import Any
 from xorepd.config.models import JobSettings
 from xorepd.ids import PoolName
 from xorepd.replication.divergence import diverged_disks
-from xorepd.replication.inventory import TargetSide, is_live, read_target
+from xorepd.replication.inventory import TargetSide, is_live, is_taken, read_target
 from xorepd.replication.markers import Mark, Role, Stream, decode, read_time, signed, uses_of
 from xorepd.replication.selection import Selection, is_excluded, select_vms
 from xorepd.xapi.cache import Cache
@@ -59,6 +59,8 @@ class Orphan:
     """Snapshots of the source VM that stand for this target."""
     disks: int = 0
     """Disks of ours on the target, those of restore points included."""
+    memories: int = 0
+    """Suspended VMs beside restore points."""
     used: tuple[str, ...] = ()
     """What shows that somebody used the replica."""
     power_state: str = "Halted"
@@ -169,6 +171,7 @@ def _of_pool(
             exists=vm is not None,
             snapshots=len({each.run for each in standing.get(stream, ())}),
             disks=_disks_of(side, stream),
+            memories=sum(not is_taken(memory) for memory in side.memories),
             used=signs_of_use(cache, side),
             power_state=replica.power_state if replica else "Halted",
             known=(stream.vm, stream.sr) in known,
@@ -199,7 +202,7 @@ def _belongings(cache: Cache) -> dict[Stream, _Belongings]:
         own.vms.append(vm)
         if mark.self == vm.uuid and mark.role is Role.REPLICA:
             own.replica, own.mark = vm, mark
-        elif mark.self == vm.uuid and mark.role is Role.POINT:
+        elif mark.self == vm.uuid and mark.role in (Role.POINT, Role.MEMORY):
             own.mark = own.mark or mark
     for vdi in cache.vdis.values():
         if (mark := decode(vdi.other_config)) is None:
@@ -229,6 +232,9 @@ def _standing(sources: Iterable[Cache]) -> _Standing:
 def _disks_of(side: TargetSide, stream: Stream) -> int:
     ours = {vdi.uuid for _, vdi in side.live if is_live(vdi, stream)}
     ours |= {disk.vdi.uuid for point in side.points for disk in point.disks}
+    for memory in side.memories:
+        ours |= {disk.vdi.uuid for disk in memory.disks}
+        ours |= {memory.image.uuid} if memory.image else set()
     return len(ours | {vdi.uuid for vdi in side.loose})
 
 

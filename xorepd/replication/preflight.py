@@ -126,7 +126,7 @@ def check_source(a: Assignment, side: SourceSide) -> None:
     vm, pool = side.vm, a.source.name
     mark = signed(vm.other_config, vm.uuid)
     blocked = vm.blocked_operations.get("start") == BLOCK_TEXT
-    if (mark and mark.role is Role.REPLICA) or (REPLICA_TAG in vm.tags and blocked):
+    if (mark and mark.role in (Role.REPLICA, Role.MEMORY)) or (REPLICA_TAG in vm.tags and blocked):
         raise Refused(
             f"pool {pool}: VM {vm.name_label} is itself a replica; remove it from job {a.job.name}"
         )

@@ -15,6 +15,7 @@ from xorepd.replication.removal import destroy_group, release, say_use, shed, tr
 from xorepd.replication.retention import select_expired
 from xorepd.replication.roads import find_nbd
 from xorepd.replication.shedding import Shedding, decide_shedding, disks_in, reason_to_keep
+from xorepd.replication.suspended import drop_images, prune_memories
 from xorepd.replication.sweep import read_source_side
 
 log = structlog.get_logger(__name__)
@@ -30,7 +31,9 @@ async def prune(a: Assignment, target: TargetSide) -> None:
     for vdi in target.loose:
         await try_destroy_disk(a.target, vdi)
     keep = a.job.keep_on(a.to)
-    for point in select_expired(target.points, keep, a.job.timezone, _time_of):
+    expired = select_expired(target.points, keep, a.job.timezone, _time_of)
+    await prune_memories(a, target, [point for point in target.points if point not in expired])
+    for point in expired:
         log.info("point.expired", point=point.vm.uuid, time=point.mark.time)
         await destroy_group(a.target, point)
     async with a.source_vm.lock:
@@ -46,6 +49,7 @@ async def prune(a: Assignment, target: TargetSide) -> None:
         if shedding.shed and releases:  # some of it may be gone
             shedding = _decide_shedding(a, await read_source_side(a), target)
         await _shed_bases(a, shedding)
+        await drop_images(a, source)
 
 
 def _decide_shedding(a: Assignment, source: SourceSide, target: TargetSide) -> Shedding:
@@ -57,11 +61,17 @@ async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
     """Destroy the data of bases that all targets agree to have without it."""
     for base in shedding.say:
         await say_use(a.source, base, a.stream.sr, shedding.use)
+    kept = list(shedding.kept)
     for base in shedding.shed:
         if reason := await _reason_to_keep(a, base):
             log.warning("base.data_kept", taken=base.mark.time, reason=reason)
         else:
-            await shed(a.source, base)
+            reason = await shed(a.source, base)
+        if reason and base in shedding.own:
+            kept.append(reason)
+    if kept or shedding.own:
+        a.progress.base_data = "kept" if kept else "destroyed"
+        a.progress.base_data_reason = "; ".join(dict.fromkeys(kept))
 
 
 async def _reason_to_keep(a: Assignment, base: Group | Marked) -> str:

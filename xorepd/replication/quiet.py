@@ -3,8 +3,11 @@
     hook before ─► clean shutdown ─► [the snapshot] ─► start ─► hook after
                    ╰── only with snapshot = "offline", and only if the VM runs ──╯
 
-A daemon that dies in between leaves a VM that is down. The VM carries `xorepd:restart` from before
-its shutdown until it has been started again, and every sweep starts what carries it.
+With snapshot = "memory" it is XAPI that suspends the VM for its snapshot, and resumes it.
+
+A daemon, or a toolstack, that dies in between leaves a VM that is down. The VM carries
+`xorepd:restart` from before it goes down until it runs again, and every sweep starts or resumes
+what carries it.
 """
 
 from __future__ import annotations
@@ -15,18 +18,21 @@ from contextlib import asynccontextmanager
 import structlog
 
 from xorepd.config.choices import SnapshotKind
-from xorepd.errors import HookFailed, Refused, XapiError
-from xorepd.ids import Ref
+from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure
+from xorepd.ids import Ref, is_null
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.hooks import run_hook
+from xorepd.replication.inventory import used_by_vms
+from xorepd.replication.removal import try_destroy_disk
 from xorepd.tidying import to_the_end
+from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Vm
 from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
 
 RESTART = "xorepd:restart"
-"""On a source VM that we shut down for its snapshot: run id. It is to be started again."""
+"""On a source VM that went down for its snapshot: run id. It is to run again."""
 
 SHUTDOWN_S = 1200.0
 """XAPI itself gives a guest 20 minutes."""
@@ -56,6 +62,9 @@ async def at_rest(a: Assignment, vm: Vm) -> AsyncIterator[None]:
         if a.job.snapshot is SnapshotKind.OFFLINE and vm.power_state == "Running":
             async with _shut_down(a, vm):
                 yield
+        elif a.job.snapshot is SnapshotKind.MEMORY and vm.power_state == "Running":
+            async with _marked_to_run(a, vm):
+                yield
         else:
             yield
     finally:
@@ -72,9 +81,17 @@ async def _run_last(command: tuple[str, ...], facts: dict[str, str], timeout: fl
 
 
 @asynccontextmanager
-async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
+async def _marked_to_run(a: Assignment, vm: Vm) -> AsyncIterator[None]:
     await update_keys(a.source, "VM", vm.ref, "other_config", {RESTART: a.run_id})
     try:
+        yield
+    finally:
+        await to_the_end(start_again(a, vm.ref), START_S)
+
+
+@asynccontextmanager
+async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
+    async with _marked_to_run(a, vm):
         try:
             await a.source.run_task("VM.clean_shutdown", vm.ref, timeout=SHUTDOWN_S)
         except XapiError as error:
@@ -83,17 +100,43 @@ async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
                 f'({error}); see whether its guest tools run, or set snapshot = "plain"'
             ) from error
         yield
-    finally:
-        await to_the_end(start_again(a, vm.ref), START_S)
 
 
 async def start_again(a: Assignment, vm: Ref) -> None:
-    """Start a VM that we shut down, unless somebody has done so, and forget about it.
+    """Start or resume a VM that went down for us, unless somebody has done so, and forget about it.
 
     The right to write may be gone by now; the duty to start it is not.
     """
     pool = a.source.unguarded()
-    if await pool.call("VM.get_power_state", vm) == "Halted":
+    state = await pool.call("VM.get_power_state", vm)
+    if state == "Halted":
         log.info("vm.starting_again", vm=vm)
         await pool.run_task("VM.start", vm, False, False, timeout=START_S)
+    elif state == "Suspended":
+        log.info("vm.resuming", vm=vm)
+        await _remove_torn(pool, vm)
+        await _resume(pool, vm)
     await pool.call("VM.remove_from_other_config", vm, RESTART)
+
+
+async def _remove_torn(pool: Pool, vm: Ref) -> None:
+    """Destroy a copy of a VM's memory that no snapshot has: the toolstack died before it made one.
+
+    The memory itself, by which it is known, goes with the resume.
+    """
+    await pool.refresh()
+    suspended = pool.cache.vms.get(vm)
+    if suspended is None or suspended.current_operations or is_null(suspended.suspend_vdi):
+        return  # somebody is at it
+    for vdi in list(pool.cache.vdis.values()):
+        if vdi.snapshot_of == suspended.suspend_vdi and not used_by_vms(pool.cache, vdi):
+            await try_destroy_disk(pool, vdi)
+
+
+async def _resume(pool: Pool, vm: Ref) -> None:
+    """Resume a VM; where its snapshot is still being taken, XAPI does it after that."""
+    try:
+        await pool.run_task("VM.resume", vm, False, False, timeout=START_S)
+    except XapiFailure as failure:
+        if failure.code != "VM_BAD_POWER_STATE":
+            raise

@@ -107,16 +107,17 @@ def other_config_of(raw: Raw) -> dict[str, str]:
     }
 
 
-def left_behind(raw: Raw) -> list[str]:
+def left_behind(raw: Raw, *, with_memory: bool = False) -> list[str]:
     """Return what of a source VM its replica goes without, in words.
 
     Args:
         raw: record of the VM itself: its snapshot does not tell of all.
+        with_memory: whether its memory was snapshotted as well.
     """
     found = [words for field, words in _HARDWARE.items() if raw.get(field)]
     if raw["other_config"].get(_PASSED_THROUGH) and "PCI devices" not in found:
         found.append("PCI devices")
-    if raw["power_state"] == "Suspended":
+    if raw["power_state"] == "Suspended" and not with_memory:
         found.append("suspended memory")
     return found
 

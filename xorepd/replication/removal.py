@@ -18,14 +18,22 @@ from xorepd.xapi.vms import destroy_vm, rewrite_other_config, update_keys
 
 log = structlog.get_logger(__name__)
 
+NOT_AGREED = "another daemon has written on it that it needs its data"
+
 
 async def destroy_group(pool: Pool, group: Group) -> None:
-    """Destroy a snapshot VM of ours, and then its disks that are ours and in no other VM.
+    """Destroy a snapshot VM of ours, and then its disks, and its memory, that are in no other VM.
 
     What somebody attached to a VM of theirs stays until they detach it: then it is left over.
     """
     now = [pool.cache.vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
     free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=group.vm.ref)]
+    image = group.image
+    if image is not None and not used_by_vms(pool.cache, image, but=group.vm.ref):
+        if KEY in image.other_config:
+            free.append(image)
+        elif not await try_destroy_disk(pool, image):  # without its VM nobody would know it
+            return
     await destroy_vm(pool, group.vm.ref)
     for vdi in free:
         await try_destroy_disk(pool, vdi)
@@ -67,42 +75,47 @@ async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
         log.info("snapshot.gone", sr=sr)  # another daemon was faster, or its owner
 
 
-async def shed(pool: Pool, base: Group | Marked) -> None:
+async def shed(pool: Pool, base: Group | Marked) -> str:
     """Destroy the data of a base, if every target still agrees, and keep its changed-block logs.
+
+    Returns why it stays, in words; empty where it has gone.
 
     The keys go to the disks first, because a snapshot's record has to go before its disks' data:
     whenever this ends, the disks say for whom they stand and that their data may go.
     """
     try:
         if isinstance(base, Marked):
-            if is_agreed(await _uses_now(pool, "VDI", base.vdi)):
-                await _try_destroy_data(pool, base.vdi)
-            return
+            if not is_agreed(await _uses_now(pool, "VDI", base.vdi)):
+                return NOT_AGREED
+            return await _try_destroy_data(pool, base.vdi)
         uses = await _uses_now(pool, "VM", base.vm)
         if not is_agreed(uses):
-            return
+            return NOT_AGREED
         for disk in base.disks:
             present = await _uses_now(pool, "VDI", disk.vdi)
             add = {FOR + sr: use.value for sr, use in uses.items() if present.get(sr) is not use}
             gone = [FOR + sr for sr in present.keys() - uses.keys()]
             await update_keys(pool, "VDI", disk.vdi.ref, "other_config", add, gone)
         await destroy_vm(pool, base.vm.ref)
-        done = [await _try_destroy_data(pool, disk.vdi) for disk in base.disks]
-        log.info("base.shed", snapshot=base.vm.uuid, disks=len(done), destroyed=sum(done))
+        kept = [await _try_destroy_data(pool, disk.vdi) for disk in base.disks]
+        log.info("base.shed", snapshot=base.vm.uuid, disks=len(kept), destroyed=kept.count(""))
+        return next(filter(None, kept), "")
     except ObjectGone:
         log.info("snapshot.gone")  # another daemon was faster, or its owner
+        return ""
     except XapiError as error:  # its data is a matter of room: no reason to fail a run
         log.warning("base.not_shed", pool=pool.name, taken=base.mark.time, error=str(error))
+        return str(error)
 
 
-async def _try_destroy_data(pool: Pool, vdi: Vdi) -> bool:
-    """Destroy the data of a disk, or say why it stays for the next prune."""
+async def _try_destroy_data(pool: Pool, vdi: Vdi) -> str:
+    """Destroy the data of a disk, or return why it stays for the next prune."""
     try:
         await destroy_data(pool, vdi)
     except XapiError as error:
         log.warning("base.data_not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
-        return False
-    return True
+        return str(error)
+    return ""
 
 
 async def say_use(pool: Pool, base: Group | Marked, sr: str, use: Use) -> None:

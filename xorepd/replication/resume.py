@@ -18,7 +18,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from xorepd.errors import DigestMismatch, Refused, TransportFailed, XorepdError
+from xorepd.errors import (
+    ConsentMissing,
+    DigestMismatch,
+    Refused,
+    TransportFailed,
+    XorepdError,
+)
 from xorepd.ids import VdiUuid
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
 from xorepd.replication.markers import Mark, Use, confirmed_on
@@ -133,7 +139,10 @@ def may_be_resumed(error: BaseException) -> bool:
     """Return whether what a failed run leaves is worth keeping for a later one.
 
     Not after a refusal, damage, or a fault of ours or of a transport: it would only happen again.
+    But consent to a full may come as long as what was begun can be continued.
     """
+    if isinstance(error, ConsentMissing):
+        return True
     if isinstance(error, Refused | DigestMismatch | TransportFailed):
         return False
     return isinstance(error, XorepdError | asyncio.CancelledError)

@@ -30,7 +30,7 @@ from xorepd.data.nbd_reader import NbdReader
 from xorepd.data.reader import Reader
 from xorepd.data.rest import Beyond, Rest
 from xorepd.errors import ObjectGone
-from xorepd.extents import Extent
+from xorepd.extents import Extent, total
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
@@ -111,7 +111,7 @@ class Comparison:
 
     async def _compare(self) -> Window:
         start, clock = self.at, asyncio.get_running_loop().time
-        read_before = self._progress.compared_bytes = self._progress.compared_bytes or 0
+        read_before = self._progress.compared_bytes or 0
         began = clock()
         compared = await self._compare_with_map(start) or await self._compare_sides(start)
         seconds = clock() - began
@@ -121,7 +121,7 @@ class Comparison:
             what=self._what,
             start=start,
             end=end,
-            read_bytes=self._progress.compared_bytes - read_before,
+            read_bytes=(self._progress.compared_bytes or 0) - read_before,
             differ=found.size,
         )
         self._progress.changed_bytes = (self._progress.changed_bytes or 0) + found.size
@@ -164,8 +164,14 @@ class Comparison:
             return await find_differences(drawn, target, start=start, compared=self._count), end
 
     def _narrow(self, sides: Sequence[Reader], start: int) -> int:
-        """Let readers give one window, as far as they can; return where it ends."""
+        """Let readers give one window, as far as they can; return where it ends.
+
+        Args:
+            sides: the source first.
+        """
         end = self._content.virtual_size
+        all_of_it = total(Beyond(sides[0].extents, start))
+        self._a.progress.compares(self._progress.device, all_of_it)
         if all(isinstance(side, NbdReader) for side in sides):
             end = end_of_window([side.extents for side in sides], start, self._size, end)
         for side in sides:
@@ -174,7 +180,7 @@ class Comparison:
         return end
 
     def _count(self, size: int) -> None:
-        self._progress.compared_bytes = (self._progress.compared_bytes or 0) + size
+        self._a.progress.compared(self._progress.device, size)
 
 
 def _from(reader: Reader, start: int) -> Reader:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import structlog
 
-from xorepd.config.choices import Fulls
+from xorepd.config.choices import Fulls, SnapshotKind
 from xorepd.errors import XorepdError
 from xorepd.ids import VdiUuid
 from xorepd.replication.adoption import adopt, of_others
@@ -22,6 +22,7 @@ from xorepd.replication.bare import look_at_bare
 from xorepd.replication.commit import commit
 from xorepd.replication.consent import check_fulls
 from xorepd.replication.inventory import Group, SourceSide, TargetSide
+from xorepd.replication.memory import carry_memory, check_memory
 from xorepd.replication.plan import (
     Delta,
     Full,
@@ -81,6 +82,7 @@ async def _replicate(a: Assignment) -> Outcome:
     await wait_for_migration(a)
     sides = source, target = await read_sides(a)
     check_source(a, source)
+    await check_memory(a, source)
     check_target(a, target)
     interfaces = plan_interfaces(a, source.vm)
 
@@ -106,7 +108,8 @@ async def _replicate(a: Assignment) -> Outcome:
         fulls = {p.source.mark.device: p.how.reason for p in plans if isinstance(p.how, Full)}
         begun = {p.source.mark.device for p in plans if p.begun is not None}
         new = {device: reason for device, reason in fulls.items() if device not in begun}
-        check_fulls(a.job, source.vm.name_label, new)
+        begun_fulls = [fulls[device] for device in begun & fulls.keys()]
+        check_fulls(a.job, source.vm.name_label, new, begun=begun_fulls)
         for disk in source.excluded:
             a.progress.exclude(disk)
         is_first = not target.points and not plans  # a VM without disks
@@ -117,6 +120,10 @@ async def _replicate(a: Assignment) -> Outcome:
 
     enter("commit")
     a.progress.restore_point = await commit(a, target, snapshot, staged, interfaces)
+
+    if a.job.snapshot is SnapshotKind.MEMORY:
+        enter("memory")
+        await carry_memory(a, snapshot, interfaces)
 
     enter("prune")
     _, target, _ = await sweep(a)

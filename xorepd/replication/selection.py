@@ -89,7 +89,7 @@ def is_excluded(job: JobSettings, uuid: str, name: str) -> bool:
 def copy_trait(vm: Vm) -> str:
     """Return what gives a VM away as a replica or a clone of one; empty if nothing does."""
     mark = decode(vm.other_config)
-    if mark is not None and mark.role in (Role.REPLICA, Role.POINT):
+    if mark is not None and mark.role in (Role.REPLICA, Role.POINT, Role.MEMORY):
         return "it is a replica, or was cloned from one"
     if tag := next((tag for tag in _COPY_TAGS if tag in vm.tags), None):
         return f"it has the tag {tag} of replicas"

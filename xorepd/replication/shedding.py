@@ -34,6 +34,10 @@ class Shedding:
     """Bases of it on which that is not written yet."""
     shed: tuple[Group | Marked, ...]
     """Bases that every target agrees to have without data, once that has been said."""
+    kept: tuple[str, ...] = ()
+    """Why the data of this target's own bases stays, in words, as far as it does."""
+    own: tuple[Group | Marked, ...] = ()
+    """Those of `shed` that are this target's own."""
 
 
 def decide_shedding(
@@ -60,12 +64,25 @@ def decide_shedding(
         uses = {**each.uses, sr: use} if each in say else each.uses
         if is_agreed(uses) and uses.keys().isdisjoint(read_for):
             shed.append(each)
-    return Shedding(use, tuple(say), tuple(shed))
+    kept = [_reason_to_wait(base, sr, use, read_for) for base in bases if base not in shed]
+    own_shed = [base for base in bases if base in shed]
+    return Shedding(use, tuple(say), tuple(shed), tuple(kept), tuple(own_shed))
 
 
 def is_agreed(uses: Mapping[str, Use]) -> bool:
     """Return whether every target of a base will have it without its data."""
     return bool(uses) and all(use is Use.BARE for use in uses.values())
+
+
+def _reason_to_wait(base: Group | Marked, sr: str, use: Use, read_for: Collection[str]) -> str:
+    """Return why the data of a target's base does not go now."""
+    if use is not Use.BARE:
+        return 'the job has base_data = "keep"'
+    needing = sorted(each for each, how in base.uses.items() if each != sr and how is not use)
+    if needing:
+        return f"SR {', '.join(needing)} needs it as well"
+    reading = sorted(base.uses.keys() & set(read_for))
+    return f"it is being read for SR {', '.join(reading)}" if reading else "no SR is written on it"
 
 
 def disks_in(base: Group | Marked) -> tuple[Marked, ...]:

@@ -8,7 +8,9 @@ from itertools import chain
 
 import structlog
 
-from xorepd.errors import ObjectGone, Refused
+from xorepd.config.choices import SnapshotKind
+from xorepd.errors import ObjectGone, Refused, XapiFailure
+from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.inventory import (
     Group,
@@ -36,9 +38,12 @@ from xorepd.replication.quiet import RESTART, at_rest
 from xorepd.replication.record import left_behind
 from xorepd.replication.tracking import enable_tracking
 from xorepd.xapi.records import Vm
-from xorepd.xapi.vms import take_snapshot, update_keys
+from xorepd.xapi.vms import rewrite_other_config, take_checkpoint, take_snapshot, update_keys
 
 log = structlog.get_logger(__name__)
+
+HAS_MEMORY = ("Running", "Suspended")
+"""Power states in which XAPI snapshots a VM with its memory."""
 
 
 async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -> Group:
@@ -59,7 +64,8 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
         if snapshot is None or not await _join(a, snapshot, visit.awaiting[sr]):
             await enable_tracking(a, side)
             snapshot = visit.snapshot = await take_source_snapshot(a, side, visit.awaiting)
-            if missing := left_behind(await a.source.call("VM.get_record", side.vm.ref)):
+            raw = await a.source.call("VM.get_record", side.vm.ref)
+            if missing := left_behind(raw, with_memory=snapshot.image is not None):
                 log.warning("vm.left_behind", vm=side.vm.uuid, what=missing)
         return snapshot
 
@@ -107,7 +113,7 @@ async def take_source_snapshot(
         await update_keys(a.source, "VDI", vdi.ref, "other_config", {SNAPSHOTTING: a.run_id})
     without = [disk.vdi.ref for disk in side.excluded]
     async with at_rest(a, vm):
-        ref = await take_snapshot(a.source, vm.ref, temporary_name(a.run_id), without=without)
+        ref = await _take(a, vm, without)
     for vdi in side.drives:
         await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
     await a.source.call("VM.remove_from_other_config", vm.ref, SNAPSHOTTING)
@@ -146,6 +152,10 @@ async def take_source_snapshot(
         other |= keys | wanted | {KEY: mark.encode()}
         await a.source.call("VDI.set_other_config", vdi.ref, other)
         disks.append(Marked(vdi, mark))
+    image = a.source.cache.vdis.get(snapshot.suspend_vdi)
+    if image is not None:  # of no drive of the snapshot: without its mark it would outlive that
+        mark = replace(blank, self=image.uuid, snapshot=image.uuid)
+        await rewrite_other_config(a.source, "VDI", image.ref, {KEY: mark.encode()})
     mark = replace(blank, self=snapshot.uuid, snapshot=snapshot.uuid)
     keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time)
     ours = (SNAPSHOTTING, RESTART)
@@ -153,7 +163,27 @@ async def take_source_snapshot(
     other |= keys | wanted | {KEY: mark.encode()}
     await a.source.call("VM.set_other_config", snapshot.ref, other)
     await a.source.call("VM.set_name_label", snapshot.ref, replica_name(a))
-    return Group(snapshot, mark, tuple(disks))
+    return Group(snapshot, mark, tuple(disks), image)
+
+
+async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:
+    """Snapshot a VM; with its memory where the job wants that and the VM has any.
+
+    Raises:
+        Refused: its memory cannot be had.
+    """
+    name = temporary_name(a.run_id)
+    if a.job.snapshot is SnapshotKind.MEMORY and vm.power_state in HAS_MEMORY:
+        try:
+            return await take_checkpoint(a.source, vm.ref, name)
+        except XapiFailure as failure:
+            if failure.code != "VM_BAD_POWER_STATE":  # it was shut down this very moment
+                raise Refused(
+                    f"pool {a.source.name}: VM {vm.name_label} could not be snapshotted with its "
+                    f"memory ({failure}); see whether its guest tools run and the pool has room "
+                    'for suspended VMs, or set snapshot = "plain"'
+                ) from failure
+    return await take_snapshot(a.source, vm.ref, name, without=without)
 
 
 async def hold_snapshot(a: Assignment, group: Group) -> None:

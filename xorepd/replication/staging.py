@@ -113,7 +113,7 @@ async def stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
                 a.target, a.sr.ref, content.virtual_size, name, content.name_description, other
             )
         case Delta(onto=onto) | Resync(onto=onto):
-            ref = await _clone_base(a, onto)
+            ref = await clone_base(a, onto)
     uuid: str = await a.target.call("VDI.get_uuid", ref)
     mark = blank.on(uuid)
     inherited = await a.target.call("VDI.get_other_config", ref)
@@ -125,7 +125,7 @@ async def stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
     return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
 
 
-async def _clone_base(a: Assignment, onto: str) -> Ref:
+async def clone_base(a: Assignment, onto: str) -> Ref:
     base = a.target.cache.by_uuid(Vdi, onto)
     if base is None:
         raise ObjectGone(a.target.name, "VDI", onto)

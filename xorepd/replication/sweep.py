@@ -34,6 +34,7 @@ from xorepd.replication.removal import destroy_group, release, try_destroy_disk
 from xorepd.replication.resume import Leftover, find_leftover
 from xorepd.replication.selection import without_excluded
 from xorepd.replication.snapshot import hold_snapshot
+from xorepd.replication.suspended import sweep_memories
 from xorepd.replication.visit import owner_of_shared
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import OWNER_PREFIX, parse_time
@@ -108,6 +109,7 @@ async def sweep(
             pass
     leftover = await find_resumable(a, source, target) if resumable else None
     dirty = await _sweep_target(a, target, leftover)
+    dirty |= await sweep_memories(a, target)
     async with a.source_vm.lock:
         source = await read_source_side(a)
         dirty |= await _sweep_source(a, source, target, leftover)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -22,7 +23,7 @@ from xorepd.replication.inventory import Group
 from xorepd.replication.mapping import DiskMap, open_map, retain_maps
 from xorepd.replication.plan import Delta, Full, Resync, ResyncReason
 from xorepd.replication.reading import announce_reads, known_facts, open_shared
-from xorepd.replication.resync import Comparison, told_by
+from xorepd.replication.resync import Comparison, Window, told_by
 from xorepd.replication.roads import Facts, open_source
 from xorepd.replication.staging import (
     DiskPlan,
@@ -81,25 +82,10 @@ async def transfer_disks(a: Assignment, snapshot: Group, plans: list[DiskPlan]) 
     turns = asyncio.Semaphore(DISKS_AT_ONCE)
 
     async def one(plan: DiskPlan) -> Staged:
-        device = plan.source.mark.device
-
-        def waits(does: bool) -> None:
-            a.progress.waits(device, MEMORY if does else "")
-            if does:
-                log.info("disk.waits", device=device, needs=MEMORY)
-
         async with turns:
             begun = plan.begun
             staged = await (take_up(a, plan, begun) if begun else stage(a, snapshot, plan))
-            try:
-                with a.budget.holding(waits) as memory:
-                    mine = a.within(memory)
-                    async with open_map(mine, plan) as known:
-                        sent = await _send(mine, plan, staged, known)
-                        await check(mine, plan, staged, sent)
-            finally:
-                with suppress(TimeoutError):
-                    await to_the_end(staged.confirmations.write(), WRITE_S)
+            await fill(a, plan, staged)
             return staged
 
     try:
@@ -110,6 +96,32 @@ async def transfer_disks(a: Assignment, snapshot: Group, plans: list[DiskPlan]) 
     return [task.result() for task in tasks]
 
 
+async def fill(a: Assignment, plan: DiskPlan, staged: Staged) -> None:
+    """Carry the data of one disk into its staging disk, and check what arrived.
+
+    Raises:
+        XorepdError: it is not all there.
+    """
+    device = plan.source.mark.device
+
+    def waits(does: bool) -> None:
+        a.progress.waits(device, MEMORY if does else "")
+        if does:
+            log.info("disk.waits", device=device, needs=MEMORY)
+
+    try:
+        with a.budget.holding(waits) as memory:
+            mine = a.within(memory)
+            async with open_map(mine, plan) as known:
+                base = _source_base(a, plan)
+                facts = await known_facts(a, plan.source.vdi, base)
+                disk = DiskTransfer(mine, plan, staged, known, base, facts)
+                await check(mine, plan, staged, await disk.send())
+    finally:
+        with suppress(TimeoutError):
+            await to_the_end(staged.confirmations.write(), WRITE_S)
+
+
 def _first(failure: BaseException) -> BaseException:
     """Return what failed first: the rest of a group are those that were stopped for it."""
     while isinstance(failure, BaseExceptionGroup):
@@ -117,140 +129,171 @@ def _first(failure: BaseException) -> BaseException:
     return failure
 
 
-async def _send(a: Assignment, plan: DiskPlan, staged: Staged, known: DiskMap) -> Sent:
-    """Carry the disk's data, and go on where the stream broke as long as that leads on.
+@dataclass(frozen=True, slots=True)
+class DiskTransfer:
+    """One disk of a run on its way, from its source snapshot to its staging disk."""
 
-    Raises:
-        DataError: it broke `TRIES` times in one place, or is not to be taken up again.
-    """
-    content, device = plan.source.vdi, plan.source.mark.device
-    progress = a.progress.disks[device]
-    what = f"disk {content.name_label} ({device}) of VM {a.vm.name_label}"
-    base = _source_base(a, plan)
-    facts = await known_facts(a, content, base)
-    comparison = None
-    if isinstance(plan.how, Resync) or (a.job.resync and facts.can_only_be_compared):
-        if base is not None:
+    a: Assignment
+    """With the memory of this disk."""
+    plan: DiskPlan
+    staged: Staged
+    known: DiskMap
+    base: Vdi | None
+    """On the source, whose content the target has already; None for a full and for a resync."""
+    facts: Facts
+    """What the source pool offers for the disk, against that base."""
+
+    @property
+    def content(self) -> Vdi:
+        """Return the disk of the source snapshot."""
+        return self.plan.source.vdi
+
+    @property
+    def device(self) -> str:
+        return self.plan.source.mark.device
+
+    @property
+    def progress(self) -> DiskProgress:
+        return self.a.progress.disks[self.device]
+
+    @property
+    def what(self) -> str:
+        """Return what to call the disk in messages."""
+        return f"disk {self.content.name_label} ({self.device}) of VM {self.a.vm.name_label}"
+
+    async def send(self) -> Sent:
+        """Carry the disk's data, and go on where the stream broke as long as that leads on.
+
+        Raises:
+            DataError: it broke `TRIES` times in one place, or is not to be taken up again.
+        """
+        progress = self.progress
+        comparison = await self._begin_comparison() if self._has_to_be_compared else None
+        tries = 0
+        while True:
+            start = progress.confirmed_to
+            try:
+                if comparison is not None:
+                    return await self._carry_differences(comparison)
+                return await self._carry(self.facts, start)
+            except DataError as error:
+                tries = 1 if progress.confirmed_to > start else tries + 1
+                is_final = isinstance(error, TransportFailed | DigestMismatch)
+                if not self.a.job.resume or tries >= TRIES or is_final:
+                    raise
+                log.warning(
+                    "disk.broke",
+                    vdi=self.staged.uuid,
+                    reason=str(error),
+                    confirmed=progress.confirmed_to,
+                )
+            await self.staged.confirmations.write()
+            await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
+            progress.breaks += 1
+
+    @property
+    def _has_to_be_compared(self) -> bool:
+        is_resync = isinstance(self.plan.how, Resync)
+        return is_resync or (self.a.job.resync and self.facts.can_only_be_compared)
+
+    async def _begin_comparison(self) -> Comparison:
+        a, progress = self.a, self.progress
+        if self.base is not None:
             progress.mode, progress.reason = "resync", ResyncReason.CHANGES_UNKNOWN.value
         if a.job.verify is Verify.FULL:
             progress.confirmed_to = 0  # also what an earlier run has sent is read back
-        start = progress.confirmed_to
         await a.memory.take(COMPARING)  # and keep it for what is carried in between
-        comparison = Comparison(a, content, staged.ref, progress, what, known, start=start)
-    tries = 0
-    while True:
-        start = progress.confirmed_to
-        try:
-            if comparison is not None:
-                return await _carry_differences(a, plan, staged, known, facts, comparison, what)
-            return await _carry(a, plan, staged, known, base, facts, start, what)
-        except DataError as error:
-            tries = 1 if progress.confirmed_to > start else tries + 1
-            is_final = isinstance(error, TransportFailed | DigestMismatch)
-            if not a.job.resume or tries >= TRIES or is_final:
-                raise
-            log.warning(
-                "disk.broke", vdi=staged.uuid, reason=str(error), confirmed=progress.confirmed_to
-            )
-        await staged.confirmations.write()
-        await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
-        progress.breaks += 1
+        return Comparison(
+            a,
+            self.content,
+            self.staged.ref,
+            progress,
+            self.what,
+            self.known,
+            start=progress.confirmed_to,
+        )
 
-
-async def _carry_differences(
-    a: Assignment,
-    plan: DiskPlan,
-    staged: Staged,
-    known: DiskMap,
-    facts: Facts,
-    comparison: Comparison,
-    what: str,
-) -> Sent:
-    """Compare both sides of a disk and carry what differs, window by window."""
-    content, progress = plan.source.vdi, a.progress.disks[plan.source.mark.device]
-    await fit(a, staged, content.virtual_size)
-    while (window := await comparison.window()) is not None:
-        told, start = told_by(facts, window.found), progress.confirmed_to
-        if not told.is_unchanged:
-            if plan.begun is not None and window.start < plan.begun.start:
-                await staged.confirmations.revoke()  # it says that nothing differs here
-            sent = await _carry(
-                a, plan, staged, known, None, told, start, what, alone_to=window.end
-            )
-            await check(a, plan, staged, sent)
-        comparison.passed()
-        progress.confirmed_to = window.end
-        staged.confirmations.note(window.end)
-        await staged.confirmations.write()
-    progress.reader = progress.reader or UNCHANGED
-    return NOTHING
-
-
-async def _carry(
-    a: Assignment,
-    plan: DiskPlan,
-    staged: Staged,
-    known: DiskMap,
-    base: Vdi | None,
-    facts: Facts,
-    start: int,
-    what: str,
-    *,
-    alone_to: int = 0,
-) -> Sent:
-    """Carry the disk's data from its snapshot to its staging disk, from an offset on.
-
-    Args:
-        alone_to: where its part ends that was compared for this target alone; 0: it was not.
-    """
-    content, device = plan.source.vdi, plan.source.mark.device
-    progress = a.progress.disks[device]
-    if facts.is_unchanged:
-        progress.reader, progress.changed_bytes = UNCHANGED, 0
-        await fit(a, staged, content.virtual_size)
-        staged.confirmations.note(content.virtual_size)
-        await known.nothing_changed(start, content.virtual_size)
+    async def _carry_differences(self, comparison: Comparison) -> Sent:
+        """Compare both sides of the disk and carry what differs, window by window."""
+        a, plan, staged, progress = self.a, self.plan, self.staged, self.progress
+        await fit(a, staged, self.content.virtual_size)
+        while (window := await comparison.window()) is not None:
+            told, start = told_by(self.facts, window.found), progress.confirmed_to
+            if not told.is_unchanged:
+                if plan.begun is not None and window.start < plan.begun.start:
+                    await staged.confirmations.revoke()  # it says that nothing differs here
+                sent = await replace(self, base=None)._carry(told, start, window=window)
+                await check(a, plan, staged, sent)
+            comparison.passed()
+            progress.confirmed_to = window.end
+            staged.confirmations.note(window.end)
+            await staged.confirmations.write()
+        progress.reader = progress.reader or UNCHANGED
         return NOTHING
-    onto = "" if isinstance(plan.how, Full) else plan.how.onto
-    end = alone_to or content.virtual_size
-    target = StagingTarget(a, progress, staged.uuid, onto, staged.confirmations, what, end)
-    if alone_to or start or progress.breaks:
-        await a.memory.take(CARRYING)
-        opening = open_source(a, content, base, facts, what)
-    else:
-        opening = open_shared(a, content, base, facts, progress, what)
-    async with opening as (reader, choice):
-        progress.reader, progress.reader_reason = choice.road.value, choice.reason
-        if facts.changes is not None and not alone_to:
-            progress.changed_bytes = facts.changes.size
-        sample = await choose_sample(a, staged, reader.extents)
-        digest, written = Digest(sample), Digest(() if known.is_all_sent else sample)
-        rest = go_on(reader, start, sample, digest)
-        planned, moved = size_of(rest.extents), progress.moved_bytes
-        progress.planned_bytes = moved + planned
-        sr = a.target.cache.srs.get(a.sr.ref, a.sr)
-        with a.room.promise(sr, a.target.name, planned, a.job.target_reserve, what):
-            await fit(a, staged, reader.virtual_size)
-            passing: Reader = Observed(rest, digest, lambda size: a.progress.moved(device, size))
-            if not alone_to:  # else it has been drawn while it was compared
-                passing = known.drawn(passing, start, is_blank=isinstance(plan.how, Full))
-                passing = Observed(passing, written, lambda size: None)
-            await a.transport.carry(Confirming(passing, staged.confirmations), target)
-    if progress.moved_bytes != progress.planned_bytes:
-        raise StreamCut(what, progress.moved_bytes, progress.planned_bytes)
-    staged.confirmations.note(end)
-    log.info(
-        "disk.transferred",
-        device=device,
-        mode=progress.mode,
-        reader=progress.reader,
-        writer=progress.writer,
-        read_bytes=progress.moved_bytes,
-        sent_bytes=progress.sent_bytes,
-        unchanged_bytes=known.left_out_bytes,
-    )
-    whole = Sample(sample, digest)
-    return Sent(target, whole, known.written(whole, written, start, plan, is_alone=bool(alone_to)))
+
+    async def _carry(self, facts: Facts, start: int, *, window: Window | None = None) -> Sent:
+        """Carry the disk's data from an offset on.
+
+        Args:
+            facts: what the source offers; for a window, with what differs in it.
+            window: the part of the disk to carry, which was compared for this target alone;
+                None: all of it.
+        """
+        a, plan, staged, known = self.a, self.plan, self.staged, self.known
+        content, progress, what = self.content, self.progress, self.what
+        if facts.is_unchanged:
+            progress.reader, progress.changed_bytes = UNCHANGED, 0
+            await fit(a, staged, content.virtual_size)
+            staged.confirmations.note(content.virtual_size)
+            await known.nothing_changed(start, content.virtual_size)
+            return NOTHING
+        onto = "" if isinstance(plan.how, Full) else plan.how.onto
+        end = content.virtual_size if window is None else window.end
+        target = StagingTarget(a, progress, staged.uuid, onto, staged.confirmations, what, end)
+        if window is not None or start or progress.breaks:
+            await a.memory.take(CARRYING)
+            opening = open_source(a, content, self.base, facts, what)
+        else:
+            opening = open_shared(a, content, self.base, facts, progress, what)
+        async with opening as (reader, choice):
+            progress.reader, progress.reader_reason = choice.road.value, choice.reason
+            if facts.changes is not None and window is None:
+                progress.changed_bytes = facts.changes.size
+            sample = await choose_sample(a, staged, reader.extents)
+            digest, written = Digest(sample), Digest(() if known.is_all_sent else sample)
+            rest = go_on(reader, start, sample, digest)
+            planned, moved = size_of(rest.extents), progress.moved_bytes
+            progress.planned_bytes = moved + planned
+            sr = a.target.cache.srs.get(a.sr.ref, a.sr)
+            with a.room.promise(sr, a.target.name, planned, a.job.target_reserve, what):
+                await fit(a, staged, reader.virtual_size)
+                passing: Reader = Observed(rest, digest, self._moved)
+                if window is None:  # else it has been drawn while it was compared
+                    passing = known.drawn(passing, start, is_blank=isinstance(plan.how, Full))
+                    passing = Observed(passing, written, lambda size: None)
+                await a.transport.carry(Confirming(passing, staged.confirmations), target)
+        if progress.moved_bytes != progress.planned_bytes:
+            raise StreamCut(what, progress.moved_bytes, progress.planned_bytes)
+        staged.confirmations.note(end)
+        log.info(
+            "disk.transferred",
+            device=self.device,
+            mode=progress.mode,
+            reader=progress.reader,
+            writer=progress.writer,
+            read_bytes=progress.moved_bytes,
+            sent_bytes=progress.sent_bytes,
+            unchanged_bytes=known.left_out_bytes,
+        )
+        whole = Sample(sample, digest)
+        return Sent(
+            target,
+            whole,
+            known.written(whole, written, start, plan, is_alone=window is not None),
+        )
+
+    def _moved(self, size: int) -> None:
+        self.a.progress.moved(self.device, size)
 
 
 def _source_base(a: Assignment, plan: DiskPlan) -> Vdi | None:

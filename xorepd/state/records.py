@@ -12,6 +12,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+MEMORY = "memory"
+"""In place of a device, and of a mode: what a VM had in its memory."""
+
 
 class Outcome(StrEnum):
     """How a run of one VM stands."""
@@ -40,7 +43,8 @@ class DiskRecord:
     name: str
     virtual_size: int
     mode: str = ""
-    """`full`, `delta`, `resync`, or `excluded`: it stays behind; empty until planned."""
+    """`full`, `delta`, `resync`; `excluded`: it stays behind; `memory`: it is no disk, but what the
+    VM had in its memory; empty until planned."""
     reason: str = ""
     """Why the disk is sent whole, machine-readable (see `replication.plan.FullReason`); or why it
     stays behind, for people."""
@@ -65,12 +69,18 @@ class DiskRecord:
     newest restore point tells. Known at the end."""
     compared_bytes: int | None = None
     """What of the source was read to find out what differs; None where nothing was compared."""
+    to_compare_bytes: int = 0
+    """What of it this run reads for that in all: known when reading begins."""
     resumed_from: int = 0
     """Offset from which this run went on with what an earlier one had begun."""
     breaks: int = 0
     """How often its stream broke and was taken up again in this run."""
     waits_for: str = ""
     """While running: what it needs to begin and has not got, such as `memory`."""
+
+    @property
+    def is_being_compared(self) -> bool:
+        return self.compared_bytes is not None and self.compared_bytes < self.to_compare_bytes
 
     @property
     def amplification(self) -> float | None:
@@ -105,11 +115,17 @@ class RunRecord:
     error: str | None = None
     remedy: str | None = None
     rate_bytes_per_s: float = 0.0
-    """While running: over the last seconds; afterwards: over the whole run."""
+    """While running: moved or compared over the last seconds; afterwards: moved over the whole
+    run."""
     resumable: bool = False
     """It failed, and what it has sent is kept for the next run."""
     sr_uuid: str = ""
     """Empty until the SR has been found."""
+    base_data: str = ""
+    """What became of the data of the next delta's base: `kept` or `destroyed`; empty where this run
+    came to no base."""
+    base_data_reason: str = ""
+    """Why it was kept, for people."""
 
     def is_to(self, pool: str, sr: str) -> bool:
         """Return whether it was to a target, whose SR may be given by name or by UUID."""

@@ -67,6 +67,8 @@ class Vm:
     ha_restart_priority: str
     resident_on: Ref
     """The host that it runs on."""
+    suspend_vdi: Ref
+    """What holds the memory of a suspended VM, or of a snapshot that was taken with it."""
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
@@ -90,6 +92,7 @@ class Vm:
             vifs=_refs(raw, "VIFs"),
             ha_restart_priority=raw.get("ha_restart_priority", ""),
             resident_on=Ref(raw.get("resident_on", "")),
+            suspend_vdi=_ref(raw, "suspend_VDI"),
         )
 
     @property

@@ -21,13 +21,24 @@ waits 10 × 5 s; what outlasts this here goes with a later run, and a run that f
 
 
 async def create_disk(
-    pool: Pool, sr: Ref, virtual_size: int, name: str, description: str, other: Mapping[str, str]
+    pool: Pool,
+    sr: Ref,
+    virtual_size: int,
+    name: str,
+    description: str,
+    other: Mapping[str, str],
+    *,
+    kind: str = "user",
 ) -> Ref:
-    """Create an empty disk; its size is rounded up to what the SR can do."""
+    """Create an empty disk; its size is rounded up to what the SR can do.
+
+    Args:
+        kind: XAPI's type of it, such as `user`, or `suspend` for the memory of a VM.
+    """
     record = {
         "SR": sr,
         "virtual_size": virtual_size,
-        "type": "user",
+        "type": kind,
         "sharable": False,
         "read_only": False,
         "name_label": name,

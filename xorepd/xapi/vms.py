@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from xorepd.errors import ObjectGone, XapiFailure
-from xorepd.ids import Ref
+from xorepd.ids import NULL_REF, Ref
 from xorepd.xapi.pool import Pool
 
 
@@ -24,6 +24,14 @@ async def take_snapshot(pool: Pool, vm: Ref, name: str, *, without: Collection[R
             if failure.code != "MESSAGE_PARAMETER_COUNT_MISMATCH":
                 raise
     return Ref(await pool.run_task("VM.snapshot", vm, name))
+
+
+async def take_checkpoint(pool: Pool, vm: Ref, name: str) -> Ref:
+    """Snapshot a VM with its disks and its memory.
+
+    A VM that runs stands still meanwhile: XAPI suspends it, snapshots it, and resumes it.
+    """
+    return Ref(await pool.run_task("VM.checkpoint", vm, name))
 
 
 async def destroy_vm(pool: Pool, vm: Ref) -> None:
@@ -73,22 +81,38 @@ async def rewrite_other_config(
 
 
 async def create_disk_vbd(
-    pool: Pool, vm: Ref, vdi: Ref, device: str, *, bootable: bool, mode: str
+    pool: Pool, vm: Ref, vdi: Ref, device: str, *, bootable: bool, mode: str, attached: bool = False
 ) -> Ref:
-    """Attach a disk to a halted VM."""
+    """Attach a disk to a VM that does not run.
+
+    Args:
+        attached: whether the guest has it at hand; it counts for a suspended VM only, which is
+            resumed with no other disks than these.
+    """
+    drive = {"VDI": vdi, "bootable": bootable, "mode": mode, "type": "Disk", "empty": False}
+    return await _create_vbd(pool, vm, device, drive, attached=attached)
+
+
+async def create_empty_drive(pool: Pool, vm: Ref, device: str, *, attached: bool) -> Ref:
+    """Give a VM that does not run a CD drive without a CD; `attached` as for a disk."""
+    drive = {"VDI": NULL_REF, "bootable": False, "mode": "RO", "type": "CD", "empty": True}
+    return await _create_vbd(pool, vm, device, drive, attached=attached)
+
+
+async def _create_vbd(
+    pool: Pool, vm: Ref, device: str, drive: Mapping[str, Any], *, attached: bool
+) -> Ref:
     record: dict[str, Any] = {
         "VM": vm,
-        "VDI": vdi,
         "userdevice": device,
-        "bootable": bootable,
-        "mode": mode,
-        "type": "Disk",
         "unpluggable": True,
-        "empty": False,
         "other_config": {},
         "qos_algorithm_type": "",
         "qos_algorithm_params": {},
+        **drive,
     }
+    if attached:
+        record["currently_attached"] = True
     return Ref(await pool.call("VBD.create", record))
 
 
@@ -99,9 +123,17 @@ async def destroy_vbd(pool: Pool, vbd: Ref) -> None:
 
 
 async def create_vif(
-    pool: Pool, vm: Ref, network: Ref, device: str, mac: str, mtu: int, other: Mapping[str, str]
+    pool: Pool,
+    vm: Ref,
+    network: Ref,
+    device: str,
+    mac: str,
+    mtu: int,
+    other: Mapping[str, str],
+    *,
+    attached: bool = False,
 ) -> Ref:
-    """Give a VM a network interface."""
+    """Give a VM a network interface; `attached` as for a disk."""
     record: dict[str, Any] = {
         "VM": vm,
         "network": network,
@@ -112,6 +144,8 @@ async def create_vif(
         "qos_algorithm_type": "",
         "qos_algorithm_params": {},
     }
+    if attached:
+        record["currently_attached"] = True
     return Ref(await pool.call("VIF.create", record))
 
 

@@ -8,13 +8,13 @@ from rich.console import Console, RenderableType
 
 from tests.unit.parts import NOON, job, record
 from xorepd.console.progress import displayed
+from xorepd.console.status import status_view
 from xorepd.console.tables import (
     finished_view,
     history_table,
     jobs_table,
     orphans_view,
     run_view,
-    status_view,
 )
 from xorepd.control.protocol import (
     HistoryReply,
@@ -94,6 +94,22 @@ def test_status_says_which_disks_wait_for_memory_and_who_has_it() -> None:
     assert "memory: others have 12.0 MiB of the 16.0 MiB that [daemon] memory allows" in text
 
 
+COMPARED = DiskRecord(
+    "1", "data", 1 << 33, "resync", compared_bytes=3 << 30, to_compare_bytes=4 << 30
+)
+
+
+def test_status_says_how_far_a_comparison_is() -> None:
+    sent = DiskRecord("0", "root", 1 << 33, "resync", compared_bytes=1, to_compare_bytes=1)
+    running = record(outcome=Outcome.RUNNING, step="transfer", disks=(sent, COMPARED))
+
+    text = shown(status_view(status(running=(running,)), LATER))
+
+    assert "web01 (web): disk 1 is being compared, 3.0 GiB of 4.0 GiB, 75%" in text
+    assert "disk 1: 3.0 GiB of 4.0 GiB compared with the target" in shown(run_view([running]))
+    assert "disk 0" not in text
+
+
 def test_pool_that_is_slow_or_full_is_shown_and_others_are_not() -> None:
     plain = {"answer_s": 0.02, "is_slow": False, "at_once": None, "at_work": 1, "waiting": 0}
     pools = (
@@ -151,6 +167,26 @@ def test_status_names_disks_that_stay_behind() -> None:
 
     assert "web01 (web): disk 1 scratch [NOBAK] stays behind, [NOBAK] in its name" in text
     assert "disk 0" not in text
+
+
+def test_memory_that_stays_behind_is_told_with_its_reason() -> None:
+    disks = (
+        DiskRecord("0", "root", 1 << 30, "delta", "", 0, 0),
+        DiskRecord("memory", "memory of web01", 0, "memory", "the VM was not running"),
+    )
+
+    text = shown(status_view(status(record(disks=disks)), LATER))
+    assert "web01 (web): its memory stays behind, the VM was not running" in text
+
+    text = shown(run_view([record(disks=disks)]))
+    assert "memory: stays behind because the VM was not running" in text
+
+
+def test_memory_that_came_has_a_line_and_needs_no_word() -> None:
+    disk = DiskRecord("memory", "memory of web01", 1 << 30, "memory", "", 4096, 4096)
+
+    assert "stays behind" not in shown(status_view(status(record(disks=(disk,))), LATER))
+    assert "memory" in shown(run_view([record(disks=(disk,))]))
 
 
 def test_status_shows_progress_of_what_runs() -> None:
@@ -249,6 +285,22 @@ def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
     assert "disk 0: " not in text
 
 
+@pytest.mark.parametrize(
+    ("base_data", "reason", "line"),
+    [
+        ("destroyed", "", "data of the next base: destroyed\n"),
+        ("kept", "SR far needs it as well", "data of the next base: kept because SR far needs it"),
+    ],
+)
+def test_a_run_says_what_became_of_the_data_of_its_base(
+    base_data: str, reason: str, line: str
+) -> None:
+    text = shown(run_view([record(base_data=base_data, base_data_reason=reason)]))
+
+    assert line in text
+    assert "data of the next base" not in shown(run_view([record()]))
+
+
 def test_a_run_that_can_be_continued_says_so() -> None:
     failed = record(outcome=Outcome.FAILED, step="transfer", error="cut", resumable=True)
 
@@ -284,6 +336,19 @@ def test_progress_says_which_disk_waits_and_what_for() -> None:
 
     assert "disk 0 full" in out.getvalue()
     assert "disk 1 waits for memory" in out.getvalue()
+
+
+@pytest.mark.parametrize("disks", [(COMPARED,), (COMPARED, DiskRecord("2", "new", 1))])
+def test_progress_shows_how_far_a_comparison_is(disks: tuple[DiskRecord, ...]) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, highlight=False)
+
+    with displayed(console) as display:
+        display.show(record(outcome=Outcome.RUNNING, step="transfer", disks=disks))
+
+    assert "75%" in out.getvalue()
+    assert "3.0 GiB of 4.0 GiB" in out.getvalue()
+    assert ("disk 1 compares" in out.getvalue()) == (len(disks) > 1)
 
 
 def test_a_run_to_several_targets_names_them_and_what_was_read_together() -> None:

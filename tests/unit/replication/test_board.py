@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from tests.unit.parts import NOON
 from xorepd.errors import StreamCut
 from xorepd.ids import RunId
@@ -72,6 +74,35 @@ def test_moved_bytes_are_counted_by_disk() -> None:
         DiskRecord("0", "root", 1000, "full", "first-run", 800, 600),
         DiskRecord("1", "data", 2000, "delta", "", 100, 40),
     )
+
+
+def test_a_comparison_shows_how_far_it_is_and_how_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xorepd.replication.board._SAMPLE_S", 0.0)
+    board = Board()
+    found = with_disks(board)
+
+    found.compares("1", 900)
+    for _ in range(2):
+        found.compared("1", 200)
+
+    record = found.running()
+    root, data = record.disks
+    assert (data.compared_bytes, data.to_compare_bytes) == (400, 900)
+    assert (root.is_being_compared, data.is_being_compared) == (False, True)
+    assert record.rate_bytes_per_s > 0
+
+
+def test_a_comparison_that_goes_on_counts_what_was_read_before() -> None:
+    found = with_disks(Board())
+    found.compares("1", 900)
+    found.compared("1", 200)
+
+    found.compares("1", 800)  # a window begins anew
+    found.compared("1", 800)
+
+    _, data = found.running().disks
+    assert (data.compared_bytes, data.to_compare_bytes) == (1000, 1000)
+    assert not data.is_being_compared
 
 
 def test_finished_record_has_outcome_end_and_rate() -> None:

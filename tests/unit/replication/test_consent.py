@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from tests.unit.parts import job
-from xorepd.errors import Refused
+from xorepd.errors import ConsentMissing, Refused
 from xorepd.replication.consent import check_fulls
 from xorepd.replication.plan import FullReason
 
@@ -31,6 +33,17 @@ def test_full_copy_that_was_not_asked_for_is_held_with_its_reason_and_what_lets_
         'VM web01: disk 2 (base-gone-on-source) would be sent whole, and job web has full = "ask"; '
         "let it once with `xorepctl run web --allow-full`"
     )
+
+
+@pytest.mark.parametrize(
+    ("full", "begun", "is_let"),
+    [("ask", GONE, True), ("ask", FIRST, False), ("never", GONE, False)],
+)
+def test_consent_to_what_an_interrupted_run_began_holds_for_the_rest_of_it(
+    full: str, begun: FullReason, is_let: bool
+) -> None:
+    with nullcontext() if is_let else pytest.raises(ConsentMissing):
+        check_fulls(job(full=full), "web01", {"2": GONE}, begun=[begun])
 
 
 def test_first_copy_is_held_where_nothing_may_be_sent_whole() -> None:

@@ -75,6 +75,15 @@ def test_what_somebody_may_miss_is_destroyed_only_when_it_is_said(
             ),
         ),
         (
+            replace(ORPHAN, replica="", points=1, memories=1, snapshots=0),
+            Terms(),
+            (
+                "destroy 1 restore point",
+                "destroy 1 suspended VM beside its points",
+                "destroy 8 disks without a VM",
+            ),
+        ),
+        (
             replace(ORPHAN, points=1, snapshots=0),
             KEEP,
             (

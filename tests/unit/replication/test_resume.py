@@ -10,7 +10,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld
-from xorepd.errors import DigestMismatch, Refused, StreamCut, TransportFailed, XapiUnreachable
+from xorepd.errors import (
+    ConsentMissing,
+    DigestMismatch,
+    Refused,
+    StreamCut,
+    TransportFailed,
+    XapiUnreachable,
+)
 from xorepd.ids import Ref
 from xorepd.replication.markers import CONFIRMED, Role
 from xorepd.replication.plan import Delta, Full, FullReason, Resync, ResyncReason
@@ -160,6 +167,7 @@ async def test_a_place_that_no_run_gets_past_is_given_up() -> None:
         (XapiUnreachable("dr", "dr.example", "no route"), True),
         (asyncio.CancelledError(), True),
         (Refused("no room"), False),
+        (ConsentMissing("disk 0 would be sent whole"), True),
         (DigestMismatch("disk", "a", "b"), False),
         (TransportFailed("mine", "it ended"), False),
         (KeyError("x"), False),

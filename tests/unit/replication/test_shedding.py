@@ -43,6 +43,7 @@ async def test_a_target_that_needs_no_data_says_so_on_its_base_and_lets_it_go() 
     found = await decide(source, await holding(source, base))
 
     assert (refs(found.say), refs(found.shed)) == ([base], [base])
+    assert (refs(found.own), found.kept) == ([base], ())
 
 
 async def test_a_target_that_keeps_data_says_nothing_new_and_nothing_goes() -> None:
@@ -52,6 +53,7 @@ async def test_a_target_that_keeps_data_says_nothing_new_and_nothing_goes() -> N
     found = await decide(source, await holding(source, base), Use.HELD)
 
     assert (found.say, found.shed) == ((), ())
+    assert found.kept == ('the job has base_data = "keep"',)
 
 
 async def test_a_job_that_keeps_data_again_takes_back_what_it_said() -> None:
@@ -71,6 +73,7 @@ async def test_data_stays_as_long_as_another_target_has_not_let_it_go(theirs: st
     found = await decide(source, await holding(source, base))
 
     assert (refs(found.say), found.shed) == ([base], ())
+    assert found.kept == (f"SR {THEM} needs it as well",)
 
 
 async def test_data_goes_when_the_last_target_lets_it_go() -> None:
@@ -87,6 +90,7 @@ async def test_data_stays_while_a_target_may_be_reading_against_it() -> None:
     found = await decide(source, await holding(source, base), read_for={THEM})
 
     assert (refs(found.say), found.shed) == ([base], ())
+    assert found.kept == (f"it is being read for SR {THEM}",)
 
 
 async def test_base_of_another_target_that_all_let_go_goes_too() -> None:
@@ -97,6 +101,7 @@ async def test_base_of_another_target_that_all_let_go_goes_too() -> None:
     found = await decide(source, await holding(source, base), Use.HELD)
 
     assert (found.say, refs(found.shed)) == ((), [theirs])
+    assert found.own == ()
 
 
 async def test_nothing_is_said_on_a_snapshot_that_is_not_the_newest_points() -> None:
@@ -127,6 +132,7 @@ async def test_a_snapshot_for_nobody_is_agreed_on_by_nobody() -> None:
     found = await decide(source, await holding(source, base))
 
     assert (found.say, found.shed) == ((), ())
+    assert found.kept == ("no SR is written on it",)
     assert not is_agreed({})
 
 

@@ -21,6 +21,8 @@ from xorepd.lab.vm_rules import has_tools
 BOOT_S = 10.0
 """From start until the guest's tools report, in a guest of the lab."""
 MESSAGE_PRIORITY = 5
+CPU_FLAGS = {"vendor": "GenuineIntel", "features": "17c9cbf5-f6f83203-2191cbf5-00000023"}
+"""Of the hosts of a lab, which are all alike."""
 
 
 def enter(call: Call, vm: str, host: str, paused: bool) -> None:
@@ -57,6 +59,7 @@ def enter(call: Call, vm: str, host: str, paused: bool) -> None:
         scheduled_to_be_resident_on=NULL,
         power_state="Paused" if paused else "Running",
         memory_target=record["memory_dynamic_max"],
+        last_boot_CPU_flags=CPU_FLAGS,
     )
     _update_metrics(call, record)
     _drop_consoles(call, vm)

@@ -1,12 +1,17 @@
 """VM: suspending to disk and resuming.
 
 The memory goes into a VDI of type `suspend`, larger than the memory, which is destroyed at resume.
+What is in it differs from one time to the next, and nothing else is resumed from.
 
 Source: xapi: ocaml/xapi/xapi_xenops.ml (suspend, resume), helpers.ml (choose_suspend_sr),
-message_forwarding.ml, xapi_vm.ml.
+message_forwarding.ml, xapi_vm.ml; ocaml/xenopsd/lib/suspend_image.ml.
 """
 
-from xorepd.lab import guest_agent, placement
+import json
+from typing import Final
+from uuid import UUID
+
+from xorepd.lab import guest_agent, guests, placement
 from xorepd.lab.classes.vm_domain import (
     announce,
     enter,
@@ -30,6 +35,11 @@ from xorepd.lab.vm_rules import check_power_state
 
 SAVE_S = 2.0
 EXTRA_BYTES = 100 << 20
+SIGNATURE: Final = b"XenSavedDomv2-\n"
+PAGES: Final = 64
+FRONT: Final = 8 << 20
+"""How many pages of an image hold something, and in what part of it: as much as tells one image
+from another."""
 
 
 @rpc("VM.suspend(vm: ref VM)")
@@ -81,22 +91,30 @@ async def suspend_here(call: Call, vm: str) -> None:
         await _ask_guest(call, vm)
         await call.pool.clock.nap(SAVE_S)
         check_power_state(vm, db.get("VM", vm, "power_state"), "Running")
+        await _save(call, image)
     except ApiError:
         db.set("VM", vm, suspend_VDI=NULL)
         await perform(call, "VDI.destroy", image)
         raise
+    # What xenopsd knows of the domain: a VM cannot be made suspended without it.
+    db.set("VM", vm, last_booted_record=json.dumps({"id": db.get("VM", vm, "uuid")}))
     freeze(call, vm)
 
 
 async def resume_here(call: Call, vm: str, host: str, paused: bool) -> None:
-    """Let a suspended VM go on at a host that was found fit for it."""
+    """Let a suspended VM go on at a host that was found fit for it.
+
+    Raises:
+        ApiError: VM_HAS_NO_SUSPEND_VDI ["VM", vm], and it is halted; INTERNAL_ERROR where the image
+            is none, and it stays as it is.
+    """
     db = call.pool.db
     record = db.record("VM", vm)
     image = record["suspend_VDI"]
     if image == NULL:
         leave(call, vm)
         raise ApiError("VM_HAS_NO_SUSPEND_VDI", "VM", vm)
-    db.row("VDI", image)
+    await _check_image(call, image)
     placement.update_memory_overhead(db, vm)
     await call.pool.clock.nap(BUILD_S)
     enter(call, vm, host, paused)
@@ -151,6 +169,30 @@ async def _make_image(call: Call, vm: str) -> str:
         if error.code == "SR_BACKEND_FAILURE_44":
             raise ApiError("SR_SUSPEND_SPACE_INSUFFICIENT", sr) from error
         raise
+
+
+async def _save(call: Call, image: str) -> None:
+    """Write a signature and some pages that no other image has."""
+    repository, uuid = call.pool.storage.of_vdi(image)
+
+    def write() -> None:
+        with repository.store.open(uuid, writable=True) as disk:
+            disk.write(0, SIGNATURE.ljust(guests.PAGE, b"\0"))
+            guests.write_random(disk, PAGES, UUID(uuid).int, (guests.PAGE, FRONT))
+
+    await call.pool.lab.in_thread(write)
+    await repository.follow(uuid)
+
+
+async def _check_image(call: Call, image: str) -> None:
+    repository, uuid = call.pool.storage.of_vdi(image)
+
+    def read() -> bytes:
+        with repository.store.open(uuid) as disk:
+            return disk.read(0, guests.PAGE)
+
+    if not (await call.pool.lab.in_thread(read)).startswith(SIGNATURE):
+        raise ApiError("INTERNAL_ERROR", f"xenopsd internal error: no saved domain in VDI {uuid}")
 
 
 async def _ask_guest(call: Call, vm: str) -> None:

@@ -1,0 +1,167 @@
+"""The status of a daemon: how every VM stands, what runs, and what is wrong; fits 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from xorepd.console.tables import STYLES, failure_text, named, outcome_text, table_of
+from xorepd.control.protocol import JobStatus, PoolStatus, StatusReply, VmStatus
+from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
+from xorepd.units import format_duration, format_size
+
+EXPLAINED = (Outcome.FAILED, Outcome.HELD, Outcome.INTERRUPTED)
+"""What the status says more of than the word."""
+
+
+def status_view(reply: StatusReply, now: datetime) -> RenderableType:
+    """Show how every VM stands, what runs, and why the last run of a VM failed."""
+    up = format_duration((now - reply.started_at).total_seconds())
+    head = Text(f"xorepd {reply.version}, process {reply.pid}, up {up}")
+    if reply.stopping:
+        head.append(", stopping", style="yellow")
+
+    table = table_of("JOB", "VM", "TARGET", "LAST RUN", "POINT AGE", "NEXT RUN")
+    met = {record.job for record in reply.running}
+    for job in reply.jobs:
+        # A run that is still looking for its VMs has no record yet.
+        begins = job.run_id is not None and job.name not in met
+        for vm in job.vms:
+            runs = begins or any(_is_of(record, job, vm) for record in reply.running)
+            table.add_row(
+                job.name,
+                vm.name,
+                f"{vm.pool}/{vm.last.sr if vm.last else vm.sr}",
+                _last(vm, runs=runs, now=now),
+                _age(vm),
+                _next(job, now),
+            )
+    parts: list[RenderableType] = [head, table if reply.jobs else Text("No jobs are configured.")]
+    if reply.running:
+        parts += [Text(), running_table(reply.running)]
+    if compared := list(_compared(reply.running)):
+        parts += [Text(), *compared]
+    if waits := list(_waits(reply)):
+        parts += [Text(), *waits]
+    for failure in _failures(reply):
+        parts += [Text(), failure]
+    if pools := [line for pool in reply.pools for line in _pool_lines(pool)]:
+        parts += [Text(), *pools]
+    if left_out := _left_out(reply):
+        parts += [Text(), *left_out]
+    return Group(*parts)
+
+
+def running_table(records: Iterable[RunRecord]) -> Table:
+    """Show runs under way: step, how much of what is planned, and how fast."""
+    table = table_of("RUNNING", "VM", "STEP", "DONE", "MOVED", "RATE")
+    for record in records:
+        planned, moved = record.planned_bytes, record.moved_bytes
+        share = f"{min(moved / planned, 1.0):.0%}" if planned else "-"
+        of = f"{format_size(moved)} of {format_size(planned)}" if planned else format_size(moved)
+        rate = f"{format_size(record.rate_bytes_per_s)}/s"
+        table.add_row(record.job, record.vm_name, record.step, share, of, rate)
+    return table
+
+
+def _is_of(record: RunRecord, job: JobStatus, vm: VmStatus) -> bool:
+    return (
+        record.job == job.name
+        and vm.vm in {record.vm_name, record.vm_uuid}
+        and record.is_to(vm.pool, vm.sr)
+    )
+
+
+def _last(vm: VmStatus, *, runs: bool, now: datetime) -> Text:
+    if runs:
+        return Text("running", style=STYLES[Outcome.RUNNING])
+    if vm.last is None:
+        return Text("never", style="yellow")
+    ended_at = vm.last.finished_at or vm.last.started_at
+    ago = format_duration(max((now - ended_at).total_seconds(), 0.0))
+    return outcome_text(vm.last).append(f" {ago}", style="default not bold")
+
+
+def _age(vm: VmStatus) -> Text:
+    if vm.age_s is None:
+        return Text("none", style="yellow")
+    age = format_duration(vm.age_s)
+    return Text(f"{age} late", style="bold red") if vm.is_late else Text(age)
+
+
+def _next(job: JobStatus, now: datetime) -> str:
+    if not job.enabled:
+        return "disabled"
+    if job.next_run_at is None:
+        return "by hand"
+    return "in " + format_duration(max((job.next_run_at - now).total_seconds(), 0.0))
+
+
+def _failures(reply: StatusReply) -> list[Text]:
+    return [
+        failure_text(record, whom)
+        for job in reply.jobs
+        for record, whom in named(vm.last for vm in job.vms if vm.last is not None)
+        if record.outcome in EXPLAINED
+    ]
+
+
+def _compared(running: Sequence[RunRecord]) -> Iterator[Text]:
+    """Tell how far disks are whose both sides are being compared."""
+    for record, whom in named(running):
+        for disk in record.disks:
+            if disk.is_being_compared:
+                done, end = disk.compared_bytes or 0, disk.to_compare_bytes
+                far = f"{format_size(done)} of {format_size(end)}, {done / end:.0%}"
+                yield Text(f"{whom} ({record.job}): disk {disk.device} is being compared, {far}")
+
+
+def _waits(reply: StatusReply) -> Iterator[Text]:
+    """Tell which disks wait in the middle of a run, and who has what they wait for."""
+    waiting = False
+    for record, whom in named(reply.running):
+        found = {disk.waits_for for disk in record.disks} - {""}
+        for what in sorted(found):
+            devices = [disk.device for disk in record.disks if disk.waits_for == what]
+            one = len(devices) == 1
+            disks = f"disk{'' if one else 's'} {', '.join(devices)} wait{'s' if one else ''}"
+            yield Text(f"{whom} ({record.job}): {disks} for {what}")
+            waiting = True
+    if waiting and (memory := reply.memory) is not None:
+        held, size = format_size(memory.held_bytes), format_size(memory.size_bytes)
+        yield Text(f"memory: others have {held} of the {size} that [daemon] memory allows")
+
+
+def _pool_lines(pool: PoolStatus) -> Iterator[Text]:
+    """Tell of a pool that is slow, or where VMs wait for their turn."""
+    if not pool.is_slow and not pool.waiting:
+        return
+    line = f"pool {pool.name}: "
+    if pool.is_slow and pool.answer_s is not None:
+        line += f"answers slowly ({format_duration(pool.answer_s)}); "
+    if pool.at_once is not None:
+        line += f"{pool.at_once} VM{'' if pool.at_once == 1 else 's'} at once; "
+    line += f"{pool.at_work} at work, {pool.waiting} waiting"
+    yield Text(line, style="yellow" if pool.is_slow else "")
+
+
+def _left_out(reply: StatusReply) -> list[Text]:
+    """Return a line for each disk, or memory, that did not travel, once for all targets."""
+    lines = {
+        f"{vm.name} ({job.name}): {what} stays behind, {disk.reason}": None
+        for job in reply.jobs
+        for vm in job.vms
+        for disk in (vm.last.disks if vm.last else ())
+        if (what := _left(disk))
+    }
+    return [Text(line) for line in lines]
+
+
+def _left(disk: DiskRecord) -> str:
+    if disk.mode == MEMORY:
+        return "its memory" if disk.reason else ""
+    return f"disk {disk.device} {disk.name}" if disk.mode == "excluded" else ""
