@@ -26,7 +26,8 @@ _SUPERBLOCK: Final = slice(1024, 2048)
 _MAGIC: Final = slice(56, 58)  # within the superblock; Linux: fs/ext4/ext4.h, s_magic
 _ENVIRONMENT: Final = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 # e2fsprogs: lib/ext2fs/initialize.c and misc/mke2fs.c take "now" from here, and so debugfs does.
-_NOW: Final = {"E2FSPROGS_FAKE_TIME": "1760000000", "SOURCE_DATE_EPOCH": "1760000000"}
+_MOMENT: Final = 1_760_000_000
+_NOW: Final = {"E2FSPROGS_FAKE_TIME": str(_MOMENT), "SOURCE_DATE_EPOCH": str(_MOMENT)}
 _EXPECTED: Final = "rm: File not found"
 
 
@@ -55,8 +56,9 @@ def make_ext4(files: dict[str, bytes], size: int, seed: int, directory: Path | N
             place = root / _relative(name)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
-        for place in (root, *root.rglob("*")):
-            os.utime(place, (1_760_000_000, 1_760_000_000))
+        places = (root, *sorted(root.rglob("*")))
+        for place in places:
+            os.utime(place, (_MOMENT, _MOMENT))
         handle, image = tempfile.mkstemp(prefix="guest-", suffix=".ext4", dir=directory)
         os.close(handle)
         os.truncate(image, size)
@@ -66,6 +68,11 @@ def make_ext4(files: dict[str, bytes], size: int, seed: int, directory: Path | N
                 *("mkfs.ext4", "-q", "-F", "-b", str(PAGE), "-U", str(identity), "-E", options),
                 *("-d", str(root), image),
             )
+            # mkfs took the moment of creation from the files, where nobody can set it.
+            names = [_quoted(place.relative_to(root)) for place in places[1:]]
+            commands = [f"set_inode_field {name} ctime @{_MOMENT}" for name in ("/", *names)]
+            if complaints := _complaints(_debugfs(Path(image), commands, Path(scratch))):
+                raise GuestError(f"debugfs: {complaints[0]}")
         except BaseException:
             Path(image).unlink()
             raise
@@ -145,7 +152,7 @@ def write_files(disk: Disk, files: dict[str, bytes]) -> int:
             source = Path(scratch) / f"file{number}"
             source.write_bytes(content)
             commands += [f"rm {_quoted(path)}", f"write {source} {_quoted(path)}"]
-        complaints = _complaints(_debugfs(image, commands))
+        complaints = _complaints(_debugfs(image, commands, Path(scratch)))
         if complaints:
             raise GuestError(f"debugfs: {complaints[0]}")
         _run("e2fsck", "-fn", str(image))
@@ -162,7 +169,7 @@ def read_file(disk: Disk, path: str) -> bytes:
         image = _copy_out(disk, Path(scratch))
         found = Path(scratch) / "found"
         command = f"dump {_quoted(_relative(path))} {found}"
-        complaints = _complaints(_debugfs(image, [command]))
+        complaints = _complaints(_debugfs(image, [command], Path(scratch)))
         if complaints:
             raise GuestError(f"debugfs: {complaints[0]}")
         return found.read_bytes()
@@ -242,12 +249,14 @@ def _parents(paths: Iterable[Path]) -> list[Path]:
 
 def _missing(image: Path, directories: list[Path]) -> list[Path]:
     """Return those that are not there: debugfs breaks the file system making one that is."""
-    said = _debugfs(image, [f"stat {_quoted(each)}" for each in directories]).splitlines()
+    said = _debugfs(
+        image, [f"stat {_quoted(each)}" for each in directories], image.parent
+    ).splitlines()
     return [each for each in directories if any(line.startswith(f"/{each}: ") for line in said)]
 
 
-def _debugfs(image: Path, commands: list[str]) -> str:
-    script = image.with_name("commands")
+def _debugfs(image: Path, commands: list[str], scratch: Path) -> str:
+    script = scratch / "commands"
     script.write_text("".join(f"{command}\n" for command in commands))
     return _run("debugfs", "-w", "-f", str(script), str(image))
 

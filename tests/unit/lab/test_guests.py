@@ -1,6 +1,7 @@
 """Guests write real file systems, aligned, and the same for the same seed."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def test_the_same_seed_makes_the_same_image(tmp_path: Path) -> None:
     )
 
     assert one == again != other
+
+
+def test_an_image_does_not_tell_when_it_was_made(tmp_path: Path) -> None:
+    began = int(time.time())
+    image = make_ext4(FILES, 8 << 20, 1, tmp_path).read_bytes()
+    ended = int(time.time())
+
+    stamps = [moment.to_bytes(4, "little") for moment in range(began, ended + 1)]
+    assert not any(stamp in image for stamp in stamps)
 
 
 def test_files_that_do_not_fit_are_refused_and_leave_nothing(tmp_path: Path) -> None:
