@@ -1,12 +1,14 @@
 """A lab begins and ends in order, whatever is in its way; nothing of it is left."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,33 @@ async def test_a_start_that_is_interrupted_can_be_repeated(
         assert told.decode() == "xorepd-lab: a signal came before the lab had started\n"
     async with small_lab(tmp_path) as lab:
         assert await lab.guest_read("web01", 0, "etc/hostname") == b"web01\n"
+
+
+async def test_what_is_opened_while_its_request_is_cancelled_is_closed(tmp_path: Path) -> None:
+    begun, may_go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def slow_disk() -> Iterator[None]:
+        begun.set()
+        assert may_go_on.wait(30)
+        try:
+            yield
+        finally:
+            closed.set()
+
+    async def request(lab: Lab) -> None:
+        async with lab.opened_in_thread(slow_disk):
+            raise AssertionError("it was cancelled before")
+
+    async with (
+        Lab.start(tmp_path, SMALL, seed=1, time_scale=0.01) as lab,
+        asyncio.TaskGroup() as group,
+    ):
+        asking = group.create_task(request(lab))
+        await asyncio.to_thread(begun.wait, 30)
+        asking.cancel()
+        await asyncio.sleep(0)
+        may_go_on.set()
+
+    assert asking.cancelled()
+    assert closed.is_set()

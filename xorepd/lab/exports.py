@@ -8,6 +8,7 @@ Source: xapi: ocaml/xapi/export_raw_vdi.ml, vhd_tool_wrapper.ml.
 
 from collections import deque
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 from xorepd.lab import http
@@ -102,13 +103,11 @@ async def _work(visit: Visit, vdi: str, task: str, body: OutgoingBody) -> None:
                 raise IO_ERROR
         make: dict[str, type[Export]] = {"vhd": VhdExport, "raw": RawExport, "tar": TarExport}
         try:
-            export = await pool.lab.in_thread(
+            opening = partial(
                 make[visit.format], repository.store, uuid, base_uuid, scanned=not is_vhd
             )
-            try:
+            async with pool.lab.opened_in_thread(opening) as export:
                 await _send(visit, export, task, body)
-            finally:
-                await pool.lab.in_thread(export.close)
         except (StreamError, DiskError, OSError) as error:
             pool.log.info("export.failed", vdi=uuid, error=str(error))
             raise IO_ERROR from error

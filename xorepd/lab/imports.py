@@ -6,6 +6,8 @@
 Source: xapi: ocaml/xapi/import_raw_vdi.ml, importexport.ml; vhd-tool: impl.ml.
 """
 
+from functools import partial
+
 from xorepd.lab import http
 from xorepd.lab.attachments import attached_to_dom0
 from xorepd.lab.bodies import IncomingBody
@@ -129,11 +131,9 @@ async def _work(visit: Visit, vdi: str, chunked: bool) -> None:
             pool.log.info("import.failed", vdi=uuid, error="the disk may hold other than zeroes")
             raise IO_ERROR
         try:
-            disk = await pool.lab.in_thread(repository.store.open, uuid, writable=True)
-            try:
+            opening = partial(repository.store.open, uuid, writable=True)
+            async with pool.lab.opened_in_thread(opening) as disk:
                 await _receive(visit, disk, chunked)
-            finally:
-                await pool.lab.in_thread(disk.close)
         except (StreamError, DiskError, OSError) as error:
             pool.log.info("import.failed", vdi=uuid, error=str(error))
             raise IO_ERROR from error

@@ -283,6 +283,20 @@ class Lab:
             await asyncio.wait([future])
             raise
 
+    @contextlib.asynccontextmanager
+    async def opened_in_thread(
+        self, opening: Callable[[], contextlib.AbstractContextManager[T]]
+    ) -> AsyncIterator[T]:
+        """Hold something open that is opened and closed in a thread.
+
+        It is entered there as well: when this is cancelled meanwhile, it is closed all the same.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                yield await self.in_thread(lambda: stack.enter_context(opening()))
+            finally:
+                await self.in_thread(stack.close)
+
     async def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> None:
         try:
             await work

@@ -18,7 +18,8 @@ lib/server.ml, unix/nbd_unix.ml.
 import asyncio
 import ssl
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 
 from xorepd.lab.attachments import attached_to_dom0
 from xorepd.lab.bodies import EndedEarly, OutgoingBody
@@ -290,12 +291,8 @@ class _Visit:
 
     async def _serve(self, vdi: str) -> str:
         repository, uuid = self._pool.storage.of_vdi(vdi)
-        with ExitStack() as stack:
-            # Entered in the thread: when this is cancelled meanwhile, the disk is closed all the
-            # same.
-            disk = await self._pool.lab.in_thread(
-                lambda: stack.enter_context(repository.store.open(uuid))
-            )
+        opening = partial(repository.store.open, uuid)
+        async with self._pool.lab.opened_in_thread(opening) as disk:
             if self._fault is not None and self._fault.drop_response:
                 self._connection.cut()
                 raise Disconnected

@@ -13,6 +13,7 @@ Source: xapi: ocaml/xapi/export.ml, import.ml, stream_vdi.ml, xapi_http.ml.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xorepd.lab import http
@@ -225,16 +226,13 @@ async def _send_disk(
 ) -> None:
     repository, uuid = pool.storage.of_vdi(vdi)
     try:
-        disk = await pool.lab.in_thread(repository.store.open, uuid)
-        try:
+        async with pool.lab.opened_in_thread(partial(repository.store.open, uuid)) as disk:
             parts = _chunks(disk, identifier)
             while part := await pool.lab.in_thread(next, parts, None):
                 data, size = part
                 if data:
                     await send(data)
                 await watch.passed(size)
-        finally:
-            await pool.lab.in_thread(disk.close)
     except (DiskError, OSError) as error:
         pool.log.info("export.failed", vdi=uuid, error=str(error))
         raise IO_ERROR from error
@@ -430,14 +428,12 @@ async def _receive_disks(
         async with attached_to_dom0(pool, call.host, vdi, "RW"):
             repository, uuid = pool.storage.of_vdi(vdi)
             try:
-                disk = await pool.lab.in_thread(repository.store.open, uuid, writable=True)
-                try:
+                opening = partial(repository.store.open, uuid, writable=True)
+                async with pool.lab.opened_in_thread(opening) as disk:
                     await disks.receive(
                         identifier, size, disk.virtual_size, _writer(pool, disk), watch.passed
                     )
                     await pool.lab.in_thread(disk.flush)
-                finally:
-                    await pool.lab.in_thread(disk.close)
             except (DiskError, OSError) as error:
                 pool.log.info("import.failed", vdi=uuid, error=str(error))
                 raise ApiError("VDI_IO_ERROR", "Device I/O error") from error

@@ -8,6 +8,7 @@ Source: xapi: ocaml/xapi/xapi_vdi.ml (copy), sm_fs_ops.ml (copy_vdi), message_fo
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from xorepd.lab.attachments import attached_to_dom0
 from xorepd.lab.chain import Disk, DiskError
@@ -114,11 +115,10 @@ async def _move(call: Call, vdi: str, target: str, base: str | None) -> None:
     pool = call.pool
     repository, uuid = pool.storage.of_vdi(vdi)
     into, new = pool.storage.of_vdi(target)
-    async with AsyncExitStack() as stack:
-        writer = await pool.lab.in_thread(into.store.open, new, writable=True)
-        stack.push_async_callback(pool.lab.in_thread, writer.close)
-        reader = await pool.lab.in_thread(repository.store.open, uuid)
-        stack.push_async_callback(pool.lab.in_thread, reader.close)
+    async with (
+        pool.lab.opened_in_thread(partial(into.store.open, new, writable=True)) as writer,
+        pool.lab.opened_in_thread(partial(repository.store.open, uuid)) as reader,
+    ):
         blocks = await pool.lab.in_thread(_blocks, repository, uuid, _base(call, base))
         done = 0
         for few in batched(blocks):
