@@ -42,7 +42,7 @@ test-sweep: setup
 	XOREPD_SWEEP=all $(BIN)/python -m pytest -n 4 tests/faults/test_killed_at_every_call.py \
 	  tests/faults/test_nbd_and_chunks.py::test_any_request_of_a_run_may_be_cut
 
-# Strikes at every request of a run, in four ways, first and later runs: an hour and a half on two
+# Strikes at every request of a run, in four ways, first and later runs: two hours on two
 # cores. EVERY=25 takes every 25th and some minutes. The last line is one JSON object.
 sweep: setup
 	$(BIN)/python -m tests.sweep $(if $(EVERY),--every $(EVERY))
