@@ -19,6 +19,12 @@ from tests.lab.world import World
 
 SOURCE = "prod"
 
+SETTLED_NS = 10**8
+"""File systems stamp changes by a clock that stands still for some milliseconds."""
+
+_known: dict[tuple[judge.Stamp, ...], str] = {}
+"""What chains of unchanged files hold."""
+
 Place = tuple[str, str]
 """UUIDs of a source VM and of a target SR."""
 
@@ -162,10 +168,3 @@ def _fingerprint(disk: DISK) -> str:
         if files not in _known:
             _known[files] = opened.xxh3()
         return _known[files]
-
-
-SETTLED_NS = 10**8
-"""File systems stamp changes by a clock that stands still for some milliseconds."""
-
-_known: dict[tuple[judge.Stamp, ...], str] = {}
-"""What chains of unchanged files hold."""
