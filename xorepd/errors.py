@@ -188,6 +188,25 @@ class ConsentMissing(Refused):
     """A run would send disks whole and must not, until somebody lets it. Nothing else is wrong."""
 
 
+class WrittenTo(Refused):
+    """Something wrote to a disk of ours while a run worked with it."""
+
+    remedy = Remedy.RETRY
+
+    def __init__(self, pool: str, what: str, uuid: str) -> None:
+        self.pool, self.what, self.uuid = pool, what, uuid
+        super().__init__(
+            f"pool {pool}: {what} ({uuid}) was written to while the run used it, so nothing was "
+            "committed; find out what has it attached, the next run begins anew"
+        )
+
+
+class Frozen(XorepdError):
+    """Source and replica are at odds about which of them is current: nothing was started."""
+
+    remedy = Remedy.OPERATOR
+
+
 class LeaseHeld(XorepdError):
     """Another daemon replicates this VM to this SR: nothing was started."""
 

@@ -276,7 +276,7 @@ def newest_points(xenapi: Any) -> list[dict[str, Any]]:
         is_point = vm["is_a_snapshot"] and mark.get("role") == "point"
         if is_point and mark["self"] == vm["uuid"]:
             stream = json.dumps(mark["stream"])
-            if stream not in points or points[stream]["time"] < mark["time"]:
+            if stream not in points or points[stream]["order"] < mark["order"]:
                 points[stream] = mark
     return list(points.values())
 

@@ -54,14 +54,14 @@ async def test_killed_with_memory_leaves_the_last_point_and_no_remains(
 
             now = (await two_pools.points())[0]
             is_new = moment not in BEFORE_THE_POINT
-            assert (now["time"] > before["time"]) == is_new, moment
+            assert (now["order"] > before["order"]) == is_new, moment
             record = await run(two_pools, keep=1)
             assert (record.error, record.outcome) == (None, Outcome.DELTA), moment
             assert memory_of(record).reason == "", moment
             await two_pools.newest_equals_its_source()
             [point] = await two_pools.points()
             [vm] = await two_pools.ask("dr", suspended)
-            assert vm["mark"]["time"] == point["time"], moment
+            assert vm["mark"]["order"] == point["order"], moment
             assert await two_pools.ask("prod", state_of_source) == ("Running", False), moment
             assert await two_pools.left_over() == [], moment
         await two_pools.ask("dr", resume)

@@ -44,7 +44,7 @@ def suspended(xenapi: Any) -> list[dict[str, Any]]:
         mark = json.loads(vm["other_config"].get("xorepd:mark", "{}"))
         if mark.get("role") == "memory" and mark["self"] == vm["uuid"]:
             found.append(vm | {"ref": ref, "mark": mark})
-    return sorted(found, key=lambda vm: str(vm["mark"]["time"]))
+    return sorted(found, key=lambda vm: int(vm["mark"]["order"]))
 
 
 def unblock(xenapi: Any) -> str:
@@ -70,7 +70,7 @@ def state_of_source(xenapi: Any) -> tuple[str, bool]:
 
 
 async def times_of_points(world: World) -> list[str]:
-    return sorted(point["time"] for point in await world.points())
+    return sorted(point["order"] for point in await world.points())
 
 
 # -- what there is afterwards -------------------------------------------------------------------
@@ -88,7 +88,7 @@ async def test_each_restore_point_has_a_suspended_vm_beside_it(two_pools: World)
     assert vm["blocked_operations"].keys() >= BLOCKED
     assert not vm["is_a_template"]
     assert "Continuous Replication" in vm["tags"]
-    assert [vm["mark"]["time"]] == await times_of_points(two_pools)
+    assert [vm["mark"]["order"]] == await times_of_points(two_pools)
     assert await two_pools.ask("prod", state_of_source) == ("Running", False)
     assert await two_pools.left_over() == []
 
@@ -174,7 +174,7 @@ async def test_the_next_runs_are_deltas_and_retention_removes_point_and_memory_t
         assert (record.outcome, memory_of(record).reason) == (Outcome.DELTA, "")
 
     vms = await two_pools.ask("dr", suspended)
-    assert [vm["mark"]["time"] for vm in vms] == await times_of_points(two_pools)
+    assert [vm["mark"]["order"] for vm in vms] == await times_of_points(two_pools)
     assert len(vms) == 2
     # Two restore points and two suspended VMs, each with two disks, the replica's two, two images.
     assert sorted(await two_pools.ask("dr", kinds_of_disks)) == ["suspend"] * 2 + ["user"] * 10

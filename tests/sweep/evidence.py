@@ -124,7 +124,7 @@ class _Records:
             is_ours = mark.get("role") == "point" and mark.get("self") == vm["uuid"]
             if vm["is_a_snapshot"] and is_ours:
                 found.append((ref, mark))
-        return sorted(found, key=lambda each: str(each[1]["time"]), reverse=True)
+        return sorted(found, key=lambda each: int(each[1]["order"]), reverse=True)
 
     def content(self, vm: str) -> Disks:
         """Return what the disks of a VM hold."""

@@ -26,12 +26,12 @@ from xorepd.daemon.runs import Runs
 from xorepd.daemon.service import Service
 from xorepd.daemon.signals import Intent, intents
 from xorepd.daemon.systemd import Notifier
-from xorepd.daemon.tasks import background
 from xorepd.errors import XorepdError
 from xorepd.state.history import History
 from xorepd.state.identity import read_identity
 from xorepd.state.maps import open_maps
 from xorepd.state.store import open_store
+from xorepd.tasks import background
 from xorepd.version import VERSION
 
 log = structlog.get_logger()

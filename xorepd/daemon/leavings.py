@@ -132,6 +132,7 @@ class Leavings:
                     sr=sr,
                     source_vm=source_vm,
                     progress=progress,
+                    clock=self._clock,
                     report=report,
                 )
             )

@@ -16,8 +16,8 @@ from typing import Any, Generic, Self, TypeVar
 import structlog
 
 from xorepd.config.models import PoolSettings
-from xorepd.daemon.tasks import lone_error
 from xorepd.ids import PoolName
+from xorepd.tasks import lone_error
 
 log = structlog.get_logger()
 

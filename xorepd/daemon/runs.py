@@ -22,11 +22,11 @@ from typing import Any, Protocol, Self
 import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
-from xorepd.daemon.tasks import first_of, lone_error
 from xorepd.errors import ControlError, Remedy, StateError, XorepdError
 from xorepd.ids import JobName, RunId
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
+from xorepd.tasks import first_of, lone_error
 
 log = structlog.get_logger()
 

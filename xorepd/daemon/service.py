@@ -43,7 +43,6 @@ from xorepd.daemon.runs import AlreadyRunning, Board, Run, Runs
 from xorepd.daemon.scheduler import Scheduler
 from xorepd.daemon.status import job_reply, job_status
 from xorepd.daemon.systemd import Notifier
-from xorepd.daemon.tasks import first_of
 from xorepd.daemon.telling import narrated
 from xorepd.data.budget import Budget
 from xorepd.errors import ControlError, XorepdError
@@ -52,6 +51,7 @@ from xorepd.replication.forgetting import Terms
 from xorepd.replication.orphans import Known
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
+from xorepd.tasks import first_of
 from xorepd.transports.links import Links, LinkState
 from xorepd.version import VERSION
 

@@ -51,8 +51,10 @@ class ChunkedWriter:
         *,
         fresh: bool,
         confirmed_to: Callable[[int], None],
+        content: str,
     ) -> None:
         self._door, self._vdi, self._what, self._fresh = door, vdi, what, fresh
+        self._content = content
         self._confirmed_to = confirmed_to
         self._taken_to = 0
         """End of what has been taken so far, where it comes in ascending order."""
@@ -136,7 +138,7 @@ class ChunkedWriter:
         clock = asyncio.get_running_loop().time
         began = clock()
         query = {"format": "raw", "chunked": "true"}
-        upload = open_upload(self._door, self._vdi, query, self._what)
+        upload = open_upload(self._door, self._vdi, query, self._what, content=self._content)
         self._upload = await self._open.enter_async_context(upload)
         cost_s = self._ending_s + clock() - began
         self._until = clock() + min(SEGMENT_S, max(SHORTEST_S, COSTS * cost_s))
@@ -166,6 +168,7 @@ async def open_chunked(
     fresh: bool,
     what: str,
     confirmed_to: Callable[[int], None] = lambda offset: None,
+    content: str = "",
 ) -> AsyncIterator[ChunkedWriter]:
     """Open a disk for writing any extents, multiples of 512 bytes, in any order.
 
@@ -176,11 +179,12 @@ async def open_chunked(
         what: the disk, for messages.
         confirmed_to: told at each end of a segment up to where the disk is confirmed, if it is
             written in ascending order.
+        content: content id that the disk is to have after each segment; see `open_upload`.
 
     Raises:
         DataError: the pool does not take it.
     """
-    writer = ChunkedWriter(door, vdi, what, fresh=fresh, confirmed_to=confirmed_to)
+    writer = ChunkedWriter(door, vdi, what, fresh=fresh, confirmed_to=confirmed_to, content=content)
     try:
         await writer.begin()
         yield writer

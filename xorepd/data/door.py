@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 from yarl import URL
@@ -28,7 +28,7 @@ from xorepd.errors import (
     XapiError,
     XorepdError,
 )
-from xorepd.ids import Ref
+from xorepd.ids import Ref, VdiUuid
 from xorepd.stream import ByteStream, Stalled
 
 STALL_S = 300.0
@@ -40,6 +40,14 @@ OUTCOME_S = 600.0
 _REDIRECTS = 3
 _CODE = re.compile(rb"([A-Z][A-Z0-9_]{2,}): \[ ?([^\]]*)\]")
 ERROR_PAGE_LIMIT = 4096
+
+
+class Keeper(Protocol):
+    """Keeps the content id of a disk that is written (see `xapi.contents`)."""
+
+    is_settled: bool
+
+    async def settle(self) -> None: ...
 
 
 class Door(Protocol):
@@ -54,6 +62,7 @@ class Door(Protocol):
     async def begin(self, label: str) -> Ref: ...
     async def outcome(self, task_ref: Ref, timeout: float) -> Sequence[str]: ...
     async def discard(self, task_ref: Ref) -> None: ...
+    def keeping(self, vdi: VdiUuid, content: str) -> AbstractAsyncContextManager[Keeper]: ...
 
 
 @asynccontextmanager

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from xorepd.data.door import (
     OUTCOME_S,
     Door,
+    Keeper,
     explained,
     lost,
     respond,
-    task_of,
     verdict,
 )
 from xorepd.data.http import Response
 from xorepd.data.vhd.encoder import VhdStreamEncoder
 from xorepd.data.vhd.layout import VhdError
-from xorepd.errors import ProtocolViolation
+from xorepd.errors import OutcomeUnknown, ProtocolViolation, XapiError
 from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
+
+IMPORT_LABEL = "xorepd import "
+"""How the name of the task of such a request begins; the disk's UUID follows."""
 
 _HINT = (
     "XAPI gives this for every failure of its writer, such as a full SR: see the target host's log"
@@ -35,8 +38,11 @@ _HINT = (
 class Upload:
     """A request whose body is being sent; see `open_upload`."""
 
-    def __init__(self, door: Door, task_ref: Ref, response: Response, what: str) -> None:
+    def __init__(
+        self, door: Door, task_ref: Ref, response: Response, what: str, keeper: Keeper | None
+    ) -> None:
         self._door, self._task_ref, self._response, self._what = door, task_ref, response, what
+        self._keeper = keeper
 
     async def send(self, *parts: bytes | memoryview) -> None:
         """Send more of the body; the buffers are free when this returns.
@@ -61,15 +67,30 @@ class Upload:
             async with asyncio.timeout(OUTCOME_S):
                 await self._response.text(4096)  # a late error page, or nothing
         await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S, hint=_HINT)
+        if self._keeper is not None:
+            try:
+                await self._keeper.settle()
+            except XapiError as error:
+                raise OutcomeUnknown(self._what, str(error)) from error
 
 
 @asynccontextmanager
 async def open_upload(
-    door: Door, vdi: VdiUuid, query: Mapping[str, str], what: str, *, length: int | None = None
+    door: Door,
+    vdi: VdiUuid,
+    query: Mapping[str, str],
+    what: str,
+    *,
+    length: int | None = None,
+    content: str = "",
 ) -> AsyncIterator[Upload]:
     """Open a request for writing a disk, accepted by a host that will read its body.
 
+    A request that ends before its disk has the content id back leaves its task: that is what tells
+    a sweep that it was ours which took it away.
+
     Args:
+        content: content id that the disk is to have afterwards; empty leaves that to the pool.
         query: format and what belongs to it.
         length: bytes of the body, where the format needs it.
         what: the disk, for messages.
@@ -77,13 +98,21 @@ async def open_upload(
     Raises:
         DataError: the pool does not take it.
     """
-    async with task_of(door, f"xorepd import {vdi}") as task_ref:
+    task_ref = await door.begin(f"{IMPORT_LABEL}{vdi}")
+    keeper: Keeper | None = None
+    try:
         asked = {**query, "vdi": vdi, "task_id": task_ref}
         headers = {} if length is None else {"Content-Length": str(length)}
-        async with respond(
-            door, "PUT", "/import_raw_vdi", asked, what, headers=headers
-        ) as response:
-            yield Upload(door, task_ref, response, what)
+        async with AsyncExitStack() as stack:
+            response = await stack.enter_async_context(
+                respond(door, "PUT", "/import_raw_vdi", asked, what, headers=headers)
+            )
+            if content:
+                keeper = await stack.enter_async_context(door.keeping(vdi, content))
+            yield Upload(door, task_ref, response, what, keeper)
+    finally:
+        if keeper is None or keeper.is_settled:
+            await door.discard(task_ref)
 
 
 class ImportWriter:
@@ -115,7 +144,13 @@ class ImportWriter:
 
 @asynccontextmanager
 async def open_import(
-    door: Door, vdi: VdiUuid, virtual_size: int, extents: Iterable[Extent], *, what: str
+    door: Door,
+    vdi: VdiUuid,
+    virtual_size: int,
+    extents: Iterable[Extent],
+    *,
+    what: str,
+    content: str = "",
 ) -> AsyncIterator[ImportWriter]:
     """Open a disk for writing these extents and no others, as a VHD stream of exact length.
 
@@ -125,12 +160,15 @@ async def open_import(
         virtual_size: at most that of the disk.
         extents: sorted, disjoint, multiples of 512 bytes; iterated several times.
         what: the disk, for messages.
+        content: see `open_upload`.
 
     Raises:
         DataError: the pool does not take it.
     """
     encoder = VhdStreamEncoder(virtual_size, extents)
-    async with open_upload(door, vdi, {"format": "vhd"}, what, length=encoder.length) as upload:
+    async with open_upload(
+        door, vdi, {"format": "vhd"}, what, length=encoder.length, content=content
+    ) as upload:
         writer = ImportWriter(upload, encoder, what)
         await writer.begin()
         yield writer

@@ -20,12 +20,12 @@ from xorepd.daemon.logs import set_level
 from xorepd.daemon.pools import Pools
 from xorepd.daemon.signals import Intent, intents
 from xorepd.daemon.systemd import Notifier
-from xorepd.daemon.tasks import background, first_of
 from xorepd.errors import XorepdError
 from xorepd.relay.index import open_index
 from xorepd.relay.listener import listening
 from xorepd.relay.server import Relay
 from xorepd.relay.settings import RelaySettings, load_relay
+from xorepd.tasks import background, first_of
 from xorepd.version import VERSION
 from xorepd.xapi.pool import Pool
 

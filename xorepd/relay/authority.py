@@ -11,8 +11,8 @@ from collections.abc import Collection
 
 from xorepd.ids import Ref
 from xorepd.relay.wire import Open
-from xorepd.replication.inventory import used_by_vms
-from xorepd.replication.markers import Mark, Role, signed
+from xorepd.replication.markers import Mark, Role
+from xorepd.replication.ownership import Content, content_of, is_of, own_mark, used_by_vms
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import Sr, Vdi
 
@@ -41,7 +41,7 @@ def disk_for(
     if vdi is None:
         raise NotAllowed(f"the target pool has no disk {asked.vdi!r}")
     name = f"disk {vdi.uuid} ({vdi.name_label})"
-    mark = signed(vdi.other_config, vdi.uuid)
+    mark = own_mark(vdi)
     if mark is None or mark.role is not Role.DISK:
         raise NotAllowed(f"{name} is no staging disk: no xorepd has signed it as one")
     if str(mark.stream) != asked.stream:
@@ -74,7 +74,7 @@ def base_for(asked: Open, cache: Cache, vdi: Vdi, mark: Mark) -> Ref | None:
     base = cache.by_uuid(Vdi, asked.base) if asked.base else None
     if base is None or base.sr != vdi.sr or not base.is_a_snapshot:
         return None
-    theirs = signed(base.other_config, base.uuid)
-    if theirs is None or theirs.role is not Role.POINT or theirs.stream != mark.stream:
+    theirs = is_of(base, Role.POINT, mark.stream)
+    if theirs is None or content_of(base, theirs) is not Content.PROVEN:
         return None
     return base.ref

@@ -10,7 +10,6 @@ import structlog
 
 from xorepd.config.models import PoolSettings
 from xorepd.daemon.pools import Pools
-from xorepd.daemon.tasks import background
 from xorepd.data.chunked import open_chunked
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import XapiError
@@ -25,6 +24,7 @@ from xorepd.relay.ledger import Ledger
 from xorepd.relay.readback import digest_of, receive_extents
 from xorepd.relay.settings import ClientTable, RelaySettings
 from xorepd.relay.wire import Code
+from xorepd.tasks import background
 from xorepd.xapi.doors import DiskDoor
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import OWNER_PREFIX
@@ -114,6 +114,7 @@ class Disks:
                     fresh=not asked.base,
                     what=what,
                     confirmed_to=segment_ended,
+                    content=mark.content,
                 )
             )
             references = References(

@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack
 import structlog
 
 from xorepd.daemon.pools import Pools
-from xorepd.daemon.tasks import first_of
 from xorepd.errors import DataError, XorepdError
 from xorepd.relay import wire
 from xorepd.relay.authority import NotAllowed
@@ -31,6 +30,7 @@ from xorepd.relay.listener import Caller
 from xorepd.relay.mux import Connection
 from xorepd.relay.settings import RelaySettings
 from xorepd.relay.wire import Code
+from xorepd.tasks import first_of
 from xorepd.xapi.pool import Pool
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,8 @@
 """A copy that others made takes the place of a full one.
 
-Where the snapshot that they copied still stands, and the copy is what it says, it is a base for a
-delta. Where it is gone, both sides are compared, and what differs is sent into a clone of the copy.
+Where the snapshot that they copied still stands, and the copy provably holds what they wrote, it is
+a base for a delta; a sample of both is compared all the same, as far as the snapshot has its data.
+Else both sides are compared whole, and what differs is sent into a clone of the copy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 import structlog
 
+from xorepd.config.models import Verify
 from xorepd.data.blocks import BlockMap
 from xorepd.data.budget import READING
 from xorepd.data.digest import head_of, read_back, sample_of
@@ -20,7 +22,7 @@ from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.replication.assignment import Assignment
-from xorepd.replication.foreign import Copy, Pair, find_copies, find_pairs
+from xorepd.replication.foreign import Copy, find_copies
 from xorepd.replication.inventory import SourceSide
 from xorepd.replication.plan import Delta, Full, Resync, ResyncReason
 from xorepd.replication.roads import find_nbd, is_vhd, open_nbd
@@ -40,15 +42,13 @@ async def adopt(a: Assignment, side: SourceSide, plans: Sequence[DiskPlan]) -> l
     """Return the plans with deltas and comparisons for those fulls that copies of others spare."""
     if all(_is_settled(plan) for plan in plans):
         return list(plans)
-    pairs, copies = of_others(a, side)
-    return [await _adopt(a, plan, pairs, copies) for plan in plans]
+    copies = of_others(a, side)
+    return [await _adopt(a, plan, copies) for plan in plans]
 
 
-def of_others(a: Assignment, side: SourceSide) -> tuple[list[Pair], list[Copy]]:
-    """Return the bases and copies that others made of a source VM's disks, the newest first."""
-    disks = [vdi for _, vdi in side.disks]
-    pairs = find_pairs(a.source.cache, disks, a.vm.ref, a.target.cache, a.sr.ref)
-    return pairs, find_copies(side.disks, a.vm.uuid, a.target.cache, a.sr.ref)
+def of_others(a: Assignment, side: SourceSide) -> list[Copy]:
+    """Return the copies that others made of a source VM's disks, the best first."""
+    return find_copies(a.source.cache, side.disks, a.vm, a.target.cache, a.sr.ref)
 
 
 def _is_settled(plan: DiskPlan) -> bool:
@@ -56,52 +56,52 @@ def _is_settled(plan: DiskPlan) -> bool:
     return isinstance(plan.how, Delta) or plan.begun is not None
 
 
-async def _adopt(
-    a: Assignment, plan: DiskPlan, pairs: Iterable[Pair], copies: Iterable[Copy]
-) -> DiskPlan:
+async def _adopt(a: Assignment, plan: DiskPlan, copies: Iterable[Copy]) -> DiskPlan:
     if _is_settled(plan):
         return plan
     what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
-    disk = plan.source.mark.disk
-    false: set[str] = set()
-    for pair in pairs:
-        if pair.disk != disk:
-            continue
-        try:
-            with a.budget.holding() as memory:
-                await memory.take(READING)
-                is_equal = await _is_equal(a.within(memory), pair, f"{what}, base of others")
-        except DataError as error:
-            log.warning("base.not_adopted", base=pair.base.uuid, reason=str(error))
-        else:
-            if is_equal:
-                log.info("base.adopted", disk=what, base=pair.base.uuid, onto=pair.onto.uuid)
-                return replace(plan, how=Delta(base=pair.base.uuid, onto=pair.onto.uuid))
-            reason = f"disk {pair.onto.uuid} of pool {a.target.name} holds other content"
-            log.warning("base.not_adopted", base=pair.base.uuid, reason=reason)
-        false.add(pair.onto.uuid)
-    if not isinstance(plan.how, Full) or not a.job.resync:
-        return plan
     for copy in copies:
-        if copy.disk == disk and copy.onto.uuid not in false:
+        if copy.disk != plan.source.mark.disk:
+            continue
+        base = copy.base
+        if base is not None and copy.is_proven and a.job.verify is not Verify.FULL:
+            if not base.has_data or await _is_alike(a, base, copy.onto, what):
+                log.info("base.adopted", disk=what, base=base.uuid, onto=copy.onto.uuid)
+                return replace(plan, how=Delta(base=base.uuid, onto=copy.onto.uuid))
+            continue
+        if isinstance(plan.how, Full) and a.job.resync:
             log.info("copy.adopted", disk=what, onto=copy.onto.uuid)
             return replace(plan, how=Resync(copy.onto.uuid, ResyncReason.COPY_OF_OTHERS))
     return plan
 
 
-async def _is_equal(a: Assignment, pair: Pair, what: str) -> bool:
+async def _is_alike(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
+    """Return whether a sample of a base and of its copy are equal."""
+    try:
+        with a.budget.holding() as memory:
+            await memory.take(READING)
+            if await _is_equal(a.within(memory), base, onto, f"{what}, base of others"):
+                return True
+            reason = f"disk {onto.uuid} of pool {a.target.name} holds other content"
+    except DataError as error:
+        reason = str(error)
+    log.warning("base.not_adopted", base=base.uuid, reason=reason)
+    return False
+
+
+async def _is_equal(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
     """Compare a sample of both: spread over what is allocated where NBD serves both, else the head.
 
     Raises:
         DataError: one of them cannot be read.
     """
-    size = pair.onto.virtual_size
+    size = onto.virtual_size
     extents: BlockMap | list[Extent] = [Extent(0, size)]
-    if is_vhd(pair.onto, a.sr):
-        extents = await read_map(DiskDoor(a.target, a.sr.ref), pair.onto.uuid, what=f"{what}, map")
-    sides = ((a.source, pair.base), (a.target, pair.onto))
+    if is_vhd(onto, a.sr):
+        extents = await read_map(DiskDoor(a.target, a.sr.ref), onto.uuid, what=f"{what}, map")
+    sides = ((a.source, base), (a.target, onto))
     if all([(await find_nbd(pool, disk.ref))[0] for pool, disk in sides]):
-        sample = list(sample_of(extents, SAMPLE, seed=pair.onto.uuid))
+        sample = list(sample_of(extents, SAMPLE, seed=onto.uuid))
     else:
         sample = list(head_of([Extent(0, size)], SAMPLE))
     digests = []

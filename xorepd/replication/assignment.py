@@ -8,8 +8,9 @@ from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.data.budget import Budget, Holding
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.ids import RunId
-from xorepd.replication.board import Progress
-from xorepd.replication.markers import Stream
+from xorepd.replication.board import Clock, Progress
+from xorepd.replication.current import Current
+from xorepd.replication.markers import Mark, Role, Stream
 from xorepd.replication.room import Room
 from xorepd.replication.visit import SourceVm, Visit
 from xorepd.state.maps import Maps
@@ -41,8 +42,30 @@ class Assignment:
     nbd: NbdBudget
     budget: Budget
     progress: Progress
+    clock: Clock
+    current: Current
+    """What the source VM takes itself for."""
+    attempt: str
+    """UUID of this one, among all for the VMs and targets of the run."""
     maps: Maps | None = None
     """Of what the restore points hold; None where none are kept."""
+
+    def blank(self, role: Role) -> Mark:
+        """Return what every mark of this attempt says, not signed yet."""
+        origin = f"{self.stream.pool}/{self.stream.vm}"
+        return Mark(
+            role=role,
+            stream=self.stream,
+            run=self.run_id,
+            attempt=self.attempt,
+            lineage="" if self.current.lineage == origin else self.current.lineage,
+            epoch=self.current.epoch,
+            job=self.job.name,
+        )
+
+    def new_content(self, device: str) -> str:
+        """Return a content id for a disk of this attempt, which no other disk has."""
+        return f"xorepd-{self.attempt}-{device}"
 
     @property
     def place(self) -> str:

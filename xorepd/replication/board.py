@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import structlog
+
 from xorepd.errors import XorepdError
 from xorepd.ids import RunId
 from xorepd.replication.inventory import Excluded
@@ -20,6 +22,8 @@ from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 WAITING = "waiting"
 """The step of a VM whose run waits for a place; it is no step of `replicate`."""
+
+log = structlog.get_logger(__name__)
 
 _RATE_WINDOW_S = 5.0
 _SAMPLE_S = 0.25
@@ -97,12 +101,7 @@ class Progress:
         now: datetime,
     ) -> None:
         self._board = board
-        self._identity = {
-            "run_id": run_id,
-            "job": job,
-            "source": source,
-            "target": target,
-        }
+        self._run_id, self._job, self._source, self._target = run_id, job, source, target
         self.vm_uuid, self.vm_name, self.sr = vm_uuid, vm_name, sr
         self.sr_uuid = ""
         self.resumable = False
@@ -113,6 +112,7 @@ class Progress:
         self.restore_point: str | None = None
         self.point_in_time: datetime | None = None
         self.base_data = self.base_data_reason = ""
+        self.warnings: list[str] = []
         self._samples: deque[tuple[float, int]] = deque()
 
     def begin(self, now: datetime) -> None:
@@ -124,6 +124,12 @@ class Progress:
         """Say which step begins."""
         self.step = step
         self._board.touch()
+
+    def warn(self, sentence: str) -> None:
+        """Tell what a person should know, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+            log.warning("run.warning", reason=sentence)
 
     def exclude(self, disk: Excluded) -> None:
         """Say that a disk stays behind."""
@@ -188,7 +194,10 @@ class Progress:
         self, outcome: Outcome, ended: datetime | None, error: BaseException | None, rate: float
     ) -> RunRecord:
         return RunRecord(
-            **self._identity,
+            run_id=self._run_id,
+            job=self._job,
+            source=self._source,
+            target=self._target,
             vm_uuid=self.vm_uuid,
             vm_name=self.vm_name,
             sr=self.sr,
@@ -206,6 +215,7 @@ class Progress:
             rate_bytes_per_s=rate,
             base_data=self.base_data,
             base_data_reason=self.base_data_reason,
+            warnings=tuple(self.warnings),
         )
 
 

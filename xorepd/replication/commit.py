@@ -6,20 +6,24 @@ its disks, is the one moment that decides: recovery undoes a commit before it an
 
     mark the replica ─► swap disks, record, interfaces ─► VM.snapshot ─► sign the point ─► unmark
           └──────────── undo_commit until here ──────────────┘└──── finish_commit from here ────┘
+
+The snapshot is taken under a name that only our own call gives, and gets its own when it is signed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import structlog
 
-from xorepd.errors import ObjectGone, XapiFailure
+from xorepd.errors import ObjectGone, WrittenTo, XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
+from xorepd.replication.current import KEY as CURRENT
+from xorepd.replication.current import Current, State, own_current
 from xorepd.replication.inventory import Group, TargetSide, disks_of, is_live, read_target
 from xorepd.replication.markers import (
     BLOCK_TEXT,
@@ -34,13 +38,14 @@ from xorepd.replication.markers import (
     decode,
     xo_point,
 )
+from xorepd.replication.ownership import Content, content_of, own_mark, temporary_name
 from xorepd.replication.preflight import Interface
 from xorepd.replication.record import bios_strings_of, new_replica, other_config_of, update_replica
 from xorepd.replication.snapshot import replica_name
 from xorepd.replication.staging import Staged
 from xorepd.replication.vtpm import carry_vtpm
 from xorepd.units import format_size
-from xorepd.xapi.records import Vbd, Vdi, Vif, Vm
+from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi, Vif, Vm
 from xorepd.xapi.vms import (
     create_disk_vbd,
     create_vif,
@@ -69,32 +74,48 @@ async def commit(
 
     Returns:
         UUID of the restore point.
+
+    Raises:
+        WrittenTo: something wrote to one of the disks on either side meanwhile.
     """
+    await _check_contents(a, snapshot, staged)
     raw = await a.source.call("VM.get_record", snapshot.vm.ref)
     replica = side.replica.ref if side.replica else await _create_replica(a, raw)
     uuid: str = await a.target.call("VM.get_uuid", replica)
     previous = await _previous_source(a, side)
     leaving, staying = _part_drives(a, side, {disk.mark.device for disk in staged})
-    name = _point_name(a, snapshot.vm.snapshot_time)
-    mark = Mark(
-        role=Role.REPLICA,
-        stream=a.stream,
-        run=a.run_id,
-        self=uuid,
-        job=a.job.name,
+    name = temporary_name(a.run_id)
+    new = {disk.mark.device: disk.uuid for disk in staged}
+    mark = replace(
+        a.blank(Role.REPLICA).on(uuid, replica),
         snapshot=snapshot.vm.uuid,
-        time=snapshot.mark.time,
+        order=snapshot.mark.order,
+        moment=snapshot.mark.moment,
+        offset=snapshot.mark.offset,
+        disks=new,
         commit=Commit(
             run=a.run_id,
             old={vbd.userdevice: str(vdi.uuid) for vbd, vdi in leaving if vdi is not None},
-            new={disk.mark.device: disk.uuid for disk in staged},
+            new=new,
             point=name,
+            title=_point_name(a, snapshot.vm.snapshot_time),
         ),
+    )
+    standby = Current(
+        a.current.lineage,
+        a.current.epoch,
+        State.STANDBY,
+        uuid,
+        peer=a.vm.uuid,
+        since=a.clock().isoformat(timespec="seconds"),
+        by=a.run_id,
     )
     await protect(a, replica)
     keys = xo_point(
         a.job.id, a.vm.uuid, snapshot.vm.snapshot_time, a.sr.uuid, copy_of=snapshot.vm.uuid
     )
+    if side.replica is None or own_current(side.replica) is None:
+        keys |= {CURRENT: standby.encode()}
     await rewrite_other_config(a.target, "VM", replica, keys | {KEY: mark.encode()})
     for vbd, _ in leaving:
         await destroy_vbd(a.target, vbd.ref)
@@ -104,12 +125,15 @@ async def commit(
     await carry_vtpm(a.source, raw, a.target, replica)
     await _describe(a, replica, raw, previous, snapshot)
     await _update_interfaces(a, replica, interfaces)
+    began = a.clock()
     point = await take_snapshot(a.target, replica, name, without=staying)
+    ended = a.clock()
     # From here on the restore point exists: whatever happens now, recovery finishes this.
     await a.target.refresh()
     side = read_target(a.target.cache, a.stream, a.sr.ref)
     if side.fresh is None:
         raise ObjectGone(a.target.name, "restore point", point)
+    a.target.clock.compare(side.fresh.vm.snapshot_time, began, ended)
     await finish_commit(a, side, side.fresh)
     return str(side.fresh.vm.uuid)
 
@@ -119,20 +143,53 @@ async def finish_commit(a: Assignment, side: TargetSide, point: Group) -> None:
 
     The point's record is marked last: a marked point has all its disks marked.
     """
+    disks = {}
     for vbd, vdi in disks_of(a.target.cache, point.vm):
         mark = _inherited_mark(a, vdi)
-        if mark is None:  # of a disk that somebody else attached: it goes when this point goes
+        if mark is None:  # of a disk that others attached: it goes when this point goes
             mark = Mark(role=Role.POINT, stream=a.stream, run=point.mark.run)
-        mark = replace(mark, role=Role.POINT, self=vdi.uuid, device=vbd.userdevice)
+        else:
+            disks[vbd.userdevice] = str(vdi.uuid)
+        content = mark.content or vdi.content_id or f"xorepd-{vdi.uuid}"
+        mark = replace(mark, role=Role.POINT, device=vbd.userdevice, content=content)
         mark = replace(mark, onto="", base="", reason="")  # how it was sent is over
-        keys = {KEY: mark.encode()}
+        keys = {KEY: mark.on(vdi.uuid, vdi.ref).encode()}
+        if not vdi.content_id:
+            keys |= {CONTENT_ID: content}
         await rewrite_other_config(a.target, "VDI", vdi.ref, keys, [CONFIRMED])
     inherited = decode(point.vm.other_config)
     assert inherited is not None
-    mark = replace(inherited, role=Role.POINT, self=point.vm.uuid, commit=None)
-    await rewrite_other_config(a.target, "VM", point.vm.ref, {KEY: mark.encode()})
+    mark = replace(
+        inherited.on(point.vm.uuid, point.vm.ref),
+        role=Role.POINT,
+        commit=None,
+        arrived=point.vm.snapshot_time.isoformat(),
+        disks=disks,
+    )
+    await rewrite_other_config(a.target, "VM", point.vm.ref, {KEY: mark.encode()}, [CURRENT])
     assert side.replica is not None
+    assert side.mark is not None
+    if (commit := side.mark.commit) is not None and commit.title:
+        await a.target.call("VM.set_name_label", point.vm.ref, commit.title)
     await _release(a, side.replica, side.mark)
+
+
+async def _check_contents(a: Assignment, snapshot: Group, staged: Sequence[Staged]) -> None:
+    """Make sure that the disks on both sides hold what was read and written, and nothing else.
+
+    Raises:
+        WrittenTo: one of them does not.
+    """
+    await a.target.refresh()
+    for disk in staged:
+        vdi = a.target.cache.vdis.get(disk.ref)
+        if vdi is not None and content_of(vdi, disk.mark) is not Content.PROVEN:
+            raise WrittenTo(a.target.name, f"staging disk {vdi.name_label}", vdi.uuid)
+    for marked in snapshot.disks:
+        vdi = a.source.cache.vdis.get(marked.vdi.ref)
+        mark = own_mark(vdi) if vdi is not None else None
+        if vdi is not None and mark and content_of(vdi, mark) is Content.CHANGED:
+            raise WrittenTo(a.source.name, f"snapshot of disk {vdi.name_label}", vdi.uuid)
 
 
 def _inherited_mark(a: Assignment, vdi: Vdi) -> Mark | None:
@@ -140,18 +197,8 @@ def _inherited_mark(a: Assignment, vdi: Vdi) -> Mark | None:
     mark, origin = decode(vdi.other_config), a.target.cache.vdis.get(vdi.snapshot_of)
     if mark is None or mark.stream != a.stream:
         return None
-    is_ours = mark.self == vdi.uuid or (origin is not None and mark.self == origin.uuid)
+    is_ours = own_mark(vdi) or (origin is not None and mark.self == origin.uuid)
     return mark if is_ours else None
-
-
-async def sign_torn(a: Assignment, torn: Iterable[Vdi]) -> None:
-    """Make disks known for ours that are left of a restore point which XAPI did not finish.
-
-    Only the commit under way tells that they are; signed, they can be destroyed at any time.
-    """
-    for vdi in torn:
-        mark = Mark(role=Role.POINT, stream=a.stream, run=a.run_id, self=vdi.uuid)
-        await rewrite_other_config(a.target, "VDI", vdi.ref, {KEY: mark.encode()})
 
 
 async def undo_commit(a: Assignment, side: TargetSide, pending: Commit) -> None:
@@ -175,7 +222,8 @@ async def undo_commit(a: Assignment, side: TargetSide, pending: Commit) -> None:
         await update_replica(a.target, replica.ref, raw)
         await carry_vtpm(a.target, raw, a.target, replica.ref)
         await a.target.call("VM.set_name_description", replica.ref, raw["name_description"])
-        mark = replace(newest.mark, role=Role.REPLICA, self=replica.uuid)
+        mark = replace(newest.mark.on(replica.uuid, replica.ref), role=Role.REPLICA, arrived="")
+        mark = replace(mark, disks=pending.old)
     await _release(a, replica, mark)
 
 
@@ -214,13 +262,14 @@ def _part_drives(
 
 async def _create_replica(a: Assignment, raw: Mapping[str, Any]) -> Ref:
     """Create the replica: startable at no moment, and without disks as yet."""
-    blank = Mark(role=Role.REPLICA, stream=a.stream, run=a.run_id, job=a.job.name)
+    blank = a.blank(Role.REPLICA)
     record = new_replica(
-        raw, f"[Importing…] {replica_name(a)}", raw["name_description"], {KEY: blank.encode()}
+        raw, temporary_name(a.run_id), raw["name_description"], {KEY: blank.encode()}
     )
     ref = Ref(await a.target.call("VM.create", record))
     uuid: str = await a.target.call("VM.get_uuid", ref)
-    await rewrite_other_config(a.target, "VM", ref, {KEY: blank.on(uuid).encode()})
+    await rewrite_other_config(a.target, "VM", ref, {KEY: blank.on(uuid, ref).encode()})
+    await a.target.call("VM.set_name_label", ref, f"[Importing…] {replica_name(a)}")
     await protect(a, ref)
     await a.target.call("VM.set_is_a_template", ref, False)
     if strings := bios_strings_of(raw):

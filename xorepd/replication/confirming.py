@@ -13,7 +13,7 @@ from xorepd.extents import Extent
 from xorepd.ids import Ref
 from xorepd.replication.markers import CONFIRMED, confirmed_text
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.vms import rewrite_other_config
+from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
 
@@ -60,13 +60,16 @@ class Confirmations:
         """Take it back: what is on the disk is not what was sent."""
         self._noted = self._at = 0
         try:
-            await rewrite_other_config(self._pool, "VDI", self._ref, {}, [CONFIRMED])
+            await update_keys(self._pool, "VDI", self._ref, "other_config", {}, [CONFIRMED])
         except XorepdError as error:  # a later run would compare the same sample again
             log.warning("confirmation.not_revoked", vdi=self._uuid, reason=str(error))
 
     async def _put(self, offset: int, tries: int) -> None:
+        """Write the offset and nothing else: XAPI writes the content id in these moments."""
         text = confirmed_text(self._uuid, offset, tries)
-        await rewrite_other_config(self._pool, "VDI", self._ref, {CONFIRMED: text})
+        await update_keys(
+            self._pool, "VDI", self._ref, "other_config", {CONFIRMED: text}, [CONFIRMED]
+        )
 
 
 class Confirming:

@@ -1,33 +1,71 @@
-"""Whether somebody worked on a replica since its last restore point. Pure.
+"""Whether a replica is still as its last run left it. Pure.
 
-XAPI drops `content_id` from a disk's `other_config` when the disk is attached for writing, and
-gives it a new one afterwards; snapshots inherit it. So a disk of the replica and its snapshot in
-the restore point show the same one for as long as nobody wrote, which costs nothing to find out.
+It is not where one of its disks was written to (see `ownership`), or where another disk is at a
+device that a run has filled, or is about to fill. A disk of others at any other device is no
+divergence: it stays. Neither is a replica that was reverted to a restore point and not used since:
+all that its disks hold stands in that restore point.
 
-Source: sm: libs/sm/VDI.py (activate, deactivate); xapi: ocaml/xapi/storage_smapiv1.ml.
+While a commit is pending, the same is asked of all disks that it names: to undo or to finish it
+would detach them.
 """
 
 from __future__ import annotations
 
-from xorepd.replication.inventory import TargetSide
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from xorepd.replication.inventory import TargetSide, is_live
+from xorepd.replication.ownership import Content, content_of, own_mark
 from xorepd.xapi.records import Vdi
 
-_CONTENT = "content_id"
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """One disk of a replica that is not as the last run left it."""
+
+    vdi: Vdi
+    how: str
+    """To complete "disk … "."""
+
+    def __str__(self) -> str:
+        return f"disk {self.vdi.name_label or self.vdi.uuid} {self.how}"
 
 
-def diverged_disks(side: TargetSide) -> list[Vdi]:
-    """Return the replica's disks that hold other content than its newest restore point.
+WRITTEN = "was written to"
+EXCHANGED = "is not the one that the last run put at device {}"
 
-    Where a storage driver keeps no such id, nothing can be told, and nothing is said. The same goes
-    for a commit that an earlier run left: its sweep comes before any restore point of it counts.
+
+def find_divergence(side: TargetSide, wanted: Collection[str] = ()) -> list[Divergence]:
+    """Return what of a replica is not as the last run left it.
+
+    Args:
+        wanted: devices that the next commit is going to fill.
     """
-    if not side.points or side.mark is None or side.mark.commit is not None:
-        return []
-    taken = {disk.vdi.snapshot_of: disk.vdi for disk in side.points[0].disks}
-    return [
-        vdi
-        for _, vdi in side.live
-        if (point := taken.get(vdi.ref)) is not None
-        and _CONTENT in point.other_config
-        and vdi.other_config.get(_CONTENT) != point.other_config[_CONTENT]
-    ]
+    return list(_find(side, wanted)) if side.mark is not None else []
+
+
+def _find(side: TargetSide, wanted: Collection[str]) -> Iterator[Divergence]:
+    mark = side.mark
+    assert mark is not None
+    twins = {disk.vdi.snapshot_of: disk.vdi for point in side.points[:1] for disk in point.disks}
+    filled = {*mark.disks, *wanted, *(d.mark.device for p in side.points[:1] for d in p.disks)}
+    in_points = {
+        disk.vdi.content_id
+        for point in side.points
+        for disk in point.disks
+        if disk.content is Content.PROVEN
+    }
+    if mark.commit is not None:
+        filled.update(mark.commit.old, mark.commit.new)
+    seen = set()
+    for vbd, vdi in side.live:
+        seen.add(vdi.uuid)
+        own = own_mark(vdi)
+        if own is not None and is_live(vdi, mark.stream):
+            if content_of(vdi, own, twins.get(vdi.ref)) is Content.CHANGED:
+                yield Divergence(vdi, WRITTEN)
+        elif vbd.userdevice in filled and vdi.content_id not in in_points - {""}:
+            yield Divergence(vdi, EXCHANGED.format(vbd.userdevice))
+    if mark.commit is not None:
+        named = {*mark.commit.old.values(), *mark.commit.new.values()} - seen
+        yield from (Divergence(vdi, WRITTEN) for vdi in side.written if vdi.uuid in named)

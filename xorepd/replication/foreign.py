@@ -1,17 +1,25 @@
 """Copies that somebody else made: by Xen Orchestra, or carried by hand and marked as a seed. Pure.
 
 A copy on the target says in `other_config` which snapshot on the source it is a copy of. Where
-that snapshot still stands, both are a base like our own: the first run sends a delta, into a clone
-of the copy, and what others made stays as it is.
+that snapshot still stands, or what changed-block tracking knows of it, both are a base:
 
     generation      the copy is                            its disks say
     until 6.2       a VM that cannot be started            xo:copy_of
     seed            the same, made by `xo-cr-seed`         xo:copy_of
     6.3 and later   a snapshot of such a VM                xo:copy_of, later also contentKey
 
-What says so may be wrong, for anybody may write there: a base of others is compared before it is
-used (see `adoption`). Where the snapshot on the source is gone, nothing tells what has changed
-since. The copy's VM still says which VM it was copied from, and so both sides can be compared.
+What says so is a hint and no more: clones and snapshots inherit it. So both sides are compared, and
+what differs is sent into a clone of the copy, unless these prove that the copy holds what its maker
+wrote into it:
+
+- no other disk on the pool says the same;
+- it is a snapshot, and its VM's record says the same;
+- the disk that it was taken of says it no more, stands in a halted VM that cannot be started, is
+  older than the snapshot (a revert would make a newer one), and has the snapshot's content id: so
+  nothing has written to either since.
+
+Where the snapshot on the source is gone, nothing tells what has changed since. The copy's VM still
+says which VM it was copied from, and so both sides can be compared.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from xorepd.ids import Ref
-from xorepd.replication.markers import signed
+from xorepd.replication.ownership import own_mark
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import Vbd, Vdi, Vm
 
@@ -28,22 +36,9 @@ _VM = "xo:backup:vm"
 _CONTENT = "xo:backup:contentKey"
 _COPY_OF = "xo:copy_of"
 _TIME = "xo:backup:datetime"
-_EXPORTED = "xo:backup:exported"
 _UNFINISHED = "1970"
 """How the time of a copy begins while it is being written."""
 _IMPORTING = "Importing…"
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The same content on both sides, as its labels say."""
-
-    disk: str
-    """UUID of the source disk."""
-    base: Vdi
-    """Snapshot of the source disk."""
-    onto: Vdi
-    """Disk on the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,54 +48,63 @@ class Copy:
     disk: str
     """UUID of the source disk."""
     onto: Vdi
+    base: Vdi | None = None
+    """Snapshot of the source disk that was copied; None where it is gone."""
+    is_proven: bool = False
+    """Nothing has written to it since it was made."""
 
 
-def find_pairs(source: Cache, disks: Iterable[Vdi], vm: Ref, target: Cache, sr: Ref) -> list[Pair]:
-    """Return the bases of others for some source disks, the newest content first.
+def find_copies(
+    source: Cache, disks: Iterable[tuple[Vbd, Vdi]], vm: Vm, target: Cache, sr: Ref
+) -> list[Copy]:
+    """Return what others copied from some source disks, best first.
 
-    Args:
-        disks: disks of the source VM as they are now.
-        vm: the source VM.
-        sr: the target SR; copies elsewhere are of no use, since clones stay on their SR.
-    """
-    present = {disk.ref: disk for disk in disks}
-    contents = {_key_of(base): base for base in _bases(source, present, vm)}
-    pairs = []
-    for copy, owner in _copies(target, sr):
-        labels = (copy.other_config.get(_CONTENT, ""), copy.other_config.get(_COPY_OF, ""))
-        base = next((contents[label] for label in labels if label in contents), None)
-        if base is None or (not owner.is_a_snapshot and not _is_exported(source, base)):
-            continue
-        disk = present[base.snapshot_of]
-        if copy.virtual_size <= disk.virtual_size:
-            pairs.append(Pair(disk.uuid, base, copy))
-    pairs.sort(key=lambda pair: (pair.base.snapshot_time, pair.onto.is_a_snapshot), reverse=True)
-    return pairs
-
-
-def find_copies(disks: Iterable[tuple[Vbd, Vdi]], vm: str, target: Cache, sr: Ref) -> list[Copy]:
-    """Return what others copied from some source disks, the newest first.
-
-    Disks are told apart by the device at which they are: nothing else of a disk is on its copy once
-    the snapshot is gone. If somebody swapped them, more differs, and that is all.
+    Those whose base stands come before the others, and newer ones before older ones. Without its
+    base, a copy is told by the device at which it is. If the disks were swapped, more differs, and
+    that is all.
 
     Args:
         disks: disks of the source VM as they are now, with their drives.
-        vm: UUID of the source VM.
-        sr: the target SR.
+        vm: the source VM.
+        sr: the target SR; copies elsewhere are of no use, since clones stay on their SR.
     """
-    at_device = {vbd.userdevice: vdi for vbd, vdi in disks}
+    drives = list(disks)
+    present = {vdi.ref: vdi for _, vdi in drives}
+    at_device = {vbd.userdevice: vdi for vbd, vdi in drives}
+    contents = {_key_of(base): base for base in _bases(source, present, vm.ref)}
     found = []
     for copy, owner in _copies(target, sr):
-        devices = [v.userdevice for v in target.present(Vbd, copy.vbds) if v.vm == owner.ref]
-        disk = next((at_device[device] for device in devices if device in at_device), None)
-        if owner.other_config.get(_VM) != vm or disk is None:
+        base = next((contents[label] for label in _labels(copy) if label in contents), None)
+        disk = present[base.snapshot_of] if base else None
+        if disk is None and owner.other_config.get(_VM) == vm.uuid:
+            devices = [v.userdevice for v in target.present(Vbd, copy.vbds) if v.vm == owner.ref]
+            disk = next((at_device[device] for device in devices if device in at_device), None)
+        if disk is None or copy.virtual_size > disk.virtual_size:
             continue
-        if copy.virtual_size <= disk.virtual_size:
-            age = (owner.other_config[_TIME], copy.is_a_snapshot)
-            found.append((age, Copy(disk.uuid, copy)))
+        is_proven = base is not None and _is_proven(target, copy, owner)
+        age = (owner.other_config[_TIME], copy.is_a_snapshot)
+        found.append(((base is not None, age), Copy(disk.uuid, copy, base, is_proven)))
     found.sort(key=lambda each: each[0], reverse=True)
     return [copy for _, copy in found]
+
+
+def _labels(vdi: Vdi) -> list[str]:
+    return [vdi.other_config[key] for key in (_CONTENT, _COPY_OF) if key in vdi.other_config]
+
+
+def _is_proven(cache: Cache, copy: Vdi, owner: Vm) -> bool:
+    """Return whether nothing has written to a copy since its maker took a snapshot of it."""
+    labels = set(_labels(copy))
+    if not copy.is_a_snapshot or _COPY_OF not in owner.other_config:
+        return False
+    if any(labels & set(_labels(vdi)) for vdi in cache.vdis.values() if vdi.ref != copy.ref):
+        return False
+    origin, replica = cache.vdis.get(copy.snapshot_of), cache.vms.get(owner.snapshot_of)
+    if origin is None or replica is None or not _is_idle(replica):
+        return False
+    has_it = any(vbd.vm == replica.ref for vbd in cache.present(Vbd, origin.vbds))
+    is_older = origin.snapshot_time < copy.snapshot_time
+    return has_it and is_older and bool(copy.content_id) and copy.content_id == origin.content_id
 
 
 def _key_of(base: Vdi) -> str:
@@ -110,9 +114,11 @@ def _key_of(base: Vdi) -> str:
 def _bases(cache: Cache, present: Collection[Ref], vm: Ref) -> Iterator[Vdi]:
     """Return snapshots that others took of these disks and that nobody can write to."""
     for vdi in cache.vdis.values():
-        if not vdi.is_a_snapshot or vdi.snapshot_of not in present or not vdi.has_data:
+        if not vdi.is_a_snapshot or vdi.snapshot_of not in present:
             continue
-        if signed(vdi.other_config, vdi.uuid) is not None:
+        if not vdi.has_data and not vdi.is_bare:
+            continue
+        if own_mark(vdi) is not None:
             continue
         if all(owner.is_a_snapshot and owner.snapshot_of == vm for owner in _owners(cache, vdi)):
             yield vdi
@@ -121,7 +127,7 @@ def _bases(cache: Cache, present: Collection[Ref], vm: Ref) -> Iterator[Vdi]:
 def _copies(cache: Cache, sr: Ref) -> Iterator[tuple[Vdi, Vm]]:
     """Return complete copies on an SR, each with the snapshot or idle VM that it is of."""
     for vdi in cache.vdis.values():
-        if vdi.sr != sr or not vdi.has_data or signed(vdi.other_config, vdi.uuid) is not None:
+        if vdi.sr != sr or not vdi.has_data or own_mark(vdi) is not None:
             continue
         if _CONTENT not in vdi.other_config and _COPY_OF not in vdi.other_config:
             continue
@@ -147,9 +153,3 @@ def _is_finished(vm: Vm) -> bool:
 def _is_idle(vm: Vm) -> bool:
     blocked = vm.blocked_operations.get("start", _IMPORTING)
     return not vm.is_a_snapshot and vm.power_state == "Halted" and blocked != _IMPORTING
-
-
-def _is_exported(cache: Cache, base: Vdi) -> bool:
-    """Return whether whoever took a snapshot says that it has arrived."""
-    keys = [base.other_config, *(owner.other_config for owner in _owners(cache, base))]
-    return any(_EXPORTED in each for each in keys)

@@ -21,8 +21,9 @@ from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import Refused
 from xorepd.ids import JobName, RunId
 from xorepd.replication.assignment import Assignment
-from xorepd.replication.board import Progress
+from xorepd.replication.board import Clock, Progress
 from xorepd.replication.commit import VIF_SOURCE
+from xorepd.replication.current import source_of
 from xorepd.replication.forgetting import Terms, use_objections
 from xorepd.replication.inventory import (
     Group,
@@ -32,12 +33,10 @@ from xorepd.replication.inventory import (
     is_live,
     is_taken,
     read_target,
-    used_by_vms,
 )
 from xorepd.replication.markers import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
-    CLONING,
     CONFIRMED,
     KEY,
     REPLICA_TAG,
@@ -45,20 +44,26 @@ from xorepd.replication.markers import (
     Mark,
     Role,
     Stream,
-    signed,
     uses_of,
 )
 from xorepd.replication.orphans import signs_of_use
-from xorepd.replication.removal import destroy_group, release, try_destroy_disk
+from xorepd.replication.ownership import own_mark, used_by_vms
+from xorepd.replication.removal import (
+    destroy_group,
+    destroy_record,
+    destroy_unsigned,
+    release,
+    try_destroy_disk,
+)
 from xorepd.replication.room import Room
 from xorepd.replication.suspended import destroy_memory, let_go
-from xorepd.replication.sweep import sweep
+from xorepd.replication.sweep import claim, sweep
 from xorepd.replication.visit import SourceVm, Visit, owner_of_shared
 from xorepd.transports.direct import Direct
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import OWNER_PREFIX, Sr, Vdi, Vif, Vm
-from xorepd.xapi.vms import destroy_vbd, destroy_vm, update_keys
+from xorepd.xapi.vms import destroy_vbd, update_keys
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +85,7 @@ class Forgetting:
     sr: Sr
     source_vm: SourceVm
     progress: Progress
+    clock: Clock
     report: Callable[[str], None]
     """Told what is being done."""
 
@@ -137,7 +143,10 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
     await f.target.refresh()
     pools = [pool for pool in (f.source, f.target) if pool is not None]
     for pool, owner in product(pools, (f"{OWNER_PREFIX}{f.stream}", owner_of_shared(f.stream))):
-        await pool.end_tasks_of(owner)
+        tasks = await pool.end_tasks_of(owner)
+        await pool.refresh()
+        mark = Mark(Role.DISK, f.stream, f.run_id, job=f.job)
+        await claim(pool, mark, tasks.telling)
     side = await _read_target(f)
     if side.mark is not None and side.mark.commit is not None and f.terms.keep_replica:
         raise Refused(
@@ -145,13 +154,11 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
             "VM is gone, so the replica is not whole; clone its newest restore point instead"
         )
     if side.fresh is not None:
-        await destroy_group(f.target, side.fresh)
-    for shell in side.unsigned_vms:
-        await destroy_vm(f.target, shell.ref)
-    for vdi in (*side.loose, *side.torn):
+        await destroy_unsigned(f.target, side.fresh)
+    for shell in side.shells:
+        await destroy_record(f.target, shell)
+    for vdi in side.loose:
         await try_destroy_disk(f.target, vdi)
-    for vdi in side.cloning:
-        await f.target.call("VDI.remove_from_other_config", vdi.ref, CLONING)
     return await _read_target(f)
 
 
@@ -159,6 +166,8 @@ def _assignment(f: Forgetting, source: Pool, vm: Vm) -> Assignment:
     """Return what a run of the stream would be about, for its sweep: nothing is transferred."""
     to = TargetSettings(pool=f.target.name, sr=f.sr.uuid)
     plain = {"name": JobName(f.job or "removed"), "source": source.name, "vms": (vm.uuid,)}
+    if f.terms.even_if_used or f.terms.keep_replica:
+        plain["diverged"] = "replace"
     return Assignment(
         job=JobSettings.model_validate(plain | {"targets": (to,)}),
         to=to,
@@ -175,6 +184,9 @@ def _assignment(f: Forgetting, source: Pool, vm: Vm) -> Assignment:
         nbd=NbdBudget(),
         budget=Budget(),
         progress=f.progress,
+        clock=f.clock,
+        current=source_of(vm, f.stream.pool),
+        attempt=f.run_id,
     )
 
 
@@ -196,7 +208,7 @@ def _standing_for(cache: Cache, stream: Stream) -> list[Group | Marked]:
     """Return what the source pool has for a stream, whether or not the source VM is still there."""
 
     def mark_on(each: Vm | Vdi) -> Mark | None:
-        mark = signed(each.other_config, each.uuid) if each.is_a_snapshot else None
+        mark = own_mark(each) if each.is_a_snapshot else None
         is_ours = mark is not None and mark.role is Role.SOURCE
         return mark if is_ours and mark and mark.stream.of_source == stream.of_source else None
 
@@ -227,7 +239,7 @@ async def _dismantle(f: Forgetting, side: TargetSide, replica: Vm) -> None:
             await destroy_vbd(f.target, vbd.ref)
             gone &= await try_destroy_disk(f.target, vdi)
     if gone:
-        await destroy_vm(f.target, replica.ref)
+        await destroy_record(f.target, replica)
 
 
 async def _set_free(f: Forgetting, side: TargetSide, replica: Vm) -> None:

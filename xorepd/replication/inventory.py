@@ -1,29 +1,28 @@
 """What a stream's two pools hold of it, read from their records. No I/O.
 
-Everything of ours is found by its mark and by where it stands; what carries a mark that is void
-there, or is used by somebody else's VM, is not in the inventory and is left alone.
+What is in here is ours by the rules of `ownership`, and stands where its role wants it. What only
+carries a mark, or belongs to a VM of others, is not in here, and so no run touches it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from xorepd.ids import NULL_REF, Ref
-from xorepd.replication.markers import (
-    CLONING,
-    SNAPSHOTTING,
-    Mark,
-    Role,
-    Stream,
-    Use,
-    decode,
-    signed,
-    uses_of,
+from xorepd.ids import Ref
+from xorepd.replication.markers import KEY, Mark, Role, Stream, Use, decode, uses_of
+from xorepd.replication.ownership import (
+    Content,
+    content_of,
+    is_of,
+    objection,
+    own_mark,
+    run_that_named,
+    used_by_vms,
 )
 from xorepd.replication.plan import Point, PointDisk, SourceBase
 from xorepd.xapi.cache import Cache
-from xorepd.xapi.records import EPOCH, Vbd, Vdi, Vm
+from xorepd.xapi.records import Vbd, Vdi, Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,11 @@ class Marked:
 
     vdi: Vdi
     mark: Mark
+
+    @property
+    def content(self) -> Content:
+        """Whether it holds what it held when it was signed."""
+        return content_of(self.vdi, self.mark)
 
     @property
     def uses(self) -> Mapping[str, Use]:
@@ -81,9 +85,6 @@ class SourceSide:
     """Snapshots that a run took and never got to mark."""
     orphans: tuple[Marked, ...] = ()
     """Disks of snapshots of ours whose VM record is gone: somebody destroyed it, or `shed` did."""
-    torn: tuple[Vdi, ...] = ()
-    """Disks of a snapshot of ours whose VM record never came: the toolstack died over it."""
-
     excluded: tuple[Excluded, ...] = ()
     """Disks of the VM that stay behind, and are not among `disks`."""
 
@@ -97,7 +98,7 @@ class SourceSide:
         present = {vdi.ref: vdi.uuid for _, vdi in self.disks}
         held = [disk for group in self.snapshots for disk in group.disks] + list(self.orphans)
         return [
-            SourceBase(uuid=disk.vdi.uuid, disk=present[disk.vdi.snapshot_of])
+            SourceBase(disk.vdi.uuid, present[disk.vdi.snapshot_of], disk.content)
             for disk in held
             if (disk.vdi.has_data or disk.vdi.is_bare) and disk.vdi.snapshot_of in present
         ]
@@ -114,22 +115,24 @@ class TargetSide:
     points: tuple[Group, ...] = ()
     """Newest first."""
     fresh: Group | None = None
-    """A restore point that was taken and not marked yet: its commit is done."""
+    """A restore point that was taken and not signed yet: its commit is done."""
     loose: tuple[Vdi, ...] = ()
     """Disks of ours that belong to no VM: staging disks, replaced disks, unfinished creations."""
+    written: tuple[Vdi, ...] = ()
+    """Disks of ours that something has written to since: no run uses or destroys them."""
     staging: tuple[Marked, ...] = ()
     """Those of the loose disks that are staging disks and that nothing writes to any more."""
-    unsigned_vms: tuple[Vm, ...] = ()
-    """Replicas that were created a moment before the end, without any disk yet."""
-    cloning: tuple[Vdi, ...] = field(default=())
-    """Disks that still say that we are cloning: restore points', and clones that are not ours."""
-    torn: tuple[Vdi, ...] = ()
-    """Disks of a restore point whose VM record never came: the toolstack died over it."""
+    shells: tuple[Vm, ...] = ()
+    """VMs that a run created a moment before its end, not signed and without any disk yet."""
     memories: tuple[Group, ...] = ()
     """Suspended VMs beside restore points, finished or not."""
+    unmarked: Mapping[str, Vdi] = field(default_factory=dict)
+    """By UUID: disks on the SR that carry no mark and that no VM has. Some may be ours: an SR that
+    was forgotten and introduced again has lost all marks."""
 
     def plan_points(self) -> list[Point]:
         """Return the restore points as base choice looks at them."""
+        twins = {vdi.ref: vdi for _, vdi in self.live}
         return [
             Point(
                 uuid=point.vm.uuid,
@@ -137,17 +140,36 @@ class TargetSide:
                     PointDisk(
                         uuid=disk.vdi.uuid,
                         disk=disk.mark.disk,
-                        content=disk.mark.snapshot,
+                        snapshot=disk.mark.snapshot,
                         virtual_size=disk.vdi.virtual_size,
                         is_usable=disk.vdi.has_data,
+                        content=content_of(disk.vdi, disk.mark, twins.get(disk.vdi.snapshot_of)),
                         deltas=disk.mark.deltas,
                         device=disk.mark.device,
                     )
                     for disk in point.disks
-                ),
+                )
+                + tuple(self._lost(point)),
             )
             for point in self.points
         ]
+
+    def _lost(self, point: Group) -> Iterator[PointDisk]:
+        """Yield the disks that a restore point names and that have lost their marks."""
+        known = {disk.vdi.uuid for disk in point.disks}
+        for device, uuid in point.mark.disks.items():
+            if uuid not in known:
+                found = self.unmarked.get(uuid)
+                yield PointDisk(
+                    uuid=uuid,
+                    disk="",
+                    snapshot="",
+                    virtual_size=found.virtual_size if found else 0,
+                    is_usable=found is not None and found.has_data,
+                    content=Content.UNKNOWN,
+                    device=device,
+                    is_lost=True,
+                )
 
 
 def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
@@ -157,16 +179,15 @@ def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
     for candidate in cache.vms.values():
         if not candidate.is_a_snapshot or candidate.snapshot_of != vm.ref:
             continue
-        mark = signed(candidate.other_config, candidate.uuid)
+        mark = own_mark(candidate)
         if mark is not None:
             if mark.role is Role.SOURCE and mark.stream.of_source == of_source:
                 disks = tuple(_source_disks(cache, candidate, of_source))
                 snapshots.append(Group(candidate, mark, disks, _image_of(cache, candidate)))
-        elif _is_unmarked_snapshot(candidate):
-            blank = Mark(Role.SOURCE, of_source, candidate.other_config[SNAPSHOTTING])
-            disks = tuple(
-                Marked(vdi, blank) for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot
-            )
+        elif run := run_that_named(candidate):
+            blank = Mark(Role.SOURCE, of_source, run)
+            taken = (vdi for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot)
+            disks = tuple(Marked(vdi, blank) for vdi in taken)
             unsigned.append(Group(candidate, blank, disks, _image_of(cache, candidate)))
     orphans = [
         Marked(vdi, mark)
@@ -175,48 +196,38 @@ def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
         and (mark := _source_mark(vdi, of_source)) is not None
         and not used_by_vms(cache, vdi)
     ]
-    snapshots.sort(key=lambda group: group.mark.time, reverse=True)
-    disks_now = tuple(disks_of(cache, vm))
+    snapshots.sort(key=lambda group: group.mark.order, reverse=True)
     return SourceSide(
         vm=vm,
-        disks=disks_now,
+        disks=tuple(disks_of(cache, vm)),
         snapshots=tuple(snapshots),
         unsigned=tuple(unsigned),
         orphans=tuple(orphans),
-        torn=tuple(_torn_off(cache, vm, {vdi.ref for _, vdi in disks_now})),
     )
 
 
 def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
     """Return what the target pool holds of a stream."""
     replica, replica_mark = None, None
-    unsigned_vms, points, memories = [], [], []
+    shells, points, memories = [], [], []
     for vm in cache.vms.values():
         mark = decode(vm.other_config)
         if mark is None or mark.stream != stream:
             continue
-        if mark.self == vm.uuid and mark.role is Role.REPLICA and not vm.is_a_snapshot:
+        if own_mark(vm) is None:
+            if not mark.self and vm.is_a_template and not vm.vbds and run_that_named(vm):
+                shells.append(vm)
+        elif mark.role is Role.REPLICA and not vm.is_a_snapshot:
             replica, replica_mark = vm, mark
-        elif mark.self == vm.uuid and mark.role is Role.POINT and vm.is_a_snapshot:
+        elif mark.role is Role.POINT and vm.is_a_snapshot:
             points.append(Group(vm, mark, tuple(_point_disks(cache, vm, stream))))
-        elif mark.self == vm.uuid and mark.role is Role.MEMORY and not vm.is_a_snapshot:
+        elif mark.role is Role.MEMORY and not vm.is_a_snapshot:
             memories.append(_read_memory(cache, vm, mark))
-        elif not mark.self and vm.is_a_template and not vm.is_a_snapshot and not vm.vbds:
-            unsigned_vms.append(vm)
-    points.sort(key=lambda point: point.mark.time, reverse=True)
+    points.sort(key=lambda point: point.mark.order, reverse=True)
     fresh = None
     if replica is not None and replica_mark is not None and replica_mark.commit is not None:
         fresh = _fresh_point(cache, replica, replica_mark)
-    loose, staging, cloning = [], [], []
-    for vdi in cache.vdis.values():
-        if vdi.sr == sr:
-            if _is_loose(cache, vdi, stream):
-                loose.append(vdi)
-                mark = signed(vdi.other_config, vdi.uuid)
-                if mark is not None and is_live(vdi, stream) and not _is_attached(cache, vdi):
-                    staging.append(Marked(vdi, mark))
-            elif _is_cloned(vdi, stream):
-                cloning.append(vdi)
+    loose = [vdi for vdi in cache.vdis.values() if vdi.sr == sr and _is_loose(cache, vdi, stream)]
     return TargetSide(
         replica=replica,
         mark=replica_mark,
@@ -224,11 +235,26 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
         points=tuple(points),
         fresh=fresh,
         loose=tuple(loose),
-        staging=tuple(staging),
-        unsigned_vms=tuple(unsigned_vms),
-        cloning=tuple(cloning),
-        torn=tuple(_torn_points(cache, replica_mark, sr)) if fresh is None else (),
+        written=tuple(
+            vdi
+            for vdi in cache.vdis.values()
+            if vdi.sr == sr
+            and (mark := own_mark(vdi)) is not None
+            and mark.stream == stream
+            and content_of(vdi, mark) is Content.CHANGED
+        ),
+        staging=tuple(
+            Marked(vdi, mark)
+            for vdi in loose
+            if (mark := is_of(vdi, Role.DISK, stream)) and not _is_attached(cache, vdi)
+        ),
+        shells=tuple(shells),
         memories=tuple(memories),
+        unmarked={
+            vdi.uuid: vdi
+            for vdi in cache.vdis.values()
+            if vdi.sr == sr and KEY not in vdi.other_config and not used_by_vms(cache, vdi)
+        },
     )
 
 
@@ -241,34 +267,13 @@ def disks_of(cache: Cache, vm: Vm) -> Iterator[tuple[Vbd, Vdi]]:
             yield vbd, vdi
 
 
-def used_by_vms(cache: Cache, vdi: Vdi, *, but: Ref = NULL_REF) -> bool:
-    """Return whether any VM, `but` and control domains left out, has this disk, or memory in it."""
-    if vdi.type == "suspend":  # no drive holds it
-        return any(vm.suspend_vdi == vdi.ref and vm.ref != but for vm in cache.vms.values())
-    owners = (cache.vms.get(vbd.vm) for vbd in cache.present(Vbd, vdi.vbds))
-    return any(
-        owner is not None and not owner.is_control_domain and owner.ref != but for owner in owners
-    )
-
-
 def _is_attached(cache: Cache, vdi: Vdi) -> bool:
     """Return whether something has a disk open, control domains included."""
     return any(vbd.currently_attached for vbd in cache.present(Vbd, vdi.vbds))
 
 
-def temporary_name(run: str) -> str:
-    """Return the name of a source snapshot until it is marked."""
-    return f"xorepd-unmarked-{run}"
-
-
-def _is_unmarked_snapshot(vm: Vm) -> bool:
-    """Return whether a run took this snapshot: name and inherited key tell of the same run."""
-    run = vm.other_config.get(SNAPSHOTTING)
-    return run is not None and vm.name_label == temporary_name(run)
-
-
 def _source_mark(vdi: Vdi, of_source: Stream) -> Mark | None:
-    mark = signed(vdi.other_config, vdi.uuid)
+    mark = own_mark(vdi)
     is_ours = mark is not None and mark.role is Role.SOURCE and mark.stream.of_source == of_source
     return mark if is_ours else None
 
@@ -281,8 +286,7 @@ def _source_disks(cache: Cache, snapshot: Vm, of_source: Stream) -> Iterator[Mar
 
 def _point_disks(cache: Cache, point: Vm, stream: Stream) -> Iterator[Marked]:
     for _, vdi in disks_of(cache, point):
-        mark = signed(vdi.other_config, vdi.uuid)
-        if mark is not None and mark.role is Role.POINT and mark.stream == stream:
+        if (mark := is_of(vdi, Role.POINT, stream)) is not None:
             yield Marked(vdi, mark)
 
 
@@ -290,7 +294,7 @@ def _read_memory(cache: Cache, vm: Vm, mark: Mark) -> Group:
     """Return a suspended VM of ours; its memory only as long as that is what we gave it."""
 
     def mark_on(vdi: Vdi) -> Mark | None:
-        own = signed(vdi.other_config, vdi.uuid)
+        own = own_mark(vdi)
         is_ours = own is not None and own.stream == mark.stream
         return own if is_ours and own and own.role in (Role.DISK, Role.MEMORY) else None
 
@@ -311,13 +315,16 @@ def _image_of(cache: Cache, vm: Vm) -> Vdi | None:
 
 
 def _fresh_point(cache: Cache, replica: Vm, mark: Mark) -> Group | None:
-    """Return the restore point of the commit under way: VM.snapshot makes its record last."""
+    """Return the restore point of the commit under way: VM.snapshot makes its record last.
+
+    Our own call gave it its name. In the earlier form that is the one which it keeps.
+    """
     assert mark.commit is not None
     for vm in cache.vms.values():
         if not vm.is_a_snapshot or vm.snapshot_of != replica.ref:
             continue
         if mark.commit.point and vm.name_label != mark.commit.point:
-            continue  # somebody else's snapshot inherits all the rest
+            continue  # a snapshot of others inherits all the rest
         inherited = decode(vm.other_config)
         if inherited is None or inherited.self != replica.uuid or inherited.commit != mark.commit:
             continue
@@ -328,67 +335,27 @@ def _fresh_point(cache: Cache, replica: Vm, mark: Mark) -> Group | None:
                 taken.add(origin.uuid)
             disk_mark = decode(vdi.other_config)
             if disk_mark is not None and (
-                disk_mark.self == vdi.uuid or (origin is not None and disk_mark.self == origin.uuid)
+                own_mark(vdi) or (origin is not None and disk_mark.self == origin.uuid)
             ):
                 disks.append(Marked(vdi, disk_mark))
-        # Somebody else may have snapshotted the replica before all its disks were swapped.
+        # Others may have snapshotted the replica before all its disks were swapped.
         if taken.issuperset(mark.commit.new.values()):
             return Group(vm, inherited, tuple(disks))
     return None
 
 
-def _torn_off(cache: Cache, vm: Vm, disks: Collection[Ref]) -> Iterator[Vdi]:
-    """Return what is left of a source snapshot that XAPI did not finish: in no VM, for ever."""
-    run = vm.other_config.get(SNAPSHOTTING)
-    for vdi in cache.vdis.values():
-        is_of_run = run is not None and vdi.other_config.get(SNAPSHOTTING) == run
-        is_of_disk = vdi.is_a_snapshot and vdi.snapshot_of in disks
-        if is_of_run and is_of_disk and not used_by_vms(cache, vdi):
-            yield vdi
-
-
-def _torn_points(cache: Cache, mark: Mark | None, sr: Ref) -> Iterator[Vdi]:
-    """Return the same of a restore point: snapshots of the disks in the commit under way."""
-    if mark is None or mark.commit is None:
-        return
-    new = set(mark.commit.new.values())
-    for vdi in cache.vdis.values():
-        if vdi.sr == sr and vdi.is_a_snapshot and not used_by_vms(cache, vdi):
-            inherited = decode(vdi.other_config)
-            if inherited is not None and inherited.stream == mark.stream and inherited.self in new:
-                yield vdi
-
-
 def is_live(vdi: Vdi, stream: Stream) -> bool:
     """Return whether a disk is one that we gave to the replica, or are about to."""
-    mark = signed(vdi.other_config, vdi.uuid)
-    return mark is not None and mark.role is Role.DISK and mark.stream == stream
-
-
-def _is_cloned(vdi: Vdi, stream: Stream) -> bool:
-    """Return whether a disk still says that we are cloning it, or is a clone that says so."""
-    mark = decode(vdi.other_config)
-    cloning = vdi.other_config.get(CLONING)
-    return cloning is not None and (
-        cloning == str(stream) or (mark is not None and mark.stream == stream)
-    )
+    return is_of(vdi, Role.DISK, stream) is not None
 
 
 def _is_loose(cache: Cache, vdi: Vdi, stream: Stream) -> bool:
-    """Return whether a disk is provably ours and belongs to no VM."""
-    mark = decode(vdi.other_config)
-    if used_by_vms(cache, vdi):
-        return False
-    if mark is None:  # cloned by us from a copy that others made, and not signed yet
-        is_clone = not vdi.is_a_snapshot and vdi.snapshot_time != EPOCH
-        return is_clone and vdi.other_config.get(CLONING) == str(stream)
-    if mark.stream != stream:
-        return False
-    if mark.self == vdi.uuid:  # written on this very disk
-        return mark.role in (Role.DISK, Role.POINT)
-    if vdi.is_a_snapshot:
-        return False
-    if not mark.self:  # created and not signed yet; XAPI dates clones, which inherit, and no others
-        return mark.role is Role.DISK and vdi.snapshot_time == EPOCH
-    # Cloned from a restore point by us and not signed yet.
-    return mark.role is Role.POINT and CLONING in vdi.other_config
+    """Return whether a disk is provably ours, holds what we left there, and belongs to no VM."""
+    mark = own_mark(vdi)
+    return (
+        mark is not None
+        and mark.stream == stream
+        and mark.role in (Role.DISK, Role.POINT)
+        and not objection(vdi)
+        and not used_by_vms(cache, vdi)
+    )

@@ -15,16 +15,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from uuid import uuid4
 
 import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.data.budget import Budget
 from xorepd.data.nbd_reader import NbdBudget
-from xorepd.errors import Broken, LeaseHeld, Refused, XorepdError
+from xorepd.errors import Broken, Frozen, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import Board, Clock, Progress
+from xorepd.replication.current import source_of
 from xorepd.replication.lease import Leases
 from xorepd.replication.limits import Limits, Place, places_of
 from xorepd.replication.markers import Stream
@@ -198,6 +200,8 @@ class _VmRun:
                 return progress.finished(Outcome.FAILED, late, context.clock())
             if isinstance(error, LeaseHeld):
                 return progress.finished(Outcome.HELD, error, context.clock())
+            if isinstance(error, Frozen):
+                return progress.finished(Outcome.FROZEN, error, context.clock())
             if isinstance(error, XorepdError):
                 return progress.finished(Outcome.FAILED, error, context.clock())
             # A fault of ours in one VM must not stop the others, nor pass unseen.
@@ -245,6 +249,9 @@ class _VmRun:
                         nbd=context.nbd,
                         budget=context.budget,
                         progress=progress,
+                        clock=context.clock,
+                        current=source_of(vm, stream.pool),
+                        attempt=str(uuid4()),
                         maps=context.maps,
                     )
                 )

@@ -26,7 +26,7 @@ from xorepd.data.reader import Reader
 from xorepd.errors import DigestMismatch, StateError
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.check import Sample
-from xorepd.replication.markers import signed
+from xorepd.replication.ownership import Content, content_of, own_mark
 from xorepd.replication.plan import Delta, Full
 from xorepd.replication.staging import VHD, DiskPlan
 from xorepd.state.maps import Draft
@@ -195,8 +195,10 @@ def _base_content(a: Assignment, plan: DiskPlan) -> str:
             return base
         case how:
             onto = a.target.cache.by_uuid(Vdi, how.onto)
-            mark = None if onto is None else signed(onto.other_config, onto.uuid)
-            return "" if mark is None else mark.snapshot
+            mark = None if onto is None else own_mark(onto)
+            if onto is None or mark is None or content_of(onto, mark) is not Content.PROVEN:
+                return ""  # a map tells what the disk once held
+            return mark.snapshot
 
 
 async def _try(work: Coroutine[Any, Any, None]) -> None:

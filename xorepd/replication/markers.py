@@ -1,8 +1,9 @@
-"""Ownership: what we write on objects of a pool, and when it counts. Pure.
+"""What we write on objects of a pool, and how it is read again. Pure.
 
 One key of `other_config`, `xorepd:mark`, holds a JSON object. It names the object that it was
-written on (`self`), because clones and snapshots copy `other_config`: a mark counts on its own
-object and, read as "snapshot of", on that object's snapshots. Anywhere else it is void.
+written on (`self` and `ref`), because clones, snapshots, copies, migrations and imports carry
+`other_config` along. What a mark proves is decided in `ownership`; this module only writes and
+reads it.
 
     role          on                                   written
     source        snapshot of a source VM, its disks   right after VM.snapshot
@@ -14,13 +15,17 @@ object and, read as "snapshot of", on that object's snapshots. Anywhere else it 
                   point, its disks and memory          whole
 
 An object that was created a moment ago cannot carry its own UUID yet: its mark is *unsigned*
-(`self` is empty) until it is written again, and counts only where a copy cannot be meant.
+(`self` is empty) until it is written again, and proves nothing by itself.
 
 A source snapshot serves every target of its VM, so its mark names none (`stream.sr` is empty). For
 whom it stands is told by keys of their own, one for each target, because `other_config` can be
 changed key by key and several runs do so at the same time:
 
     xorepd:for:<SR UUID>    wanted | held | bare
+
+Order and moment are two things. Restore points are put in order by `order`, a number that only
+grows. When the source was snapshotted is `moment`, by the source pool's clock, which may be wrong:
+`offset` says by how much, as far as the daemon could measure it.
 
 Beside our own key stand Xen Orchestra's, as it writes them (`xo_point`, `xo_source`): it finds our
 restore points, and its dashboards and exclusions know our replicas.
@@ -31,21 +36,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 KEY = "xorepd:mark"
-VERSION = 1
-
-CLONING = "xorepd:cloning"
-"""On the disk of a restore point, or of a copy that others made, while a staging disk is cloned
-from it: the stream. The clone inherits it, and so is known for ours even if we die before it gets
-its own mark."""
+VERSION = 2
+EARLIER = 1
+"""A version that is still read: its marks name no reference and no content, and put restore points
+in order by their time."""
 
 SNAPSHOTTING = "xorepd:snapshotting"
-"""On a source VM and its disks while their snapshot is taken: run id. The snapshot inherits it,
-likewise; and if XAPI dies over it, the disks that it leaves behind."""
+"""On the disks of a source VM while their snapshot is taken: run id. Snapshots inherit it. If XAPI
+dies over it, it leaves disks in no VM, and this tells where they may come from. It proves nothing:
+a snapshot that a user took in that moment inherits it as well."""
+
+HOLD = "xorepd:hold:"
+"""On a restore point, with the UUID of an SR behind it: its content is the base of a stream to that
+SR, in whatever direction. Retention leaves the restore point alone."""
 
 CONFIRMED = "xorepd:confirmed"
 """On a staging disk: its UUID, an offset in bytes, and how many runs have gone on from there.
@@ -64,9 +72,20 @@ BLOCKED_ON_REPLICA = ("start", "start_on", "resume", "resume_on", "unpause")
 BLOCKED_WHILE_READ = ("pool_migrate", "migrate_send")
 MIGRATION_TEXT = "VM migration is blocked while xorepd replicates it, run "
 
+FUTURE = timedelta(minutes=15)
+"""How far a moment may lie behind the arrival of its restore point before a clock must be wrong."""
+
 _SECTOR = 512
-_STEP = timedelta(microseconds=1)
-"""Between two snapshots of one stream, at least, by their marks."""
+_MOST = 2**53
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIER_MEMBERS = {
+    *("role", "stream", "run", "self", "job", "snapshot", "disk", "device", "deltas"),
+    *("confirmed", "commit", "onto", "base", "reason"),
+}
+_TEXTS = (
+    *("run", "self", "ref", "attempt", "lineage", "job", "snapshot", "disk", "device"),
+    *("moment", "arrived", "content", "onto", "base", "reason"),
+)
 
 
 class Role(StrEnum):
@@ -118,7 +137,9 @@ class Commit:
     new: Mapping[str, str]
     """Device → UUID of the staging disk that takes its place."""
     point: str = ""
-    """Name that the restore point is going to have."""
+    """Name under which the restore point is taken: nothing but our own call gives it."""
+    title: str = ""
+    """Name that the restore point has afterwards; empty in the earlier form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +150,15 @@ class Mark:
     stream: Stream
     run: str
     self: str = ""
+    """UUID of the object that it was written on."""
+    ref: str = ""
+    """Its reference: an import that keeps the UUID gives another one. Empty in the earlier form."""
+    attempt: str = ""
+    """Which attempt of the run: one for each VM and target."""
+    lineage: str = ""
+    """`<pool>/<VM>`, UUIDs, where all of this began; empty where that is the stream's source."""
+    epoch: int = 0
+    """How often source and replica have changed their roles."""
     job: str = ""
     """Name of the job, for people: nothing is decided by it."""
     snapshot: str = ""
@@ -138,8 +168,19 @@ class Mark:
     """On disks: UUID of the source disk."""
     device: str = ""
     """On disks: `userdevice` of the source disk."""
-    time: str = ""
-    """When the source was snapshotted, by its pool's clock: ISO 8601 (see `next_time`)."""
+    order: int = 0
+    """Which snapshot of the stream it is: later ones have higher numbers."""
+    moment: str = ""
+    """When the source was snapshotted, by its pool's clock: ISO 8601."""
+    offset: int = 0
+    """Seconds by which that clock was ahead of the daemon's, as far as that was known."""
+    arrived: str = ""
+    """On restore points: when it was taken, by the target pool's clock."""
+    content: str = ""
+    """On disks: XAPI's content id at the time when this was written (see `Vdi.content_id`); empty
+    in the earlier form."""
+    disks: Mapping[str, str] = field(default_factory=dict)
+    """On the replica and on restore points: device → UUID of the disk that we gave it."""
     deltas: int = 0
     """On disks of the target: how many deltas it has had since it was sent whole."""
     confirmed: bool = False
@@ -155,21 +196,50 @@ class Mark:
     reason: str = ""
     """On staging disks: why it is not sent against a base."""
 
-    def on(self, uuid: str) -> Mark:
-        """Return this mark as it is written on the object with that UUID."""
-        return replace(self, self=uuid)
+    def on(self, uuid: str, ref: str) -> Mark:
+        """Return this mark as it is written on the object with that UUID and reference."""
+        return replace(self, self=uuid, ref=ref)
 
     def encode(self) -> str:
         plain = {key: value for key, value in asdict(self).items() if value}
         return json.dumps({"v": VERSION, **plain}, separators=(",", ":"))
+
+    @property
+    def taken_at(self) -> datetime | None:
+        """When the source was snapshotted, by the daemon's clock as far as it was known.
+
+        None where that cannot be read.
+        """
+        moment = read_time(self.moment)
+        try:
+            return moment and moment - timedelta(seconds=self.offset)
+        except OverflowError:
+            return None
+
+
+def is_from_the_future(mark: Mark, arrived: datetime) -> bool:
+    """Return whether a restore point says that its source was snapshotted after it arrived.
+
+    Args:
+        arrived: when it was taken, by the target pool's clock; what the mark says goes before it.
+    """
+    taken_at = mark.taken_at
+    return taken_at is not None and taken_at > (read_time(mark.arrived) or arrived) + FUTURE
 
 
 def decode(other_config: Mapping[str, str]) -> Mark | None:
     """Return the mark on an object, valid or not; None where there is none that we understand."""
     try:
         plain = json.loads(other_config.get(KEY, "null"))
-        if not isinstance(plain, dict) or plain.pop("v", None) != VERSION:
+        if not isinstance(plain, dict):
             return None
+        match plain.pop("v", None):
+            case 2:
+                pass
+            case 1:
+                plain = _of_earlier(plain)
+            case _:
+                return None
         known = {f.name for f in fields(Mark)}
         values = {key: value for key, value in plain.items() if key in known}
         values["role"] = Role(values["role"])
@@ -177,34 +247,41 @@ def decode(other_config: Mapping[str, str]) -> Mark | None:
         if values.get("commit"):
             values["commit"] = Commit(**values["commit"])
         mark = Mark(**values)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
     return mark if _is_sound(mark) else None
 
 
+def _of_earlier(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a mark of the earlier version as the present one has them."""
+    time = plain.pop("time", "")
+    moment = read_time(time)
+    order = 0 if moment is None else int((moment - _EPOCH) / timedelta(microseconds=1))
+    earlier = {key: plain[key] for key in plain.keys() & _EARLIER_MEMBERS}
+    return earlier | {"moment": time, "order": max(0, order)}
+
+
 def _is_sound(mark: Mark) -> bool:
     """Return whether every member has its type: anybody may have written into `other_config`."""
-    texts: list[object] = [mark.stream.pool, mark.stream.vm, mark.stream.sr, mark.run, mark.self]
-    texts += [mark.job, mark.snapshot, mark.disk, mark.device, mark.time]
-    texts += [mark.onto, mark.base, mark.reason]
+    texts: list[object] = [mark.stream.pool, mark.stream.vm, mark.stream.sr]
+    texts += [getattr(mark, name) for name in _TEXTS]
+    sides: list[object] = [mark.disks]
     commit: Any = mark.commit
     if commit is not None:
         if not isinstance(commit, Commit):
             return False
-        texts.append(commit.run)
-        for side in (commit.old, commit.new):
-            if not isinstance(side, dict):
-                return False
-            texts += side.values()
-    if type(mark.deltas) is not int or not 0 <= mark.deltas < 2**53:
+        texts += [commit.run, commit.point, commit.title]
+        sides += [commit.old, commit.new]
+    for side in sides:
+        if not isinstance(side, dict):
+            return False
+        texts += side.values()
+    numbers = (mark.deltas, mark.order, mark.epoch)
+    if any(type(number) is not int or not 0 <= number < _MOST for number in numbers):
+        return False
+    if type(mark.offset) is not int or abs(mark.offset) >= _MOST:
         return False
     return isinstance(mark.confirmed, bool) and all(isinstance(text, str) for text in texts)
-
-
-def signed(other_config: Mapping[str, str], uuid: str) -> Mark | None:
-    """Return the mark on an object if it was written on this very object."""
-    mark = decode(other_config)
-    return mark if mark is not None and mark.self == uuid else None
 
 
 def uses_of(other_config: Mapping[str, str], mark: Mark) -> dict[str, Use]:
@@ -222,6 +299,11 @@ def uses_of(other_config: Mapping[str, str], mark: Mark) -> dict[str, Use]:
             is_known = value in (Use.WANTED, Use.BARE)
             uses[key.removeprefix(FOR)] = Use(value) if is_known else Use.HELD
     return uses
+
+
+def holds_on(other_config: Mapping[str, str]) -> set[str]:
+    """Return for which streams a restore point is a base, by UUID of their SR."""
+    return {key.removeprefix(HOLD) for key in other_config if key.startswith(HOLD)}
 
 
 def confirmed_text(uuid: str, offset: int, tries: int) -> str:
@@ -245,19 +327,13 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 20
 
 
-def next_time(moment: datetime, known: Iterable[str]) -> str:
-    """Return the time for a new snapshot of a stream: later than all its known ones.
-
-    Restore points are put in order by it. XAPI's dates have whole seconds, and the clock of a pool
-    may step back or pass to another master: neither may make the newest point an older one.
-    """
-    newest = max(filter(None, map(read_time, known)), default=moment - _STEP)
-    return max(moment, newest + _STEP).isoformat()
+def next_order(known: Iterable[int]) -> int:
+    """Return the order of a new snapshot of a stream: after all its known ones."""
+    return max(known, default=0) + 1
 
 
 def read_time(text: str) -> datetime | None:
-    """Return the time of a mark, aware; None where it cannot be read."""
-    """Return the time in a mark; None where there is none that we understand."""
+    """Return the time in a mark, aware; None where there is none that we understand."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -38,23 +38,23 @@ from xorepd.replication.inventory import (
     read_target,
 )
 from xorepd.replication.markers import (
-    CLONING,
     KEY,
     REPLICA_TAG,
     XO_KEYS_OF_POINTS,
     Mark,
     Role,
 )
+from xorepd.replication.ownership import temporary_name
 from xorepd.replication.plan import Full, FullReason
 from xorepd.replication.preflight import Interface
 from xorepd.replication.record import bios_strings_of, new_replica
 from xorepd.replication.snapshot import HAS_MEMORY, block_migration, replica_name
-from xorepd.replication.staging import DiskPlan, Staged, clone_base
+from xorepd.replication.staging import DiskPlan, Staged, base_disk
 from xorepd.replication.suspended import sign_disk
 from xorepd.replication.transfer import fill
 from xorepd.state.records import MEMORY
-from xorepd.xapi.records import Vbd, Vdi
-from xorepd.xapi.vdis import create_disk
+from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi
+from xorepd.xapi.vdis import clone_disk, create_disk
 from xorepd.xapi.vms import (
     create_disk_vbd,
     create_empty_drive,
@@ -132,12 +132,14 @@ async def _stage_image(a: Assignment, snapshot: Group, image: Vdi) -> Staged:
     """Make the disk that the memory is written to: whole each time, for it has no base."""
     blank = replace(_blank(a, snapshot), role=Role.DISK, snapshot=image.uuid, device=MEMORY)
     name = f"[Importing] memory of {a.vm.name_label}"
-    ref = await create_disk(
+    blank = replace(blank, content=a.new_content(MEMORY))
+    async with create_disk(
         a.target, a.sr.ref, image.virtual_size, name, "", {KEY: blank.encode()}, kind="suspend"
-    )
-    uuid: str = await a.target.call("VDI.get_uuid", ref)
-    mark = blank.on(uuid)
-    await rewrite_other_config(a.target, "VDI", ref, {KEY: mark.encode()})
+    ) as ref:
+        uuid: str = await a.target.call("VDI.get_uuid", ref)
+        mark = blank.on(uuid, ref)
+        signed = {KEY: mark.encode(), CONTENT_ID: mark.content}
+        await rewrite_other_config(a.target, "VDI", ref, signed)
     plan = DiskPlan(Marked(image, mark), Full(FullReason.NEW_DISK), bootable=False, mode="RW")
     return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
 
@@ -163,7 +165,7 @@ async def _build(
     when = snapshot.vm.snapshot_time.strftime("%Y%m%dT%H%M%SZ")
     name = f"{replica_name(a)} (memory, {when})"
     record = new_replica(
-        raw, f"[Importing…] {name}", raw["name_description"], {KEY: blank.encode()}
+        raw, temporary_name(a.run_id), raw["name_description"], {KEY: blank.encode()}
     )
     record |= {
         "power_state": "Suspended",
@@ -174,7 +176,8 @@ async def _build(
     }
     vm = Ref(await a.target.call("VM.create", record))
     uuid: str = await a.target.call("VM.get_uuid", vm)
-    await rewrite_other_config(a.target, "VM", vm, {KEY: blank.on(uuid).encode()})
+    await rewrite_other_config(a.target, "VM", vm, {KEY: blank.on(uuid, vm).encode()})
+    await a.target.call("VM.set_name_label", vm, f"[Importing…] {name}")
     await protect(a, vm)
     if strings := bios_strings_of(raw):
         try:
@@ -195,7 +198,7 @@ async def _build(
         await sign_disk(a.target, disk, Role.MEMORY)
     await a.target.call("VM.set_name_label", vm, name)
     await a.target.call("VM.set_is_a_template", vm, False)
-    whole = replace(blank.on(uuid), snapshot=snapshot.vm.uuid)
+    whole = replace(blank.on(uuid, vm), snapshot=snapshot.vm.uuid)
     await rewrite_other_config(a.target, "VM", vm, {KEY: whole.encode()})
     log.info("memory.carried", vm=uuid, point=point.vm.uuid)
 
@@ -210,13 +213,12 @@ async def _attach_disks(
     for disk in point.disks:
         if disk.mark.snapshot not in snapshot.contents:  # of somebody else
             continue
-        ref = await clone_base(a, disk.vdi.uuid)
-        uuid: str = await a.target.call("VDI.get_uuid", ref)
         device = disk.mark.device
-        mark = replace(_blank(a, snapshot).on(uuid), role=Role.DISK, device=device)
-        gone = [CLONING, *_XO_KEYS]
-        await rewrite_other_config(a.target, "VDI", ref, {KEY: mark.encode()}, gone)
-        await a.target.call("VDI.remove_from_other_config", disk.vdi.ref, CLONING)
+        async with clone_disk(a.target, base_disk(a, disk.vdi.uuid)) as ref:
+            uuid: str = await a.target.call("VDI.get_uuid", ref)
+            mark = replace(_blank(a, snapshot).on(uuid, ref), role=Role.DISK, device=device)
+            mark = replace(mark, content=disk.mark.content)
+            await rewrite_other_config(a.target, "VDI", ref, {KEY: mark.encode()}, _XO_KEYS)
         drive = drives[disk.vdi.uuid]
         await create_disk_vbd(
             a.target,
@@ -232,10 +234,7 @@ async def _attach_disks(
 
 
 def _blank(a: Assignment, snapshot: Group) -> Mark:
-    return Mark(
-        role=Role.MEMORY,
-        stream=a.stream,
-        run=a.run_id,
-        job=a.job.name,
-        time=snapshot.mark.time,
+    origin = snapshot.mark
+    return replace(
+        a.blank(Role.MEMORY), order=origin.order, moment=origin.moment, offset=origin.offset
     )

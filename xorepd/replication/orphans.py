@@ -15,9 +15,10 @@ from typing import Any
 
 from xorepd.config.models import JobSettings
 from xorepd.ids import PoolName
-from xorepd.replication.divergence import diverged_disks
+from xorepd.replication.divergence import find_divergence
 from xorepd.replication.inventory import TargetSide, is_live, is_taken, read_target
-from xorepd.replication.markers import Mark, Role, Stream, decode, read_time, signed, uses_of
+from xorepd.replication.markers import Mark, Role, Stream, decode, uses_of
+from xorepd.replication.ownership import own_mark
 from xorepd.replication.selection import Selection, is_excluded, select_vms
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import Sr, Vdi, Vm
@@ -113,9 +114,9 @@ def signs_of_use(cache: Cache, side: TargetSide) -> tuple[str, ...]:
     signs = []
     if replica.power_state != "Halted":
         signs.append(f"is {replica.power_state.lower()}")
-    if disks := diverged_disks(side):
-        signs.append(f"was written to ({_named(disks)})")
-    if foreign := [vdi for _, vdi in side.live if signed(vdi.other_config, vdi.uuid) is None]:
+    if changed := find_divergence(side):
+        signs.append(f"has changed ({'; '.join(map(str, changed))})")
+    if foreign := [vdi for _, vdi in side.live if own_mark(vdi) is None]:
         signs.append(f"has disks of others ({_named(foreign)})")
     ours = {point.vm.ref for point in side.points} | ({side.fresh.vm.ref} if side.fresh else set())
     if taken := [vm for vm in cache.present(Vm, replica.snapshots) if vm.ref not in ours]:
@@ -154,7 +155,7 @@ def _of_pool(
             continue
         part = cache.part(own.vms, own.vdis)  # a pool may have thousands of streams
         side = read_target(part, stream, sr.ref) if sr else TargetSide(None, None)
-        times = [read_time(point.mark.time) for point in side.points]
+        times = [point.mark.taken_at for point in side.points]
         source, there = sources.get(stream.pool) or ("", None)
         vm = there.by_uuid(Vm, stream.vm) if there else None
         yield Orphan(
@@ -200,16 +201,17 @@ def _belongings(cache: Cache) -> dict[Stream, _Belongings]:
             continue
         own = found[mark.stream]
         own.vms.append(vm)
-        if mark.self == vm.uuid and mark.role is Role.REPLICA:
+        is_own = own_mark(vm) is not None
+        if is_own and mark.role is Role.REPLICA:
             own.replica, own.mark = vm, mark
-        elif mark.self == vm.uuid and mark.role in (Role.POINT, Role.MEMORY):
+        elif is_own and mark.role in (Role.POINT, Role.MEMORY):
             own.mark = own.mark or mark
     for vdi in cache.vdis.values():
         if (mark := decode(vdi.other_config)) is None:
             continue
         own = found[mark.stream]
         own.vdis.append(vdi)
-        is_ours = mark.self == vdi.uuid and mark.role in (Role.DISK, Role.POINT)
+        is_ours = own_mark(vdi) is not None and mark.role in (Role.DISK, Role.POINT)
         if is_ours and mark.stream.sr == srs.get(vdi.sr):
             own.mark = own.mark or mark
     return dict(found)
@@ -221,7 +223,7 @@ def _standing(sources: Iterable[Cache]) -> _Standing:
     for source in sources:
         everything: tuple[Vm | Vdi, ...] = (*source.vms.values(), *source.vdis.values())
         for each in everything:
-            mark = signed(each.other_config, each.uuid) if each.is_a_snapshot else None
+            mark = own_mark(each) if each.is_a_snapshot else None
             is_here = mark is not None and mark.stream.pool == source.pool.uuid
             if mark is not None and is_here and mark.role is Role.SOURCE:
                 for sr in uses_of(each.other_config, mark):

@@ -1,15 +1,17 @@
 """Which base each disk is sent against: decided from what both sides prove. Pure.
 
 A base is a snapshot of the source disk whose content a restore point on the target holds: the same
-UUID is recorded on both sides. The unit is the disk, the unit of commit is the VM, so a VM with a
-new disk sends that one whole and the others as deltas.
+UUID is recorded on both sides, and neither disk has been written to since. The unit is the disk,
+the unit of commit is the VM, so a VM with a new disk sends that one whole and the others as deltas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from xorepd.replication.ownership import Content
 
 
 class FullReason(StrEnum):
@@ -29,6 +31,14 @@ class FullReason(StrEnum):
     """The job wants a full after so many deltas."""
     CHANGES_UNKNOWN = "changes-unknown"
     """The base has no data, and the source cannot tell what changed since."""
+    POINT_CHANGED = "point-changed"
+    """The restore point's disk was written to since it was taken."""
+    BASE_CHANGED = "base-changed"
+    """The source snapshot's disk was written to since it was taken."""
+    CONTENT_UNKNOWN = "content-unknown"
+    """Nothing tells whether the restore point's disk was written to."""
+    MARKS_LOST = "marks-lost"
+    """The restore points have lost their disks, or these have lost their marks."""
 
 
 class ResyncReason(StrEnum):
@@ -44,6 +54,11 @@ class ResyncReason(StrEnum):
     """Somebody else copied the disk to the target; the snapshot that he copied is gone."""
     CHANGES_UNKNOWN = "changes-unknown"
     """There is a base, but the source cannot tell what changed since."""
+    POINT_CHANGED = "point-changed"
+    BASE_CHANGED = "base-changed"
+    CONTENT_UNKNOWN = "content-unknown"
+    MARKS_LOST = "marks-lost"
+    """A disk of a restore point is there, but has lost its marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,7 @@ class SourceBase:
     uuid: str
     disk: str
     """UUID of the source disk."""
+    content: Content = Content.PROVEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +78,20 @@ class PointDisk:
     uuid: str
     disk: str
     """UUID of the source disk."""
-    content: str
+    snapshot: str
     """UUID of the source snapshot's disk whose content it is."""
     virtual_size: int
     is_usable: bool
     """It exists, holds data, and may be cloned."""
+    content: Content = Content.PROVEN
+    """Whether it holds what it held when it was signed."""
     deltas: int = 0
     """How many it has had since it was sent whole."""
     device: str = ""
     """`userdevice` of the source disk."""
+    is_lost: bool = False
+    """The restore point names it, and it carries no mark any more: only its UUID and its device are
+    known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +161,20 @@ def choose_base(
         others: UUIDs of the other disks that the source VM has now.
         resync: whether a full may be avoided by reading both sides.
     """
-    on_source = {base.uuid for base in bases if base.disk == disk.uuid}
+    on_source = {base.uuid: base.content for base in bases if base.disk == disk.uuid}
     # By content as well: after a revert the source disk is another one, and its snapshots are its.
     copies = [
         copy
         for point in points
         for copy in point.disks
-        if copy.disk == disk.uuid or copy.content in on_source
+        if copy.disk == disk.uuid or copy.snapshot in on_source
     ]
     how = _prove_base(disk, points, copies, on_source)
     if not isinstance(how, Full) or not resync:
         return how
-    for copy in (*copies, *_former(disk, points, others)):
+    alike = [*copies, *_former(disk, points, others)]
+    alike.sort(key=lambda copy: copy.content is not Content.PROVEN)
+    for copy in alike:
         if copy.is_usable and copy.virtual_size <= disk.virtual_size:
             moved = how.reason is FullReason.NEW_DISK
             reason = ResyncReason.DISK_MOVED if moved else ResyncReason(how.reason.value)
@@ -160,24 +183,39 @@ def choose_base(
 
 
 def _prove_base(
-    disk: SourceDisk, points: Sequence[Point], copies: Sequence[PointDisk], on_source: set[str]
+    disk: SourceDisk,
+    points: Sequence[Point],
+    copies: Sequence[PointDisk],
+    on_source: Mapping[str, Content],
 ) -> Delta | Full:
-    """Return the delta that both sides prove, or why there is none."""
+    """Return the delta that both sides prove, or why there is none.
+
+    Args:
+        on_source: UUID of each snapshot of the disk → whether it holds what it held.
+    """
     if not points:
         return Full(FullReason.FIRST_RUN)
     if not copies:
-        return Full(FullReason.NEW_DISK)
-    common = [copy for copy in copies if copy.content in on_source]
+        lost = any(copy.is_lost for point in points for copy in point.disks)
+        return Full(FullReason.MARKS_LOST if lost else FullReason.NEW_DISK)
+    common = [copy for copy in copies if copy.snapshot in on_source]
     if not common:
         return Full(FullReason.BASE_GONE_ON_SOURCE)
     usable = [copy for copy in common if copy.is_usable]
     if not usable:
         return Full(FullReason.BASE_GONE_ON_TARGET)
-    fitting = [copy for copy in usable if copy.virtual_size <= disk.virtual_size]
+    unchanged = [copy for copy in usable if on_source[copy.snapshot] is not Content.CHANGED]
+    if not unchanged:
+        return Full(FullReason.BASE_CHANGED)
+    proven = [copy for copy in unchanged if copy.content is Content.PROVEN]
+    if not proven:
+        known = all(copy.content is Content.CHANGED for copy in unchanged)
+        return Full(FullReason.POINT_CHANGED if known else FullReason.CONTENT_UNKNOWN)
+    fitting = [copy for copy in proven if copy.virtual_size <= disk.virtual_size]
     if not fitting:
         return Full(FullReason.DISK_SHRANK)
     best = fitting[0]
-    return Delta(base=best.content, onto=best.uuid, number=best.deltas + 1)
+    return Delta(base=best.snapshot, onto=best.uuid, number=best.deltas + 1)
 
 
 def limit_deltas(how: Delta | Resync | Full, full_every: int | None) -> Delta | Resync | Full:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import structlog
 
 from xorepd.config.models import Diverged
-from xorepd.errors import ObjectBusy, Refused
+from xorepd.errors import Frozen, ObjectBusy, Refused
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.chains import CLOSE, MAX_DEPTH, deepest
-from xorepd.replication.divergence import diverged_disks
+from xorepd.replication.current import at_odds, own_current
+from xorepd.replication.divergence import find_divergence
 from xorepd.replication.inventory import SourceSide, TargetSide
 from xorepd.replication.markers import (
     BLOCK_TEXT,
     BLOCKED_WHILE_READ,
     REPLICA_TAG,
     Role,
-    signed,
 )
 from xorepd.replication.networks import Candidate, map_network, networks_of
+from xorepd.replication.ownership import own_mark
 from xorepd.units import GiB
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool
@@ -124,12 +126,19 @@ def check_source(a: Assignment, side: SourceSide) -> None:
         Refused: with the VM or disk, and what to do about it.
     """
     vm, pool = side.vm, a.source.name
-    mark = signed(vm.other_config, vm.uuid)
+    mark = own_mark(vm)
     blocked = vm.blocked_operations.get("start") == BLOCK_TEXT
     if (mark and mark.role in (Role.REPLICA, Role.MEMORY)) or (REPLICA_TAG in vm.tags and blocked):
         raise Refused(
             f"pool {pool}: VM {vm.name_label} is itself a replica; remove it from job {a.job.name}"
         )
+    twice = Counter(vdi.ref for vdi in side.drives)
+    for vdi in side.drives:
+        if twice[vdi.ref] > 1:
+            raise Refused(
+                f"pool {pool}: disk {vdi.name_label} is attached to VM {vm.name_label} "
+                f"{twice[vdi.ref]} times; detach all but one, a replica has each disk once"
+            )
     stay_behind = {disk.vdi.ref for disk in side.excluded}
     for vdi in side.drives:
         stays_behind = vdi.ref in stay_behind
@@ -177,8 +186,49 @@ def _disk_problem(vdi: Vdi, target: Sr) -> str | None:
     return None
 
 
-def check_target(a: Assignment, side: TargetSide) -> None:
+def check_current(a: Assignment, side: TargetSide) -> None:
+    """Refuse to copy over what is, or was, active by itself.
+
+    Raises:
+        Frozen: source and replica are at odds.
+    """
+    said = own_current(a.vm)
+    if odds := at_odds(a.current, said is not None, side.replica):
+        raise Frozen(
+            f"VM {a.vm.name_label}: nothing is copied to its replica on pool {a.target.name}, "
+            f"because {odds}; find out which of the two holds the work that counts before you let "
+            "one of them replace the other"
+        )
+
+
+def refuse_divergence(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) -> None:
+    """Refuse to replace a replica that is not as its last run left it.
+
+    Args:
+        wanted: devices that the next commit is going to fill.
+
+    Raises:
+        Refused: with its disks, and what to do about it.
+    """
+    changed = find_divergence(side, wanted)
+    if side.replica is None or not changed:
+        return
+    pending = ""
+    if side.mark is not None and side.mark.commit is not None:
+        pending = f" (the commit of run {side.mark.commit.run} was not finished)"
+    raise Refused(
+        f"pool {a.target.name}: replica {side.replica.name_label} has changed since its last "
+        f"run{pending}: {'; '.join(map(str, changed))}. Keep your work in a copy of the replica. "
+        f'Then set diverged = "replace" in job {a.job.name}: the next run gives the replica new '
+        "disks, and `xorepctl orphans` lists the changed ones, which stay"
+    )
+
+
+def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) -> None:
     """Refuse to touch a replica that somebody uses, and to fill an SR that is full.
+
+    Args:
+        wanted: devices that the next commit is going to fill.
 
     Raises:
         Refused: with the object and what to do about it.
@@ -189,13 +239,8 @@ def check_target(a: Assignment, side: TargetSide) -> None:
             f"pool {a.target.name}: replica {replica.name_label} is {replica.power_state.lower()}, "
             "not halted; shut it down, or keep your work in a clone of it and shut it down then"
         )
-    changed = diverged_disks(side)
-    if replica is not None and changed and a.job.diverged is Diverged.REFUSE:
-        raise Refused(
-            f"pool {a.target.name}: replica {replica.name_label} has diverged: somebody wrote to "
-            f"{', '.join(vdi.name_label for vdi in changed)} since its last restore point; keep "
-            f'what is worth it in a clone, then set diverged = "replace" in job {a.job.name}'
-        )
+    if a.job.diverged is Diverged.REFUSE:
+        refuse_divergence(a, side, wanted)
     # A clone and then its snapshot: each may make the chain one longer.
     newest = [disk.vdi for point in side.points[:1] for disk in point.disks]
     _check_chains(a.target, newest, MAX_DEPTH - 1)

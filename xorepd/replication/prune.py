@@ -9,7 +9,7 @@ import structlog
 from xorepd.config.choices import BaseData
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
-from xorepd.replication.markers import Use, read_time
+from xorepd.replication.markers import Use, holds_on, is_from_the_future
 from xorepd.replication.recovery import decide_prune
 from xorepd.replication.removal import destroy_group, release, say_use, shed, try_destroy_disk
 from xorepd.replication.retention import select_expired
@@ -32,9 +32,10 @@ async def prune(a: Assignment, target: TargetSide) -> None:
         await try_destroy_disk(a.target, vdi)
     keep = a.job.keep_on(a.to)
     expired = select_expired(target.points, keep, a.job.timezone, _time_of)
+    expired = [point for point in expired if not holds_on(point.vm.other_config)]
     await prune_memories(a, target, [point for point in target.points if point not in expired])
     for point in expired:
-        log.info("point.expired", point=point.vm.uuid, time=point.mark.time)
+        log.info("point.expired", point=point.vm.uuid, taken=point.mark.moment)
         await destroy_group(a.target, point)
     async with a.source_vm.lock:
         source = await read_source_side(a)
@@ -64,7 +65,7 @@ async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
     kept = list(shedding.kept)
     for base in shedding.shed:
         if reason := await _reason_to_keep(a, base):
-            log.warning("base.data_kept", taken=base.mark.time, reason=reason)
+            log.warning("base.data_kept", taken=base.mark.moment, reason=reason)
         else:
             reason = await shed(a.source, base)
         if reason and base in shedding.own:
@@ -90,4 +91,7 @@ async def _reason_to_keep(a: Assignment, base: Group | Marked) -> str:
 
 
 def _time_of(point: Group) -> datetime | None:
-    return read_time(point.mark.time)
+    """Return when a restore point's source was snapshotted; None where a clock was wrong."""
+    if is_from_the_future(point.mark, point.vm.snapshot_time):
+        return None
+    return point.mark.taken_at

@@ -6,33 +6,34 @@
 With snapshot = "memory" it is XAPI that suspends the VM for its snapshot, and resumes it.
 
 A daemon, or a toolstack, that dies in between leaves a VM that is down. The VM carries
-`xorepd:restart` from before it goes down until it runs again, and every sweep starts or resumes
-what carries it.
+`xorepd:restart` from before it goes down until it runs again. It says how the VM was then: a sweep
+starts or resumes what is still so, and nothing that has been started, reverted or copied since.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 
 import structlog
 
 from xorepd.config.choices import SnapshotKind
 from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure
-from xorepd.ids import Ref, is_null
+from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.hooks import run_hook
-from xorepd.replication.inventory import used_by_vms
-from xorepd.replication.removal import try_destroy_disk
+from xorepd.replication.inventory import disks_of
 from xorepd.tidying import to_the_end
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Vm
+from xorepd.xapi.records import Vm, parse_time
 from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
 
 RESTART = "xorepd:restart"
-"""On a source VM that went down for its snapshot: run id. It is to run again."""
+"""On a source VM that went down for its snapshot: `Downed`. It is to run again."""
 
 SHUTDOWN_S = 1200.0
 """XAPI itself gives a guest 20 minutes."""
@@ -82,7 +83,8 @@ async def _run_last(command: tuple[str, ...], facts: dict[str, str], timeout: fl
 
 @asynccontextmanager
 async def _marked_to_run(a: Assignment, vm: Vm) -> AsyncIterator[None]:
-    await update_keys(a.source, "VM", vm.ref, "other_config", {RESTART: a.run_id})
+    downed = await _look_at(a.source, a.run_id, vm)
+    await update_keys(a.source, "VM", vm.ref, "other_config", {RESTART: downed.encode()})
     try:
         yield
     finally:
@@ -102,8 +104,55 @@ async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class Downed:
+    """How a VM was when a run took it down."""
+
+    run: str
+    self: str
+    """Its UUID: copies inherit what is written on it."""
+    disks: tuple[str, ...]
+    """UUIDs of its disks: a revert gives it others."""
+    started_at: str
+    """When it had been started last, ISO 8601."""
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str) -> Downed | None:
+        """Return what `encode` wrote; None where it is something else."""
+        try:
+            plain = json.loads(text)
+            texts = [plain["run"], plain["self"], plain["started_at"], *plain["disks"]]
+            found = cls(plain["run"], plain["self"], tuple(plain["disks"]), plain["started_at"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return found if all(isinstance(text, str) for text in texts) else None
+
+
+async def _look_at(pool: Pool, run: str, vm: Vm) -> Downed:
+    """Return how a VM is now, its power state apart."""
+    disks = sorted(vdi.uuid for _, vdi in disks_of(pool.cache, vm))
+    metrics = await pool.call("VM.get_metrics", vm.ref)
+    started = parse_time(await pool.call("VM_metrics.get_start_time", metrics))
+    return Downed(run, vm.uuid, tuple(disks), started.isoformat())
+
+
+async def start_if_left_down(a: Assignment, vm: Vm) -> None:
+    """Start or resume a VM that an earlier run took down, if it is still as that run left it."""
+    left = Downed.decode(vm.other_config[RESTART])
+    if left is not None and left == await _look_at(a.source, left.run, vm):
+        await start_again(a, vm.ref)
+        return
+    log.warning(
+        "vm.left_alone", vm=vm.uuid, reason="it is not as the run that took it down left it"
+    )
+    await a.source.unguarded().call("VM.remove_from_other_config", vm.ref, RESTART)
+
+
 async def start_again(a: Assignment, vm: Ref) -> None:
-    """Start or resume a VM that went down for us, unless somebody has done so, and forget about it.
+    """Start or resume a VM that went down for us, unless it runs by now, and forget about it.
 
     The right to write may be gone by now; the duty to start it is not.
     """
@@ -114,23 +163,8 @@ async def start_again(a: Assignment, vm: Ref) -> None:
         await pool.run_task("VM.start", vm, False, False, timeout=START_S)
     elif state == "Suspended":
         log.info("vm.resuming", vm=vm)
-        await _remove_torn(pool, vm)
         await _resume(pool, vm)
     await pool.call("VM.remove_from_other_config", vm, RESTART)
-
-
-async def _remove_torn(pool: Pool, vm: Ref) -> None:
-    """Destroy a copy of a VM's memory that no snapshot has: the toolstack died before it made one.
-
-    The memory itself, by which it is known, goes with the resume.
-    """
-    await pool.refresh()
-    suspended = pool.cache.vms.get(vm)
-    if suspended is None or suspended.current_operations or is_null(suspended.suspend_vdi):
-        return  # somebody is at it
-    for vdi in list(pool.cache.vdis.values()):
-        if vdi.snapshot_of == suspended.suspend_vdi and not used_by_vms(pool.cache, vdi):
-            await try_destroy_disk(pool, vdi)
 
 
 async def _resume(pool: Pool, vm: Ref) -> None:

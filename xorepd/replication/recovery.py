@@ -10,9 +10,8 @@ last, after its disks. Before it, recovery rolls back; after it, recovery rolls 
     replica in a commit, its restore point exists          finish the commit
     replica in a commit, no restore point of it            put the old disks back
     the same, and there were no old disks (first run)      destroy the replica
-    disks of ours that belong to no VM                     destroy
+    disks of ours that belong to no VM                     destroy, unless something wrote to them
     source snapshot and disks of an interrupted transfer   keep for a while (see `resume`)
-    disks of a snapshot that XAPI did not finish           destroy
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
-from xorepd.replication.markers import Commit, Use, read_time
+from xorepd.replication.markers import Commit, Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +169,10 @@ def decide_prune(
         if disk.vdi.uuid not in content and (sr in disk.uses or not disk.uses)
     ]
     everything: list[Group | Marked] = [*source.snapshots, *source.orphans]
-    taken_at = {what.mark.time: read_time(what.mark.time) for what in everything}
-    now = max(filter(None, taken_at.values()), default=None)  # by the source pool's clock
+    newest_one = max(everything, key=lambda what: what.mark.order, default=None)
+    now = newest_one.mark.taken_at if newest_one else None  # moments may be wrong, orders are not
     for what in everything:
-        taken = taken_at[what.mark.time]
+        taken = what.mark.taken_at
         if now is None or taken is None or (now - taken).total_seconds() <= hold_bases:
             continue
         releases += [Release(what, other) for other in what.uses if other not in {sr, *busy}]

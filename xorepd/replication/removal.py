@@ -1,4 +1,7 @@
-"""Destroying what is ours: snapshots, disks, source snapshots that nobody needs, data of bases."""
+"""Destroying what is ours: snapshots, disks, source snapshots that nobody needs, data of bases.
+
+Everything here asks `ownership` right before it destroys, by the records of that moment.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from dataclasses import replace
 import structlog
 
 from xorepd.errors import ObjectGone, XapiError
-from xorepd.replication.inventory import Group, Marked, used_by_vms
-from xorepd.replication.markers import FOR, KEY, Use, decode, uses_of
+from xorepd.replication.inventory import Group, Marked
+from xorepd.replication.markers import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
+from xorepd.replication.ownership import objection, used_by_vms
 from xorepd.replication.shedding import is_agreed
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Vdi, Vm
+from xorepd.xapi.records import CONTENT_ID, Vdi, Vm
 from xorepd.xapi.vdis import destroy_data, destroy_disk
 from xorepd.xapi.vms import destroy_vm, rewrite_other_config, update_keys
 
@@ -21,26 +25,69 @@ log = structlog.get_logger(__name__)
 NOT_AGREED = "another daemon has written on it that it needs its data"
 
 
-async def destroy_group(pool: Pool, group: Group) -> None:
+async def destroy_group(pool: Pool, group: Group) -> bool:
     """Destroy a snapshot VM of ours, and then its disks, and its memory, that are in no other VM.
 
-    What somebody attached to a VM of theirs stays until they detach it: then it is left over.
+    A disk that a VM of others has stays until it is detached: then it is left over. Where something
+    wrote to one of the disks, all of it stays, because its bytes may be missed.
+
+    Returns:
+        Whether it is gone.
     """
-    now = [pool.cache.vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
-    free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=group.vm.ref)]
+    vms, vdis, own = pool.cache.vms, pool.cache.vdis, group.vm.ref
+    now = [vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
+    free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=own)]
+    objections = [objection(vms.get(own, group.vm)), *(objection(vdi) for vdi in free)]
+    if why := next(filter(None, objections), ""):
+        log.warning("snapshot.kept", pool=pool.name, snapshot=group.vm.uuid, reason=why)
+        return False
     image = group.image
-    if image is not None and not used_by_vms(pool.cache, image, but=group.vm.ref):
-        if KEY in image.other_config:
-            free.append(image)
-        elif not await try_destroy_disk(pool, image):  # without its VM nobody would know it
-            return
-    await destroy_vm(pool, group.vm.ref)
+    if image is not None and not used_by_vms(pool.cache, image, but=own):
+        free.append(vdis.get(image.ref, image))
+    await destroy_vm(pool, own)
     for vdi in free:
         await try_destroy_disk(pool, vdi)
+    return True
+
+
+async def destroy_unsigned(pool: Pool, group: Group) -> None:
+    """Destroy a snapshot that a run took and never came to sign: its name proves it.
+
+    Its disks and its memory are signed first: once its record is gone, nothing else tells of them.
+    """
+    everything = [disk.vdi for disk in group.disks] + ([group.image] if group.image else [])
+    for vdi in everything:
+        await sign_disk(pool, vdi, group.mark)
+    await pool.refresh()
+    marked = [
+        Marked(pool.cache.vdis.get(disk.vdi.ref, disk.vdi), disk.mark) for disk in group.disks
+    ]
+    await destroy_group(pool, replace(group, disks=tuple(marked)))
+
+
+async def sign_disk(pool: Pool, vdi: Vdi, mark: Mark) -> None:
+    """Sign a disk that was proven ours otherwise, with what it holds now."""
+    content = vdi.content_id or f"xorepd-{vdi.uuid}"
+    signed = replace(mark.on(vdi.uuid, vdi.ref), content=content)
+    keys = {KEY: signed.encode(), CONTENT_ID: content}
+    with suppress(ObjectGone):
+        await rewrite_other_config(pool, "VDI", vdi.ref, keys, [CONFIRMED])
+
+
+async def destroy_record(pool: Pool, vm: Vm) -> bool:
+    """Destroy the record of a VM of ours, never its disks; say why it stays where it is not."""
+    if why := objection(pool.cache.vms.get(vm.ref, vm)):
+        log.warning("vm.kept", pool=pool.name, vm=vm.uuid, reason=why)
+        return False
+    await destroy_vm(pool, vm.ref)
+    return True
 
 
 async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
     """Destroy a disk of ours, or say why it stays for the next sweep."""
+    if why := objection(pool.cache.vdis.get(vdi.ref, vdi)):
+        log.warning("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=why)
+        return False
     try:
         await destroy_disk(pool, vdi)
     except XapiError as error:
@@ -87,10 +134,14 @@ async def shed(pool: Pool, base: Group | Marked) -> str:
         if isinstance(base, Marked):
             if not is_agreed(await _uses_now(pool, "VDI", base.vdi)):
                 return NOT_AGREED
+            if why := objection(base.vdi):
+                return why
             return await _try_destroy_data(pool, base.vdi)
         uses = await _uses_now(pool, "VM", base.vm)
         if not is_agreed(uses):
             return NOT_AGREED
+        if why := next(filter(None, (objection(disk.vdi) for disk in base.disks)), ""):
+            return why
         for disk in base.disks:
             present = await _uses_now(pool, "VDI", disk.vdi)
             add = {FOR + sr: use.value for sr, use in uses.items() if present.get(sr) is not use}
@@ -104,7 +155,7 @@ async def shed(pool: Pool, base: Group | Marked) -> str:
         log.info("snapshot.gone")  # another daemon was faster, or its owner
         return ""
     except XapiError as error:  # its data is a matter of room: no reason to fail a run
-        log.warning("base.not_shed", pool=pool.name, taken=base.mark.time, error=str(error))
+        log.warning("base.not_shed", pool=pool.name, taken=base.mark.moment, error=str(error))
         return str(error)
 
 

@@ -28,6 +28,7 @@ from xorepd.errors import (
 from xorepd.ids import VdiUuid
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
 from xorepd.replication.markers import Mark, Use, confirmed_on
+from xorepd.replication.ownership import Content
 from xorepd.replication.plan import Delta, Full, FullReason, Resync, ResyncReason
 
 MOST_TRIES = 5
@@ -79,10 +80,10 @@ def find_leftover(
         within: seconds that the snapshot may be old; 0 continues nothing.
         others: UUIDs of bases and copies that others made, and that stand.
     """
-    newest = target.points[0].mark.time if target.points else ""
+    newest = target.points[0].mark.order if target.points else 0
     for group in source.snapshots:
         age = (now - group.vm.snapshot_time).total_seconds()
-        if group.uses.get(sr) is not Use.WANTED or age >= within or group.mark.time <= newest:
+        if group.uses.get(sr) is not Use.WANTED or age >= within or group.mark.order <= newest:
             continue
         if not _can_be_read(source, group):
             continue
@@ -97,7 +98,10 @@ def find_leftover(
 def _can_be_read(source: SourceSide, group: Group) -> bool:
     """Return whether all of a snapshot is there, and its disks are still those of the VM."""
     present = {vdi.uuid for vdi in source.drives}
-    return all(disk.vdi.has_data and disk.mark.disk in present for disk in group.disks)
+    return all(
+        disk.vdi.has_data and disk.content is not Content.CHANGED and disk.mark.disk in present
+        for disk in group.disks
+    )
 
 
 def _begun(
@@ -105,9 +109,13 @@ def _begun(
 ) -> Iterator[Begun]:
     """Yield the disks that can go on, the farthest of one content last."""
     contents = {disk.mark.snapshot: disk.vdi for disk in group.disks}
-    bases = {base.uuid for base in source.bases()}.union(others)
+    bases = {base.uuid for base in source.bases() if base.content is not Content.CHANGED}
+    bases.update(others)
     origins = {
-        disk.vdi.uuid for point in target.points for disk in point.disks if disk.vdi.has_data
+        disk.vdi.uuid
+        for point in target.points
+        for disk in point.disks
+        if disk.vdi.has_data and disk.content is not Content.CHANGED
     }.union(others)
     found = []
     for staging in target.staging:

@@ -23,6 +23,7 @@ from xorepd.replication.commit import commit
 from xorepd.replication.consent import check_fulls
 from xorepd.replication.inventory import Group, SourceSide, TargetSide
 from xorepd.replication.memory import carry_memory, check_memory
+from xorepd.replication.ownership import Content
 from xorepd.replication.plan import (
     Delta,
     Full,
@@ -33,6 +34,7 @@ from xorepd.replication.plan import (
     limit_deltas,
 )
 from xorepd.replication.preflight import (
+    check_current,
     check_source,
     check_target,
     plan_interfaces,
@@ -67,7 +69,7 @@ async def replicate(a: Assignment) -> Outcome:
     Raises:
         XorepdError: there is none, and the last one is as good as before.
     """
-    task_owner.set(OWNER_PREFIX + str(a.stream))
+    task_owner.set(f"{OWNER_PREFIX}{a.stream} {a.run_id} {a.attempt}")
     try:
         return await _replicate(a)
     except BaseException as error:
@@ -83,12 +85,14 @@ async def _replicate(a: Assignment) -> Outcome:
     sides = source, target = await read_sides(a)
     check_source(a, source)
     await check_memory(a, source)
-    check_target(a, target)
+    check_current(a, target)
+    check_target(a, target, [vbd.userdevice for vbd, _ in source.disks])
     interfaces = plan_interfaces(a, source.vm)
 
     enter("sweep")
     source, target, leftover = await sweep(a, sides)
 
+    tell_of_changed(a, target)
     if leftover is None and a.job.full is not Fulls.ALLOW:
         enter("plan")
         check_fulls(a.job, source.vm.name_label, foreseen_fulls(a, source, target))
@@ -99,11 +103,11 @@ async def _replicate(a: Assignment) -> Outcome:
             snapshot = await former_snapshot(a, source, leftover.snapshot)
         else:
             snapshot = await shared_snapshot(a, source, target)
-        a.progress.point_in_time = snapshot.vm.snapshot_time
+        a.progress.point_in_time = snapshot.mark.taken_at or snapshot.vm.snapshot_time
 
         enter("plan")
         plans = await look_at_bare(a, plan_disks(a, source, target, snapshot, leftover))
-        plans = await adopt(a, source, plans)
+        plans = await look_at_bare(a, await adopt(a, source, plans))
         plans = [limited(plan, a.job.full_every) for plan in plans]
         fulls = {p.source.mark.device: p.how.reason for p in plans if isinstance(p.how, Full)}
         begun = {p.source.mark.device for p in plans if p.begun is not None}
@@ -131,6 +135,19 @@ async def _replicate(a: Assignment) -> Outcome:
 
     enter("done")
     return Outcome.FULL if is_full else Outcome.DELTA
+
+
+def tell_of_changed(a: Assignment, target: TargetSide) -> None:
+    """Name the restore points that are none any more, because something wrote to their disks."""
+    for point in target.points:
+        changed = [disk.vdi for disk in point.disks if disk.content is Content.CHANGED]
+        if changed:
+            names = ", ".join(vdi.name_label or vdi.uuid for vdi in changed)
+            a.progress.warn(
+                f"pool {a.target.name}: restore point {point.vm.name_label} of VM "
+                f"{a.vm.name_label} was written to since it was taken (disk {names}); it is no "
+                "base, and it stays until you have settled it: see `xorepctl orphans`"
+            )
 
 
 def plan_disks(
@@ -165,10 +182,7 @@ def foreseen_fulls(a: Assignment, source: SourceSide, target: TargetSide) -> dic
 
     Those that copies of others may spare are not among them: somebody has to look at these first.
     """
-    pairs, copies = of_others(a, source)
-    spared = {pair.disk for pair in pairs}
-    if a.job.resync:
-        spared.update(copy.disk for copy in copies)
+    spared = {copy.disk for copy in of_others(a, source) if copy.is_proven or a.job.resync}
     fulls = {}
     for vbd, vdi in source.disks:
         device = vbd.userdevice

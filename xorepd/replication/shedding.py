@@ -19,8 +19,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from xorepd.ids import NULL_REF
-from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide, used_by_vms
+from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
 from xorepd.replication.markers import Use
+from xorepd.replication.ownership import used_by_vms
 from xorepd.xapi.cache import Cache
 
 

@@ -19,7 +19,6 @@ from xorepd.replication.inventory import (
     TargetSide,
     disks_of,
     read_source,
-    temporary_name,
 )
 from xorepd.replication.markers import (
     BLOCKED_WHILE_READ,
@@ -27,17 +26,17 @@ from xorepd.replication.markers import (
     KEY,
     MIGRATION_TEXT,
     SNAPSHOTTING,
-    Mark,
     Role,
     Use,
-    next_time,
+    next_order,
     uses_of,
     xo_source,
 )
+from xorepd.replication.ownership import temporary_name
 from xorepd.replication.quiet import RESTART, at_rest
 from xorepd.replication.record import left_behind
 from xorepd.replication.tracking import enable_tracking
-from xorepd.xapi.records import Vm
+from xorepd.xapi.records import CONTENT_ID, Vm
 from xorepd.xapi.vms import rewrite_other_config, take_checkpoint, take_snapshot, update_keys
 
 log = structlog.get_logger(__name__)
@@ -56,7 +55,7 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
         Refused: a disk was attached or detached in the very moment.
     """
     visit, sr = a.visit, a.stream.sr
-    visit.awaiting[sr] = [point.mark.time for point in target.points]
+    visit.awaiting[sr] = [point.mark.order for point in target.points]
     await visit.before_snapshot.arrive(a.place)
     async with a.source_vm.lock:
         await block_migration(a, side.vm)
@@ -79,12 +78,12 @@ async def former_snapshot(a: Assignment, side: SourceSide, snapshot: Group) -> G
     return snapshot
 
 
-async def _join(a: Assignment, snapshot: Group, points: Iterable[str]) -> bool:
+async def _join(a: Assignment, snapshot: Group, points: Iterable[int]) -> bool:
     """Write this target on a snapshot that was taken for others; return whether it will do."""
     await a.source.refresh()
     vms, vdis = a.source.cache.vms, a.source.cache.vdis
     stands = snapshot.vm.ref in vms and all(disk.vdi.ref in vdis for disk in snapshot.disks)
-    if not stands or any(time >= snapshot.mark.time for time in points):
+    if not stands or any(order >= snapshot.mark.order for order in points):
         return False
     if a.stream.sr not in uses_of(vms[snapshot.vm.ref].other_config, snapshot.mark):
         wanted = {FOR + a.stream.sr: Use.WANTED.value}
@@ -95,42 +94,42 @@ async def _join(a: Assignment, snapshot: Group, points: Iterable[str]) -> bool:
 
 
 async def take_source_snapshot(
-    a: Assignment, side: SourceSide, awaiting: Mapping[str, Iterable[str]]
+    a: Assignment, side: SourceSide, awaiting: Mapping[str, Iterable[int]]
 ) -> Group:
     """Snapshot the source VM and mark the snapshot and its disks as ours.
 
     The VM's record is marked last: a marked snapshot has all its disks marked.
 
     Args:
-        awaiting: UUID of each target SR that it is for → times of the restore points there.
+        awaiting: UUID of each target SR that it is for → orders of the restore points there.
 
     Raises:
         Refused: a disk was attached or detached in the very moment.
     """
     vm = side.vm
-    await update_keys(a.source, "VM", vm.ref, "other_config", {SNAPSHOTTING: a.run_id})
     for vdi in side.drives:
         await update_keys(a.source, "VDI", vdi.ref, "other_config", {SNAPSHOTTING: a.run_id})
     without = [disk.vdi.ref for disk in side.excluded]
     async with at_rest(a, vm):
+        began = a.clock()
         ref = await _take(a, vm, without)
+        ended = a.clock()
     for vdi in side.drives:
         await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
-    await a.source.call("VM.remove_from_other_config", vm.ref, SNAPSHOTTING)
     await a.source.refresh()
     snapshot = a.source.cache.vms.get(ref)
     if snapshot is None:
         raise ObjectGone(a.source.name, "snapshot", ref)
     uuid_of = {vdi.ref: vdi.uuid for vdi in side.drives}
     present = read_source(a.source.cache, a.stream, vm)
-    known = [group.mark.time for group in present.snapshots]
-    known += [disk.mark.time for disk in present.orphans]
-    blank = Mark(
-        role=Role.SOURCE,
+    known = [group.mark.order for group in present.snapshots]
+    known += [disk.mark.order for disk in present.orphans]
+    blank = replace(
+        a.blank(Role.SOURCE),
         stream=a.stream.of_source,
-        run=a.run_id,
-        job=a.job.name,
-        time=next_time(snapshot.snapshot_time, chain(known, *awaiting.values())),
+        order=next_order(chain(known, *awaiting.values())),
+        moment=snapshot.snapshot_time.isoformat(),
+        offset=a.source.clock.compare(snapshot.snapshot_time, began, ended),
     )
     wanted = {FOR + sr: Use.WANTED.value for sr in awaiting}
     disks = []
@@ -141,25 +140,24 @@ async def take_source_snapshot(
                 "was taken; the next run takes them as they are"
             )
         mark = replace(
-            blank,
-            self=vdi.uuid,
+            blank.on(vdi.uuid, vdi.ref),
             snapshot=vdi.uuid,
             disk=uuid_of[vdi.snapshot_of],
             device=vbd.userdevice,
+            content=vdi.content_id or a.new_content(vbd.userdevice),  # a disk in use has none
         )
         keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time, content=vdi.uuid)
         other = {k: v for k, v in vdi.other_config.items() if k != SNAPSHOTTING}
-        other |= keys | wanted | {KEY: mark.encode()}
+        other |= keys | wanted | {KEY: mark.encode(), CONTENT_ID: mark.content}
         await a.source.call("VDI.set_other_config", vdi.ref, other)
         disks.append(Marked(vdi, mark))
     image = a.source.cache.vdis.get(snapshot.suspend_vdi)
     if image is not None:  # of no drive of the snapshot: without its mark it would outlive that
-        mark = replace(blank, self=image.uuid, snapshot=image.uuid)
+        mark = replace(blank.on(image.uuid, image.ref), snapshot=image.uuid)
         await rewrite_other_config(a.source, "VDI", image.ref, {KEY: mark.encode()})
-    mark = replace(blank, self=snapshot.uuid, snapshot=snapshot.uuid)
+    mark = replace(blank.on(snapshot.uuid, snapshot.ref), snapshot=snapshot.uuid)
     keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time)
-    ours = (SNAPSHOTTING, RESTART)
-    other = {k: v for k, v in snapshot.other_config.items() if k not in ours}
+    other = {k: v for k, v in snapshot.other_config.items() if k != RESTART}
     other |= keys | wanted | {KEY: mark.encode()}
     await a.source.call("VM.set_other_config", snapshot.ref, other)
     await a.source.call("VM.set_name_label", snapshot.ref, replica_name(a))

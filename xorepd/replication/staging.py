@@ -22,12 +22,12 @@ from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
 from xorepd.replication.confirming import Confirmations
 from xorepd.replication.inventory import Group, Marked
-from xorepd.replication.markers import CLONING, CONFIRMED, KEY, Mark, Role, xo_point
+from xorepd.replication.markers import CONFIRMED, KEY, Mark, Role, xo_point
 from xorepd.replication.plan import Delta, Full, Resync
 from xorepd.replication.resume import Begun
 from xorepd.tidying import to_the_end
 from xorepd.transports.base import TargetDisk
-from xorepd.xapi.records import Vdi
+from xorepd.xapi.records import CONTENT_ID, Vdi
 from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
 from xorepd.xapi.vms import rewrite_other_config
 
@@ -74,7 +74,7 @@ def reason_of(how: Delta | Resync | Full) -> str:
 async def take_up(a: Assignment, plan: DiskPlan, begun: Begun) -> Staged:
     """Return the staging disk that an interrupted run left, as one of this run."""
     vdi = begun.staging.vdi
-    mark = replace(begun.staging.mark, run=a.run_id, job=a.job.name)
+    mark = replace(begun.staging.mark, run=a.run_id, attempt=a.attempt, job=a.job.name)
     await rewrite_other_config(a.target, "VDI", vdi.ref, {KEY: mark.encode()})
     log.info("disk.resumed", vdi=vdi.uuid, device=mark.device, start=begun.start)
     confirmations = Confirmations(a.target, vdi.ref, vdi.uuid, begun.start, begun.tries)
@@ -85,14 +85,17 @@ async def take_up(a: Assignment, plan: DiskPlan, begun: Begun) -> Staged:
 async def stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
     """Make the disk to write into: empty for a full, a clone of the base for a delta."""
     content = plan.source.vdi
+    origin = plan.source.mark
     blank = replace(
-        plan.source.mark,
-        role=Role.DISK,
-        stream=a.stream,
-        run=a.run_id,
-        self="",
+        a.blank(Role.DISK),
+        snapshot=origin.snapshot,
+        disk=origin.disk,
+        device=origin.device,
+        order=origin.order,
+        moment=origin.moment,
+        offset=origin.offset,
+        content=a.new_content(origin.device),
         deltas=0 if isinstance(plan.how, Full) else plan.how.number,
-        confirmed=False,
         onto="" if isinstance(plan.how, Full) else plan.how.onto,
         base=plan.how.base if isinstance(plan.how, Delta) else "",
         reason=reason_of(plan.how),
@@ -109,35 +112,26 @@ async def stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
     match plan.how:
         case Full():
             other = keys | {KEY: blank.encode()}
-            ref = await create_disk(
+            making = create_disk(
                 a.target, a.sr.ref, content.virtual_size, name, content.name_description, other
             )
         case Delta(onto=onto) | Resync(onto=onto):
-            ref = await clone_base(a, onto)
-    uuid: str = await a.target.call("VDI.get_uuid", ref)
-    mark = blank.on(uuid)
-    inherited = await a.target.call("VDI.get_other_config", ref)
-    other = {k: v for k, v in inherited.items() if k not in (CLONING, CONFIRMED)}
-    await a.target.call("VDI.set_other_config", ref, other | keys | {KEY: mark.encode()})
+            making = clone_disk(a.target, base_disk(a, onto))
+    async with making as ref:
+        uuid: str = await a.target.call("VDI.get_uuid", ref)
+        mark = blank.on(uuid, ref)
+        signed = keys | {KEY: mark.encode(), CONTENT_ID: mark.content}
+        await rewrite_other_config(a.target, "VDI", ref, signed, [CONFIRMED])
     if not isinstance(plan.how, Full):
-        await a.target.call("VDI.remove_from_other_config", _base_disk(a, plan.how).ref, CLONING)
         await a.target.call("VDI.set_name_label", ref, name)
     return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
 
 
-async def clone_base(a: Assignment, onto: str) -> Ref:
-    base = a.target.cache.by_uuid(Vdi, onto)
+def base_disk(a: Assignment, uuid: str) -> Vdi:
+    """Return the disk on the target that a staging disk is to be cloned from."""
+    base = a.target.cache.by_uuid(Vdi, uuid)
     if base is None:
-        raise ObjectGone(a.target.name, "VDI", onto)
-    await a.target.call("VDI.remove_from_other_config", base.ref, CLONING)
-    await a.target.call("VDI.add_to_other_config", base.ref, CLONING, str(a.stream))
-    return await clone_disk(a.target, base)
-
-
-def _base_disk(a: Assignment, how: Delta | Resync) -> Vdi:
-    base = a.target.cache.by_uuid(Vdi, how.onto)
-    if base is None:
-        raise ObjectGone(a.target.name, "VDI", how.onto)
+        raise ObjectGone(a.target.name, "VDI", uuid)
     return base
 
 
@@ -152,9 +146,8 @@ class StagingTarget:
     """The `Target` of one staging disk.
 
     Args:
-        vdi: UUID of the disk.
+        staged: the disk.
         base: UUID of the restore point's disk that it is a clone of; empty for a new one.
-        confirmations: told how far it is confirmed.
         what: the disk, for messages.
         end: where what is sent ends; what lies behind it is not confirmed by its arrival.
     """
@@ -163,17 +156,17 @@ class StagingTarget:
         self,
         a: Assignment,
         progress: DiskProgress,
-        vdi: str,
+        staged: Staged,
         base: str,
-        confirmations: Confirmations,
         what: str,
         end: int,
     ) -> None:
         self._a, self._progress, self._what = a, progress, f"{what}, import"
-        self._confirmations, self._end = confirmations, end
+        self._confirmations, self._end = staged.confirmations, end
+        self._content = staged.mark.content
         self.disk = TargetDisk(
             pool=a.target.cache.pool.uuid,
-            vdi=vdi,
+            vdi=staged.uuid,
             base=base,
             stream=str(a.stream),
             run=a.run_id,
@@ -186,14 +179,23 @@ class StagingTarget:
         progress, door, vdi = self._progress, self._a.target_door(), VdiUuid(self.disk.vdi)
         fresh, what = not self.disk.base, self._what
         async with AsyncExitStack() as stack:
-            chunked = open_chunked(door, vdi, fresh=fresh, what=what, confirmed_to=self.confirmed)
+            chunked = open_chunked(
+                door,
+                vdi,
+                fresh=fresh,
+                what=what,
+                confirmed_to=self.confirmed,
+                content=self._content,
+            )
             writer: ChunkedWriter | ImportWriter
             try:
                 writer = await stack.enter_async_context(chunked)
                 progress.writer = "chunked"
             except NotServed as error:
                 log.warning("writer.refused", what=what, reason=str(error))
-                vhd = open_import(door, vdi, virtual_size, extents, what=what)
+                vhd = open_import(
+                    door, vdi, virtual_size, extents, what=what, content=self._content
+                )
                 writer = await stack.enter_async_context(vhd)
                 progress.writer = VHD
             try:

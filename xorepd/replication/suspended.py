@@ -24,8 +24,8 @@ from xorepd.replication.markers import (
     Mark,
     Role,
     Use,
-    signed,
 )
+from xorepd.replication.ownership import own_mark
 from xorepd.replication.removal import destroy_group, try_destroy_disk
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.vms import rewrite_other_config, update_keys
@@ -61,7 +61,7 @@ async def prune_memories(a: Assignment, side: TargetSide, points: Iterable[Group
     bound = {point.mark.snapshot for point in points}
     for memory in side.memories:
         if memory.mark.snapshot not in bound and not is_taken(memory):
-            log.info("memory.expired", vm=memory.vm.uuid, time=memory.mark.time)
+            log.info("memory.expired", vm=memory.vm.uuid, taken=memory.mark.moment)
             await destroy_memory(a.target, memory)
 
 
@@ -82,7 +82,7 @@ async def destroy_memory(pool: Pool, memory: Group) -> None:
     """
     image = memory.image
     whole = [(disk.vdi.ref, disk.mark) for disk in memory.disks if disk.mark.role is Role.MEMORY]
-    if image is not None and (mark := signed(image.other_config, image.uuid)) is not None:
+    if image is not None and (mark := own_mark(image)) is not None:
         whole.append((image.ref, mark))
     try:
         for disk in whole:

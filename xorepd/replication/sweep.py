@@ -6,23 +6,29 @@ both pools back to the last restore point, or forward to the one that was alread
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
 
 import structlog
 
-from xorepd.errors import NotAllowed
+from xorepd.config.models import Diverged
+from xorepd.errors import NotAllowed, ObjectBusy, Refused
 from xorepd.ids import Ref
 from xorepd.replication.adoption import of_others
 from xorepd.replication.assignment import Assignment
-from xorepd.replication.commit import finish_commit, sign_torn, undo_commit
+from xorepd.replication.commit import finish_commit, undo_commit
 from xorepd.replication.inventory import SourceSide, TargetSide, read_source, read_target
 from xorepd.replication.markers import (
     BLOCKED_WHILE_READ,
-    CLONING,
+    CONFIRMED,
     MIGRATION_TEXT,
     SNAPSHOTTING,
+    Mark,
+    Role,
 )
-from xorepd.replication.quiet import RESTART, start_again
+from xorepd.replication.ownership import Content, content_of, own_mark, used_by_vms
+from xorepd.replication.preflight import refuse_divergence
+from xorepd.replication.quiet import RESTART, start_if_left_down
 from xorepd.replication.recovery import (
     DestroyReplica,
     FinishCommit,
@@ -30,15 +36,23 @@ from xorepd.replication.recovery import (
     decide_commit,
     decide_source,
 )
-from xorepd.replication.removal import destroy_group, release, try_destroy_disk
+from xorepd.replication.removal import (
+    destroy_record,
+    destroy_unsigned,
+    release,
+    sign_disk,
+    try_destroy_disk,
+)
 from xorepd.replication.resume import Leftover, find_leftover
 from xorepd.replication.selection import without_excluded
 from xorepd.replication.snapshot import hold_snapshot
 from xorepd.replication.suspended import sweep_memories
 from xorepd.replication.visit import owner_of_shared
+from xorepd.xapi.contents import put_content
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import OWNER_PREFIX, parse_time
-from xorepd.xapi.vms import destroy_vm, update_keys
+from xorepd.xapi.records import OWNER_PREFIX, Task, Vbd, Vdi, parse_time
+from xorepd.xapi.vdis import detached
+from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
 
@@ -63,9 +77,9 @@ async def find_resumable(a: Assignment, source: SourceSide, target: TargetSide) 
         return None
     master = a.source.cache.pool.master
     now = parse_time(await a.source.call("host.get_servertime", master))
-    pairs, copies = of_others(a, source)
-    others = {uuid for pair in pairs for uuid in (pair.base.uuid, pair.onto.uuid)}
-    others.update(copy.onto.uuid for copy in copies)
+    others = set()
+    for copy in of_others(a, source):
+        others.update({copy.onto.uuid, copy.base.uuid} if copy.base else {copy.onto.uuid})
     return find_leftover(source, target, a.stream.sr, now=now, within=a.job.resume, others=others)
 
 
@@ -88,10 +102,15 @@ async def sweep(
     if not a.source_vm.is_lent(str(a.stream)):
         owners.append(owner_of_shared(a.stream))
     for pool, owner in product((a.source, a.target), owners):
-        if await pool.end_tasks_of(owner):
+        tasks = await pool.end_tasks_of(owner)
+        if tasks.has_ended or tasks.telling:
+            await pool.refresh()
+            await claim(pool, a.blank(Role.DISK), tasks.telling)
             source, target = await read_sides(a)
-    await sign_torn(a, target.torn)
-    match decide_commit(target):
+    decided = decide_commit(target)
+    if decided is not None:
+        check_replica(a, target)
+    match decided:
         case FinishCommit(point):
             log.info("commit.finishing", point=point.vm.uuid)
             await finish_commit(a, target, point)
@@ -103,7 +122,7 @@ async def sweep(
         case DestroyReplica():
             assert target.replica is not None
             log.info("replica.destroying", replica=target.replica.uuid)
-            await destroy_vm(a.target, target.replica.ref)
+            await destroy_record(a.target, target.replica)
             source, target = await read_sides(a)
         case None:
             pass
@@ -119,15 +138,74 @@ async def sweep(
 
 
 async def _sweep_target(a: Assignment, target: TargetSide, leftover: Leftover | None) -> bool:
-    for vm in target.unsigned_vms:
-        await destroy_vm(a.target, vm.ref)
+    for vm in target.shells:
+        await destroy_record(a.target, vm)
     spared = leftover.spared if leftover else ()
     loose = [vdi for vdi in target.loose if vdi.uuid not in spared]
     for vdi in loose:
         await try_destroy_disk(a.target, vdi)
-    for vdi in target.cloning:
-        await a.target.call("VDI.remove_from_other_config", vdi.ref, CLONING)
-    return bool(target.unsigned_vms or loose or target.cloning)
+    return bool(target.shells or loose)
+
+
+def check_replica(a: Assignment, target: TargetSide) -> None:
+    """Refuse to undo or to finish a commit on a replica that is used, or has been.
+
+    Raises:
+        Refused: with the replica and its disks.
+    """
+    replica = target.replica
+    if replica is not None and replica.power_state != "Halted":
+        raise Refused(
+            f"pool {a.target.name}: the last run was stopped in its commit, and replica "
+            f"{replica.name_label} is {replica.power_state.lower()} by now; shut it down, the next "
+            "run looks at it then"
+        )
+    if a.job.diverged is Diverged.REFUSE:
+        refuse_divergence(a, target)
+
+
+async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
+    """Put on disks what only the tasks of our own calls tell of them, and remove the tasks.
+
+    A disk that a call has made is signed. One that a request was writing to gets its content id
+    back, and counts as not written at all: where the request ended, nobody knows.
+
+    Args:
+        mark: what the marks of this run say.
+    """
+    for task in tasks:
+        if task.made is not None:
+            made = pool.cache.vdis.get(task.made)
+            if made is not None and own_mark(made) is None:
+                log.info("disk.claimed", pool=pool.name, vdi=made.uuid, task=task.name_label)
+                await sign_disk(pool, made, mark)
+        elif not await _reclaim(pool, pool.cache.by_uuid(Vdi, task.wrote or "")):
+            continue  # the next sweep looks again
+        await pool.discard_told(task)
+
+
+async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:
+    """Give a disk its content id back that a request of ours took off.
+
+    Returns:
+        False: the request still has the disk.
+    """
+    if vdi is None:
+        return True
+    await detached(pool, vdi)
+    now = pool.cache.vdis.get(vdi.ref)
+    if now is None or (mark := own_mark(now)) is None or used_by_vms(pool.cache, now):
+        return True
+    if content_of(now, mark) is not Content.CHANGED:
+        return True
+    if any(vbd.currently_attached for vbd in pool.cache.present(Vbd, now.vbds)):
+        return False
+    await update_keys(pool, "VDI", now.ref, "other_config", {}, [CONFIRMED])
+    try:
+        await put_content(pool, now.ref, now.uuid, mark.content)
+    except ObjectBusy:
+        return False
+    return True
 
 
 async def _sweep_source(
@@ -135,21 +213,18 @@ async def _sweep_source(
 ) -> bool:
     """Clean up what this target has a say in; the lock of the source VM is held."""
     if RESTART in source.vm.other_config:
-        await start_again(a, source.vm.ref)
+        await start_if_left_down(a, source.vm)
     spared = leftover.snapshot.vm.uuid if leftover else ""
     cleaning = decide_source(source, target, a.stream.sr, spared=spared)
     for group in cleaning.destroy:
-        await destroy_group(a.source, group)
+        await destroy_unsigned(a.source, group)
     for group in cleaning.hold:
         await hold_snapshot(a, group)
     for what in cleaning.release:
         await release(a.source, what, a.stream.sr)
-    gone = [await try_destroy_disk(a.source, vdi) for vdi in source.torn]
     for vdi in source.drives:
         if SNAPSHOTTING in vdi.other_config:
             await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
-    if SNAPSHOTTING in source.vm.other_config and all(gone):  # it tells of the torn ones
-        await a.source.call("VM.remove_from_other_config", source.vm.ref, SNAPSHOTTING)
     unblocked = await _let_migrate(a, source.vm.blocked_operations)
     return cleaning.is_needed or unblocked
 

@@ -249,7 +249,7 @@ class DiskTransfer:
             return NOTHING
         onto = "" if isinstance(plan.how, Full) else plan.how.onto
         end = content.virtual_size if window is None else window.end
-        target = StagingTarget(a, progress, staged.uuid, onto, staged.confirmations, what, end)
+        target = StagingTarget(a, progress, staged, onto, what, end)
         if window is not None or start or progress.breaks:
             await a.memory.take(CARRYING)
             opening = open_source(a, content, self.base, facts, what)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from xorepd.config.models import JobSettings
 from xorepd.ids import VmUuid
-from xorepd.replication.markers import Role, Stream, signed
+from xorepd.replication.markers import Role, Stream
+from xorepd.replication.ownership import own_mark
 from xorepd.replication.selection import Selection, is_excluded
 from xorepd.xapi.records import Vm
 
@@ -55,7 +56,7 @@ def find_strays(
     snapshots = Counter(_snapshotted(vms, sr.pool))
     chosen = {vm.uuid for vm in selection.found}
     for replica in targets:
-        mark = signed(replica.other_config, replica.uuid)
+        mark = own_mark(replica)
         if mark is None or mark.role is not Role.REPLICA or mark.job != job.name:
             continue
         uuid = VmUuid(mark.stream.vm)
@@ -71,6 +72,6 @@ def find_strays(
 def _snapshotted(vms: Iterable[Vm], pool: str) -> Iterator[str]:
     """Yield the UUID of the source VM of each snapshot of ours."""
     for vm in vms:
-        mark = signed(vm.other_config, vm.uuid) if vm.is_a_snapshot else None
+        mark = own_mark(vm) if vm.is_a_snapshot else None
         if mark is not None and mark.role is Role.SOURCE and mark.stream.pool == pool:
             yield mark.stream.vm

@@ -106,8 +106,8 @@ class Visit:
         """How the disks that are read together are read."""
         self.snapshot: Group | None = None
         """Taken by whoever got there first, for all."""
-        self.awaiting: dict[str, list[str]] = {}
-        """UUID of each target SR that it is for → times of the older restore points there."""
+        self.awaiting: dict[str, list[int]] = {}
+        """UUID of each target SR that it is for → orders of the older restore points there."""
         self._served: set[str] = set()
 
     @contextmanager

@@ -28,6 +28,8 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     HELD = "held"
     """Another daemon replicates this VM to this SR: nothing was begun."""
+    FROZEN = "frozen"
+    """Source and replica are at odds about which of them is current: nothing was begun."""
     EMPTY = "empty"
     """The patterns and tags of the job match no VM."""
     INTERRUPTED = "interrupted"
@@ -111,7 +113,7 @@ class RunRecord:
     restore_point: str | None = None
     """UUID of the restore point that this run committed."""
     point_in_time: datetime | None = None
-    """When the source was snapshotted, by the source pool's clock."""
+    """When the source was snapshotted, by the daemon's clock: that of its pool may be wrong."""
     error: str | None = None
     remedy: str | None = None
     rate_bytes_per_s: float = 0.0
@@ -126,6 +128,8 @@ class RunRecord:
     came to no base."""
     base_data_reason: str = ""
     """Why it was kept, for people."""
+    warnings: tuple[str, ...] = ()
+    """What the run found that a person should know, one sentence each."""
 
     def is_to(self, pool: str, sr: str) -> bool:
         """Return whether it was to a target, whose SR may be given by name or by UUID."""
@@ -164,6 +168,7 @@ class RunRecord:
             if values.get(key):
                 values[key] = datetime.fromisoformat(values[key])
         values["outcome"] = Outcome(values["outcome"])
+        values["warnings"] = tuple(values.get("warnings", ()))
         values["disks"] = tuple(
             DiskRecord(**{k: v for k, v in disk.items() if k in disk_known})
             for disk in values.get("disks", ())

@@ -8,15 +8,17 @@ has the SR attached is asked in the first place, the master before others. Redir
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from urllib.parse import urlsplit
 
 from yarl import URL
 
 from xorepd.errors import Refused
-from xorepd.ids import Ref
+from xorepd.ids import Ref, VdiUuid
 from xorepd.stream import ByteStream
 from xorepd.xapi import tls
+from xorepd.xapi.contents import ContentKeeper, keeping_content
 from xorepd.xapi.failures import redact
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr
@@ -107,3 +109,6 @@ class DiskDoor:
 
     async def discard(self, task_ref: Ref) -> None:
         await self._pool.discard_request(task_ref)
+
+    def keeping(self, vdi: VdiUuid, content: str) -> AbstractAsyncContextManager[ContentKeeper]:
+        return keeping_content(self._pool, vdi, content)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -18,6 +18,7 @@ from xorepd.errors import ObjectBusy, ObjectGone, XapiError, XapiFailure, XapiUn
 from xorepd.ids import PoolName, Ref
 from xorepd.tidying import to_the_end
 from xorepd.xapi.cache import Cache
+from xorepd.xapi.clock import PoolClock
 from xorepd.xapi.events import EventFeed
 from xorepd.xapi.failures import translate
 from xorepd.xapi.pace import Pace
@@ -39,6 +40,16 @@ _END_S = 60.0
 
 task_owner: ContextVar[str] = ContextVar("task_owner", default="xorepd:")
 """On behalf of what tasks are started here and in what is awaited from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTasks:
+    """What `end_tasks_of` found."""
+
+    has_ended: bool
+    """A call was still running: what it did is not in what was read before."""
+    telling: tuple[Task, ...]
+    """Tasks that tell what we made, or to which disk we wrote."""
 
 
 class _Moment:
@@ -71,6 +82,7 @@ class Pool:
         self.session = Session(settings, read_password)
         self.cache = Cache()
         self.pace = Pace(settings.name, settings.slow_answer)
+        self.clock = PoolClock(settings.name)
         self._feed = EventFeed(self.session, self.cache)
         self._moment = _Moment()
         self._group = asyncio.TaskGroup()
@@ -163,10 +175,38 @@ class Pool:
         """
         if method.endswith(".destroy"):  # what only removes can wait
             await self.pace.pause()
-        started = self.session.call(
+        task_ref = await self._start(method, params)
+        try:
+            return await self._result_of(task_ref, method, timeout)
+        finally:
+            await self.discard_call(task_ref)
+
+    @asynccontextmanager
+    async def creating(self, method: str, *params: object) -> AsyncIterator[Ref]:
+        """Run a call that makes an object, and provide its reference until it has been signed.
+
+        The call's task goes when the block ends in order. Else it stays: it is what proves to
+        `end_tasks_of` that the object is ours.
+
+        Raises:
+            XapiError: what the task failed with.
+        """
+        task_ref = await self._start(method, params)
+        try:
+            made = Ref(await self._result_of(task_ref, method, TASK_TIMEOUT_S))
+        except XapiError:  # it has made nothing
+            await self.discard_call(task_ref)
+            raise
+        yield made
+        await self.discard_call(task_ref)
+
+    async def _start(self, method: str, params: Iterable[object]) -> Ref:
+        call = self.session.call(
             f"Async.{method}", *params, owner=task_owner.get(), guard=self._guard
         )
-        task_ref = Ref(await started)
+        return Ref(await call)
+
+    async def _result_of(self, task_ref: Ref, method: str, timeout: float) -> str:
         try:
             task = await self.finished_task(task_ref, timeout)
         except asyncio.CancelledError:
@@ -175,8 +215,6 @@ class Pool:
         except TimeoutError:
             await self._cancel_task(task_ref)
             raise XapiFailure(self.name, "TASK_TIMEOUT", [method, f"{timeout:.0f} s"]) from None
-        finally:
-            await self.discard_call(task_ref)
         return task_result(self.name, task)
 
     async def finished_task(self, task_ref: Ref, timeout: float) -> Task:
@@ -217,39 +255,41 @@ class Pool:
         """Create a task for a request on the HTTP side."""
         return Ref(await self.call("task.create", label, task_owner.get()))
 
-    async def end_tasks_of(self, owner: str) -> bool:
-        """Remove the tasks that an earlier life of ours left for this owner.
+    async def end_tasks_of(self, owner: str) -> EndedTasks:
+        """End the tasks that an earlier life of ours left for this owner.
 
         A call that XAPI still executes would change the pool after somebody has looked at it, so
-        it is cancelled and waited for.
-
-        Returns:
-            Whether there was such a call: what it did is not in what was read before.
+        it is cancelled and waited for. A task stays that tells what we made, or to which disk we
+        wrote: the caller removes it (`destroy_task`) when that is on the object itself.
 
         Raises:
-            ObjectBusy: it does not end.
+            ObjectBusy: a call does not end.
         """
-        ended = False
-        for task in [task for task in self.cache.tasks.values() if task.owner == owner]:
-            self.check()  # they may be of whoever came after us
+        ended, telling = False, []
+        for known in [task for task in self.cache.tasks.values() if task.owner == owner]:
+            self.check()  # they may be of another daemon that came after us
+            task = known
             if task.is_call and not task.is_finished:
                 ended = True
-                await self._end_call(task)
+                task = await self._end_call(task) or task
+            if task.made or task.wrote:
+                telling.append(task)
             elif task.is_finished:
                 await self.destroy_task(task.ref)
             else:
                 await self._abandon_task(task.ref)
-        return ended
+        return EndedTasks(ended, tuple(telling))
 
-    async def _end_call(self, task: Task) -> None:
-        with suppress(ObjectGone):  # it ended, and somebody had asked for its removal before
+    async def _end_call(self, task: Task) -> Task | None:
+        """Return the record of a call when it has ended; None where it is gone by then."""
+        try:
             await self.call("task.cancel", task.ref)
-            try:
-                await self.finished_task(task.ref, _END_S)
-            except TimeoutError:
-                busy = f"{task.name_label} of an earlier run does not end"
-                raise ObjectBusy(self.name, "task", task.uuid, busy) from None
-            await self.destroy_task(task.ref)
+            return await self.finished_task(task.ref, _END_S)
+        except ObjectGone:  # it ended, and its removal had been asked for before
+            return None
+        except TimeoutError:
+            busy = f"{task.name_label} of an earlier run does not end"
+            raise ObjectBusy(self.name, "task", task.uuid, busy) from None
 
     async def destroy_task(self, task_ref: Ref) -> None:
         """Remove a task of ours; one that is gone already is fine."""
@@ -272,6 +312,11 @@ class Pool:
         with suppress(XapiError, TimeoutError):
             await to_the_end(gone, _TIDYING_S)
 
+    async def discard_told(self, task: Task) -> None:
+        """Remove a task of `end_tasks_of` when what it tells is on the object."""
+        gone = self.destroy_task if task.is_finished else self._abandon_task
+        await gone(task.ref)
+
     async def _abandon_task(self, task_ref: Ref) -> None:
         """Remove a task of `create_task`: pending, it would only go when its request ends."""
         with suppress(ObjectGone):
@@ -283,9 +328,6 @@ class Pool:
             await to_the_end(self.session.call("task.cancel", task_ref), _TIDYING_S)
 
 
-_VALUE = re.compile(r"<value>(.*)</value>", re.DOTALL)
-
-
 def task_result(pool: str, task: Task) -> str:
     """Return the result of a finished task: XAPI wraps it in XML, `<value>OpaqueRef:…</value>`.
 
@@ -294,8 +336,7 @@ def task_result(pool: str, task: Task) -> str:
     """
     match task.status:
         case "success":
-            found = _VALUE.search(task.result)
-            return found[1] if found else task.result
+            return task.value
         case "cancelled" if not task.error_info:
             raise XapiFailure(pool, "TASK_CANCELLED", [task.name_label])
         case _:

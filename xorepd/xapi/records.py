@@ -6,6 +6,7 @@ arrive as text, dates as `20260821T10:15:30Z` or a `DateTime` of the SDK. Refere
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,15 @@ TASK_OWNER = "http:xorepd"
 
 OWNER_PREFIX = "xorepd:"
 
+CONTENT_ID = "content_id"
+"""Key in `other_config` of disks: see `Vdi.content_id`."""
+
+_IMPORT = "xorepd import "
+"""How the name of a task begins that writes a disk (`data.imports`); the disk's UUID follows."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_VALUE = re.compile(r"<value>(.*)</value>", re.DOTALL)
 
 
 def parse_time(value: object) -> datetime:
@@ -149,6 +158,17 @@ class Vdi:
             tags=tuple(raw.get("tags", ())),
             vbds=_refs(raw, "VBDs"),
         )
+
+    @property
+    def content_id(self) -> str:
+        """XAPI's name for what the disk holds; empty while something has it attached for writing.
+
+        It goes with the attachment, and a new one comes with its end unless one was set meanwhile.
+        Snapshots and clones copy it, exports and reads over NBD keep it.
+
+        Source: xapi: ocaml/xapi/storage_smapiv1.ml (activate, deactivate, snapshot_and_clone).
+        """
+        return self.other_config.get(CONTENT_ID, "")
 
     @property
     def has_data(self) -> bool:
@@ -346,11 +366,14 @@ class PoolRecord:
 
 
 def _task_owner(raw: Raw) -> str:
-    """Return the owner from where it could be given with the very call that made the task."""
-    described = str(raw.get("name_description", ""))
-    if described.startswith(OWNER_PREFIX):  # task.create
-        return described
-    return _map(raw, "other_config").get(TASK_OWNER, "")  # Async.*
+    """Return the owner from where it could be given with the very call that made the task.
+
+    Behind it stand the run and the attempt, for people.
+    """
+    label = str(raw.get("name_description", ""))
+    if not label.startswith(OWNER_PREFIX):  # not of task.create, but of an Async call
+        label = _map(raw, "other_config").get(TASK_OWNER, "")
+    return label.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +408,25 @@ class Task:
     @property
     def is_finished(self) -> bool:
         return self.status in ("success", "failure", "cancelled")
+
+    @property
+    def value(self) -> str:
+        """What it gave: XAPI wraps it in XML, `<value>OpaqueRef:…</value>`."""
+        found = _VALUE.search(self.result)
+        return found[1] if found else self.result
+
+    @property
+    def made(self) -> Ref | None:
+        """The disk that it made, where it is a call that makes one."""
+        does = self.name_label in ("Async.VDI.create", "Async.VDI.clone")
+        return Ref(self.value) if does and self.status == "success" else None
+
+    @property
+    def wrote(self) -> VdiUuid | None:
+        """The disk that it wrote to, where it is a request that writes one."""
+        if self.is_call or not self.name_label.startswith(_IMPORT):
+            return None
+        return VdiUuid(self.name_label.removeprefix(_IMPORT))
 
 
 Record = Vm | Vdi | Vbd | Vif | Sr | Pbd | Host | Network | Pif | PoolRecord | Task

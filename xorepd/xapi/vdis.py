@@ -7,8 +7,8 @@ order: whoever sends ten at once waits longer than who sends them one by one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from xorepd.errors import ObjectBusy, ObjectGone
 from xorepd.ids import Ref
@@ -20,6 +20,7 @@ _BUSY_TRIES, _BUSY_PAUSE_S = 3, 5.0
 waits 10 × 5 s; what outlasts this here goes with a later run, and a run that failed ends sooner."""
 
 
+@asynccontextmanager
 async def create_disk(
     pool: Pool,
     sr: Ref,
@@ -29,8 +30,10 @@ async def create_disk(
     other: Mapping[str, str],
     *,
     kind: str = "user",
-) -> Ref:
-    """Create an empty disk; its size is rounded up to what the SR can do.
+) -> AsyncIterator[Ref]:
+    """Create an empty disk, provided until it is signed (see `Pool.creating`).
+
+    Its size is rounded up to what the SR can do.
 
     Args:
         kind: XAPI's type of it, such as `user`, or `suspend` for the memory of a VM.
@@ -45,14 +48,26 @@ async def create_disk(
         "name_description": description,
         "other_config": dict(other),
     }
-    async with pool.storage_turn(sr):
-        return Ref(await pool.run_task("VDI.create", record))
+    async with _created(pool, sr, "VDI.create", record) as made:
+        yield made
 
 
-async def clone_disk(pool: Pool, vdi: Vdi) -> Ref:
-    """Clone a disk: same content, same `other_config`, a new identity."""
-    async with pool.storage_turn(vdi.sr):
-        return Ref(await pool.run_task("VDI.clone", vdi.ref))
+@asynccontextmanager
+async def clone_disk(pool: Pool, vdi: Vdi) -> AsyncIterator[Ref]:
+    """Clone a disk, provided until it is signed (see `Pool.creating`).
+
+    It has the same content and the same `other_config`, and a new identity.
+    """
+    async with _created(pool, vdi.sr, "VDI.clone", vdi.ref) as made:
+        yield made
+
+
+@asynccontextmanager
+async def _created(pool: Pool, sr: Ref, method: str, *params: object) -> AsyncIterator[Ref]:
+    async with AsyncExitStack() as stack:
+        async with pool.storage_turn(sr):
+            made = await stack.enter_async_context(pool.creating(method, *params))
+        yield made
 
 
 async def grow_disk(pool: Pool, vdi: Ref, sr: Ref, virtual_size: int) -> None:
@@ -99,10 +114,10 @@ async def _patiently(pool: Pool, vdi: Vdi, method: str) -> None:
         else:
             pool.stuck.discard(vdi.ref)
             return
-        await _detached(pool, vdi, _BUSY_PAUSE_S)
+        await detached(pool, vdi)
 
 
-async def _detached(pool: Pool, vdi: Vdi, timeout: float) -> None:
+async def detached(pool: Pool, vdi: Vdi, timeout: float = _BUSY_PAUSE_S) -> None:
     """Wait until no VBD of a disk is attached, but a moment at least and `timeout` at most."""
 
     def is_free() -> bool:

@@ -19,7 +19,7 @@ from xorepd.daemon.lock import locked
 from xorepd.daemon.pools import Pools
 from xorepd.daemon.signals import Intent, intents
 from xorepd.daemon.systemd import Notifier
-from xorepd.daemon.tasks import background, first_of
+from xorepd.tasks import background, first_of
 from xorepd.errors import StateError
 
 # -- lock ------------------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""How far a pool's clock is from ours, measured by what the pool dates while we look."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+WHOLE = timedelta(seconds=1)
+"""XAPI's dates have whole seconds, cut off."""
+
+NOTABLE_S = 30
+"""An offset from which on the log tells of it; and a change of it that is called a jump."""
+
+
+class PoolClock:
+    """The offset of one pool's clock.
+
+    Args:
+        pool: its name, for the log.
+    """
+
+    def __init__(self, pool: str) -> None:
+        self._pool = pool
+        self.offset: int | None = None
+        """Seconds by which the pool is ahead of us; negative behind; None until it was measured."""
+
+    def compare(self, dated: datetime, began: datetime, ended: datetime) -> int:
+        """Measure the offset by a date that the pool gave, and return it.
+
+        Args:
+            dated: by the pool's clock.
+            began, ended: between these moments of ours it did so.
+        """
+        offset = timedelta()
+        if dated < began - WHOLE:
+            offset = dated - (began - WHOLE)
+        elif dated > ended:
+            offset = dated - ended
+        now, before = round(offset.total_seconds()), self.offset
+        if before is None and abs(now) >= NOTABLE_S:
+            log.warning("pool.clock_off", pool=self._pool, ahead_s=now)
+        elif before is not None and abs(now - before) >= NOTABLE_S:
+            log.warning("pool.clock_jumped", pool=self._pool, ahead_s=now, before_s=before)
+        self.offset = now
+        return now
