@@ -76,7 +76,7 @@ async def test_a_copy_that_holds_something_else_costs_the_full_and_is_named(
     await carried.label_copy(two_pools, vm, newer, contents, era="6.3")
 
     with capture_logs() as logs:
-        record = await two_pools.replicate()
+        record = await two_pools.replicate(verify="sample")
 
     assert record.outcome is Outcome.FULL
     assert {disk.device: disk.mode for disk in record.disks} == {"0": "delta", "1": "full"}
@@ -131,7 +131,7 @@ async def test_a_first_run_onto_a_copy_of_others_goes_on_where_it_was_cut(
     cut = Fault("import", "raw", object="[Importing] web01-data", skip=4, times=None, cut_at=MiB)
     two_pools.lab.faults.add(cut)
     async with two_pools.daemon() as context:
-        first = await two_pools.run(context, resume="1d")
+        first = await two_pools.run(context, resume="1d", verify="sample")
     two_pools.lab.faults.clear()
 
     second = await two_pools.replicate(resume="1d", verify="sample")

@@ -32,7 +32,7 @@ async def test_replica_of_a_removed_job_is_found_and_a_job_for_its_vm_adopts_it(
     [point] = await replicated.points()
     assert (orphan.pool, orphan.sr, orphan.job, orphan.points) == ("dr", "dr-storage", "web", 1)
     assert orphan.newest_point_at is not None
-    assert orphan.newest_point_at.isoformat() == point["time"]
+    assert orphan.newest_point_at.isoformat() == point["moment"]
     assert (await orphans(replicated, adopting)).orphans == ()
     assert (await replicated.replicate(name="new", verify="off")).outcome is Outcome.DELTA
 

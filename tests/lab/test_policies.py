@@ -60,7 +60,7 @@ async def test_newest_point_of_each_day_stays(replicated: World) -> None:
         for ref, vm in xenapi.VM.get_all_records().items():
             mark = json.loads(vm["other_config"].get("xorepd:mark", "{}"))
             if vm["is_a_snapshot"] and mark.get("role") == "point":
-                mark["time"] = str(datetime.fromisoformat(mark["time"]) - timedelta(days=1))
+                mark["moment"] = str(datetime.fromisoformat(mark["moment"]) - timedelta(days=1))
                 other = vm["other_config"] | {"xorepd:mark": json.dumps(mark)}
                 xenapi.VM.set_other_config(ref, other)
 

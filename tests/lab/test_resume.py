@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -75,6 +76,31 @@ async def confirmed(world: World) -> int:
     """Return the offset that stands on the data disk's staging disk."""
     text = (await staging(world))[DISK]["other_config"].get("xorepd:confirmed", "- 0")
     return int(text.split()[1])
+
+
+async def has_its_content(world: World) -> None:
+    """Wait until the data disk's staging disk has the content id that its mark names."""
+    async with asyncio.timeout(30):
+        while True:  # a pool has to be asked
+            other = (await staging(world))[DISK]["other_config"]
+            if other.get("content_id") == json.loads(other["xorepd:mark"])["content"]:
+                return
+            await asyncio.sleep(0.05)
+
+
+def unseen(vdi: str) -> Any:
+    """Return a deed that gives a disk back the content id that writing took off it.
+
+    As if its storage had gone bad: XAPI knows nothing of it.
+    """
+
+    def deed(xenapi: Any) -> None:
+        ref = xenapi.VDI.get_by_uuid(vdi)
+        mark = json.loads(xenapi.VDI.get_other_config(ref)["xorepd:mark"])
+        xenapi.VDI.remove_from_other_config(ref, "content_id")
+        xenapi.VDI.add_to_other_config(ref, "content_id", mark["content"])
+
+    return deed
 
 
 @pytest.mark.parametrize("with_nbd", [False, True], ids=["export", "nbd"])
@@ -189,6 +215,7 @@ async def test_a_killed_daemon_is_continued_by_the_next_one(full: World) -> None
     async with full.daemon() as context:
         run = loop.create_task(full.run(context, **KEEP), name="run")
         await stall.stalled.wait()
+        await has_its_content(full)
         for where in ("rpc", "export", "import"):
             full.lab.faults.add(Fault(where, times=None, reset=True))
         run.cancel()
@@ -280,6 +307,7 @@ async def test_damage_below_the_confirmed_offset_is_found_and_not_continued(full
         await interrupted(full, context)
         vdi = (await staging(full))[DISK]["uuid"]
         await carried.overwrite(full, "dr", vdi, 5 * MiB, b"damage!!" * 64)
+        await full.ask("dr", unseen(vdi))
 
         record = await full.run(context, **KEEP)
 

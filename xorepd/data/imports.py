@@ -23,7 +23,7 @@ from xorepd.data.door import (
 from xorepd.data.http import Response
 from xorepd.data.vhd.encoder import VhdStreamEncoder
 from xorepd.data.vhd.layout import VhdError
-from xorepd.errors import OutcomeUnknown, ProtocolViolation, XapiError
+from xorepd.errors import OutcomeUnknown, ProtocolViolation, TransferFailed, XapiError
 from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
 
@@ -104,11 +104,14 @@ async def open_upload(
         asked = {**query, "vdi": vdi, "task_id": task_ref}
         headers = {} if length is None else {"Content-Length": str(length)}
         async with AsyncExitStack() as stack:
-            response = await stack.enter_async_context(
-                respond(door, "PUT", "/import_raw_vdi", asked, what, headers=headers)
-            )
             if content:
                 keeper = await stack.enter_async_context(door.keeping(vdi, content))
+            answer = respond(door, "PUT", "/import_raw_vdi", asked, what, headers=headers)
+            try:
+                response = await stack.enter_async_context(answer)
+            except TransferFailed:
+                keeper = None  # refused by a status: the disk has never been attached
+                raise
             yield Upload(door, task_ref, response, what, keeper)
     finally:
         if keeper is None or keeper.is_settled:
