@@ -74,8 +74,22 @@ def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
         parts += [table, *_remarks(reply)]
     else:
         parts.append(Text("Every replica has its job."))
+    parts += _doubts(reply, now)
     parts += [Text(f"{pool} was not asked: {why}") for pool, why in reply.not_asked.items()]
     return Group(*parts)
+
+
+def _doubts(reply: OrphansReply, now: datetime) -> Iterator[Text]:
+    """Tell what no run touches, because it may be somebody's, and what settles it."""
+    if reply.doubts:
+        yield Text("\nNo run touches these. Settle each with one of its two commands:")
+    for doubt in reply.doubts:
+        where = f"{doubt.pool}/{doubt.sr}, {format_size(doubt.size)}" if doubt.sr else doubt.pool
+        since = f", of {_moment(doubt.since, now)}" if doubt.since else ""
+        yield Text(
+            f"{doubt.kind} {doubt.name or '(no name)'} ({doubt.uuid}) on {where}{since}: "
+            f"it {doubt.why}\n  remove: {doubt.remove}\n  keep:   {doubt.keep}"
+        )
 
 
 def _remarks(reply: OrphansReply) -> Iterator[Text]:

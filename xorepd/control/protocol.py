@@ -220,8 +220,28 @@ class OrphanReply(Reply):
     """A job with this target whose source does not answer."""
 
 
+class DoubtReply(Reply):
+    """An object that may be ours and that no run touches, and what settles it."""
+
+    pool: str
+    kind: str
+    """`VDI` or `VM`."""
+    uuid: str
+    name: str
+    sr: str
+    size: int
+    """Bytes on its SR."""
+    since: datetime | None
+    why: str
+    remove: str
+    """The command that removes it."""
+    keep: str
+    """The command that makes it an object like any other."""
+
+
 class OrphansReply(Reply):
     orphans: tuple[OrphanReply, ...]
+    doubts: tuple[DoubtReply, ...] = ()
     not_asked: dict[str, str]
     """Pool → why it could not be asked."""
 

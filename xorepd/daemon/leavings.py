@@ -12,11 +12,12 @@ from datetime import datetime
 import structlog
 
 from xorepd.config.models import PoolSettings, Settings
-from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply
+from xorepd.control.protocol import DoubtReply, ForgetPlanReply, OrphanReply, OrphansReply
 from xorepd.daemon.pools import Pools
 from xorepd.errors import ControlError, Refused, StateError, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.board import Board, Progress
+from xorepd.replication.doubts import find_doubts
 from xorepd.replication.forget import Forgetting, forget
 from xorepd.replication.forgetting import Terms, deeds, objections
 from xorepd.replication.lease import Leases
@@ -63,8 +64,14 @@ class Leavings:
         Args:
             known: UUIDs of the source VMs and target SRs that this daemon has replicated.
         """
-        found, not_asked = await self._find(known)
-        return OrphansReply(orphans=tuple(map(_told, found)), not_asked=not_asked)
+        pools, not_asked = await self._ask()
+        found = find_orphans(self._settings().jobs.values(), pools, known)
+        doubts = [doubt for name, cache in pools.items() for doubt in find_doubts(name, cache)]
+        return OrphansReply(
+            orphans=tuple(map(_told, found)),
+            doubts=tuple(DoubtReply(**asdict(doubt)) for doubt in doubts),
+            not_asked=not_asked,
+        )
 
     async def forget_plan(self, stream: str, terms: Terms, known: Known) -> ForgetPlanReply:
         """Return what giving up a stream would do, and what forbids it.
@@ -162,8 +169,8 @@ class Leavings:
         return progress
 
     async def _orphan(self, stream: str, known: Known) -> Orphan:
-        found, not_asked = await self._find(known)
-        for orphan in found:
+        pools, not_asked = await self._ask()
+        for orphan in find_orphans(self._settings().jobs.values(), pools, known):
             if orphan.stream == stream:
                 return orphan
         silent = f" ({', '.join(not_asked)} did not answer)" if not_asked else ""
@@ -173,8 +180,8 @@ class Leavings:
             status=404,
         )
 
-    async def _find(self, known: Known) -> tuple[list[Orphan], dict[str, str]]:
-        """Return the orphans, and why which pools could not be asked."""
+    async def _ask(self) -> tuple[dict[PoolName, Cache], dict[str, str]]:
+        """Return the records of the pools as of now, and why which pools could not be asked."""
         settings = self._settings()
         caches: dict[PoolName, Cache] = {}
         not_asked: dict[str, str] = {}
@@ -193,8 +200,7 @@ class Leavings:
             for configured in settings.pools.values():
                 group.create_task(ask(configured), name=f"orphans of {configured.name}")
         # In the order of the configuration, whoever answered first.
-        pools = {name: caches[name] for name in settings.pools if name in caches}
-        return find_orphans(settings.jobs.values(), pools, known), not_asked
+        return {name: caches[name] for name in settings.pools if name in caches}, not_asked
 
 
 def _told(orphan: Orphan) -> OrphanReply:

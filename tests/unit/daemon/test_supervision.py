@@ -19,8 +19,8 @@ from xorepd.daemon.lock import locked
 from xorepd.daemon.pools import Pools
 from xorepd.daemon.signals import Intent, intents
 from xorepd.daemon.systemd import Notifier
-from xorepd.tasks import background, first_of
 from xorepd.errors import StateError
+from xorepd.tasks import background, first_of
 
 # -- lock ------------------------------------------------------------------------------------------
 
