@@ -7,7 +7,7 @@ it as an object like any other.
     a restore point or source snapshot, the same     the same
     a disk in no VM, with the mark of another one    made by a run that died, or copied by a person
     a disk in no VM, with a mark that is not signed  the same
-    a snapshot in no VM, taken while a run took one  left by a toolstack that died, or a person's own
+    a snapshot in no VM, taken while a run took one  left by a toolstack that died, or by a person
     a disk in no VM that a restore point names       its SR was introduced again, and lost all marks
     a VM that bears the UUID of one of ours          imported with it
     a VM that our restore points are snapshots of    its marks were wiped

@@ -88,10 +88,12 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
     if why := objection(pool.cache.vdis.get(vdi.ref, vdi)):
         log.warning("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=why)
         return False
+    was_stuck = pool.is_stuck(vdi.ref)
     try:
         await destroy_disk(pool, vdi)
     except XapiError as error:
-        log.warning("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
+        tell = log.debug if was_stuck else log.warning  # it has been said
+        tell("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
         return False
     return True
 
@@ -161,10 +163,12 @@ async def shed(pool: Pool, base: Group | Marked) -> str:
 
 async def _try_destroy_data(pool: Pool, vdi: Vdi) -> str:
     """Destroy the data of a disk, or return why it stays for the next prune."""
+    was_stuck = pool.is_stuck(vdi.ref)
     try:
         await destroy_data(pool, vdi)
     except XapiError as error:
-        log.warning("base.data_not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
+        tell = log.debug if was_stuck else log.warning
+        tell("base.data_not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
         return str(error)
     return ""
 

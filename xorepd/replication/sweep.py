@@ -12,7 +12,7 @@ from itertools import product
 import structlog
 
 from xorepd.config.models import Diverged
-from xorepd.errors import NotAllowed, ObjectBusy, Refused, XapiError
+from xorepd.errors import NotAllowed, ObjectBusy, Refused
 from xorepd.ids import Ref
 from xorepd.replication.adoption import of_others
 from xorepd.replication.assignment import Assignment
@@ -51,8 +51,8 @@ from xorepd.replication.visit import owner_of_shared
 from xorepd.xapi.contents import put_content
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import OWNER_PREFIX, Task, Vbd, Vdi, parse_time
-from xorepd.xapi.vdis import detached
-from xorepd.xapi.vms import destroy_vbd, update_keys
+from xorepd.xapi.vdis import detached, unplug_left
+from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
 
@@ -126,7 +126,7 @@ async def sweep(
             source, target = await read_sides(a)
         case None:
             pass
-    if any([await unplug_left(a.target, vdi) for vdi in target.written]):
+    if any([await _detach_left(a.target, vdi) for vdi in target.written]):
         source, target = await read_sides(a)
     leftover = await find_resumable(a, source, target) if resumable else None
     dirty = await _sweep_target(a, target, leftover)
@@ -186,31 +186,19 @@ async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
         await pool.discard_told(task)
 
 
-async def unplug_left(pool: Pool, vdi: Vdi) -> bool:
-    """Detach a disk of ours that a toolstack left in a control domain when it died.
+async def _detach_left(pool: Pool, vdi: Vdi) -> bool:
+    """Detach a disk of ours that a toolstack left attached when it died.
 
-    XAPI attaches a disk there for as long as a request reads or writes it, and nothing else looks
-    after that drive. It is left if the request's task is gone and the disk belongs to no VM. Where
-    the stream ended in it, nobody knows: nothing of it counts as written.
+    Where the stream ended in it, nobody knows: nothing of it counts as written.
 
     Returns:
         Whether the disk was left so.
     """
-    if used_by_vms(pool.cache, vdi) or any(t.wrote == vdi.uuid for t in pool.cache.tasks.values()):
+    if used_by_vms(pool.cache, vdi) or not await unplug_left(pool, vdi):
         return False
-    left = [vbd for vbd in pool.cache.present(Vbd, vdi.vbds) if vbd.currently_attached]
-    for vbd in left:
-        log.warning("disk.left_attached", pool=pool.name, vdi=vdi.uuid, vbd=vbd.uuid)
-        try:
-            await pool.run_task("VBD.unplug", vbd.ref)
-        except XapiError as error:
-            log.warning("disk.not_detached", pool=pool.name, vdi=vdi.uuid, reason=str(error))
-            return False
-        await destroy_vbd(pool, vbd.ref)
-    if left:
-        await pool.refresh()
-        await _reclaim(pool, pool.cache.vdis.get(vdi.ref))
-    return bool(left)
+    await pool.refresh()
+    await _reclaim(pool, pool.cache.vdis.get(vdi.ref))
+    return True
 
 
 async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:

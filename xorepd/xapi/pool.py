@@ -34,6 +34,8 @@ _TASK_LOOK_S = 30.0
 """How often a task is asked for itself when no event came: events of short lives can be missed."""
 
 _REFRESH_S = 60.0
+_STUCK_S = 3600.0
+"""How often a disk is tried again that something holds."""
 _TIDYING_S = 15.0
 _END_S = 60.0
 """How long a cancelled call may take to end before the next run is put off."""
@@ -89,8 +91,8 @@ class Pool:
         self._feeding: asyncio.Task[None] | None = None
         self._turns: defaultdict[Ref, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._guard: Guard | None = None
-        self.stuck: set[Ref] = set()
-        """Disks that something held for longer than anybody waits."""
+        self._stuck: dict[Ref, float] = {}
+        """Disks that something held for longer than we wait → when that was, in loop time."""
 
     def guarded(self, guard: Guard) -> Pool:
         """Return this pool for somebody whose changes a guard has to allow, one by one.
@@ -101,6 +103,17 @@ class Pool:
         view = copy.copy(self)
         view._guard = guard
         return view
+
+    def is_stuck(self, vdi: Ref) -> bool:
+        """Return whether something held a disk for too long a while ago: it is tried rarely."""
+        noted = self._stuck.get(vdi)
+        return noted is not None and asyncio.get_running_loop().time() - noted < _STUCK_S
+
+    def note_stuck(self, vdi: Ref) -> None:
+        """Remember that something holds a disk."""
+        self._stuck.setdefault(vdi, asyncio.get_running_loop().time())
+        if not self.is_stuck(vdi):
+            self._stuck[vdi] = asyncio.get_running_loop().time()
 
     def unguarded(self) -> Pool:
         """Return this pool for what has to be done even where a guard would forbid it."""

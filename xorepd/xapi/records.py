@@ -24,6 +24,7 @@ OWNER_PREFIX = "xorepd:"
 CONTENT_ID = "content_id"
 """Key in `other_config` of disks: see `Vdi.content_id`."""
 
+_STREAMS = ("xorepd import ", "xorepd export ")
 _IMPORT = "xorepd import "
 """How the name of a task begins that writes a disk (`data.imports`); the disk's UUID follows."""
 
@@ -420,6 +421,13 @@ class Task:
         """The disk that it made, where it is a call that makes one."""
         does = self.name_label in ("Async.VDI.create", "Async.VDI.clone")
         return Ref(self.value) if does and self.status == "success" else None
+
+    @property
+    def streamed(self) -> VdiUuid | None:
+        """The disk that it reads or writes, where it is a request that has not ended."""
+        if self.is_call or self.is_finished or not self.name_label.startswith(_STREAMS):
+            return None
+        return VdiUuid(self.name_label.rpartition(" ")[2])
 
     @property
     def wrote(self) -> VdiUuid | None:

@@ -10,10 +10,14 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-from xorepd.errors import ObjectBusy, ObjectGone
+import structlog
+
+from xorepd.errors import ObjectBusy, ObjectGone, XapiError
 from xorepd.ids import Ref
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Vdi
+from xorepd.xapi.records import Vbd, Vdi
+
+log = structlog.get_logger(__name__)
 
 _BUSY_TRIES, _BUSY_PAUSE_S = 3, 5.0
 """A disk stays attached to the control domain for seconds after its stream has ended. Xen Orchestra
@@ -100,32 +104,71 @@ async def destroy_data(pool: Pool, vdi: Vdi) -> None:
 
 
 async def _patiently(pool: Pool, vdi: Vdi, method: str) -> None:
-    """Call a method on a disk that others may still hold for a while."""
-    tries = 1 if vdi.ref in pool.stuck else _BUSY_TRIES
-    for attempt in range(tries):
+    """Call a method on a disk that others may still hold for a while.
+
+    What is attached is not asked for: XAPI would wait 4 s before it says no.
+    """
+    if _is_attached(pool, vdi):
+        if pool.is_stuck(vdi.ref):
+            raise ObjectBusy(pool.name, "VDI", vdi.uuid, "it is attached")
+        await detached(pool, vdi)
+        await unplug_left(pool, vdi)
+    for attempt in range(_BUSY_TRIES):
         try:
             async with pool.storage_turn(vdi.sr):
                 with suppress(ObjectGone):
                     await pool.run_task(method, vdi.ref)
         except ObjectBusy:
-            if attempt == tries - 1:
-                pool.stuck.add(vdi.ref)
+            if attempt == _BUSY_TRIES - 1 or pool.is_stuck(vdi.ref):
+                pool.note_stuck(vdi.ref)
                 raise
         else:
-            pool.stuck.discard(vdi.ref)
             return
         await detached(pool, vdi)
 
 
+async def unplug_left(pool: Pool, vdi: Vdi) -> bool:
+    """Detach a disk that a toolstack left in a control domain when it died.
+
+    XAPI attaches a disk there for as long as a request reads or writes it, and nothing else looks
+    after that drive. It counts as left when no task tells of such a request.
+
+    Args:
+        vdi: a disk of ours that no stream uses.
+
+    Returns:
+        Whether something has been detached.
+    """
+    if any(task.streamed == vdi.uuid for task in pool.cache.tasks.values()):
+        return False
+    known = pool.cache.vdis.get(vdi.ref, vdi)
+    left = [
+        vbd
+        for vbd in pool.cache.present(Vbd, known.vbds)
+        if vbd.currently_attached
+        and vbd.vm in pool.cache.vms
+        and pool.cache.vms[vbd.vm].is_control_domain
+    ]
+    for vbd in left:
+        log.warning("disk.left_attached", pool=pool.name, vdi=vdi.uuid, vbd=vbd.uuid)
+        try:
+            await pool.run_task("VBD.unplug", vbd.ref)
+            await pool.call("VBD.destroy", vbd.ref)
+        except ObjectGone:
+            continue
+        except XapiError as error:
+            log.warning("disk.not_detached", pool=pool.name, vdi=vdi.uuid, reason=str(error))
+            return False
+    return bool(left)
+
+
+def _is_attached(pool: Pool, vdi: Vdi) -> bool:
+    known = pool.cache.vdis.get(vdi.ref)
+    vbds = pool.cache.present(Vbd, known.vbds) if known else []
+    return any(vbd.currently_attached for vbd in vbds)
+
+
 async def detached(pool: Pool, vdi: Vdi, timeout: float = _BUSY_PAUSE_S) -> None:
     """Wait until no VBD of a disk is attached, but a moment at least and `timeout` at most."""
-
-    def is_free() -> bool:
-        known = pool.cache.vdis.get(vdi.ref)
-        vbds = pool.cache.vbds
-        return known is None or not any(
-            ref in vbds and vbds[ref].currently_attached for ref in known.vbds
-        )
-
     await asyncio.sleep(timeout / 20)  # the cache may not have seen the attachment yet
-    await pool.cache.wait_for(is_free, timeout)
+    await pool.cache.wait_for(lambda: not _is_attached(pool, vdi), timeout)
