@@ -310,7 +310,14 @@ async def test_bad_chunks_fail_behind_a_200(lab: Lab, api: Api, body: bytes) -> 
 
     record = await api.finished(task)
     assert record["error_info"] == ["VDI_IO_ERROR", "Device I/O errors"]
-    assert rest.startswith(b"HTTP/1.1 500 Internal Error")
+    refusal, _, page = rest.partition(b"\r\n\r\n")
+    assert refusal.splitlines() == [
+        b"HTTP/1.1 400 Bad Request",
+        b"Connection: close",
+        b"Cache-Control: no-cache, no-store",
+    ]
+    assert page.startswith(b"HTTP/1.1 500 Internal Error\r\n")
+    assert b"VDI_IO_ERROR: [ Device I/O errors ]" in page
     assert await api("VDI.get_VBDs", vdi) == []
 
 
@@ -434,7 +441,7 @@ async def test_credentials_are_asked_for(lab: Lab, api: Api) -> None:
     )
 
     assert nobody.startswith(b"HTTP/1.1 401 Unauthorised\r\n")
-    assert b'WWW-Authenticate: Basic realm="VDI.export_raw"' in nobody
+    assert b'WWW-Authenticate: Basic realm="get_export_raw_vdi"' in nobody
     assert stranger.startswith(b"HTTP/1.1 401 ")
     assert basic.startswith(b"HTTP/1.1 200 ")
     assert cookie.startswith(b"HTTP/1.1 200 ")

@@ -150,7 +150,7 @@ async def test_a_header_of_more_than_1024_bytes_is_refused(lab: Lab) -> None:
     over = await exchange(url, f"{start}{'x' * (room + 1)}\r\n\r\n".encode())
     endless = await exchange(url, b"GET / HTTP/1.1\r\nX: " + b"x" * 1024)
 
-    assert fits.startswith(b"HTTP/1.1 200 OK")
+    assert fits.startswith(b"HTTP/1.1 403 Forbidden")
     assert over.startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
     assert endless.startswith(b"HTTP/1.1 431 ")
 
@@ -354,6 +354,79 @@ async def test_nothing_of_a_request_becomes_a_header_of_the_answer(lab: Lab) -> 
     assert b"X-Evil" not in await exchange(url, b"BREW / HTTP/1.1\nX-Evil: 1\r\n\r\n")
     allowed = b"Access-Control-Allow-Headers: X-Mine, X-Requested-With\r\n"
     assert allowed in await exchange(url, asked)
+
+
+HANDLERS_NOT_SIMULATED = ("/host_rrds", "/audit_log", "/services/plugin/x", "/system-status")
+
+
+async def tls_answer(lab: Lab, request: bytes) -> tuple[str, bytes]:
+    """Return header and body of the answer to a request with TLS."""
+    pool = lab.pools["prod"]
+    context = ssl.create_default_context(cafile=pool.ca_file)
+    async with wire(pool.url, context) as connection:
+        await connection.send(request)
+        return await connection.response()
+
+
+async def test_the_website_knows_one_page_and_serves_it_with_tls_only(lab: Lab) -> None:
+    for path in ("/", "/index.html"):
+        head, _ = await tls_answer(lab, get(path))
+        assert head.startswith("HTTP/1.1 200 OK\r\n")
+    for path in ("/nothing", "/%3Cb%3E", "/rrd", "/importer", "/..", "/RPC2", "/jsonrpc"):
+        head, page = await tls_answer(lab, get(path))
+        assert head.startswith("HTTP/1.1 404 Not Found\r\n"), path
+        assert b"<b>" not in page
+    for path in ("/", "/nothing"):
+        plain = await exchange(lab.pools["prod"].plain_url, get(path))
+        assert plain.startswith(b"HTTP/1.1 403 Forbidden\r\n"), path
+
+
+async def test_statistics_are_answered_as_without_the_service_that_has_them(
+    lab: Lab, api: Api
+) -> None:
+    url = lab.pools["prod"].plain_url
+    session = f"session_id={api.ref}"
+
+    nobody = await exchange(url, get("/rrd_updates?start=1"))
+    assert nobody.startswith(b"HTTP/1.1 401 Unauthorised\r\n")
+    assert b'WWW-Authenticate: Basic realm="rrd_updates"\r\n' in nobody
+    for path in ("/rrd_updates", "/vm_rrd", "/sr_rrd", "/vm_rrds"):
+        answer = await exchange(url, get(f"{path}?{session}"))
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n"), path
+    for path in ("/rrd_updates?start=1&", "/vm_rrd?uuid=x&", "/host_rrd?"):
+        answer = await exchange(url, get(f"{path}{session}"))
+        assert answer.startswith(b"HTTP/1.0 404 Not Found\r\n"), path
+
+
+@pytest.mark.parametrize("path", HANDLERS_NOT_SIMULATED)
+async def test_a_handler_that_is_not_simulated_asks_for_credentials_all_the_same(
+    lab: Lab, api: Api, path: str
+) -> None:
+    url = lab.pools["prod"].plain_url
+
+    nobody = await exchange(url, get(path))
+    root = await exchange(url, get(f"{path}?session_id={api.ref}"))
+
+    assert nobody.startswith(b"HTTP/1.1 401 Unauthorised\r\n")
+    assert root.startswith(b"HTTP/1.0 404 Not Found\r\n")
+
+
+async def test_only_answers_to_calls_may_be_read_by_pages_of_other_sites(lab: Lab) -> None:
+    url = lab.pools["prod"].plain_url
+    body, close = xml_call("system.isAlive:x", "x"), "Connection: close\r\n"
+    cors = b"access-control-allow-origin"
+
+    for path in ("/", "/jsonrpc"):
+        data = body if path == "/" else b'{"method": "x", "params": [], "id": 1}'
+        assert cors in (await exchange(url, post(data, path, extra=close))).lower()
+    for request in (
+        get("/export_raw_vdi"),
+        get("/nothing"),
+        b"PUT /x HTTP/1.1\r\n\r\n",
+        b"DELETE / HTTP/1.1\r\n\r\n",
+        post(b"nonsense"),
+    ):
+        assert cors not in (await exchange(url, request)).lower()
 
 
 async def test_paths_without_a_handler_are_forbidden_or_rpc(lab: Lab) -> None:

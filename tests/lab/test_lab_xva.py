@@ -374,7 +374,7 @@ async def test_who_exports_and_from_where_is_asked_in_this_order(lab: Lab, api: 
     vm = await api.vm("db01")
     head, _ = await answer(api, get("/export?uuid=nonsense"))
     assert head.startswith("HTTP/1.1 401")
-    assert 'WWW-Authenticate: Basic realm="VM.export"' in head
+    assert 'WWW-Authenticate: Basic realm="get_export"' in head
 
     task = await api("task.create", "export", "")
     head, body = await answer(api, get(f"/export?{query(api, uuid='nonsense', task_id=task)}"))

@@ -25,6 +25,7 @@ from xorepd.lab.dispatch import METHODS
 from xorepd.lab.effects import EFFECTS
 from xorepd.lab.faults import Fault
 from xorepd.lab.generics import register_generics
+from xorepd.lab.http_actions import ACTIONS
 from xorepd.lab.incidents import INCIDENTS, Incident
 from xorepd.lab.kinds import KINDS
 from xorepd.lab.server import DOORS
@@ -110,9 +111,14 @@ def _sums() -> str:
 
 
 def _doors() -> str:
+    actions = {action.name: action for action in ACTIONS}
     rows = [
-        (f"`{method} {path}`", f"`{realm}`", f"`{name}`" if name else "as `format` says, or `raw`")
-        for (method, path), (_, realm, name) in DOORS.items()
+        (
+            f"`{actions[name].method} {actions[name].path}`",
+            f"`{name}`",
+            f"`{format_}`" if format_ else "as `format` says, or `raw`",
+        )
+        for name, (_, format_) in DOORS.items()
     ]
     return _table(("handler", "realm of its 401", "name for faults"), rows)
 

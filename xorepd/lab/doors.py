@@ -4,7 +4,7 @@ Source: xapi: ocaml/xapi/xapi_http.ml, importexport.ml.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -12,8 +12,8 @@ from xorepd.lab.calls import OutsideCall
 from xorepd.lab.failures import NULL, ApiError
 from xorepd.lab.faults import Fault
 from xorepd.lab.http import Connection, Request
+from xorepd.lab.http_actions import HttpAction
 from xorepd.lab.pools import Pool
-from xorepd.lab.roles import HTTP_ROLES
 from xorepd.lab.rules import hosts_of
 
 FORMATS = {"raw": "application/octet-stream", "vhd": "application/vhd"}
@@ -35,6 +35,7 @@ class Visit:
     pool: Pool
     host: str
     request: Request
+    action: HttpAction
     connection: Connection
     record: OutsideCall
     fault: Fault | None
@@ -44,45 +45,49 @@ class Visit:
         return self.request.parameter("format") or "raw"
 
 
+def credentials(visit: Visit) -> AbstractAsyncContextManager[str]:
+    """Give the session of a visit, see `admitted`."""
+    return admitted(visit.pool, visit.host, visit.request, visit.action)
+
+
 @asynccontextmanager
-async def credentials(visit: Visit) -> AsyncIterator[str]:
+async def admitted(
+    pool: Pool, host: str, request: Request, action: HttpAction
+) -> AsyncIterator[str]:
     """Give the session of a request; one of our own for a user and password, while it lasts.
 
     Raises:
         Unauthorised: There is none, or it is not good.
         Forbidden: It is good for other things.
     """
-    request, sessions = visit.request, visit.pool.sessions
+    sessions = pool.sessions
     session = request.cookies.get("session_id", request.query.get("session_id"))
     if session is not None:
         try:
             sessions.check(session)
         except ApiError as error:
             raise Unauthorised from error
-        _authorise(visit, session)
+        _authorise(pool, request, action, session)
         yield session
         return
     given = request.basic_credentials
     if given is None:
         raise Unauthorised
     try:
-        session = await sessions.login(visit.host, *given, originator="HTTP using Basic auth")
+        session = await sessions.login(host, *given, originator="HTTP using Basic auth")
     except ApiError as error:
         raise Unauthorised from error
     try:
-        _authorise(visit, session)
+        _authorise(pool, request, action, session)
         yield session
     finally:
         sessions.logout(session)
 
 
-def _authorise(visit: Visit, session: str) -> None:
+def _authorise(pool: Pool, request: Request, action: HttpAction, session: str) -> None:
     """Raise Forbidden, and fail the client's task, unless the session's role opens this door."""
-    request, pool = visit.request, visit.pool
-    name = f"{request.method.lower()}_{request.path.strip('/')}"
-    door = max((door for door in HTTP_ROLES if name.startswith(door)), key=len, default=name)
     try:
-        pool.sessions.authorise(session, f"http/{door}", HTTP_ROLES.get(door, "pool-admin"))
+        pool.sessions.authorise(session, f"http/{action.name}", action.role)
     except ApiError as error:
         task = request.parameter("task_id")
         if task is not None:

@@ -70,7 +70,7 @@ async def _serve(visit: Visit, vdi: str, task: str) -> None:
     except ApiError as error:
         visit.record.outcome = error.code
         pool.tasks.fail(task, error)
-        await visit.connection.send(http.internal_error_page(str(error)))
+        await visit.connection.send(http.internal_error_page(str(error), visit.request.version))
     else:
         pool.tasks.complete(task, "")
         if visit.fault is not None and visit.fault.drop_response:

@@ -9,6 +9,7 @@ import binascii
 import contextlib
 import html
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import parse_qsl, unquote
@@ -56,6 +57,7 @@ class Request:
     path: str
     raw_query: str
     version: str
+    """1.0 or 1.1: how answers begin, whatever else the client says."""
     query: dict[str, str]
     headers: dict[str, str]
     """Names in lower case."""
@@ -125,7 +127,7 @@ def parse_header(raw: bytes) -> Request:
         method=method,
         path=unquote(path),
         raw_query=raw_query,
-        version=version.removeprefix("HTTP/"),
+        version="1.0" if version == "HTTP/1.0" else "1.1",
         query=dict(parse_qsl(raw_query, keep_blank_values=True)),
         headers=headers,
         cookies=cookies,
@@ -259,26 +261,43 @@ class Connection:
             raise Disconnected from error
 
 
+CORS = ("Access-Control-Allow-Origin: *", "Access-Control-Allow-Headers: X-Requested-With")
+"""What answers to calls say, and nothing else, so that pages of other sites may make them."""
+_BARE = ("Connection: close", "Cache-Control: no-cache, no-store")
+
+
+def _head(lines: Iterable[str]) -> bytes:
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
 def response(
-    status: str,
-    body: bytes = b"",
-    content_type: str = "text/html",
+    body: bytes,
+    content_type: str,
     keep_alive: bool = False,
     version: str = "1.1",
     extra: tuple[str, ...] = (),
 ) -> bytes:
-    """Return a whole response with a length."""
+    """Return the answer to a call, with a length."""
     lines = [
-        f"HTTP/{version} {status}",
+        f"HTTP/{version} 200 OK",
         f"content-length: {len(body)}",
         f"connection: {'keep-alive' if keep_alive else 'close'}",
         NO_CACHE,
         f"content-type: {content_type}",
-        "access-control-allow-origin: *",
-        "access-control-allow-headers: X-Requested-With",
         *extra,
     ]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+    return _head(lines) + body
+
+
+def file_response(body: bytes) -> bytes:
+    """Return a page of the website; the connection is said to stay, whatever the client asked."""
+    lines = [
+        "HTTP/1.1 200 OK",
+        f"content-length: {len(body)}",
+        "connection: keep-alive",
+        "content-type: text/html",
+    ]
+    return _head(lines) + body
 
 
 def stream_head(task: str, content_type: str, *extra: str) -> bytes:
@@ -291,27 +310,50 @@ def stream_head(task: str, content_type: str, *extra: str) -> bytes:
         f"content-type:{content_type}",
         *extra,
     ]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+    return _head(lines)
 
 
-def missing(version: str = "1.0") -> bytes:
-    return f"HTTP/{version} 404 Not Found\r\nConnection: close\r\n{NO_CACHE}\r\n\r\n".encode()
+def missing() -> bytes:
+    return _head(["HTTP/1.0 404 Not Found", *_BARE])
 
 
 def bad_request() -> bytes:
-    return f"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n{NO_CACHE}\r\n\r\n".encode()
+    return _head(["HTTP/1.1 400 Bad Request", *_BARE])
+
+
+def forbidden() -> bytes:
+    return _head(["HTTP/1.1 403 Forbidden", *_BARE])
 
 
 def redirect(location: str) -> bytes:
-    lines = ["HTTP/1.1 302 Found", "Connection: close", NO_CACHE, f"Location: {location}"]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+    return _head(["HTTP/1.1 302 Found", *_BARE, f"Location: {location}"])
 
 
 def error_page(status: str, text: str, version: str = "1.1", extra: tuple[str, ...] = ()) -> bytes:
     """Return the HTML page of a status; it repeats the version of the request."""
-    return response(
-        status, f"<html><body>{text}</body></html>".encode(), version=version, extra=extra
-    )
+    body = f"<html><body>{text}</body></html>".encode()
+    lines = [
+        f"HTTP/{version} {status}",
+        f"content-length: {len(body)}",
+        "content-type: text/html",
+        "connection: close",
+        NO_CACHE,
+        *extra,
+    ]
+    return _head(lines) + body
+
+
+def missing_page(path: str) -> bytes:
+    """Return what the website says where it has no file."""
+    shown = html.escape(path)
+    body = f"<html><body><h1>Not Found</h1>There is no {shown} here.</body></html>".encode()
+    lines = [
+        "HTTP/1.1 404 Not Found",
+        f"content-length: {len(body)}",
+        "connection: close",
+        NO_CACHE,
+    ]
+    return _head(lines) + body
 
 
 def internal_error_page(additional: str, version: str = "1.1") -> bytes:
@@ -331,6 +373,15 @@ def forbidden_page(version: str = "1.1") -> bytes:
     )
 
 
+def unknown_method_page(method: str, version: str) -> bytes:
+    shown = html.escape(method)
+    return error_page(
+        "501 Method not implemented",
+        f"<h1>HTTP 501 Method Not Implemented</h1><p>{shown} not supported.<br /></p>",
+        version,
+    )
+
+
 def preflight(request: Request) -> bytes:
     """Return the answer to OPTIONS, which browsers ask before they call another site."""
     wanted = request.headers.get("access-control-request-headers")
@@ -344,7 +395,7 @@ def preflight(request: Request) -> bytes:
         f"Access-Control-Allow-Headers: {allowed}",
         "Access-Control-Allow-Methods: PUT",
     ]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return _head(lines)
 
 
 def unauthorised_page(realm: str, version: str = "1.1") -> bytes:

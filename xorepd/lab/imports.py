@@ -1,7 +1,7 @@
 """PUT /import_raw_vdi: a stream into a disk, answered with 200 before the body is read.
 
     header ► 200 ► attach ► body ► flush ► detach ► task, and only it tells how it went
-                     └─ failure: task failed, a second response (500) behind the first, close
+                     └─ failure: task failed, two more responses (400, 500) behind the first, close
 
 Source: xapi: ocaml/xapi/import_raw_vdi.ml, importexport.ml; vhd-tool: impl.ml.
 """
@@ -114,7 +114,8 @@ async def _serve(visit: Visit, vdi: str, task: str) -> None:
     except ApiError as error:
         visit.record.outcome = error.code
         pool.tasks.fail(task, error)
-        await visit.connection.send(http.internal_error_page(str(error)))
+        page = http.internal_error_page(str(error), request.version)
+        await visit.connection.send(http.bad_request() + page)
     else:
         pool.tasks.complete(task, result_text(vdi))
         if visit.fault is not None and visit.fault.drop_response:

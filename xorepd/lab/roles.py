@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from xorepd.lab.failures import ApiError
+from xorepd.lab.http_actions import HTTP_ROLES
 from xorepd.lab.schema import words
 
 ROLES = words("read-only vm-operator vm-admin vm-power-admin pool-operator pool-admin")
@@ -149,24 +150,6 @@ _OF_KEYS: dict[str, dict[str, str]] = {
     },
 }
 """Keys with a role of their own, when they are added or removed alone."""
-
-HTTP_ROLES = {
-    "get_export": "vm-admin",
-    "get_export_metadata": "vm-admin",
-    "get_export_raw_vdi": "vm-admin",
-    "put_import": "vm-admin",
-    "put_import_metadata": "vm-admin",
-    "put_import_raw_vdi": "vm-admin",
-    "get_services": "read-only",
-    "get_vm_rrd": "read-only",
-    "get_host_rrd": "read-only",
-    "get_sr_rrd": "read-only",
-    "get_rrd_updates": "read-only",
-    "get_audit_log": "read-only",
-    "get_system_status": "pool-operator",
-    "get_host_backup": "pool-admin",
-}
-"""HTTP handlers by the lower-case method and the path."""
 
 
 def _read_others() -> dict[str, str]:

@@ -11,27 +11,32 @@ from xorepd.lab import http, jsonrpc, xmlrpc, xva_doors
 from xorepd.lab.bodies import send_spoilt
 from xorepd.lab.calls import OutsideCall
 from xorepd.lab.dispatch import dispatch
-from xorepd.lab.doors import Forbidden, Unauthorised, Visit
+from xorepd.lab.doors import Forbidden, Unauthorised, Visit, admitted
 from xorepd.lab.exports import export_raw_vdi
 from xorepd.lab.failures import NULL, ApiError
 from xorepd.lab.faults import Fault
 from xorepd.lab.http import Connection, Disconnected, HttpError, Request
+from xorepd.lab.http_actions import ACTIONS, HttpAction, find_action
 from xorepd.lab.imports import import_raw_vdi
 from xorepd.lab.pools import Pool
 from xorepd.lab.tasks import TaskWish
 
-KNOWN_METHODS = {"GET", "PUT", "POST", "OPTIONS", "CONNECT"}
-EMPTY_PAGE = b"<html><body>xorepd lab</body></html>"
-DOORS: dict[tuple[str, str], tuple[Callable[[Visit], Awaitable[None]], str, str]] = {
-    ("GET", "/export_raw_vdi"): (export_raw_vdi, "VDI.export_raw", ""),
-    ("PUT", "/import_raw_vdi"): (import_raw_vdi, "VDI.import", ""),
-    ("GET", "/export_metadata"): (xva_doors.export_metadata, "VM.export_metadata", "metadata"),
-    ("PUT", "/import_metadata"): (xva_doors.import_metadata, "VM.metadata_import", "metadata"),
-    ("GET", "/export"): (xva_doors.export, "VM.export", "xva"),
-    ("PUT", "/import"): (xva_doors.import_, "VM.import", "xva"),
+PAGE = b"<html><body>xorepd lab</body></html>"
+PAGE_PATHS = ("/", "/index.html")
+"""Where the website has its one page."""
+DOORS: dict[str, tuple[Callable[[Visit], Awaitable[None]], str]] = {
+    "get_export_raw_vdi": (export_raw_vdi, ""),
+    "put_import_raw_vdi": (import_raw_vdi, ""),
+    "get_export_metadata": (xva_doors.export_metadata, "metadata"),
+    "put_import_metadata": (xva_doors.import_metadata, "metadata"),
+    "get_export": (xva_doors.export, "xva"),
+    "put_import": (xva_doors.import_, "xva"),
 }
-"""Handlers by method and beginning of the path, the longest first. With them the realm of their
-401, and the format that calls and faults are known by, unless the request names it."""
+"""Handlers by their names, with the format that calls and faults are known by, unless the request
+names it."""
+RPC = ("post_root", "post_RPC2", "post_json", "post_jsonrpc")
+NEEDED = {"rrd_updates": "start", "vm_rrd": "uuid", "get_vm_rrds": "uuid", "sr_rrd": "uuid"}
+"""What a handler that the lab only guards must be told."""
 MAX_CONNECTIONS = 800
 """Of one member; who comes later is accepted and not listened to."""
 STREAM_LIMIT = 1 << 20
@@ -112,40 +117,61 @@ class Front:
 
     async def _answer(self, request: Request, connection: Connection) -> bool:
         """Serve one request; say whether the connection goes on."""
-        version = request.version
-        if request.method not in KNOWN_METHODS:
-            page = http.error_page(
-                "501 Method not implemented", "<h1>HTTP 501 Method Not Implemented</h1>", version
-            )
-            await connection.send(page)
+        action = find_action(request.method, request.path)
+        if action is None:
+            if any(each.method == request.method for each in ACTIONS):
+                await connection.send(http.forbidden_page())
+            else:
+                await connection.send(http.unknown_method_page(request.method, request.version))
             return False
-        if request.method == "OPTIONS":
+        if action.method == "OPTIONS":
             await connection.send(http.preflight(request))
             return request.keep_alive
-        for (method, prefix), (door, realm, name) in DOORS.items():
-            if request.method == method and request.path.startswith(prefix):
-                name = name or request.parameter("format") or "raw"
-                await self._visit(request, connection, door, realm, name)
-                return False
-        if request.method == "POST":
+        if action.name in RPC:
             return await self._rpc(request, connection)
-        if request.method != "GET":
-            await connection.send(http.forbidden_page(version))
-            return False
-        await connection.send(http.response("200 OK", EMPTY_PAGE, keep_alive=request.keep_alive))
-        return request.keep_alive
+        if action.name == "get_root":
+            return await self._website(request, connection)
+        try:
+            if action.name in DOORS:
+                await self._visit(request, connection, action)
+            else:
+                await self._guard(request, connection, action)
+        except Unauthorised:
+            await connection.send(http.unauthorised_page(action.name, request.version))
+        except Forbidden:
+            await connection.send(http.forbidden_page(request.version))
+        return False
+
+    async def _website(self, request: Request, connection: Connection) -> bool:
+        """Show the one page, and it with TLS only."""
+        if not connection.plain and request.path in PAGE_PATHS:
+            await connection.send(http.file_response(PAGE))
+            return request.keep_alive
+        if connection.plain:
+            await connection.send(http.forbidden_page(request.version))
+        else:
+            await connection.send(http.missing_page(request.path))
+        return False
+
+    async def _guard(self, request: Request, connection: Connection, action: HttpAction) -> None:
+        """Answer for a handler behind which the lab has nothing.
+
+        XAPI hands many of these requests on, those for statistics to xcp-rrdd; so it answers when
+        that does not run.
+        """
+        if not action.public:
+            async with admitted(self._pool, self.host, request, action):
+                pass
+        told = NEEDED.get(action.name)
+        lacking = told is not None and told not in request.query
+        await connection.send(http.bad_request() if lacking else http.missing())
 
     # -- disk handlers --------------------------------------------------------------------------
 
-    async def _visit(
-        self,
-        request: Request,
-        connection: Connection,
-        door: Callable[[Visit], Awaitable[None]],
-        realm: str,
-        name: str,
-    ) -> None:
+    async def _visit(self, request: Request, connection: Connection, action: HttpAction) -> None:
         pool, lab = self._pool, self._pool.lab
+        door, format_ = DOORS[action.name]
+        name = format_ or request.parameter("format") or "raw"
         kind = "export" if request.method == "GET" else "import"
         host_name = pool.db.get("host", self.host, "name_label")
         query = tuple(sorted((k, v) for k, v in request.query.items() if k != "session_id"))
@@ -153,16 +179,16 @@ class Front:
         record = lab.recorder.note(pool.name, host_name, kind, name, query, caller)
         fault = lab.faults.pick(kind, name, pool.name, host_name, query)
         await _arrive(fault, record, connection)
-        visit = Visit(pool, self.host, request, connection, record, fault)
+        visit = Visit(pool, self.host, request, action, connection, record, fault)
         self._streams.add(connection)
         try:
             await door(visit)
         except Unauthorised:
             record.outcome = "401"
-            await connection.send(http.unauthorised_page(realm, request.version))
+            raise
         except Forbidden:
             record.outcome = "403"
-            await connection.send(http.forbidden_page(request.version))
+            raise
         except ApiError as error:
             record.outcome = error.code
             await connection.send(http.internal_error_page(str(error), request.version))
@@ -199,7 +225,7 @@ class Front:
         except ApiError as error:
             early = jsonrpc.early_failure(error.description)
             await connection.send(
-                http.response("200 OK", early, "application/json", keep_alive=request.keep_alive)
+                http.response(early, "application/json", request.keep_alive, request.version)
             )
             return request.keep_alive
         wish = TaskWish(
@@ -208,7 +234,9 @@ class Front:
             request.headers.get("subtask-of", NULL),
         )
         answer, fault = await self._call(connection, name, params, wish, succeed, fail)
-        response = http.response("200 OK", answer, content_type, keep_alive=request.keep_alive)
+        response = http.response(
+            answer, content_type, request.keep_alive, request.version, extra=http.CORS
+        )
         if fault is None:
             await connection.send(response)
             return request.keep_alive

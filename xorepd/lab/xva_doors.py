@@ -315,7 +315,7 @@ async def import_(visit: Visit) -> None:
                 await visit.connection.send(http.bad_request())
                 raise ApiError("SR_OPERATION_NOT_SUPPORTED")
             if "transfer-encoding" in request.headers:
-                await visit.connection.send(_forbidden())
+                await visit.connection.send(http.forbidden())
                 raise ApiError("IMPORT_ERROR_CANNOT_HANDLE_CHUNKED")
             options = Options(sr, _flag(visit, "restore"), _flag(visit, "force"))
             await _answer_import(visit, task, options)
@@ -374,11 +374,6 @@ def _sr_of(visit: Visit) -> str:
     if not db.exists("SR", default):
         raise ApiError("DEFAULT_SR_NOT_FOUND", default)
     return default
-
-
-def _forbidden() -> bytes:
-    lines = ("HTTP/1.1 403 Forbidden", "Connection: close", http.NO_CACHE)
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 async def stream_import(call: Call, receive: Receive, options: Options) -> list[str]:
