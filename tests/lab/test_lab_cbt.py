@@ -177,7 +177,7 @@ async def test_enable_and_disable_have_their_checks(lab: Lab, api: Api, tracked:
             "OPERATION_NOT_ALLOWED",
             f"VDI is a snapshot: {snapshot}",
         ]
-        assert await api.failure(method, suspend) == ["VDI_INCOMPATIBLE_TYPE", suspend, "suspend"]
+        assert await api.failure(method, suspend) == ["VDI_INCOMPATIBLE_TYPE", suspend, "Suspend"]
         assert await api.failure(method, reset) == ["VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION"]
     await api("VDI.enable_cbt", tracked)
     pool = lab.pools["prod"]
@@ -234,7 +234,7 @@ async def test_a_snapshot_can_lose_its_data_and_still_tell_what_changed(
     assert record["snapshot_of"] == tracked
     assert record["other_config"]["content_id"] == "/No content: this is a cbt_metadata VDI/"
     assert await changed(api, first, second) == touched(written)
-    incompatible = ["VDI_INCOMPATIBLE_TYPE", first, "cbt_metadata"]
+    incompatible = ["VDI_INCOMPATIBLE_TYPE", first, "CBT metadata"]
     for method in ("VDI.clone", "VDI.snapshot", "VDI.copy"):
         assert await api.failure(method, first) == incompatible
     assert await api.failure("VDI.resize", first, str(64 * MIB)) == incompatible

@@ -536,7 +536,7 @@ async def test_changed_blocks_are_to_be_asked_for_before_connecting(api: Api) ->
     assert await api.failure("VDI.get_nbd_info", head) == [
         "VDI_INCOMPATIBLE_TYPE",
         head,
-        "cbt_metadata",
+        "CBT metadata",
     ]
 
 

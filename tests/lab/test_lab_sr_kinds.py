@@ -132,11 +132,27 @@ async def test_volumes_say_in_sm_config_how_they_are_made(api: Api) -> None:
     assert configs["ext"] == {}
 
 
-@pytest.mark.parametrize("sr", ["iso", "drives"])
-async def test_no_disk_is_made_where_the_driver_makes_none(api: Api, sr: str) -> None:
-    ref = await sr_of(api, sr)
+async def test_no_disk_is_made_where_the_driver_makes_none(api: Api) -> None:
+    ref = await sr_of(api, "drives")
 
     assert await api.failure("VDI.create", vdi_record(ref)) == ["SR_OPERATION_NOT_SUPPORTED", ref]
+
+
+async def test_images_can_be_made_written_and_deleted_among_isos(lab: Lab, api: Api) -> None:
+    named = await new_disk(api, "iso", BLOCK, sm_config={"path": "made.iso"})
+    unnamed = await new_disk(api, "iso", BLOCK)
+
+    assert await write(lab, api, named, (0, DATA)) == []
+    assert await download(lab, api, named, "&format=raw") == (DATA, [])
+    assert await api("VDI.get_location", named) == "made.iso"
+    assert await api("VDI.get_location", unnamed) == f"{await api('VDI.get_uuid', unnamed)}.img"
+    taken = vdi_record(await sr_of(api, "iso"), BLOCK, sm_config={"path": "made.iso"})
+    assert (await api.failure("VDI.create", taken))[0] == "SR_BACKEND_FAILURE_43"
+    bad = vdi_record(await sr_of(api, "iso"), BLOCK, sm_config={"path": "../made"})
+    assert (await api.failure("VDI.create", bad))[0] == "SR_BACKEND_FAILURE_78"
+    for image in (named, unnamed):
+        assert "snapshot" not in await api("VDI.get_allowed_operations", image)
+        await api("VDI.destroy", image)
 
 
 async def test_an_iso_can_be_read_and_not_written(lab: Lab, api: Api) -> None:
@@ -299,6 +315,18 @@ async def test_a_vhd_of_a_volume_leaves_out_zeroes_that_were_written(lab: Lab, a
     block = 512 + BLOCK
     assert len(of_file) - len(of_volume) == block
     assert of_volume[2560 : 2560 + block] == b"\xff" * 512 + DATA
+
+
+async def test_a_disk_is_updated_only_where_the_driver_can(lab: Lab, api: Api) -> None:
+    disks = {sr: await new_disk(api, sr, size=2 * MIB) for sr in ("ext", "tiny", "lvm")}
+
+    offered = {
+        sr: "update" in await api("VDI.get_allowed_operations", disk) for sr, disk in disks.items()
+    }
+
+    assert offered == {"ext": True, "tiny": False, "lvm": True}
+    refused = await api.failure("VDI.update", disks["tiny"])
+    assert refused == ["SR_OPERATION_NOT_SUPPORTED", await sr_of(api, "tiny")]
 
 
 async def test_differences_are_only_to_be_had_of_vhds(lab: Lab, api: Api) -> None:

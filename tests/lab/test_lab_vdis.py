@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pyvhdi
 
-from tests.lab.labclient import Api, get, vbd_record, vdi_record, wire
+from tests.lab.labclient import Api, exchange, get, vbd_record, vdi_record, wire
 from xorepd.lab.faults import Fault
 from xorepd.lab.lab import Lab
 
@@ -48,6 +48,25 @@ async def base_copies(api: Api) -> list[dict[str, Any]]:
         for record in (await api("VDI.get_all_records")).values()
         if record["name_label"] == "base copy"
     ]
+
+
+@pytest.mark.leaves("disk")
+async def test_a_disk_whose_file_is_gone_is_not_found(lab: Lab, api: Api) -> None:
+    (sr,) = await api("SR.get_by_name_label", "prod-shared")
+    vdi, vm = await api("VDI.create", vdi_record(sr)), await api.vm("db01")
+    await api("VBD.create", vbd_record(vm, vdi))
+    repository, uuid = lab.pools["prod"].storage.of_vdi(vdi)
+    repository.store.path(uuid).unlink()
+    text = f"The VDI is not available [opterr=VDI {uuid} not found]"
+    not_found = ["SR_BACKEND_FAILURE_46", "", text, ""]
+
+    for call in ("VDI.snapshot", "VDI.clone", "VDI.update", "VDI.enable_cbt"):
+        assert await api.failure(call, vdi) == not_found, call
+    assert await api.failure("VM.start", vm, False, False) == not_found
+    task = await api("task.create", "export", "")
+    path = f"/export_raw_vdi?session_id={api.ref}&vdi={vdi}&task_id={task}"
+    await exchange(lab.pools["prod"].plain_url, get(path))
+    assert (await api.finished(task))["error_info"] == not_found
 
 
 async def test_sizes_are_rounded_up_to_2_mib(api: Api) -> None:

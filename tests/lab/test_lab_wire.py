@@ -112,9 +112,12 @@ async def test_errors_name_what_was_wrong(api: Api) -> None:
         "MAP_DUPLICATE_KEY",
         "VM",
         "other_config",
-        vm_uuid,
+        vm,
         "k",
     ]
+    await api("VM.set_HVM_boot_params", vm, {"order": "c"})
+    refused = await api.failure("VM.add_to_HVM_boot_params", vm, "order", "d")
+    assert refused == ["MAP_DUPLICATE_KEY", "VM", "HVM__boot_params", vm, "order"]
     await api("VM.remove_from_other_config", vm, "k")
     await api("VM.remove_from_other_config", vm, "k")
     assert (await api.failure("Async.VM.get_uuid", vm))[0] == "Fault"

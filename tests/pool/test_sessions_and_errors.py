@@ -70,8 +70,8 @@ def test_a_key_is_added_once_and_removed_as_often_as_you_like(bench: Bench) -> N
 
     bench.api.VM.add_to_other_config(vm, "xorepd-test", "1")
 
-    code, _, field, _, key = bench.failure("VM.add_to_other_config", vm, "xorepd-test", "2")
-    assert (code, field, key) == ("MAP_DUPLICATE_KEY", "other_config", "xorepd-test")
+    code, _, field, ref, key = bench.failure("VM.add_to_other_config", vm, "xorepd-test", "2")
+    assert (code, field, ref, key) == ("MAP_DUPLICATE_KEY", "other_config", vm, "xorepd-test")
     bench.api.VM.remove_from_other_config(vm, "xorepd-test")
     bench.api.VM.remove_from_other_config(vm, "xorepd-test")
     assert "xorepd-test" not in bench.api.VM.get_other_config(vm)
@@ -85,6 +85,14 @@ def test_unknown_members_of_enums_are_refused(bench: Bench) -> None:
     # Which one it is depends on where the toolstack notices.
     assert refused[0] in {"INVALID_VALUE", "INTERNAL_ERROR"}
     assert bench.api.VM.get_blocked_operations(vm) == {}
+
+
+def test_no_page_is_shown_where_nothing_is(bench: Bench) -> None:
+    for path in ("/xorepd-test", "/xorepd-test/rrd_updates"):
+        status, _ = bench.http("GET", path, {}, b"")
+        assert status in {403, 404}  # the former without a website
+    status, _ = bench.http("PUT", "/xorepd-test", {}, b"")
+    assert status == 403
 
 
 def test_a_create_names_the_member_it_misses(bench: Bench) -> None:

@@ -37,6 +37,7 @@ def test_a_task_of_ours_waits_until_it_is_destroyed(bench: Bench) -> None:
     task = bench.new_task()
 
     record = bench.api.task.get_record(task)
+    assert record["backtrace"] == "()"
 
     assert (record["status"], record["progress"], record["type"]) == ("pending", 0.0, "<none/>")
     bench.api.task.add_to_other_config(task, "xorepd-test", "ours")

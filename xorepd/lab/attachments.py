@@ -9,15 +9,17 @@ either; only the storage layer's own table decides:
     RW on RW             fine, corruption              SR_BACKEND_FAILURE_46
     RW on RO             INTERNAL_ERROR                SR_BACKEND_FAILURE_46
 
+A disk whose file is gone is SR_BACKEND_FAILURE_46 too, with another text.
+
 Source: xapi: ocaml/xapi/xapi_vbd_helpers.ml, sm_fs_ops.ml, ocaml/xapi-idl/storage/vdi_automaton.ml;
-sm: libs/sm/blktap2.py.
+sm: libs/sm/blktap2.py, libs/sm/drivers/FileSR.py (load).
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from xorepd.lab.failures import ApiError, backend_failure, internal_error
+from xorepd.lab.failures import ApiError, backend_failure, incompatible_type, internal_error
 from xorepd.lab.rules import hosts_of
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
     sr = db.get("VDI", vdi, "SR")
     if host not in hosts_of(db, sr):
         raise ApiError("SR_HAS_NO_PBDS", sr)
+    uuid = db.get("VDI", vdi, "uuid")
+    repository = pool.storage.repositories.get(sr)
+    if repository is not None and not repository.store.exists(uuid):
+        raise backend_failure(46, f"VDI {uuid} not found")
     present: set[str] = set()
     for vbd in db.select("VBD", VDI=vdi, currently_attached=True):
         vm = db.get("VBD", vbd, "VM")
@@ -60,7 +66,6 @@ def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
         if db.get("VM", vm, "resident_on") == host:
             present.add(there)
         elif "RW" in (mode, there):
-            uuid = db.get("VDI", vdi, "uuid")
             raise backend_failure(46, f"VDI {uuid} not detached cleanly")
     if mode == "RW" and present == {"RO"}:
         raise internal_error(
@@ -138,6 +143,8 @@ async def attached_to_dom0(pool: "Pool", host: str, vdi: str, mode: str) -> Asyn
     """Hold a VDI attached to a host's control domain while the block runs."""
     db = pool.db
     dom0 = db.get("host", host, "control_domain")
+    if db.get("VDI", vdi, "type") == "cbt_metadata":
+        raise incompatible_type(vdi, "cbt_metadata")
     check_attach(pool, vdi, host, mode)
     if mode == "RW" and db.get("VDI", vdi, "read_only"):
         raise ApiError("VDI_READONLY", vdi)

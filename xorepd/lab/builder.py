@@ -79,7 +79,9 @@ async def build_pool(pool: Pool, spec: PoolSpec, addresses: dict[str, str]) -> N
     for sr in spec.srs:
         await _make_sr(pool, sr, hosts)
     first = next(
-        sr for sr, each in pool.storage.repositories.items() if not each.space.kind.read_only
+        sr
+        for sr, each in pool.storage.repositories.items()
+        if each.space.kind.content_type == "user"
     )
     db.set("pool", next(db.select("pool")), default_SR=first, suspend_image_SR=first)
     make_templates(pool)

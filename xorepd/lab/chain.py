@@ -19,6 +19,7 @@ from xorepd.lab.vhd_file import Buffer, FileRange, VhdFile, mask
 
 IN_USE: Final = 24
 EXISTS: Final = 43
+UNAVAILABLE: Final = 46
 LOAD: Final = 65
 CREATE: Final = 78
 SIZE: Final = 79

@@ -343,7 +343,7 @@ map string vtpm_operations: current_operations
 set vtpm_operations: allowed_operations
 """,
     "task": """
-string: uuid name_label name_description type=<none/> result backtrace
+string: uuid name_label name_description type=<none/> result backtrace=()
 datetime: created finished
 task_status: status
 float: progress

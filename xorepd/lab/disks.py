@@ -113,7 +113,7 @@ class DiskStore:
             return {uuid: self._tree.node(uuid) for uuid in self._tree.entries}
 
     def node(self, uuid: str) -> Node:
-        """Return one disk or base copy; DiskError 65 when it is not there."""
+        """Return one disk or base copy; DiskError 46 when it is not there."""
         with self._lock:
             self._tree.entry(uuid)
             return self._tree.node(uuid)
@@ -170,8 +170,8 @@ class DiskStore:
             new leaf joined it on its parent.
 
         Raises:
-            DiskError: 109 when the chain has 30 files already, 43 when a UUID is taken, 65 for a
-                source that is not there or is a base copy, 81 when there is no space.
+            DiskError: 109 when the chain has 30 files already, 43 when a UUID is taken, 46 for a
+                source that is not there, 65 for a base copy, 81 when there is no space.
         """
         with self._lock, backend_failure(CLONE):
             entry = self._tree.entry(source)
@@ -299,8 +299,8 @@ class DiskStore:
         """Open a disk; close it with ``with`` or ``close()``.
 
         Raises:
-            DiskError: 65 when it, or a file of its chain, is missing or broken, or when a base
-                copy is to be written.
+            DiskError: 46 when it is missing, 65 when it is broken, or a file of its chain missing
+                or broken, or when a base copy is to be written.
         """
         with self._lock, backend_failure(LOAD):
             if self._tree.entry(uuid).hidden and writable:

@@ -30,6 +30,27 @@ def internal_error(text: str) -> ApiError:
     return ApiError("INTERNAL_ERROR", text)
 
 
+_TYPE_NAMES = {
+    "system": "System",
+    "user": "User",
+    "ephemeral": "Ephemeral",
+    "suspend": "Suspend",
+    "crashdump": "Crashdump",
+    "ha_statefile": "HA statefile",
+    "metadata": "Metadata",
+    "redo_log": "Redo log",
+    "rrd": "rrd",
+    "pvs_cache": "PVS cache",
+    "cbt_metadata": "CBT metadata",
+}
+"""What people see of `VDI.type`. Source: xapi: ocaml/xapi-cli-server/record_util.ml."""
+
+
+def incompatible_type(vdi: str, kind: str) -> ApiError:
+    """Return the failure of an operation that is not for VDIs of a type."""
+    return ApiError("VDI_INCOMPATIBLE_TYPE", vdi, _TYPE_NAMES[kind])
+
+
 BACKEND_TEXTS = {
     24: "The VDI is currently in use",
     43: "The VDI already exists",

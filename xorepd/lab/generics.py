@@ -35,6 +35,12 @@ REMOVED_CALLS = words(
 )
 """The same of others."""
 STRING = Type("string")
+_IN_DATABASE = {
+    "VCPUs_params": "VCPUs__params",
+    "HVM_boot_params": "HVM__boot_params",
+    "qos_algorithm_params": "qos__algorithm_params",
+}
+"""Maps that the database calls by another name, and with it those errors that come from there."""
 
 
 def create_arguments(cls: str, record: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def add_to_map(call: Call, cls: str, ref: str, field: str, key: str, value: Any)
     """Add one key; MAP_DUPLICATE_KEY when it is there."""
     db = call.pool.db
     if key in db.get(cls, ref, field):
-        raise ApiError("MAP_DUPLICATE_KEY", cls, field, db.get(cls, ref, "uuid"), key)
+        raise ApiError("MAP_DUPLICATE_KEY", cls, _IN_DATABASE.get(field, field), ref, key)
     db.put(cls, ref, field, key, value)
 
 

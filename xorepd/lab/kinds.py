@@ -9,7 +9,8 @@ A kind that is not made of VHDs must not show that through the API: no `vhd-pare
     lvm lvmoiscsi lvmohba       VHDs in volumes      thick: in full  yes        yes  2040 GiB
       with VDI type=raw         volumes              in full         no         no   2040 GiB
     zfs-vol                     volumes, no VHD      as written      yes        no   16 TiB
-    iso udev                    what lies there      -               no         no   none is made
+    iso                         images               as they are     no         no   2040 GiB
+    udev                        what lies there      -               no         no   none is made
 
 Sources: sm: the CAPABILITIES of libs/sm/drivers/*.py, libs/sm/vhdutil.py (MAX_VHD_SIZE),
 libs/sm/drivers/LVHDSR.py (allocation, use_vhd, raw volumes); xapi: ocaml/xapi/smint.ml.
@@ -59,6 +60,11 @@ class SrKind:
     cbt: bool = True
     read_only: bool = False
     sm_config: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> bool:
+        """Whether disks are images that lie in files with names of their own."""
+        return self.content_type == "iso"
 
     def is_vhd(self, vdi_sm_config: Mapping[str, str]) -> bool:
         """Tell whether a VDI with that `sm_config` is a VHD: raw volumes are not."""
@@ -138,12 +144,11 @@ KINDS: Final[dict[str, SrKind]] = {
         SrKind(
             "iso",
             "ISO",
-            _features("VDI_ATTACH VDI_DETACH SR_SCAN SR_ATTACH SR_DETACH"),
+            _features("VDI_CREATE VDI_DELETE VDI_ATTACH VDI_DETACH SR_SCAN SR_ATTACH SR_DETACH"),
             content_type="iso",
             vhd_backed=False,
             snapshots=False,
             cbt=False,
-            read_only=True,
         ),
         SrKind(
             "udev",

@@ -26,7 +26,7 @@ from xorepd.lab.bodies import EndedEarly, OutgoingBody
 from xorepd.lab.calls import OutsideCall
 from xorepd.lab.certificates import nbd_context
 from xorepd.lab.chain import Disk, DiskError
-from xorepd.lab.failures import ApiError
+from xorepd.lab.failures import ApiError, incompatible_type
 from xorepd.lab.faults import Fault
 from xorepd.lab.http import READ_SIZE, Connection, Disconnected
 from xorepd.lab.life import State
@@ -367,7 +367,7 @@ def authorise(pool: Pool, uuid: str, session: str | None) -> str:
     pool.sessions.demand(session, "VBD.create")
     vdi_type = pool.db.get("VDI", vdi, "type")
     if vdi_type == "cbt_metadata":
-        raise ApiError("VDI_INCOMPATIBLE_TYPE", vdi, vdi_type)
+        raise incompatible_type(vdi, vdi_type)
     return vdi
 
 

@@ -8,7 +8,7 @@ Source: xapi: ocaml/xapi/xapi_vdi.ml (check_operation_error), xapi_sr_operations
 from collections.abc import Callable
 
 from xorepd.lab.datamodel import SR_OPERATIONS
-from xorepd.lab.failures import ApiError
+from xorepd.lab.failures import ApiError, incompatible_type
 from xorepd.lab.registry import Registry
 
 WHILE_ATTACHED = {
@@ -78,7 +78,7 @@ def check_vdi(db: Registry, ref: str, operation: str) -> None:
     if feature and feature not in features(db, vdi["SR"]):
         raise ApiError("SR_OPERATION_NOT_SUPPORTED", vdi["SR"])
     if vdi["type"] == "cbt_metadata" and operation in NEED_DATA:
-        raise ApiError("VDI_INCOMPATIBLE_TYPE", ref, vdi["type"])
+        raise incompatible_type(ref, vdi["type"])
     if vdi["cbt_enabled"] and operation in NOT_WHILE_TRACKED:
         raise ApiError("VDI_CBT_ENABLED", ref)
     _check_vdi_itself(db, ref, operation)
@@ -129,7 +129,7 @@ def _check_vdi_itself(db: Registry, ref: str, operation: str) -> None:
             if vdi["is_a_snapshot"]:
                 raise ApiError("OPERATION_NOT_ALLOWED", f"VDI is a snapshot: {ref}")
             if vdi["type"] not in TRACKABLE_TYPES:
-                raise ApiError("VDI_INCOMPATIBLE_TYPE", ref, vdi["type"])
+                raise incompatible_type(ref, vdi["type"])
             if reset:
                 raise ApiError("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")
         case _:

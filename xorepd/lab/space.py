@@ -67,7 +67,7 @@ class Space:
             del self._costs[uuid]
 
     def _cost(self, node: Node, vdi: str | None) -> int:
-        if self.kind.read_only:
+        if self.kind.read_only or self.kind.images:
             return node.virtual_size
         if vdi is None or not self.kind.vhd_backed:
             return node.physical_size

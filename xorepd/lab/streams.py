@@ -158,7 +158,7 @@ class VhdExport(Export):
         length: Bytes of the whole stream.
 
     Raises:
-        DiskError: 65 when the disk or the base is not there.
+        DiskError: 46 when the disk or the base is not there.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xorepd.lab.chain import LOAD, DiskError
+from xorepd.lab.chain import LOAD, UNAVAILABLE, DiskError
 from xorepd.lab.vhd import DIFFERENCING, VhdError
 from xorepd.lab.vhd_file import inspect
 
@@ -69,22 +69,24 @@ class Tree:
         return Node(uuid, entry.parent, entry.hidden, entry.virtual_size, physical)
 
     def entry(self, uuid: str) -> Entry:
-        """Return what is known of a node; DiskError 65 when it is not there."""
-        try:
-            return self.entries[uuid]
-        except KeyError:
-            raise DiskError(LOAD, f"there is no VDI {uuid}") from None
+        """Return what is known of a node; DiskError 46 when its file is not there."""
+        if uuid not in self.entries or not self.path(uuid).exists():
+            raise DiskError(UNAVAILABLE, f"VDI {uuid} not found")
+        return self.entries[uuid]
 
     def lineage(self, uuid: str) -> Iterator[str]:
         """Yield a node and its ancestors; a chain that runs into nothing or a circle is broken."""
+        self.entry(uuid)
         seen: set[str] = set()
         current: str | None = uuid
         while current is not None:
             if current in seen:
                 raise DiskError(LOAD, f"the chain of {uuid} runs in a circle")
+            if current not in self.entries:
+                raise DiskError(LOAD, f"{current}, in the chain of {uuid}, is missing")
             seen.add(current)
             yield current
-            current = self.entry(current).parent
+            current = self.entries[current].parent
 
     def children(self) -> dict[str | None, list[str]]:
         """Return the children of each node that has some; under None, the roots."""

@@ -295,11 +295,15 @@ def test_what_is_in_use_is_not_destroyed(store: DiskStore) -> None:
     assert backend_of(error) == 24
 
 
-def test_what_is_not_there_fails_with_65(store: DiskStore) -> None:
+def test_what_is_not_there_fails_with_46(store: DiskStore) -> None:
+    store.create("a", BLOCK)
+    store.path("a").unlink()
+
     for call in (store.node, store.open, store.destroy, store.depth):
-        with pytest.raises(DiskError) as error:
-            call("nobody")
-        assert backend_of(error) == 65
+        for name in ("a", "nobody"):
+            with pytest.raises(DiskError, match=f"^VDI {name} not found$") as error:
+                call(name)
+            assert backend_of(error) == 46
 
 
 def history(store: DiskStore, rounds: int) -> list[str]:

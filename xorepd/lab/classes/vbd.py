@@ -10,7 +10,7 @@ from xorepd.lab.attachments import activate, check_attach, deactivate
 from xorepd.lab.device_numbers import is_integer, linux_name, possible_devices, read_device
 from xorepd.lab.device_rules import check_vbd
 from xorepd.lab.dispatch import Call, rpc
-from xorepd.lab.failures import NULL, ApiError
+from xorepd.lab.failures import NULL, ApiError, incompatible_type
 from xorepd.lab.generics import create_arguments
 from xorepd.lab.operations import Claim
 from xorepd.lab.registry import Registry
@@ -32,7 +32,7 @@ def create(call: Call, record: dict[str, Any]) -> str:
     vm = db.record("VM", fields["VM"])
     vdi = NULL if fields["empty"] else fields["VDI"]
     if not fields["empty"] and db.get("VDI", vdi, "type") not in ATTACHABLE_TYPES:
-        raise ApiError("VDI_INCOMPATIBLE_TYPE", vdi, db.get("VDI", vdi, "type"))
+        raise incompatible_type(vdi, db.get("VDI", vdi, "type"))
     if fields["type"] == "CD" and fields["mode"] != "RO":
         raise ApiError("VBD_CDS_MUST_BE_READONLY")
     if fields["type"] != "CD" and fields["empty"]:

@@ -1,13 +1,14 @@
 """VDI: disks. Source: xapi: ocaml/xapi/xapi_vdi.ml, storage_smapiv1.ml; sm: libs/sm/drivers."""
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from xorepd.lab.attachments import active_hosts
 from xorepd.lab.classes.vdi_copy import copy_data
 from xorepd.lab.dispatch import Call, perform, rpc
-from xorepd.lab.failures import NULL, ApiError, internal_error
+from xorepd.lab.failures import NULL, ApiError, backend_failure, incompatible_type, internal_error
 from xorepd.lab.generics import create_arguments
 from xorepd.lab.operations import Claim
 from xorepd.lab.rules import check_plugged, check_served
@@ -25,6 +26,8 @@ KEPT_BY_DRIVERS = ("base_mirror", "key_hash", "type")
 Source: sm: libs/sm/VDI.py (SM_CONFIG_PASS_THROUGH_FIELDS), libs/sm/drivers/FileSR.py (create),
 LVHDSR.py (create)."""
 
+_IMAGE = re.compile(r"[a-z0-9.-]+\.(iso|img)", re.IGNORECASE)
+
 
 @rpc("VDI.create(args: record VDI)")
 async def create(call: Call, record: dict[str, Any]) -> str:
@@ -33,19 +36,32 @@ async def create(call: Call, record: dict[str, Any]) -> str:
     async with pool.operations.hold(call.task, Claim("SR", sr, "vdi_create")):
         check_plugged(pool.db, sr)
         if fields["type"] == "cbt_metadata":
-            raise ApiError("VDI_INCOMPATIBLE_TYPE", "", fields["type"])
+            raise incompatible_type("", fields["type"])
         repository = pool.storage.of(sr)
         given = fields["sm_config"]
-        if not repository.space.is_lvm:
+        uuid = location = pool.db.new_uuid()
+        if repository.space.kind.images:
+            location = _image_name(uuid, given)
+            fields["sm_config"] = {**given, "created": pool.clock.now()}
+            if any(pool.db.select("VDI", SR=sr, location=location)):
+                raise backend_failure(43)
+        elif not repository.space.is_lvm:
             fields["sm_config"] = {key: given[key] for key in KEPT_BY_DRIVERS if key in given}
-        uuid = pool.db.new_uuid()
         repository.space.check_new(fields)
         size = await repository.change(repository.store.create, uuid, fields["virtual_size"])
-        fields.update(uuid=uuid, location=uuid, virtual_size=size)
+        fields.update(uuid=uuid, location=location, virtual_size=size)
         ref = pool.db.create("VDI", **fields)
         await repository.follow(uuid)
     pool.operations.refresh("VDI", ref)
     return ref
+
+
+def _image_name(uuid: str, sm_config: Mapping[str, str]) -> str:
+    """Return the name of a new image's file. Source: sm: libs/sm/drivers/ISOSR.py (vdi)."""
+    name = sm_config.get("path", f"{uuid}.img")
+    if not _IMAGE.fullmatch(name):
+        raise backend_failure(78, f'Invalid path "{name}"')
+    return name
 
 
 @rpc("VDI.snapshot(vdi: ref VDI, driver_params: map string string = {})")

@@ -8,7 +8,7 @@ from typing import Any
 from cryptography import x509
 
 from xorepd.lab.dispatch import Call, rpc
-from xorepd.lab.failures import ApiError
+from xorepd.lab.failures import incompatible_type
 from xorepd.lab.registry import Registry
 from xorepd.lab.rules import hosts_of
 
@@ -22,7 +22,7 @@ def get_nbd_info(call: Call, vdi: str) -> list[dict[str, Any]]:
     pool, db = call.pool, call.pool.db
     record = db.record("VDI", vdi)
     if record["type"] == "cbt_metadata":
-        raise ApiError("VDI_INCOMPATIBLE_TYPE", vdi, "cbt_metadata")
+        raise incompatible_type(vdi, record["type"])
     found = []
     for host in hosts_of(db, record["SR"]):
         addresses = _addresses(db, host)

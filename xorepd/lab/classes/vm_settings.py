@@ -7,7 +7,7 @@ import re
 
 from xorepd.lab.classes.vm_memory import set_sizes
 from xorepd.lab.dispatch import Call, rpc
-from xorepd.lab.failures import NULL, ApiError
+from xorepd.lab.failures import NULL, ApiError, incompatible_type
 from xorepd.lab.generics import add_to_map
 from xorepd.lab.operations import Claim
 from xorepd.lab.placement import required_srs
@@ -222,7 +222,7 @@ def set_suspend_vdi(call: Call, vm: str, value: str) -> None:
     check_power_state(vm, record["power_state"], "Suspended")
     new = db.record("VDI", value)
     if new["type"] == "cbt_metadata":
-        raise ApiError("VDI_INCOMPATIBLE_TYPE", vm, "cbt_metadata")
+        raise incompatible_type(vm, new["type"])
     if value == record["suspend_VDI"]:
         return
     srs = {*required_srs(db, vm), new["SR"]} - {db.get("VDI", record["suspend_VDI"], "SR")}
