@@ -13,6 +13,7 @@ from tests.lab.labclient import (
     vdi_record,
     vif_record,
 )
+from tests.lab.vmwatch import tools
 from xorepd.lab.faults import Fault
 from xorepd.lab.lab import Lab
 
@@ -249,11 +250,8 @@ async def test_starting_uses_the_disks_and_stopping_renews_their_fingerprint(api
 async def test_tools_appear_after_the_start_and_allow_a_clean_shutdown(api: Api) -> None:
     vm = await api.vm("db01")
     await api("VM.start", vm, False, False)
-    token = ""
-    while await api("VM.get_guest_metrics", vm) == NULL:
-        token = (await api("event.from", ["vm"], token, 5.0))["token"]
 
-    metrics = await api("VM_guest_metrics.get_record", await api("VM.get_guest_metrics", vm))
+    metrics = await tools(api, vm)
     await api("VM.clean_shutdown", vm)
 
     assert metrics["PV_drivers_detected"] is True

@@ -9,7 +9,8 @@ unless its VM says otherwise, in words of `VM.other_config["lab:guest"]`:
     stuck             acknowledges it and goes on running
     holds-disks       refuses to let go of a disk
 
-Source: xapi: ocaml/xapi/xapi_guest_agent.ml, ocaml/xenopsd/lib/xenops_server.ml.
+Source: xapi: ocaml/xapi/xapi_guest_agent.ml, xapi_xenops.ml (update_vm_internal),
+ocaml/xenopsd/lib/xenops_server.ml.
 """
 
 import ipaddress
@@ -43,17 +44,6 @@ ANNOUNCED = {
 }
 SUBNET = ipaddress.IPv4Network("192.0.2.0/24")
 FIRST_ADDRESS = 10
-LOOSE = {
-    "os_version": {},
-    "PV_drivers_version": {},
-    "networks": {},
-    "other": {},
-    "PV_drivers_up_to_date": False,
-    "PV_drivers_detected": False,
-    "can_use_hotplug_vbd": "unspecified",
-    "can_use_hotplug_vif": "unspecified",
-}
-"""What is known of a guest that has not reported since its boot."""
 
 
 def behaves(db: Registry, vm: str, word: str) -> bool:
@@ -85,10 +75,10 @@ def report_tools(pool: "Pool", vm: str) -> None:
     pool.operations.refresh_vm(vm)
 
 
-def forget_report(pool: "Pool", vm: str) -> None:
-    """Blank the report of a guest that boots again; the record stays."""
-    if pool.db.exists("VM_guest_metrics", pool.db.get("VM", vm, "guest_metrics")):
-        _write(pool, vm, **{name: _fresh(value) for name, value in LOOSE.items()})
+def begin_report(pool: "Pool", vm: str) -> None:
+    """Let a new domain have a report that says nothing yet, unless it goes on with an older one."""
+    if not pool.db.exists("VM_guest_metrics", pool.db.get("VM", vm, "guest_metrics")):
+        _write(pool, vm, live=True)
 
 
 def refresh_networks(pool: "Pool", vm: str) -> None:
@@ -101,7 +91,7 @@ def refresh_networks(pool: "Pool", vm: str) -> None:
 
 
 def drop_report(db: Registry, vm: str) -> None:
-    """Remove the report, as a start does."""
+    """Remove the report, as a start and a reboot do."""
     metrics = db.get("VM", vm, "guest_metrics")
     db.set("VM", vm, guest_metrics=NULL)
     if db.exists("VM_guest_metrics", metrics):
@@ -116,10 +106,6 @@ def _write(pool: "Pool", vm: str, **fields: Any) -> None:
         db.set("VM_guest_metrics", metrics, **fields)
     else:
         db.set("VM", vm, guest_metrics=db.create("VM_guest_metrics", **fields))
-
-
-def _fresh(value: Any) -> Any:
-    return dict(value) if isinstance(value, dict) else value
 
 
 def _networks(db: Registry, vm: str) -> dict[str, str]:

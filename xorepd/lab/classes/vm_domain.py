@@ -62,6 +62,7 @@ def enter(call: Call, vm: str, host: str, paused: bool) -> None:
         last_boot_CPU_flags=CPU_FLAGS,
     )
     _update_metrics(call, record)
+    guest_agent.begin_report(call.pool, vm)
     _drop_consoles(call, vm)
     _show_console(call, vm, host)
     update_free_memory(db, host)

@@ -229,7 +229,7 @@ def halt(call: Call, vm: str) -> None:
 def _reboot(call: Call, vm: str) -> None:
     host = call.pool.db.get("VM", vm, "resident_on")
     leave(call, vm)
-    guest_agent.forget_report(call.pool, vm)
+    guest_agent.drop_report(call.pool.db, vm)
     enter(call, vm, host, paused=False)
     await_tools(call, vm)
 
