@@ -224,12 +224,12 @@ async def test_what_drivers_say_of_disks_clients_cannot_set(
     assert await api.failure(f"VDI.set_{field}", disk, value) == ["PERMISSION_DENIED", ""]
 
 
-async def test_resizing_online_is_not_for_file_srs(api: Api) -> None:
-    disk, sr = await api.disk("web01-data"), await sr_of(api, "prod-shared")
+async def test_resizing_online_is_removed(api: Api) -> None:
+    disk = await api.disk("web01-data")
 
     refused = await api.failure("VDI.resize_online", disk, str(64 * MIB))
 
-    assert refused == ["SR_OPERATION_NOT_SUPPORTED", sr]
+    assert refused == ["MESSAGE_REMOVED"]
     assert "resize_online" not in await api("VDI.get_allowed_operations", disk)
 
 

@@ -68,10 +68,7 @@ async def test_what_a_vm_is_can_change_while_it_is_halted(api: Api) -> None:
     await api("VM.set_has_vendor_device", bare, True)
     assert await api("VM.get_hardware_platform_version", bare) == "2"
     assert (await api.failure("VM.set_has_vendor_device", running, True))[0] == "VM_BAD_POWER_STATE"
-    assert await api.failure("VM.set_protection_policy", vm, NULL) == [
-        "NOT_IMPLEMENTED",
-        "VM.set_protection_policy",
-    ]
+    assert await api.failure("VM.set_protection_policy", vm, NULL) == ["MESSAGE_REMOVED"]
     assert await api.failure("VM.set_snapshot_schedule", vm, "OpaqueRef:none") == [
         "INVALID_VALUE",
         "OpaqueRef:none",

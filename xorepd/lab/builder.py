@@ -35,16 +35,19 @@ SOFTWARE = {
     "git_id": "0",
     "hostname": "localhost",
     "date": "20250606",
-    "xapi": "25.6",
-    "xapi_build": "25.6.0",
     "xen": "4.17.5-13",
     "linux": "4.19.0+1",
     "xencenter_min": "2.21",
     "xencenter_max": "2.21",
     "network_backend": "openvswitch",
-    "db_schema": "5.786",
 }
-API_MAJOR, API_MINOR = 2, 21
+XAPI = {
+    "8.3": {"xapi": "24.19", "xapi_build": "24.19.0", "db_schema": "5.779"},
+    "26": {"xapi": "26.17", "xapi_build": "26.17.0", "db_schema": "5.909"},
+}
+"""What hosts say of their toolstack, by release."""
+API_MAJOR = 2
+API_MINOR = {"8.3": 21, "26": 23}
 HOST_MEMORY = 256 << 30
 NOISE_PLACES = 4
 ISO_SIZE = 2 << 20
@@ -110,9 +113,9 @@ def _make_host(pool: Pool, name: str, address: str) -> str:
         address=address,
         enabled=True,
         metrics=metrics,
-        software_version=dict(SOFTWARE),
+        software_version=SOFTWARE | XAPI[db.release],
         API_version_major=API_MAJOR,
-        API_version_minor=API_MINOR,
+        API_version_minor=API_MINOR[db.release],
         API_version_vendor="XenSource",
         virtual_hardware_platform_versions=[0, 1, 2],
         capabilities=["xen-3.0-x86_64", "hvm-3.0-x86_64"],

@@ -11,11 +11,14 @@ ENUMS = {
     "after_apply_guidance": "restartHVM restartPV restartHost restartXAPI",
     "allocation_algorithm": "breadth_first depth_first",
     "bond_mode": "balance-slb active-backup lacp",
-    "certificate_type": "ca host host_internal",
+    "certificate_purpose": "licensing ldaps",
+    "certificate_type": "ca host host_internal pinned",
     "cluster_host_operation": "enable disable destroy",
     "cluster_operation": "add remove enable disable destroy",
     "console_protocol": "vt100 rfb rdp",
+    "pci_dom0_access": "enabled disable_on_reboot disabled enable_on_reboot",
     "pgpu_dom0_access": "enabled disable_on_reboot disabled enable_on_reboot",
+    "repository_origin": "remote bundle remote_pool",
     "pvs_proxy_status": "stopped initialised caching incompatible_write_cache_mode "
     "incompatible_protocol_version",
     "sdn_controller_protocol": "ssl pssl",
@@ -197,7 +200,7 @@ sriov_configuration_mode: configuration_mode=unknown
 """,
     "PCI": """
 string: uuid class_name vendor_name device_name pci_id subsystem_vendor_name subsystem_device_name
-string: driver_name
+string: driver_name class_id* vendor_id* device_id* subsystem_vendor_id* subsystem_device_id*
 ref host: host
 set ref PCI: dependencies
 map string string: other_config~w
@@ -308,7 +311,7 @@ string: uuid cluster_token cluster_stack=corosync
 set ref Cluster_host: cluster_hosts
 set string: pending_forget
 bool: is_quorate pool_auto_join=true
-int: quorum live_hosts
+int: quorum live_hosts cluster_stack_version=2 expected_hosts*
 set cluster_operation: allowed_operations
 map string cluster_operation: current_operations
 float: token_timeout=20.0 token_timeout_coefficient=1.0
@@ -326,13 +329,15 @@ map string cluster_host_operation: current_operations
 map string string: other_config
 """,
     "Certificate": """
-string: uuid name fingerprint
+string: uuid name fingerprint fingerprint_sha256* fingerprint_sha1*
 certificate_type: type=host
+set certificate_purpose: purpose*
 ref host: host
 datetime: not_before not_after
 """,
     "Repository": """
-string: uuid name_label~w name_description~w binary_url source_url hash gpgkey_path
+string: uuid name_label~w name_description~w binary_url source_url hash gpgkey_path certificate*
+repository_origin: origin*
 bool: update up_to_date
 """,
     "Observer": """
@@ -349,6 +354,30 @@ NEWER_TABLES = {
 string: uuid name_label?w name_description?w
 placement_policy: placement?=normal
 set ref VM: VMs
+""",
+    "Host_driver": """
+string: uuid name friendly_name type description info
+ref host: host
+set ref Driver_variant: variants
+ref Driver_variant: active_variant selected_variant
+""",
+    "Driver_variant": """
+string: uuid name version status
+ref Host_driver: driver
+bool: hardware_present
+float: priority
+""",
+    "Caller": """
+string: uuid name_label?w name_description?w user_agent? client_ip?
+datetime: last_access
+set string: groups
+ref Rate_limit: rate_limit
+bool: auto_registered
+""",
+    "Rate_limit": """
+string: uuid name_label?w name_description?w
+set ref Caller: callers
+float: burst_size? fill_rate?
 """,
 }
 """Classes that releases up to XCP-ng 8.3 do not have."""
@@ -389,5 +418,7 @@ Certificate host host certificates
 PVS_server site PVS_site servers
 PVS_proxy site PVS_site proxies
 PVS_cache_storage site PVS_site cache_storage
+Driver_variant driver Host_driver variants
+Caller rate_limit Rate_limit callers
 """
 """As in `datamodel`: class, field, class it refers to, that class's set of the referring ones."""

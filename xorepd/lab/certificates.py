@@ -58,11 +58,16 @@ def ensure_certificate(directory: Path, name: str, address: str) -> Path:
 
 
 def describe_certificate(certificate: Path) -> dict[str, Any]:
-    """Return what the record of a certificate says of it: fingerprint, and when it is valid."""
+    """Return what the record of a certificate says of it: fingerprints, and when it is valid."""
     read = x509.load_pem_x509_certificate(certificate.read_bytes())
-    digest = read.fingerprint(hashes.SHA256())
+    sha256, sha1 = (
+        ":".join(f"{byte:02X}" for byte in read.fingerprint(algorithm))
+        for algorithm in (hashes.SHA256(), hashes.SHA1())
+    )
     return {
-        "fingerprint": ":".join(f"{byte:02X}" for byte in digest),
+        "fingerprint": sha256,
+        "fingerprint_sha256": sha256,
+        "fingerprint_sha1": sha1,
         "not_before": write_time(read.not_valid_before_utc),
         "not_after": write_time(read.not_valid_after_utc),
     }

@@ -20,8 +20,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from xorepd.lab import methods as methods
-from xorepd.lab.datamodel import CLASSES, NEWER_CLASSES
-from xorepd.lab.dispatch import METHODS
+from xorepd.lab.datamodel import NEWER_CLASSES
+from xorepd.lab.dispatch import METHODS, Method
 from xorepd.lab.effects import EFFECTS
 from xorepd.lab.faults import Fault
 from xorepd.lab.generics import register_generics
@@ -29,14 +29,9 @@ from xorepd.lab.http_actions import ACTIONS
 from xorepd.lab.incidents import INCIDENTS, Incident
 from xorepd.lab.kinds import KINDS
 from xorepd.lab.server import DOORS
-from xorepd.lab.toolstack_calls import CALLS
+from xorepd.lab.unsimulated import is_simulated, unsimulated
 
 _PLACE = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
-OF_EVERY_CLASS = {
-    *("get_record", "get_by_uuid", "get_by_name_label"),
-    *("get_all", "get_all_records", "get_all_records_where"),
-}
-_OF_A_FIELD = re.compile(r"(?:get|set|add_to|remove_from|add|remove)_(\w+)$")
 
 
 def render(text: str) -> str:
@@ -49,22 +44,20 @@ def render(text: str) -> str:
 
 
 def own_calls() -> dict[str, set[str]]:
-    """Return by class the simulated calls that do not follow from there being a class or field."""
+    """Return by class the calls that do something which their class or field does not tell."""
+    return _by_class(
+        method
+        for method in METHODS.values()
+        if is_simulated(method) and method.handler.__module__ != register_generics.__module__
+    )
+
+
+def _by_class(methods: Iterable[Method]) -> dict[str, set[str]]:
     found: defaultdict[str, set[str]] = defaultdict(set)
-    for method in METHODS.values():
+    for method in methods:
         cls, _, name = method.name.partition(".")
-        generic = method.handler.__module__ == register_generics.__module__
-        if name in CALLS.get(cls, ()) or not (generic or _is_implicit(cls, name)):
-            found[cls].add(name)
+        found[cls].add(name)
     return dict(found)
-
-
-def _is_implicit(cls: str, name: str) -> bool:
-    """Tell whether a class has a call because of what it is or because of a field."""
-    if name in OF_EVERY_CLASS:
-        return True
-    found = _OF_A_FIELD.match(name)
-    return found is not None and found[1] in NEWER_CLASSES[cls].fields
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -77,36 +70,34 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _classes() -> str:
-    known = own_calls()
-    rows = []
-    for cls in sorted({*known, *CLASSES}, key=str.lower):
-        here = known.get(cls, set())
-        absent = {name for name in CALLS.get(cls, ()) if f"{cls}.{name}" not in METHODS}
-        if here or absent:
-            rows.append((f"`{cls}`", _names(here), _names(absent)))
-    return _table(("class", "simulated", "`MESSAGE_METHOD_UNKNOWN`"), rows)
+    known, absent = own_calls(), _by_class(unsimulated())
+    rows = [
+        (f"`{cls}`", _names(known.get(cls, ())), _names(absent.get(cls, ())))
+        for cls in sorted({*known, *absent}, key=str.lower)
+    ]
+    return _table(("class", "simulated", "`NOT_IMPLEMENTED`"), rows)
 
 
 def _listed_classes() -> str:
     known = own_calls()
-    bare = [cls for cls in CLASSES if not known.get(cls)]
-    gone = [cls for cls in CALLS if cls not in CLASSES and not known.get(cls)]
+    bare = [cls for cls in NEWER_CLASSES if not known.get(cls)]
+    gone = _by_class(unsimulated()).keys() - NEWER_CLASSES.keys() - known.keys()
     return _table(
         ("classes", ""),
         [
             (_names(bare), "fields, getters, setters and events, and no calls of their own"),
-            (_names(gone), "nothing: every call answers `MESSAGE_METHOD_UNKNOWN`"),
+            (_names(gone), "nothing: every call answers `NOT_IMPLEMENTED`"),
         ],
     )
 
 
 def _sums() -> str:
-    known = own_calls()
-    here = sum(len(known.get(cls, set()) & names) for cls, names in CALLS.items())
+    here = sum(map(len, own_calls().values()))
+    absent = len(list(unsimulated()))
     plain = {method.name for method in METHODS.values()}
     return (
-        f"The lab answers {len(plain)} methods: the getters and setters of {len(CLASSES)} classes,"
-        f" and {here} of the {sum(map(len, CALLS.values()))} calls that XAPI has beyond those.\n"
+        f"The lab knows {len(plain)} methods: the getters and setters of {len(NEWER_CLASSES)}"
+        f" classes, {here} others that it simulates, and {absent} that it does not.\n"
     )
 
 

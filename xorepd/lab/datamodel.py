@@ -19,16 +19,17 @@ VM_OPERATIONS = (
     " awaiting_memory_live changing_dynamic_range changing_static_range changing_memory_limits"
     " changing_shadow_memory changing_shadow_memory_live changing_VCPUs changing_VCPUs_live"
     " changing_NVRAM assert_operation_valid data_source_op update_allowed_operations"
-    " make_into_template import export metadata_export reverting destroy create_vtpm"
+    " make_into_template import export metadata_export reverting destroy create_vtpm sysprep"
 )
 SR_OPERATIONS = (
     "scan destroy forget plug unplug update vdi_create vdi_introduce vdi_destroy vdi_resize"
     " vdi_clone vdi_snapshot vdi_mirror vdi_enable_cbt vdi_disable_cbt vdi_data_destroy"
-    " vdi_list_changed_blocks vdi_set_on_boot pbd_create pbd_destroy"
+    " vdi_list_changed_blocks vdi_set_on_boot vdi_revert pbd_create pbd_destroy"
 )
 VDI_OPERATIONS = (
     "clone copy resize resize_online snapshot mirror destroy forget update force_unlock"
     " generate_config enable_cbt disable_cbt data_destroy list_changed_blocks set_on_boot blocked"
+    " revert_to revert_from"
 )
 HOST_OPERATIONS = (
     "provision evacuate shutdown reboot power_on vm_start vm_resume vm_migrate apply_updates enable"
@@ -74,7 +75,14 @@ ENUMS = {
     "host_display": "enabled disable_on_reboot disabled enable_on_reboot",
     "synced_updates": "yes no unknown",
     "numa_policy": "any best_effort default_policy",
-    "frequency": "daily weekly monthly",
+    "telemetry_frequency": "daily weekly monthly",
+    "update_sync_frequency": "daily weekly",
+    "host_ntp_mode": "DHCP Custom Factory Disabled",
+    "host_sched_gran": "core cpu socket",
+    "image_format_type": "raw vhd qcow2",
+    "update_status": "yes no unspecified",
+    "vm_secureboot_certificates_state": "ok update_available update_on_boot",
+    "vm_uefi_mode": "setup user",
     "tristate": "yes no unspecified",
     "task_status": "pending success failure cancelling cancelled",
     "message_class": "VM Host SR Pool VMPP VMSS PVS_proxy VDI Certificate",
@@ -89,21 +97,22 @@ string: ha_cluster_stack uefi_certificates custom_uefi_certificates client_certi
 string: repository_proxy_url repository_proxy_username
 int: ha_host_failures_to_tolerate ha_plan_exists_for local_auth_max_threads=8
 int: ext_auth_max_threads=1 update_sync_day ext_auth_cache_size=50* ext_auth_cache_expiry=300*
-int: vm_console_idle_timeout*
+int: vm_console_idle_timeout~w*
 bool: ha_enabled ha_allow_overcommit~w ha_overcommitted wlb_enabled~w wlb_verify_cert~w
 bool: redo_log_enabled policy_no_vendor_device~w live_patching_disabled~w igmp_snooping_enabled
 bool: is_psr_pending~w tls_verification_enabled client_certificate_auth_enabled
 bool: migration_compression~w coordinator_bias~w=true update_sync_enabled
-bool: ext_auth_cache_enabled=true* ha_reboot_vm_on_internal_shutdown=true*
-bool: limit_console_sessions* auto_update_vm_secureboot_certificates*
+bool: ext_auth_cache_enabled=true* ha_reboot_vm_on_internal_shutdown~w=true*
+bool: limit_console_sessions~w* auto_update_vm_secureboot_certificates~w*
 datetime: telemetry_next_collection last_update_sync
 map string string: other_config~w ha_configuration gui_config~w health_check_config~w restrictions
-map string string: guest_agent_config cpu_info recommendations* license_server*
+map string string: guest_agent_config cpu_info recommendations* license_server~w*
 map string ref blob: blobs
 map string pool_operations: current_operations
 set string: ha_statefiles tags~w
 set pool_operations: allowed_operations
-frequency: telemetry_frequency=weekly update_sync_frequency=weekly
+telemetry_frequency: telemetry_frequency=weekly
+update_sync_frequency: update_sync_frequency=weekly
 ref host: master
 ref SR: default_SR~w suspend_image_SR~w crash_dump_SR~w
 ref VDI: redo_log_vdi
@@ -116,7 +125,7 @@ string: uuid name_label~w name_description~w sched_policy hostname~w address~w e
 string: external_auth_service_name edition power_on_mode iscsi_iqn uefi_certificates
 string: last_update_hash API_version_vendor max_cstate* timezone=UTC*
 int: memory_overhead API_version_major API_version_minor ssh_enabled_timeout* console_idle_timeout*
-bool: enabled ssl_legacy=true multipathing tls_verification_enabled https_only ssh_enabled*
+bool: enabled ssl_legacy=true multipathing tls_verification_enabled https_only ssh_enabled=true*
 bool: ssh_auto_mode* secure_boot*
 datetime: last_software_update ssh_expiry*
 map string string: software_version other_config~w cpu_configuration logging~w cpu_info
@@ -128,9 +137,10 @@ map string host_operations: current_operations
 set string: capabilities supported_bootloaders ha_statefiles ha_network_peers tags~w editions
 set string: ntp_custom_servers*
 set int: virtual_hardware_platform_versions=0
-host_display: display=enabled
+host_display: display~w=enabled
 synced_updates: latest_synced_updates_applied=unknown
 numa_policy: numa_affinity_policy=default_policy
+host_ntp_mode: ntp_mode=Factory*
 set host_operations: allowed_operations
 ref SR: suspend_image_sr~w crash_dump_sr~w local_cache_sr
 ref host_metrics: metrics
@@ -180,6 +190,7 @@ on_softreboot: actions_after_softreboot?=soft_reboot
 on_normal_exit: actions_after_shutdown!w actions_after_reboot!w
 on_crash: actions_after_crash!
 domain_type: domain_type?=unspecified
+vm_secureboot_certificates_state: secureboot_certificates_state*
 ref VDI: suspend_VDI?
 ref host: resident_on scheduled_to_be_resident_on affinity!w
 ref VM_metrics: metrics
@@ -296,7 +307,8 @@ string: uuid name_label name_description type vendor copyright version required_
 string: driver_filename
 map string string: configuration other_config~w
 map string int: features
-set string: capabilities required_cluster_stack supported_image_formats*
+set string: capabilities required_cluster_stack
+set image_format_type: supported_image_formats*
 """,
     "network": """
 string: uuid name_label?w name_description?w bridge?
@@ -417,10 +429,12 @@ def _read(tables: Mapping[str, str], newer: bool = False) -> dict[str, ClassSpec
 CLASSES = _read(TABLES | bystanders.TABLES)
 """The classes and fields of XCP-ng 8.3."""
 NEWER_CLASSES = _read(TABLES | bystanders.TABLES | bystanders.NEWER_TABLES, newer=True)
-"""The same with what later releases added."""
+"""The same with what later releases added, up to xapi 26.17."""
 
-CLASSES_OF: dict[str, dict[str, ClassSpec]] = {"8.3": CLASSES, "newer": NEWER_CLASSES}
+CLASSES_OF: dict[str, dict[str, ClassSpec]] = {"8.3": CLASSES, "26": NEWER_CLASSES}
 """The data model by `PoolSpec.release`."""
+OTHER_NAMES = {"newer": "26"}
+"""What releases were called before, as saved labs may."""
 
 NOT_IN_DATABASE = {"message"}
 """Classes that XAPI keeps elsewhere: missing in `valid_ref_counts`, listed first among events."""

@@ -87,21 +87,34 @@ def register(method: Method, replace: bool = True) -> None:
 
 
 def rpc(
-    signature: str, *, asynchronous: bool = True, session: bool = True
+    signature: str, *, asynchronous: bool = True, session: bool = True, newer: bool = False
 ) -> Callable[[Handler], Handler]:
     """Declare the handler of one method. Defaults are written as JSON."""
     found = _SIGNATURE.match(signature)
     if found is None:
         raise ValueError(f"cannot read the signature {signature!r}")
-    parameters = tuple(_parameter(text) for text in found["params"].split(",") if text.strip())
+    parameters = read_parameters(found["params"])
 
     def declare(handler: Handler) -> Handler:
         register(
-            Method(found["name"], parameters, handler, asynchronous, session, tracked=asynchronous)
+            Method(
+                found["name"],
+                parameters,
+                handler,
+                asynchronous,
+                session,
+                tracked=asynchronous,
+                newer=newer,
+            )
         )
         return handler
 
     return declare
+
+
+def read_parameters(text: str) -> tuple[Parameter, ...]:
+    """Read what stands between the parentheses of a signature."""
+    return tuple(_parameter(part) for part in text.split(",") if part.strip())
 
 
 def _parameter(text: str) -> Parameter:

@@ -30,6 +30,11 @@ def internal_error(text: str) -> ApiError:
     return ApiError("INTERNAL_ERROR", text)
 
 
+def not_simulated(method: str) -> ApiError:
+    """Return what XAPI says where something is known and not done."""
+    return ApiError("NOT_IMPLEMENTED", method)
+
+
 _TYPE_NAMES = {
     "system": "System",
     "user": "User",

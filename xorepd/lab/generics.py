@@ -20,7 +20,8 @@ WITHOUT_GETTERS = {"message"}
 """Classes of which only whole records can be asked for."""
 REMOVED = words(
     "VMPP.* VIF_metrics.get_all VIF_metrics.get_all_records VIF_metrics.get_by_uuid"
-    " VIF_metrics.get_record VIF_metrics.get_io_read_kbs VIF_metrics.get_io_write_kbs"
+    " VIF_metrics.get_record VIF_metrics.get_all_records_where VIF_metrics.get_all_where"
+    " VIF_metrics.get_io_read_kbs VIF_metrics.get_io_write_kbs"
     " VBD_metrics.* PIF_metrics.get_io_read_kbs PIF_metrics.get_io_write_kbs VIF.get_metrics"
     " VBD.get_metrics host_metrics.get_memory_free VM_metrics.get_VCPUs_utilisation"
     " VM_guest_metrics.get_disks VM_guest_metrics.get_memory VM.get_is_snapshot_from_vmpp"
@@ -31,7 +32,14 @@ REMOVED_CALLS = words(
     "VM.set_protection_policy VM.snapshot_with_quiesce VDI.resize_online"
     " host.apply_recommended_guidances host.reset_cpu_features host.set_cpu_features"
     " host.license_apply pool.enable_ssl_legacy VMPP.archive_now VMPP.protect_now VMPP.create"
-    " VMPP.destroy"
+    " VMPP.destroy VMPP.create_alert VMPP.get_alerts VMPP.set_is_backup_running"
+    " VMPP.set_is_archive_running VMPP.set_is_alarm_enabled VMPP.set_backup_frequency"
+    " VMPP.set_backup_schedule VMPP.add_to_backup_schedule VMPP.remove_from_backup_schedule"
+    " VMPP.set_backup_last_run_time VMPP.set_backup_retention_value VMPP.set_archive_frequency"
+    " VMPP.set_archive_schedule VMPP.add_to_archive_schedule VMPP.remove_from_archive_schedule"
+    " VMPP.set_archive_last_run_time VMPP.set_archive_target_type VMPP.set_archive_target_config"
+    " VMPP.add_to_archive_target_config VMPP.remove_from_archive_target_config"
+    " VMPP.set_alarm_config VMPP.add_to_alarm_config VMPP.remove_from_alarm_config"
 )
 """The same of others."""
 STRING = Type("string")
@@ -75,7 +83,8 @@ def register_generics() -> None:
     for spec in NEWER_CLASSES.values():
         newer = spec.name not in CLASSES
         for method in _of_class(spec):
-            register(_unless_removed(replace(method, newer=newer)), replace=False)
+            here = replace(method, newer=newer or method.newer)
+            register(_unless_removed(here), replace=False)
         for field in spec.fields.values():
             for method in _of_field(spec, field):
                 implicit = replace(method, newer=newer or field.newer)
@@ -131,6 +140,9 @@ def _of_class(spec: ClassSpec) -> Iterator[Method]:
         matches = parse_filter(expr)
         return {ref: record for ref, record in get_all_records(call).items() if matches(record)}
 
+    def get_all_where(call: Call, expr: str) -> list[str]:
+        return list(get_all_records_where(call, expr))
+
     yield _method(f"{cls}.get_record", [_self(spec)], get_record)
     yield _method(f"{cls}.get_by_uuid", [_string("uuid")], get_by_uuid)
     if "name_label" in spec.fields and cls not in WITHOUT_NAMES:
@@ -139,6 +151,9 @@ def _of_class(spec: ClassSpec) -> Iterator[Method]:
         yield _method(f"{cls}.get_all", [], get_all)
         yield _method(f"{cls}.get_all_records", [], get_all_records)
         yield _method(f"{cls}.get_all_records_where", [_string("expr")], get_all_records_where)
+        if cls not in WITHOUT_GETTERS:
+            where = _method(f"{cls}.get_all_where", [_string("expr")], get_all_where)
+            yield replace(where, newer=True)
 
 
 def _of_field(spec: ClassSpec, field: Field) -> Iterator[Method]:

@@ -400,8 +400,9 @@ class Lab:
                 ensure_certificate, directory, name, pool.address(host)
             )
             if not db.get("host", host, "certificates"):
-                facts = describe_certificate(pool.certificates[host])
-                db.create("Certificate", type="host", host=host, **facts)
+                told = describe_certificate(pool.certificates[host]).items()
+                known = {key: fact for key, fact in told if key in db.classes["Certificate"].fields}
+                db.create("Certificate", type="host", host=host, **known)
         pool.ca_file = self.directory / f"{pool.name}.pem"
         pool.ca_file.write_text("".join(pool.certificates[host].read_text() for host in hosts))
         pool.frontages = {host: Frontage(pool, host) for host in hosts}

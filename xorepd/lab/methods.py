@@ -1,6 +1,7 @@
 """All methods of the lab: importing this module declares them.
 
-Handlers of single classes win over the implicit messages of the data model.
+Handlers of single classes win over the implicit messages of the data model, and both over what is
+known and not simulated.
 """
 
 from xorepd.lab.classes import bystander as bystander
@@ -36,5 +37,7 @@ from xorepd.lab.classes import vm_snapshot as vm_snapshot
 from xorepd.lab.classes import vm_suspend as vm_suspend
 from xorepd.lab.classes import vtpm as vtpm
 from xorepd.lab.generics import register_generics
+from xorepd.lab.unsimulated import register_unsimulated
 
 register_generics()
+register_unsimulated()

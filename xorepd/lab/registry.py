@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from xorepd.lab.datamodel import CLASSES_OF, RELATIONS
+from xorepd.lab.datamodel import CLASSES_OF, OTHER_NAMES, RELATIONS
 from xorepd.lab.failures import NULL, ApiError, handle_invalid
 
 DELETIONS_HIGH = 512
@@ -57,8 +57,8 @@ class Registry:
 
     def __init__(self, rng: random.Random, release: str = "8.3") -> None:
         self.rng = rng
-        self.release = release
-        self.classes = CLASSES_OF[release]
+        self.release = OTHER_NAMES.get(release, release)
+        self.classes = CLASSES_OF[self.release]
         self.generation = 1
         self.tables: dict[str, dict[str, Row]] = {name: {} for name in self.classes}
         self.deletions: dict[str, list[Deletion]] = {name: [] for name in self.classes}

@@ -35,7 +35,8 @@ _OF_CLASS = {
         "read-only": "session task event role",
         "vm-admin": "VM VDI VBD VIF VM_metrics VM_guest_metrics VBD_metrics VIF_metrics VTPM"
         " console VM_group",
-        "pool-admin": "subject user PUSB USB_group VUSB Observer LVHD",
+        "pool-admin": "subject user PUSB USB_group VUSB Observer LVHD Host_driver Driver_variant"
+        " Rate_limit",
     }.items()
     for cls in classes.split()
 }
@@ -50,7 +51,7 @@ VM: compute_memory_overhead maximise_memory query_data_source recover retrieve_w
 VM: wait_memory_target_live
 VM_appliance: assert_can_be_recovered recover
 host: compute_free_memory compute_memory_overhead is_in_emergency_mode list_methods
-host: query_data_source
+host: list_timezones query_data_source
 host: retrieve_wlb_evacuate_recommendations
 SR: query_data_source
 VDI: read_database_pool_uuid
@@ -58,9 +59,9 @@ message: get
 """,
     "vm-operator": """
 pool: gui_config* tags*
-VM: call_plugin clean_reboot clean_shutdown hard_reboot hard_shutdown pause resume shutdown start
-VM: suspend tags* unpause
-host: tags*
+VM: call_host_plugin call_plugin clean_reboot clean_shutdown hard_reboot hard_shutdown pause resume
+VM: s3_resume s3_suspend shutdown start suspend tags* unpause
+host: allocate_resources_for_vm mxgpu_vf_setup nvidia_vf_setup tags*
 network: tags*
 VIF: configure_ipv4 configure_ipv6
 SR: tags*
@@ -72,36 +73,50 @@ network: create destroy set_MTU
 VDI: get_nbd_info
 """,
     "vm-power-admin": """
-VM: assert_can_migrate checkpoint create_new_blob migrate_send pool_migrate restart_device_models
-VM: resume_on revert set_HVM_shadow_multiplier set_affinity set_memory set_memory_dynamic_max
+VM: assert_can_migrate assert_can_migrate_sender checkpoint create_new_blob migrate_send
+VM: pool_migrate pool_migrate_complete restart_device_models resume_on revert
+VM: set_HVM_shadow_multiplier set_affinity set_memory set_memory_dynamic_max
 VM: set_memory_dynamic_min set_memory_dynamic_range set_memory_limits set_memory_static_max
 VM: set_memory_static_min set_memory_static_range set_memory_target_live set_shadow_multiplier_live
 VM: snapshot snapshot_with_quiesce start_on
 VMPP: archive_now
 host: migrate_receive
+network: attach_for_vm detach_for_vm
 SR: scan
-VDI: pool_migrate
+VDI: pool_migrate revert
 """,
     "pool-operator": """
 session: logout_subject_identifier
 task: other_config*
+pool: get_guest_secureboot_readiness
+VM: update_snapshot_metadata
 VM: import power_state_reset set_appliance set_ha_always_run set_ha_restart_priority set_order
 VM: set_protection_policy set_shutdown_delay set_snapshot_schedule set_start_delay set_suspend_VDI
 VMPP: get_alerts
-host: get_management_interface
+host: get_management_interface get_sm_diagnostics get_thread_diagnostics
+SR: get_live_hosts
+PCI: get_dom0_access_status
 VIF: add_ipv4_allowed add_ipv6_allowed remove_ipv4_allowed remove_ipv6_allowed set_ipv4_allowed
 VIF: set_ipv6_allowed set_locking_mode
 VDI: open_database
-secret: get_all get_all_records get_by_uuid get_record get_uuid get_value
+secret: get_all get_all_records get_all_records_where get_all_where get_by_uuid get_record get_uuid
+secret: get_value
 """,
     "pool-admin": """
-session: local_logout other_config* slave_local_login_with_password
-pool: add_to_guest_agent_config disable_external_auth enable_external_auth enable_tls_verification
+session: local_logout other_config* slave_local_login slave_local_login_with_password slave_login
+pool: add_to_guest_agent_config audit_log_append disable_external_auth disable_ssh
+pool: enable_external_auth enable_ssh enable_tls_verification external_auth_set_ldaps
+pool: set_console_idle_timeout set_ssh_auto_mode set_ssh_enabled_timeout
 pool: has_extension is_slave remove_from_guest_agent_config reset_telemetry_uuid rotate_secret
 pool: send_test_post
 pool: set_custom_uefi_certificates set_telemetry_next_collection set_uefi_certificates
-VM: query_services send_sysrq send_trigger update_allowed_operations
-host: backup_rrds call_extension call_plugin disable_external_auth enable_external_auth
+VM: get_secureboot_readiness query_services send_sysrq send_trigger set_is_default_template
+VM: set_uefi_mode update_allowed_operations
+host: apply_guest_agent_config backup_rrds call_extension call_plugin copy_primary_host_certs
+host: disable_external_auth disable_ssh enable_external_auth enable_ssh external_auth_set_ldaps
+host: ha_xapi_healthcheck rescan_drivers set_console_idle_timeout set_ssh_auto_mode
+host: set_ssh_enabled_timeout
+Caller: create destroy set_name_description set_name_label
 host: has_extension install_server_certificate refresh_server_certificate reset_server_certificate
 host: send_debug_keys set_numa_affinity_policy sync_data
 network: add_purpose remove_purpose
@@ -113,6 +128,21 @@ VTPM: get_contents set_contents
 session: change_password create_from_db_file
 VMPP: set_archive_last_run_time set_backup_last_run_time
 VMSS: set_last_run_time
+VM: atomic_set_resident_on hard_reboot_internal set_NVRAM_EFI_variables
+VDI: db_forget db_introduce
+SR: set_physical_utilisation set_virtual_allocation
+VGPU: atomic_set_resident_on
+Cluster_host: forget
+pool: ha_schedule_plan_recomputation
+host: abort_new_master attach_static_vdis cert_distrib_atom certificate_list certificate_sync
+host: cleanup_pool_secret commit_new_master crl_install crl_list crl_uninstall detach_static_vdis
+host: disable_binary_storage enable_binary_storage get_uncooperative_domains
+host: ha_disable_failover_decisions ha_disarm_fencing ha_join_liveset ha_release_resources
+host: ha_stop_daemon ha_wait_for_shutdown_via_statefile install_ca_certificate local_assert_healthy
+host: notify notify_accept_new_pool_secret notify_send_new_pool_secret preconfigure_ha
+host: prepare_for_poweroff propose_new_master request_backup request_config_file_sync
+host: set_license_params set_localdb_key signal_networking_change tickle_heartbeat
+host: uninstall_ca_certificate update_master update_pool_secret write_uefi_certificates_to_disk
 host: emergency_clear_mandatory_guidance emergency_disable_tls_verification
 host: emergency_reenable_tls_verification emergency_reset_server_certificate get_sched_gran
 host: set_sched_gran set_uefi_certificates

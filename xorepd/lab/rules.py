@@ -13,11 +13,11 @@ from xorepd.lab.registry import Registry
 
 WHILE_ATTACHED = {
     "snapshot", "clone", "resize_online", "mirror", "enable_cbt", "disable_cbt", "data_destroy",
-    "blocked",
+    "blocked", "revert_to",
 }  # fmt: skip
 NEED_DATA = {
     "clone", "copy", "snapshot", "resize", "resize_online", "mirror", "enable_cbt", "disable_cbt",
-    "set_on_boot",
+    "set_on_boot", "revert_to", "revert_from",
 }  # fmt: skip
 NOT_WHILE_TRACKED = {"mirror", "set_on_boot"}
 TRACKABLE_TYPES = {"user", "system"}
@@ -31,6 +31,8 @@ Source: xapi: ocaml/xapi/xapi_globs.ml (pre_ely_vdi_operations)."""
 VDI_FEATURES = {
     "snapshot": "VDI_SNAPSHOT",
     "clone": "VDI_CLONE",
+    "revert_to": "VDI_CLONE",
+    "revert_from": "VDI_CLONE",
     "resize": "VDI_RESIZE",
     "resize_online": "VDI_RESIZE_ONLINE",
     "destroy": "VDI_DELETE",
@@ -55,6 +57,7 @@ SR_FEATURES = {
     "vdi_data_destroy": "VDI_CONFIG_CBT",
     "vdi_list_changed_blocks": "VDI_CONFIG_CBT",
     "vdi_set_on_boot": "VDI_RESET_ON_BOOT",
+    "vdi_revert": "VDI_REVERT",
     "update": "SR_UPDATE",
 }
 """Clones are not among them: xapi makes them itself where the driver cannot."""
@@ -110,8 +113,10 @@ def _check_vdi_itself(db: Registry, ref: str, operation: str) -> None:
     match operation:
         case "forget" if vdi["type"] == "rrd":
             raise ApiError("VDI_HAS_RRDS", ref)
-        case "destroy":
+        case "destroy" | "revert_from":
             _check_destroy(db, ref)
+        case "revert_to" if not vdi["is_a_snapshot"]:
+            raise ApiError("REVERT_ONLY_ALLOWED_ON_SNAPSHOT")
         case "data_destroy":
             if not vdi["is_a_snapshot"]:
                 raise ApiError("OPERATION_NOT_ALLOWED", f"VDI is not a snapshot: {ref}")

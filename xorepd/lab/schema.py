@@ -9,7 +9,7 @@ A class is a few lines of text, one type per line::
 `!` marks a member that `create` requires, `?` one that it takes, `~` one that it ignores (needed
 only before `w`, since names may end in one), `w` a field with setters, `=x` a default other than
 the type's zero value, and a trailing `*` a field that releases up to XCP-ng 8.3
-do not have: only pools of the release `newer` show it.
+do not have: only pools of the release `26` show it.
 
 Types: `string`, `int`, `float`, `bool`, `datetime`, `ref CLASS`, `set TYPE`, `map KEY TYPE`,
 `void`, and the names of enums.

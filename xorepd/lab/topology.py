@@ -84,8 +84,8 @@ class PoolSpec:
     vms: tuple[VmSpec, ...] = ()
     accounts: tuple[AccountSpec, ...] = ()
     """Who may log in beside root."""
-    release: Literal["8.3", "newer"] = "8.3"
-    """Whether records have the fields that came after XCP-ng 8.3."""
+    release: Literal["8.3", "26", "newer"] = "8.3"
+    """What the pool runs: XCP-ng 8.3, or xapi 26.17; `newer` is an older name of the latter."""
     nbd: Literal["", "nbd", "insecure_nbd"] = ""
     """Purpose of the first network, which is the management network; hosts come without one."""
     network: str = ""

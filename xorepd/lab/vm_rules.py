@@ -28,7 +28,7 @@ POWER_STATES: dict[str, str] = {
         (
             "suspend pause clean_shutdown clean_reboot pool_migrate call_plugin send_sysrq"
             " send_trigger data_source_op snapshot_with_quiesce changing_VCPUs_live"
-            " changing_memory_live awaiting_memory_live changing_shadow_memory_live",
+            " changing_memory_live awaiting_memory_live changing_shadow_memory_live sysprep",
             "Running",
         ),
         ("hard_reboot", "Paused Running"),
@@ -78,6 +78,8 @@ NEVER_OFFERED = set(
     )
 )
 OFFERED = tuple(name for name in VM_OPERATIONS.split() if name not in NEVER_OFFERED)
+NEWER_OPERATIONS = {"sysprep"}
+"""What pools of XCP-ng 8.3 do not know."""
 
 APPLIANCE_OPERATIONS = {
     "start": ("Halted", "There are no halted VMs in this appliance."),
@@ -140,7 +142,11 @@ def guest_announces(db: Registry, vm: str) -> dict[str, str]:
 
 
 def allowed_vm_operations(db: Registry, ref: str) -> list[str]:
-    return [name for name in OFFERED if _passes(db, ref, name)]
+    return [
+        name
+        for name in OFFERED
+        if not (db.release == "8.3" and name in NEWER_OPERATIONS) and _passes(db, ref, name)
+    ]
 
 
 def check_appliance(db: Registry, ref: str, operation: str) -> None:

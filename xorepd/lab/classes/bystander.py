@@ -35,7 +35,7 @@ for _cls in REMOVED_ONLY:
     _declare(_cls, made=False)
 
 
-@rpc("blob.create(mime_type: string, public: bool = false)")
+@rpc("blob.create(mime_type: string, public: bool = false)", asynchronous=False)
 def create_blob(call: Call, mime_type: str, public: bool) -> str:
     return call.pool.db.create(
         "blob",
@@ -45,6 +45,6 @@ def create_blob(call: Call, mime_type: str, public: bool) -> str:
     )
 
 
-@rpc("blob.destroy(self: ref blob)")
+@rpc("blob.destroy(self: ref blob)", asynchronous=False)
 def destroy_blob(call: Call, blob: str) -> None:
     call.pool.db.destroy("blob", blob)

@@ -15,12 +15,12 @@ async def event_from(call: Call, classes: list[str], token: str, timeout: float)
     return await wait_for_events(call.pool.db, wanted, token, timeout, call.session, batch_s)
 
 
-@rpc("event.register(classes: set string)", asynchronous=False)
+@rpc("event.register(classes: set string)")
 def register(call: Call, classes: list[str]) -> None:
     call.pool.old_events.register(call.session, classes)
 
 
-@rpc("event.unregister(classes: set string)", asynchronous=False)
+@rpc("event.unregister(classes: set string)")
 def unregister(call: Call, classes: list[str]) -> None:
     call.pool.old_events.unregister(call.session, classes)
 

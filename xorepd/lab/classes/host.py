@@ -3,8 +3,8 @@
 Source: xapi: ocaml/xapi/xapi_host.ml, message_forwarding.ml (module Host).
 """
 
-from xorepd.lab.dispatch import METHODS, Call, perform, rpc
-from xorepd.lab.failures import NULL, ApiError, internal_error
+from xorepd.lab.dispatch import Call, method_names, perform, rpc
+from xorepd.lab.failures import NULL, ApiError, internal_error, not_simulated
 from xorepd.lab.host_guests import guests_of, reset_guests
 from xorepd.lab.host_rules import check_host_operation
 from xorepd.lab.life import RESTART_AGENT_S, State
@@ -14,13 +14,13 @@ from xorepd.lab.schema import DateTime
 from xorepd.lab.vm_rules import check_vm
 
 
-@rpc("host.get_servertime(host: ref host)")
+@rpc("host.get_servertime(host: ref host)", asynchronous=False)
 def get_servertime(call: Call, host: str) -> DateTime:
     _reach(call, host)
     return call.pool.clock.now()
 
 
-@rpc("host.get_server_localtime(host: ref host)")
+@rpc("host.get_server_localtime(host: ref host)", asynchronous=False)
 def get_server_localtime(call: Call, host: str) -> DateTime:
     _reach(call, host)
     return call.pool.clock.now()
@@ -56,7 +56,7 @@ def compute_memory_overhead(call: Call, host: str) -> int:
 
 @rpc("host.list_methods()", asynchronous=False)
 def list_methods(call: Call) -> list[str]:
-    return sorted({method.name for method in METHODS.values()})
+    return list(method_names(call.pool.db.release))
 
 
 @rpc("host.is_in_emergency_mode()", asynchronous=False)
@@ -74,9 +74,12 @@ def call_plugin(call: Call, host: str, plugin: str, fn: str, args: dict[str, str
 # -- maintenance -----------------------------------------------------------------------------------
 
 
-@rpc("host.disable(host: ref host)")
-def disable(call: Call, host: str) -> None:
+@rpc("host.disable(host: ref host, auto_enable: bool = true)")
+def disable(call: Call, host: str, auto_enable: bool) -> None:
+    """Let a host take no more VMs until it is enabled or boots; not simulated: or not even then."""
     _reach(call, host)
+    if not auto_enable:
+        raise not_simulated("host.disable")
     call.pool.db.set("host", host, enabled=False)
     call.pool.operations.refresh("host", host)
 

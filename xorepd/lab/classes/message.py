@@ -12,7 +12,8 @@ TABLES = {"Host": "host", "Pool": "pool"}
 
 @rpc(
     "message.create(name: string, priority: int, cls: message_class, obj_uuid: string,"
-    " body: string)"
+    " body: string)",
+    asynchronous=False,
 )
 def create(call: Call, name: str, priority: int, cls: str, obj_uuid: str, body: str) -> str:
     _check_object(call, cls, obj_uuid)
@@ -27,7 +28,7 @@ def create(call: Call, name: str, priority: int, cls: str, obj_uuid: str, body: 
     )
 
 
-@rpc("message.destroy(self: ref message)")
+@rpc("message.destroy(self: ref message)", asynchronous=False)
 def destroy(call: Call, message: str) -> None:
     call.pool.db.destroy("message", message)
 

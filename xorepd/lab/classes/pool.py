@@ -94,6 +94,13 @@ def set_ha_host_failures_to_tolerate(call: Call, pool: str, value: int) -> None:
     call.pool.db.set("pool", pool, ha_host_failures_to_tolerate=value)
 
 
+@rpc("pool.get_guest_secureboot_readiness(self: ref pool)", asynchronous=False)
+def get_guest_secureboot_readiness(call: Call, pool: str) -> str:
+    """Tell that hosts have no certificates for their guests' firmware."""
+    call.pool.db.row("pool", pool)
+    return "not_ready"
+
+
 def _own(call: Call) -> str:
     return next(call.pool.db.select("pool"))
 

@@ -77,6 +77,11 @@ def get_all_records_where(call: Call, expr: str) -> dict[str, Any]:
     return {ref: record for ref, record in _all(call).items() if matches(record)}
 
 
+@rpc("role.get_all_where(expr: string)", asynchronous=False, newer=True)
+def get_all_where(call: Call, expr: str) -> list[str]:
+    return list(get_all_records_where(call, expr))
+
+
 @rpc("role.get_by_uuid(uuid: string)", asynchronous=False)
 def get_by_uuid(call: Call, uuid: str) -> str:
     ref = f"OpaqueRef:{uuid}"

@@ -29,6 +29,18 @@ async def slave_local_login_with_password(call: Call, uname: str, pwd: str) -> s
     return await call.pool.sessions.open_local(call.host, uname, pwd)
 
 
+@rpc("session.slave_login(host: ref host, psecret: string)", asynchronous=False, session=False)
+def slave_login(call: Call, host: str, psecret: str) -> None:
+    """Refuse: a lab has no pool secret, so that no guess can be right."""
+    raise ApiError("SESSION_AUTHENTICATION_FAILED", host, "Pool credentials invalid")
+
+
+@rpc("session.slave_local_login(psecret: string)", asynchronous=False, session=False)
+def slave_local_login(call: Call, psecret: str) -> None:
+    """Refuse as `session.slave_login` does."""
+    slave_login(call, "localhost", psecret)
+
+
 @rpc("session.logout()", asynchronous=False)
 def logout(call: Call) -> None:
     call.pool.sessions.logout(call.session)

@@ -27,7 +27,7 @@ def destroy(call: Call, subject: str) -> None:
     call.pool.db.destroy("subject", subject)
 
 
-@rpc("subject.add_to_roles(self: ref subject, role: ref role)")
+@rpc("subject.add_to_roles(self: ref subject, role: ref role)", asynchronous=False)
 def add_to_roles(call: Call, subject: str, role: str) -> None:
     """Give a role; it counts from the next login on."""
     roles = call.pool.db.get("subject", subject, "roles")
@@ -38,7 +38,7 @@ def add_to_roles(call: Call, subject: str, role: str) -> None:
     call.pool.db.set("subject", subject, roles=[*roles, role])
 
 
-@rpc("subject.remove_from_roles(self: ref subject, role: ref role)")
+@rpc("subject.remove_from_roles(self: ref subject, role: ref role)", asynchronous=False)
 def remove_from_roles(call: Call, subject: str, role: str) -> None:
     roles = call.pool.db.get("subject", subject, "roles")
     if role not in roles:

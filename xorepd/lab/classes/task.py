@@ -54,11 +54,6 @@ def set_error_info(call: Call, task: str, value: list[str]) -> None:
     _set(call, task, "error_info", value)
 
 
-@rpc("task.set_resident_on(self: ref task, value: ref host)", asynchronous=False)
-def set_resident_on(call: Call, task: str, value: str) -> None:
-    _set(call, task, "resident_on", value)
-
-
 @rpc("task.set_other_config(self: ref task, value: map string string)", asynchronous=False)
 def set_other_config(call: Call, task: str, value: dict[str, str]) -> None:
     _set(call, task, "other_config", value)

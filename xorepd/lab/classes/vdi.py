@@ -133,16 +133,7 @@ async def _split(call: Call, vdi: str, operation: str, **fields: Any) -> str:
 
 @rpc("VDI.resize(vdi: ref VDI, size: int)")
 async def resize(call: Call, vdi: str, size: int) -> None:
-    await _resize(call, vdi, size, "resize")
-
-
-@rpc("VDI.resize_online(vdi: ref VDI, size: int)")
-async def resize_online(call: Call, vdi: str, size: int) -> None:
-    await _resize(call, vdi, size, "resize_online")
-
-
-async def _resize(call: Call, vdi: str, size: int, operation: str) -> None:
-    async with _held(call, vdi, operation, "vdi_resize") as (repository, uuid):
+    async with _held(call, vdi, "resize") as (repository, uuid):
         repository.space.check_growth(vdi, size)
         tracked = repository.store.logs.has(uuid)
         await repository.change(repository.store.resize, uuid, size)
@@ -150,6 +141,15 @@ async def _resize(call: Call, vdi: str, size: int, operation: str) -> None:
             text = f"Resizing of CBT metadata for disk {uuid} failed."
             repository.lose_log(vdi, "VDI_CBT_RESIZE_FAILED", text)
         await repository.reconcile()
+
+
+@rpc("VDI.revert(snapshot: ref VDI)", newer=True)
+async def revert(call: Call, snapshot: str) -> None:
+    """Refuse: no driver of the lab, nor of sm, has what it takes."""
+    sr = call.pool.db.get("VDI", snapshot, "SR")
+    claims = (Claim("SR", sr, "vdi_revert"), Claim("VDI", snapshot, "revert_to"))
+    async with call.pool.operations.hold(call.task, *claims):
+        raise ApiError("UNIMPLEMENTED_IN_SM_BACKEND", sr)
 
 
 @rpc("VDI.destroy(self: ref VDI)")

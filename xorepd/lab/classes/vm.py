@@ -114,7 +114,7 @@ def assert_operation_valid(call: Call, vm: str, op: str) -> None:
 # -- templates ----------------------------------------------------------------------------------
 
 
-@rpc("VM.set_is_a_template(self: ref VM, value: bool)")
+@rpc("VM.set_is_a_template(self: ref VM, value: bool)", asynchronous=False)
 async def set_is_a_template(call: Call, vm: str, value: bool) -> None:
     if value:
         async with call.pool.operations.hold(call.task, Claim("VM", vm, "make_into_template")):

@@ -57,13 +57,13 @@ async def set_memory_static_range(call: Call, vm: str, low: int, high: int) -> N
         set_sizes(call, vm, memory_static_min=low, memory_static_max=high)
 
 
-@rpc("VM.set_memory_static_min(self: ref VM, value: int)")
+@rpc("VM.set_memory_static_min(self: ref VM, value: int)", asynchronous=False)
 async def set_memory_static_min(call: Call, vm: str, value: int) -> None:
     high = call.pool.db.get("VM", vm, "memory_static_max")
     await set_memory_static_range(call, vm, value, high)
 
 
-@rpc("VM.set_memory_static_max(self: ref VM, value: int)")
+@rpc("VM.set_memory_static_max(self: ref VM, value: int)", asynchronous=False)
 async def set_memory_static_max(call: Call, vm: str, value: int) -> None:
     low = call.pool.db.get("VM", vm, "memory_static_min")
     await set_memory_static_range(call, vm, low, value)
@@ -87,13 +87,13 @@ async def set_memory_dynamic_range(call: Call, vm: str, low: int, high: int) -> 
             update_free_memory(db, record["resident_on"])
 
 
-@rpc("VM.set_memory_dynamic_min(self: ref VM, value: int)")
+@rpc("VM.set_memory_dynamic_min(self: ref VM, value: int)", asynchronous=False)
 async def set_memory_dynamic_min(call: Call, vm: str, value: int) -> None:
     high = call.pool.db.get("VM", vm, "memory_dynamic_max")
     await set_memory_dynamic_range(call, vm, value, high)
 
 
-@rpc("VM.set_memory_dynamic_max(self: ref VM, value: int)")
+@rpc("VM.set_memory_dynamic_max(self: ref VM, value: int)", asynchronous=False)
 async def set_memory_dynamic_max(call: Call, vm: str, value: int) -> None:
     low = call.pool.db.get("VM", vm, "memory_dynamic_min")
     await set_memory_dynamic_range(call, vm, low, value)

@@ -56,7 +56,7 @@ def compute_memory_overhead(call: Call, vm: str) -> int:
 # -- what it is ---------------------------------------------------------------------------------
 
 
-@rpc("VM.get_boot_record(self: ref VM)")
+@rpc("VM.get_boot_record(self: ref VM)", asynchronous=False)
 async def get_boot_record(call: Call, vm: str) -> dict[str, Any]:
     async with call.pool.operations.hold(call.task, Claim("VM", vm, "get_boot_record")):
         return call.pool.db.record("VM", vm)
@@ -69,7 +69,7 @@ def get_cooperative(call: Call, vm: str) -> bool:
     return True
 
 
-@rpc("VM.get_data_sources(self: ref VM)")
+@rpc("VM.get_data_sources(self: ref VM)", asynchronous=False)
 async def get_data_sources(call: Call, vm: str) -> list[Any]:
     """Return nothing: nobody measures VMs that do not exist."""
     async with call.pool.operations.hold(call.task, Claim("VM", vm, "data_source_op")):

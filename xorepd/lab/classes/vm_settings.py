@@ -7,7 +7,7 @@ import re
 
 from xorepd.lab.classes.vm_memory import set_sizes
 from xorepd.lab.dispatch import Call, rpc
-from xorepd.lab.failures import NULL, ApiError, incompatible_type
+from xorepd.lab.failures import NULL, ApiError, incompatible_type, not_simulated
 from xorepd.lab.generics import add_to_map
 from xorepd.lab.operations import Claim
 from xorepd.lab.placement import required_srs
@@ -54,6 +54,19 @@ def set_domain_type(call: Call, vm: str, value: str) -> None:
         raise ApiError("INVALID_VALUE", "domain_type", value)
     policy = "BIOS order" if value == "hvm" else ""
     set_sizes(call, vm, domain_type=value, HVM_boot_policy=policy)
+
+
+@rpc("VM.get_secureboot_readiness(self: ref VM)")
+def get_secureboot_readiness(call: Call, vm: str) -> str:
+    """Tell how far a VM is; what its variables say once they are there, nobody reads here."""
+    record = call.pool.db.record("VM", vm)
+    if record["HVM_boot_params"].get("firmware") != "uefi":
+        return "not_supported"
+    if record["platform"].get("secureboot", "").lower() not in ("true", "1"):
+        return "disabled"
+    if "EFI-variables" not in record["NVRAM"]:
+        return "first_boot"
+    raise not_simulated("VM.get_secureboot_readiness")
 
 
 @rpc("VM.set_NVRAM(self: ref VM, value: map string string)", asynchronous=False)
@@ -114,7 +127,7 @@ def _check_bios_string(key: str, text: str) -> None:
 # -- HA, order, appliance -----------------------------------------------------------------------
 
 
-@rpc("VM.set_ha_restart_priority(self: ref VM, value: string)")
+@rpc("VM.set_ha_restart_priority(self: ref VM, value: string)", asynchronous=False)
 def set_ha_restart_priority(call: Call, vm: str, value: str) -> None:
     db = call.pool.db
     if value not in HA_PRIORITIES:
@@ -125,7 +138,7 @@ def set_ha_restart_priority(call: Call, vm: str, value: str) -> None:
     call.pool.operations.refresh("VM", vm)
 
 
-@rpc("VM.set_ha_always_run(self: ref VM, value: bool)")
+@rpc("VM.set_ha_always_run(self: ref VM, value: bool)", asynchronous=False)
 def set_ha_always_run(call: Call, vm: str, value: bool) -> None:
     """Set the priority instead: the field has long been deprecated."""
     set_ha_restart_priority(call, vm, "restart" if value else "")
@@ -164,12 +177,25 @@ def set_appliance(call: Call, vm: str, value: str) -> None:
     call.pool.operations.refresh("VM", vm)
 
 
-@rpc("VM.set_protection_policy(self: ref VM, value: ref VMPP)")
-def set_protection_policy(call: Call, vm: str, value: str) -> None:
-    raise ApiError("NOT_IMPLEMENTED", "VM.set_protection_policy")
+@rpc("VM.set_groups(self: ref VM, value: set ref VM_group)", newer=True)
+def set_groups(call: Call, vm: str, value: list[str]) -> None:
+    db = call.pool.db
+    record = db.record("VM", vm)
+    if record["is_control_domain"] or record["is_a_template"] or record["is_a_snapshot"]:
+        text = "Control domains, templates, and snapshots cannot be added to VM groups."
+        raise ApiError("OPERATION_NOT_ALLOWED", text)
+    if len(value) > 1:
+        raise ApiError("TOO_MANY_GROUPS")
+    for group in value:
+        db.row("VM_group", group)
+    db.set("VM", vm, groups=value)
+    for group in {*record["groups"], *value}:
+        if db.exists("VM_group", group):
+            others = [each for each in db.get("VM_group", group, "VMs") if each != vm]
+            db.set("VM_group", group, VMs=[*others, vm] if group in value else others)
 
 
-@rpc("VM.set_snapshot_schedule(self: ref VM, value: ref VMSS)")
+@rpc("VM.set_snapshot_schedule(self: ref VM, value: ref VMSS)", asynchronous=False)
 def set_snapshot_schedule(call: Call, vm: str, value: str) -> None:
     db = call.pool.db
     if value not in (NULL, ""):
@@ -190,7 +216,7 @@ def set_actions_after_crash(call: Call, vm: str, value: str) -> None:
     call.pool.db.set("VM", vm, actions_after_crash=value)
 
 
-@rpc("VM.set_actions_after_softreboot(self: ref VM, value: on_softreboot)")
+@rpc("VM.set_actions_after_softreboot(self: ref VM, value: on_softreboot)", asynchronous=False)
 def set_actions_after_softreboot(call: Call, vm: str, value: str) -> None:
     call.pool.db.set("VM", vm, actions_after_softreboot=value)
 

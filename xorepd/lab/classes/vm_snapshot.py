@@ -43,12 +43,6 @@ async def checkpoint(call: Call, vm: str, new_name: str) -> str:
     return ref
 
 
-@rpc("VM.snapshot_with_quiesce(vm: ref VM, new_name: string)")
-def snapshot_with_quiesce(call: Call, vm: str, new_name: str) -> str:
-    call.pool.db.row("VM", vm)
-    raise ApiError("VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", vm)
-
-
 @rpc("VM.clone(vm: ref VM, new_name: string)")
 async def clone(call: Call, vm: str, new_name: str) -> str:
     async with call.pool.operations.hold(call.task, Claim("VM", vm, "clone")):

@@ -37,12 +37,12 @@ def destroy(call: Call, vtpm: str) -> None:
     call.pool.operations.refresh("VM", vm)
 
 
-@rpc("VTPM.get_contents(self: ref VTPM)", asynchronous=False)
+@rpc("VTPM.get_contents(self: ref VTPM)")
 def get_contents(call: Call, vtpm: str) -> str:
     return contents_of(call.pool.db, vtpm)
 
 
-@rpc("VTPM.set_contents(self: ref VTPM, contents: string)", asynchronous=False)
+@rpc("VTPM.set_contents(self: ref VTPM, contents: string)")
 def set_contents(call: Call, vtpm: str, contents: str) -> None:
     """Replace the contents, given in base64."""
     call.pool.db.row("VTPM", vtpm)
