@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
 
 from tests.lab import hands
-from tests.lab.world import World
+from tests.lab.world import World, world
+from xorepd.lab.topology import SMALL
 from xorepd.state.records import Outcome
 
 
@@ -16,6 +21,23 @@ async def test_first_run_is_a_full_and_equals_the_source(two_pools: World) -> No
     assert {disk.reason for disk in record.disks} == {"first-run"}
     assert record.restore_point == await two_pools.newest_equals_its_source()
     assert await two_pools.left_over() == []
+
+
+@pytest.mark.parametrize(("source", "target"), [("26", "26"), ("8.3", "26"), ("26", "8.3")])
+async def test_pools_of_all_releases_serve_as_source_and_as_target(
+    tmp_path: Path, source: Literal["8.3", "26"], target: Literal["8.3", "26"]
+) -> None:
+    releases = {"prod": source, "dr": target}
+    pools = tuple(replace(pool, release=releases[pool.name]) for pool in SMALL.pools)
+
+    async with world(tmp_path / "lab", replace(SMALL, pools=pools)) as made:
+        first = await made.replicate()
+        await made.lab.guest_write("web01", 1, random=3, seed=5, within=(0, 2 << 20))
+        second = await made.replicate()
+
+        assert (first.outcome, second.outcome) == (Outcome.FULL, Outcome.DELTA)
+        await made.newest_equals_its_source()
+        assert await made.left_over() == []
 
 
 async def test_second_run_sends_only_what_changed(replicated: World) -> None:
