@@ -114,10 +114,14 @@ async def insert(call: Call, vbd: str, vdi: str) -> None:
     async with call.pool.operations.hold(call.task, Claim("VBD", vbd, "insert")):
         if not db.get("VDI", vdi, "managed"):
             raise ApiError("VDI_NOT_MANAGED", vdi)
-        host = db.get("VM", db.get("VBD", vbd, "VM"), "resident_on")
+        host, mode = (
+            db.get("VM", db.get("VBD", vbd, "VM"), "resident_on"),
+            db.get("VBD", vbd, "mode"),
+        )
         if host != NULL:
             await call.pool.clock.nap(HOTPLUG_S)
-            check_attach(call.pool, vdi, host, db.get("VBD", vbd, "mode"))
+            check_attach(call.pool, vdi, host, mode)
+            activate(call.pool, vdi, mode, host)
         db.set("VBD", vbd, empty=False, VDI=vdi)
     call.pool.operations.refresh_vbd(vbd)
 
@@ -130,6 +134,7 @@ async def eject(call: Call, vbd: str) -> None:
         if db.get("VM", db.get("VBD", vbd, "VM"), "resident_on") != NULL:
             await call.pool.clock.nap(HOTPLUG_S)
         db.set("VBD", vbd, empty=True, VDI=NULL)
+        deactivate(call.pool, vdi)
     call.pool.operations.refresh("VBD", vbd)
     call.pool.operations.refresh("VDI", vdi)
 
