@@ -7,6 +7,7 @@ import pytest
 
 from tests.lab.labclient import Api, logged_in, vdi_record
 from xorepd.lab.faults import Fault
+from xorepd.lab.incidents import Incident
 from xorepd.lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
@@ -111,6 +112,57 @@ async def test_completed_tasks_expire(lab: Lab, api: Api) -> None:
     pool.tasks.sweep()
 
     assert set(pool.db.refs("task")) == {young, pending}
+
+
+async def test_a_task_outlives_the_session_that_made_it(lab: Lab, api: Api) -> None:
+    pool = lab.pools["prod"]
+    fault = lab.faults.add(Fault("inner", "VDI.snapshot", stall=True))
+    async with logged_in(lab) as gone:
+        task = await gone("Async.VM.snapshot", await gone.vm("db01"), "s")
+        await fault.stalled.wait()
+    pool.clock.jump(timedelta(hours=23).total_seconds())
+    pool.tasks.sweep()
+    assert await api("task.get_status", task) == "pending"
+
+    fault.release()
+
+    assert (await api.finished(task))["result"].startswith("<value>OpaqueRef:")
+    pool.clock.jump(3890)
+    pool.tasks.sweep()
+    assert await api("task.get_status", task) == "success"
+    pool.clock.jump(20)
+    pool.tasks.sweep()
+    assert await api("task.get_all") == []
+
+
+async def test_a_pending_task_goes_after_a_day_without_progress(lab: Lab) -> None:
+    pool = lab.pools["prod"]
+    moving, stuck = (pool.tasks.create(name) for name in ("moving", "stuck"))
+    pool.clock.jump(timedelta(hours=25).total_seconds())
+    pool.tasks.sweep()
+    assert set(pool.db.refs("task")) == {moving, stuck}
+
+    pool.tasks.progress(moving, 0.5)
+    pool.tasks.sweep()
+
+    assert pool.db.refs("task") == [moving]
+
+
+async def test_no_task_outlives_its_toolstack(lab: Lab, api: Api) -> None:
+    fault = lab.faults.add(Fault("inner", "VDI.snapshot", skip=1, stall=True))
+    done = await api("Async.VM.snapshot", await api.vm("db01"), "s")
+    await api.finished(done)
+    pending = await api("Async.VM.snapshot", await api.vm("db01"), "t")
+    await fault.stalled.wait()
+
+    await lab.happen(Incident("toolstack-restart", pool="prod"))
+
+    async with logged_in(lab) as later:
+        for task in (done, pending):
+            assert await later.failure("task.get_record", task) == ["HANDLE_INVALID", "task", task]
+        assert await later("task.get_all") == []
+        assert len(await later("VM.get_by_name_label", "s")) == 1
+        assert await later("VM.get_by_name_label", "t") == []
 
 
 async def test_too_many_completed_tasks_go_at_once(lab: Lab) -> None:

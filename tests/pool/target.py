@@ -4,10 +4,12 @@ import http.client
 import os
 import ssl
 import uuid
-from collections.abc import Iterator
+import xmlrpc.client
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlencode, urlsplit
 
@@ -180,6 +182,22 @@ class Bench:
         }
         return str(self.call("VBD.create", record))
 
+    def result(self, task: str) -> str:
+        """Wait until a task has succeeded and return the reference that it made."""
+        record = self.finished(task)
+        assert record["status"] == "success", record["error_info"]
+        text: str = record["result"]
+        return text.removeprefix("<value>").removesuffix("</value>")
+
+    def call_as(self, session: str, headers: dict[str, str], method: str, *arguments: Any) -> Any:
+        """Make a call with a session and with headers of one's own, which the SDK does not send."""
+        body = xmlrpc.client.dumps((session, *arguments), method).encode()
+        _, _, answer = _request("POST", f"{self.target.url}/", body, headers)
+        ((found,), _) = xmlrpc.client.loads(answer)
+        assert isinstance(found, dict)
+        assert found["Status"] == "Success", found
+        return found["Value"]
+
     def new_task(self) -> str:
         task = self.call("task.create", self.name(), "")
         self.afterwards("task.destroy", task)
@@ -229,7 +247,9 @@ class Bench:
             url = location
 
 
-def _request(method: str, url: str, body: bytes) -> tuple[int, str, bytes]:
+def _request(
+    method: str, url: str, body: bytes, headers: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, str, bytes]:
     split = urlsplit(url)
     assert split.hostname is not None
     context = ssl._create_unverified_context()
@@ -239,6 +259,8 @@ def _request(method: str, url: str, body: bytes) -> tuple[int, str, bytes]:
     try:
         connection.putrequest(method, f"{split.path}?{split.query}", skip_accept_encoding=True)
         connection.putheader("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            connection.putheader(name, value)
         connection.endheaders()
         # The server may have said no, or sent us elsewhere, and closed before it read all of it.
         with suppress(ConnectionError, ssl.SSLError):

@@ -1,10 +1,27 @@
 """Tasks from start to end, and changes as events."""
 
-import pytest
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from tests.pool.target import Bench
+import pytest
+import XenAPI
+
+from tests.pool.target import MIB, Bench
 
 pytestmark = pytest.mark.pool
+
+
+@contextmanager
+def another_session(bench: Bench) -> Iterator[str]:
+    """Give the reference of a session that ends with the block."""
+    session = XenAPI.Session(bench.target.url, ignore_ssl=True)
+    session.login_with_password(bench.target.username, bench.target.password, "1.0", "another")
+    try:
+        yield str(session._session)
+    finally:
+        session.logout()
+        session("close")()
 
 
 def test_an_async_call_gives_a_task_with_its_result(bench: Bench) -> None:
@@ -20,6 +37,77 @@ def test_an_async_call_gives_a_task_with_its_result(bench: Bench) -> None:
     clone = record["result"].removeprefix("<value>").removesuffix("</value>")
     bench.keep_vm(clone)
     assert bench.api.VM.get_power_state(clone) == "Halted"
+
+
+def vdi_record(bench: Bench) -> dict[str, Any]:
+    return {
+        "SR": bench.sr,
+        "name_label": bench.name(),
+        "virtual_size": str(4 * MIB),
+        "type": "user",
+        "sharable": False,
+        "read_only": False,
+        "other_config": {},
+    }
+
+
+@pytest.mark.parametrize(
+    "method", ["VDI.create", "VDI.snapshot", "VDI.clone", "VM.create", "VM.snapshot", "VM.clone"]
+)
+def test_the_task_of_a_client_that_is_gone_tells_another_what_it_made(
+    bench: Bench, method: str
+) -> None:
+    cls, verb = method.split(".")
+    arguments: tuple[Any, ...]
+    match method:
+        case "VDI.create":
+            arguments = (vdi_record(bench),)
+        case "VDI.snapshot" | "VDI.clone":
+            arguments = (bench.new_vdi(),)
+        case "VM.create":
+            like = bench.api.VM.get_record(bench.new_vm())
+            arguments = ({**like, "name_label": bench.name()},)
+        case _:
+            arguments = (bench.new_vm(), bench.name())
+    mark = bench.name()
+    headers = {"X-HTTP-Other-Config-Xorepd-Test": mark}
+
+    with another_session(bench) as session:
+        task = bench.call_as(session, headers, f"Async.{method}", *arguments)
+
+    records = bench.api.task.get_all_records()
+    [found] = [
+        ref
+        for ref, record in records.items()
+        if record["other_config"].get("http:xorepd-test") == mark
+    ]
+    bench.afterwards("task.destroy", found)
+    assert found == task
+    assert records[found]["name_label"] == f"Async.{method}"
+    made = bench.result(found)
+    (bench.keep_vm if cls == "VM" else bench.keep_vdi)(made)
+    record = bench.call(f"{cls}.get_record", made)
+    assert record["is_a_snapshot"] == (verb == "snapshot")
+
+
+def test_a_synchronous_call_leaves_no_task_whatever_its_headers(bench: Bench) -> None:
+    mark = bench.name()
+    headers = {"x-http-other-config-who": mark}
+
+    bench.keep_vdi(bench.call_as(bench.ref, headers, "VDI.create", vdi_record(bench)))
+
+    marks = [task["other_config"] for task in bench.api.task.get_all_records().values()]
+    assert mark not in [each.get("http:who") for each in marks]
+
+
+def test_a_call_can_say_whose_subtask_its_task_is(bench: Bench) -> None:
+    parent = bench.new_task()
+
+    task = bench.call_as(bench.ref, {"subtask-of": parent}, "Async.VM.clone", "OpaqueRef:none", "")
+    bench.afterwards("task.destroy", task)
+
+    assert bench.finished(task)["subtask_of"] == parent
+    assert bench.api.task.get_subtasks(parent) == [task]
 
 
 def test_errors_of_an_async_call_are_in_its_task(bench: Bench) -> None:
