@@ -54,6 +54,28 @@ def test_a_clone_is_a_disk_of_its_own(bench: Bench) -> None:
     assert record["virtual_size"] == str(4 * MIB)
 
 
+def test_clones_and_copies_inherit_every_mark_of_their_disk(bench: Bench) -> None:
+    vdi = bench.new_vdi(other_config={"xorepd-test": "kept"}, name_description="said")
+    snapshot = bench.keep_vdi(bench.api.VDI.snapshot(vdi))
+
+    made = [
+        bench.api.VDI.clone(vdi),
+        bench.api.VDI.clone(snapshot),
+        bench.api.VDI.copy(vdi, bench.sr, NULL, NULL),
+        bench.api.VDI.copy(snapshot, bench.sr, NULL, NULL),
+    ]
+
+    uuids = {bench.api.VDI.get_uuid(bench.keep_vdi(each)) for each in made}
+    assert len(uuids) == len(made)
+    for each in made:
+        record = bench.api.VDI.get_record(each)
+        assert record["other_config"]["xorepd-test"] == "kept"
+        assert record["name_label"] == bench.api.VDI.get_name_label(vdi)
+        assert record["name_description"] == "said"
+        assert (record["is_a_snapshot"], record["snapshot_of"]) == (False, NULL)
+    assert bench.api.VDI.get_snapshots(vdi) == [snapshot]
+
+
 def test_disks_grow_and_do_not_shrink(bench: Bench) -> None:
     vdi = bench.new_vdi()
 

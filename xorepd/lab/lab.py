@@ -13,6 +13,7 @@ import random
 import shutil
 import socket
 import string
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,8 @@ class Lab:
         self.topology_name = ""
         self._group: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
+        self._still: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held by who reads or writes as a guest, by its VM, and by who must not be disturbed."""
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="lab-disk")
         self._starts = 1
         self._stopping = False
@@ -172,22 +175,29 @@ class Lab:
         self, vm_name: str, position: int, work: Callable[[Disk], T], writable: bool
     ) -> T:
         pool, vm = self.find_vm(vm_name)
-        db = pool.db
-        if writable and not pool.life.runs(vm):
-            raise ValueError(f"{vm_name} is not running")
-        for vbd in db.get("VM", vm, "VBDs"):
-            record = db.record("VBD", vbd)
-            if record["userdevice"] == str(position) and not record["empty"]:
-                break
-        else:
-            raise ValueError(f"{vm_name} has no disk {position}")
-        repository, uuid = pool.storage.of_vdi(record["VDI"])
+        async with self.guest_still(vm):
+            if writable and not pool.life.runs(vm):
+                raise ValueError(f"{vm_name} is not running")
+            db = pool.db
+            for vbd in db.get("VM", vm, "VBDs"):
+                record = db.record("VBD", vbd)
+                if record["userdevice"] == str(position) and not record["empty"]:
+                    break
+            else:
+                raise ValueError(f"{vm_name} has no disk {position}")
+            repository, uuid = pool.storage.of_vdi(record["VDI"])
 
-        def run() -> T:
-            with repository.store.open(uuid, writable=writable) as opened:
-                return work(opened)
+            def run() -> T:
+                with repository.store.open(uuid, writable=writable) as opened:
+                    return work(opened)
 
-        return await self.in_thread(run)
+            return await self.in_thread(run)
+
+    @contextlib.asynccontextmanager
+    async def guest_still(self, vm: str) -> AsyncIterator[None]:
+        """Let a guest read and write nothing while the block runs."""
+        async with self._still[vm]:
+            yield
 
     def find_vm(self, name: str) -> tuple[Pool, str]:
         """Return the one real VM of that name; snapshots and templates do not count."""

@@ -14,6 +14,7 @@ from xorepd.lab.classes import pool as pool
 from xorepd.lab.classes import role as role
 from xorepd.lab.classes import session as session
 from xorepd.lab.classes import sr as sr
+from xorepd.lab.classes import storage_migrate as storage_migrate
 from xorepd.lab.classes import subject as subject
 from xorepd.lab.classes import task as task
 from xorepd.lab.classes import vbd as vbd

@@ -121,7 +121,9 @@ def check_actions_after_crash(vm: dict[str, Any]) -> None:
         raise ApiError("VALUE_NOT_SUPPORTED", field, action, text)
 
 
-def check_host(db: Registry, vm_ref: str, host: str, memory: bool = True) -> None:
+def check_host(
+    db: Registry, vm_ref: str, host: str, memory: bool = True, storage: bool = True
+) -> None:
     """Raise what keeps a VM from running on a host."""
     vm = db.record("VM", vm_ref)
     check_record(vm)
@@ -130,7 +132,8 @@ def check_host(db: Registry, vm_ref: str, host: str, memory: bool = True) -> Non
     welcome = vm["is_control_domain"] or vm["resident_on"] == host
     if not welcome and not db.get("host", host, "enabled"):
         raise ApiError("HOST_DISABLED", host)
-    check_storage(db, vm_ref, host)
+    if storage:
+        check_storage(db, vm_ref, host)
     check_networks(db, vm_ref, host)
     if memory:
         check_memory(db, vm_ref, host)

@@ -104,6 +104,13 @@ class Sessions:
         """Return a session of the toolstack itself."""
         return self._open(host, ROOT, "xapi", is_local_superuser=True, pool=True)
 
+    def open_like(self, ref: str, host: str) -> str:
+        """Return another session of the user of one."""
+        session = self._db.row("session", ref).fields
+        kept = ("auth_user_sid", "subject", "rbac_permissions", "is_local_superuser", "pool")
+        fields = {name: session[name] for name in kept}
+        return self._open(host, session["auth_user_name"], "xapi", **fields)
+
     async def open_local(self, host: str, uname: str, password: str) -> str:
         """Return a session that one member knows, with its master or without."""
         try:

@@ -1,7 +1,7 @@
 """VDI: disks. Source: xapi: ocaml/xapi/xapi_vdi.ml, storage_smapiv1.ml; sm: libs/sm/drivers."""
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -67,7 +67,7 @@ def _image_name(uuid: str, sm_config: Mapping[str, str]) -> str:
 @rpc("VDI.snapshot(vdi: ref VDI, driver_params: map string string = {})")
 async def snapshot(call: Call, vdi: str, driver_params: dict[str, str]) -> str:
     now = call.pool.clock.now()
-    return await _split(
+    return await split(
         call, vdi, "snapshot", is_a_snapshot=True, snapshot_of=vdi, snapshot_time=now
     )
 
@@ -76,7 +76,7 @@ async def snapshot(call: Call, vdi: str, driver_params: dict[str, str]) -> str:
 async def clone(call: Call, vdi: str, driver_params: dict[str, str]) -> str:
     # Clones have a snapshot_time too; nothing else tells of their origin.
     try:
-        return await _split(call, vdi, "clone", snapshot_time=call.pool.clock.now())
+        return await split(call, vdi, "clone", snapshot_time=call.pool.clock.now())
     except ApiError as error:
         if error.code != "UNIMPLEMENTED_IN_SM_BACKEND":
             raise
@@ -99,7 +99,14 @@ async def _copy_instead(call: Call, vdi: str) -> str:
     return new
 
 
-async def _split(call: Call, vdi: str, operation: str, **fields: Any) -> str:
+async def split(
+    call: Call, vdi: str, operation: str, inherited: Iterable[str] = INHERITED, **fields: Any
+) -> str:
+    """Make a snapshot or a clone, as the storage layer does, and return it.
+
+    Args:
+        inherited: What it has of the VDI's fields.
+    """
     pool, db = call.pool, call.pool.db
     async with _held(call, vdi, operation) as (repository, uuid):
         new, base_copy = db.new_uuid(), db.new_uuid()
@@ -116,7 +123,7 @@ async def _split(call: Call, vdi: str, operation: str, **fields: Any) -> str:
                 in_use=bool(active_hosts(pool, vdi)),
             )
         source = db.record("VDI", vdi)
-        fields.update({name: source[name] for name in INHERITED})
+        fields.update({name: source[name] for name in inherited})
         fields["sm_config"] = repository.space.carried(source["sm_config"])
         fields["cbt_enabled"] = logs.has(new)
         ref = db.create("VDI", uuid=new, location=new, SR=source["SR"], **fields)

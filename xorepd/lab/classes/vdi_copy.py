@@ -25,6 +25,7 @@ COPIED = words(
     "name_label name_description virtual_size type sharable other_config xenstore_data tags"
 )
 """What a VDI made for the copy takes over. Locks and parents are in `sm_config`, so not that."""
+WHOLE = (0.0, 1.0)
 IO_ERROR = ApiError("VDI_IO_ERROR", "Device I/O error")
 
 
@@ -73,11 +74,14 @@ async def _copy_into(call: Call, vdi: str, base: str, target: str) -> None:
     await copy_data(call, vdi, target, base if has_base else None)
 
 
-async def copy_data(call: Call, vdi: str, target: str, base: str | None) -> None:
-    """Write what a VDI holds into another that is at least as large.
+async def copy_data(
+    call: Call, vdi: str, target: str, base: str | None, span: tuple[float, float] = WHOLE
+) -> None:
+    """Write what a VDI holds into another that is at least as large, attaching both.
 
     Args:
         base: Copy only blocks that this one, or `vdi`, has for itself.
+        span: Where in its task the copy begins, and what part of it it is.
 
     Raises:
         ApiError: TASK_CANCELLED, VDI_IO_ERROR, or what stands in the way of attaching them.
@@ -90,7 +94,7 @@ async def copy_data(call: Call, vdi: str, target: str, base: str | None) -> None
                 await stack.enter_async_context(attached_to_dom0(pool, host, each, "RO"))
         await stack.enter_async_context(attached_to_dom0(pool, target_host, target, "RW"))
         try:
-            await _move(call, vdi, target, base)
+            await move_data(call, vdi, target, base, span)
         except (DiskError, OSError) as error:
             pool.log.info("copy.failed", vdi=vdi, into=target, error=str(error))
             raise IO_ERROR from error
@@ -111,7 +115,10 @@ def _hosts(call: Call, source: str, target: str) -> tuple[str, str]:
     return readers[0], writers[0]
 
 
-async def _move(call: Call, vdi: str, target: str, base: str | None) -> None:
+async def move_data(
+    call: Call, vdi: str, target: str, base: str | None, span: tuple[float, float] = WHOLE
+) -> None:
+    """Write what a VDI holds into another; see `copy_data`."""
     pool = call.pool
     repository, uuid = pool.storage.of_vdi(vdi)
     into, new = pool.storage.of_vdi(target)
@@ -125,7 +132,7 @@ async def _move(call: Call, vdi: str, target: str, base: str | None) -> None:
             pool.tasks.check_cancelled(call.task)
             await pool.lab.in_thread(_copy_blocks, reader, writer, few, base is not None)
             done += len(few)
-            pool.tasks.progress(call.task, done / len(blocks))
+            pool.tasks.progress(call.task, span[0] + span[1] * done / len(blocks))
         await pool.lab.in_thread(writer.flush)
 
 

@@ -3,6 +3,9 @@
 Source: xapi: ocaml/xapi/xapi_vm_migrate.ml (pool_migrate), message_forwarding.ml.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from xorepd.lab import guest_agent, placement
 from xorepd.lab.attachments import activate, deactivate
 from xorepd.lab.classes.vm_domain import announce, host_text, move, nap_unless_cancelled
@@ -27,13 +30,11 @@ async def pool_migrate(call: Call, vm: str, host: str, options: dict[str, str]) 
         placement.check_host(db, vm, host)
         _check_network(call, host, options)
         async with reserved(call, vm, host, "vm_migrate"):
-            for step in range(STEPS):
-                await nap_unless_cancelled(call, COPY_S / STEPS)
-                call.pool.tasks.progress(call.task, (step + 1) / (STEPS + 1))
+            await send_memory(call)
             # Either host may have died meanwhile.
             check_power_state(vm, db.get("VM", vm, "power_state"), "Running")
             placement.check_host(db, vm, host, memory=False)
-            _switch(call, vm, host)
+            switch(call, vm, host)
     text = f"migrated from host '{host_text(call, source)}' to host '{host_text(call, host)}'"
     announce(call, vm, "VM_MIGRATED", text)
 
@@ -53,13 +54,28 @@ def _check_network(call: Call, host: str, options: dict[str, str]) -> None:
         raise ApiError("INTERFACE_HAS_NO_IP", pifs[0])
 
 
-def _switch(call: Call, vm: str, host: str) -> None:
-    """Let the disks go here and take them there; the guest notices nothing."""
+async def send_memory(call: Call) -> None:
+    """Take the time that it takes; TASK_CANCELLED as soon as the task is to be cancelled."""
+    for step in range(STEPS):
+        await nap_unless_cancelled(call, COPY_S / STEPS)
+        call.pool.tasks.progress(call.task, (step + 1) / (STEPS + 1))
+
+
+def switch(call: Call, vm: str, host: str, new: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Let the disks go here and take them there; the guest notices nothing.
+
+    Args:
+        new: The VDIs that it gets instead of others.
+    """
     db, pool = call.pool.db, call.pool
-    vbds = [db.record("VBD", vbd) for vbd in db.get("VM", vm, "VBDs")]
-    disks = [vbd for vbd in vbds if vbd["currently_attached"] and not vbd["empty"]]
+    disks = [vbd for vbd in db.get("VM", vm, "VBDs") if db.get("VBD", vbd, "currently_attached")]
     move(call, vm, host)
-    for disk in disks:
+    for vbd in disks:
+        disk = db.record("VBD", vbd)
+        if disk["empty"]:
+            continue
+        vdi = new.get(disk["VDI"], disk["VDI"])
+        db.set("VBD", vbd, VDI=vdi)
         deactivate(pool, disk["VDI"])
-        activate(pool, disk["VDI"], disk["mode"], host)
+        activate(pool, vdi, disk["mode"], host)
     guest_agent.refresh_networks(pool, vm)
