@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab import hands
 from tests.lab.labclient import until
 from tests.lab.nbdclient import connected
 from tests.lab.world import World, new_run, serve_nbd, world
@@ -371,6 +372,7 @@ async def test_a_target_that_goes_down_in_a_segment_costs_one_run(
     await serving(tracked)
     assert [mark["self"] for mark in await tracked.points()] == [last]
     assert await tracked.hashes("dr", last) == before
+    await tracked.ask("dr", hands.free_the_control_domains)
     await converges(tracked)
 
 

@@ -88,6 +88,14 @@ def detach(xenapi: Any, vm: str, device: str) -> str:
     return str(record["VDI"])
 
 
+def free_the_control_domains(xenapi: Any) -> None:
+    """Unplug and destroy what a toolstack that died has left attached to its control domain."""
+    for ref, vbd in xenapi.VBD.get_all_records().items():
+        if xenapi.VM.get_is_control_domain(vbd["VM"]):
+            xenapi.VBD.unplug(ref)
+            xenapi.VBD.destroy(ref)
+
+
 def destroy_with_disks(xenapi: Any, vm: str) -> None:
     """Delete a VM or snapshot as the usual tools do: with its disks."""
     disks = disks_of(xenapi, vm).values()

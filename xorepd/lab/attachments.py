@@ -139,9 +139,21 @@ def _users(pool: "Pool", vdi: str) -> set[str]:
 
 
 @asynccontextmanager
-async def attached_to_dom0(pool: "Pool", host: str, vdi: str, mode: str) -> AsyncIterator[None]:
-    """Hold a VDI attached to a host's control domain while the block runs."""
-    db = pool.db
+async def attached_to_dom0(
+    pool: "Pool", host: str, vdi: str, mode: str, by_toolstack: bool = True
+) -> AsyncIterator[None]:
+    """Hold a VDI attached to a host's control domain while the block runs.
+
+    The VBD is left when who attached it cannot detach it: nobody else ever does until the host has
+    booted, but for a client that unplugs and destroys it.
+
+    Args:
+        by_toolstack: The toolstack of the host attaches it, and no other one after a restart
+            detaches it. Otherwise a program beside it does, which can call any.
+
+    Source: xapi: ocaml/xapi/attach_helpers.ml (with_vbds), ocaml/nbd/src/cleanup.ml.
+    """
+    db, toolstack = pool.db, pool.life.toolstack(host)
     dom0 = db.get("host", host, "control_domain")
     if db.get("VDI", vdi, "type") == "cbt_metadata":
         raise incompatible_type(vdi, "cbt_metadata")
@@ -171,8 +183,8 @@ async def attached_to_dom0(pool: "Pool", host: str, vdi: str, mode: str) -> Asyn
             raise
         await pool.clock.nap(DETACH_S)
     finally:
-        # A host that lost its power cleans nothing up: the VBD stays until it has booted.
-        if pool.life.has_power(host):
+        same = not by_toolstack or pool.life.toolstack(host) == toolstack
+        if same and pool.life.can_call(host):
             if db.exists("VBD", vbd):
                 db.set("VBD", vbd, currently_attached=False)
                 db.destroy("VBD", vbd)

@@ -102,7 +102,10 @@ def _repositories(pool: "Pool", what: Incident) -> "list[Repository]":
 # -- hosts and toolstacks --------------------------------------------------------------------------
 
 
-@incident("toolstack-restart", "the host's toolstack dies and comes back; the master's loses all")
+@incident(
+    "toolstack-restart",
+    "the host's toolstack dies and comes back, and leaves disks attached; the master's loses all",
+)
 async def _toolstack_restart(pool: "Pool", what: Incident) -> None:
     await pool.life.restart_toolstack(_host(pool, what))
 

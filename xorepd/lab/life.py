@@ -74,6 +74,7 @@ class Life:
         self._isolated: set[str] = set()
         self._follows: dict[str, str] = {}
         """Masters of the past whom members still hold for theirs."""
+        self._ended: Counter[str] = Counter()
         self._turns: Counter[str] = Counter()
         """Counts what happened to each host: who waits for long sees whether that still holds."""
 
@@ -89,6 +90,17 @@ class Life:
         """Say whether the master answers calls."""
         master = self._pool.master
         return self.state(master) is State.UP and self._pool.frontages[master].listening
+
+    def can_call(self, host: str) -> bool:
+        """Say whether what runs in a host's control domain can make calls now."""
+        pair = {host, self._pool.master}
+        return all(self.state(each) is State.UP for each in pair) and (
+            len(pair) == 1 or not pair & self._isolated
+        )
+
+    def toolstack(self, host: str) -> int:
+        """Return which toolstack of a host runs: a number that is another one after each end."""
+        return self._ended[host]
 
     def runs(self, vm: str) -> bool:
         """Say whether a VM runs, whatever its record says when its host is dead."""
@@ -350,6 +362,7 @@ class Life:
     def _end(self, host: str, state: State, streams: bool) -> None:
         """End a host's toolstack, and with it what only lives in its memory."""
         self._states[host] = state
+        self._ended[host] += 1
         frontage = self._pool.frontages[host]
         frontage.close()
         frontage.cut(streams)

@@ -277,7 +277,8 @@ class _Visit:
 
     async def _attach(self, vdi: str) -> str:
         """Serve the disk through a VBD on dom0, and return how it ended."""
-        async with attached_to_dom0(self._pool, self._host, vdi, "RO"):
+        dom0 = attached_to_dom0(self._pool, self._host, vdi, "RO", by_toolstack=False)
+        async with dom0:
             if self._fault is not None:
                 await self._fault.after_work()
             try:

@@ -43,7 +43,7 @@ async def copy(call: Call, vdi: str, sr: str, base_vdi: str, into_vdi: str) -> s
         new = await _create_like(call, vdi, sr)
         try:
             await _copy_into(call, vdi, base_vdi, new)
-        except BaseException:
+        except Exception:  # a toolstack that dies destroys nothing
             if db.exists("VDI", new):
                 await perform(call, "VDI.destroy", new)
             raise
