@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
 
+from xorepd.lab import database
+
 if TYPE_CHECKING:
     from xorepd.lab.pools import Pool
     from xorepd.lab.storage import Repository
@@ -149,6 +151,18 @@ async def _session_loss(pool: "Pool", what: Incident) -> None:
     for ref in pool.db.refs("session"):
         if what.originator in (None, pool.db.get("session", ref, "originator")):
             pool.db.destroy("session", ref)
+
+
+@incident("database-saved", "the pool's database reaches its master's disk; no later one does")
+async def _database_saved(pool: "Pool", what: Incident) -> None:
+    pool.saved_database = database.save(pool)
+
+
+@incident("database-rollback", "the master's toolstack is killed; it comes back with the saved one")
+async def _database_rollback(pool: "Pool", what: Incident) -> None:
+    if pool.saved_database is None:
+        raise LookupError(f"pool {pool.name} has saved no database; let database-saved happen")
+    await pool.life.roll_back(pool.saved_database)
 
 
 @incident("clock-jump", "the clock of the pool's hosts jumps by so many seconds, either way")

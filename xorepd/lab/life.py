@@ -14,6 +14,7 @@ from collections import Counter
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from xorepd.lab import database
 from xorepd.lab.attachments import deactivate
 from xorepd.lab.classes.vm_power import halt
 from xorepd.lab.failures import ApiError
@@ -241,6 +242,21 @@ class Life:
         await self._pool.clock.nap(TOOLSTACK_S)
         if turn == self._turns[host]:
             await self._join(host, turn)
+
+    async def roll_back(self, saved: str) -> None:
+        """Kill the master's toolstack and let it come back with a database of before."""
+        host = self._pool.master
+        if not self.has_power(host):
+            return
+        turn = self._turn(host)
+        self._end(host, State.DOWN, streams=False)
+        await self._pool.clock.nap(TOOLSTACK_S)
+        if turn != self._turns[host]:
+            return
+        await database.restore(self._pool, saved)
+        for member in self._pool.db.refs("host"):
+            self._set_live(member, live=self.has_power(member) and member not in self._isolated)
+        await self._join(host, turn)
 
     async def restart_agent(self, host: str, after_s: float = RESTART_AGENT_S) -> None:
         await self._pool.clock.nap(after_s)

@@ -63,6 +63,7 @@ class StateFile:
         self._limit = JOURNAL_BYTES
         self._head = ""
         self._saved: dict[str, int] = {}
+        self._emptied: dict[str, int] = {}
 
     def save(self, head: dict[str, Any], registries: Mapping[str, Registry]) -> None:
         """Bring what is on disk up to now.
@@ -71,7 +72,8 @@ class StateFile:
             head: All but the registries: `pools` holds the other members of each pool.
             registries: By the name of the pool.
         """
-        if json.dumps(head) != self._head or self._must_fold():
+        emptied = {name: db.emptied for name, db in registries.items()}
+        if json.dumps(head) != self._head or self._must_fold() or emptied != self._emptied:
             self._write_whole(head, registries)
             return
         lines = []
@@ -117,6 +119,7 @@ class StateFile:
         self._limit = max(JOURNAL_BYTES, len(whole))
         self._head = json.dumps(head)
         self._saved = {name: db.generation for name, db in registries.items()}
+        self._emptied = {name: db.emptied for name, db in registries.items()}
 
 
 def journal_of(path: Path) -> Path:
@@ -190,9 +193,9 @@ def dump_deletions(db: Registry, since: int = 0) -> dict[str, list[list[Any]]]:
     return {name: listed for name, listed in found.items() if listed}
 
 
-def load_registry(db: Registry, dumped: dict[str, Any]) -> None:
+def load_registry(db: Registry, dumped: dict[str, Any], gap: int = RESUME_GAP) -> None:
     """Fill an empty registry. Inverse sets come as they were saved."""
-    db.generation = dumped["generation"] + RESUME_GAP
+    db.generation = dumped["generation"] + gap
     rows = []
     for cls, ref, created, modified, saved in dumped["rows"]:
         spec = db.classes[cls]

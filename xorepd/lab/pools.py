@@ -66,6 +66,8 @@ class Pool:
         self.operations = Operations(db, self.tasks, self.clock)
         self.old_events = OldEvents(db)
         self.storage = Storage(self)
+        self.saved_database: str | None = None
+        """As `database.save` has written it, at a moment that an incident chose."""
         self.last_domid = 0
         self.https_port = 0
         self.http_port = 0

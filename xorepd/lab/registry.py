@@ -64,6 +64,8 @@ class Registry:
         self.deletions: dict[str, list[Deletion]] = {name: [] for name in self.classes}
         self.forgotten = dict.fromkeys(self.classes, 0)
         """Generation of the newest deletion that is no longer remembered, by class."""
+        self.emptied = 0
+        """How often everything went at once; generations from before are of another history."""
         self._indexed = {
             name: tuple(
                 field for field in spec.fields if field in _NAMES or (name, field) in _FORWARD
@@ -226,6 +228,16 @@ class Registry:
         self.generation += 1
         self.forgotten[cls] = self.generation
         self._changed()
+
+    def empty(self) -> None:
+        """Drop everything, and the memory of what was there, for a state of another time."""
+        for cls, table in self.tables.items():
+            table.clear()
+            self.deletions[cls].clear()
+            self._by_change[cls].clear()
+            self.forgotten[cls] = 0
+        self._by_value.clear()
+        self.emptied += 1
 
     # -- waiting --------------------------------------------------------------------------------
 

@@ -82,6 +82,10 @@ class Repository:
         self._update(self._pool.db.by_uuid("VDI", uuid), node)
         self.update_totals(self._seen)
 
+    def lose_sight(self) -> None:
+        """Take nothing for known of the records: the next look compares all of them."""
+        self._seen = {}
+
     async def refresh(self, vdi: str) -> None:
         """Make one VDI's record follow what the driver knows of it."""
         uuid = self._pool.db.get("VDI", vdi, "uuid")
@@ -263,6 +267,16 @@ class Storage:
             repository = await self.add(sr, directory)
             await repository.reconcile(scan=True)
             self._pool.operations.refresh("SR", sr)
+
+    async def resync(self) -> None:
+        """Follow records of SRs that are of another time than what is known of them."""
+        db = self._pool.db
+        for sr in [sr for sr in self.repositories if not db.exists("SR", sr)]:
+            del self.repositories[sr]
+        for repository in self.repositories.values():
+            repository.lose_sight()
+        for sr in db.refs("SR"):
+            await self.attach(sr)
 
     def of(self, sr: str) -> Repository:
         """Return an SR's repository; SR_OPERATION_NOT_SUPPORTED when it keeps no disks."""
