@@ -454,6 +454,49 @@ async def test_a_forgotten_sr_comes_back_with_its_disks(api: Api) -> None:
     ]
 
 
+async def test_disks_of_an_sr_that_is_introduced_again_are_bare(lab: Lab, api: Api) -> None:
+    vm, disk = await api.vm("web01"), await api.disk("web01-data")
+    (sr,) = await api("SR.get_by_name_label", "prod-shared")
+    await api("VM.hard_shutdown", vm)
+    await api("VDI.enable_cbt", disk)
+    await api("VDI.add_to_other_config", disk, "xorepd-test", "mine")
+    point = await api("VM.snapshot", vm, "point")
+    (base,) = await api("VDI.get_snapshots", disk)
+    alone = await api("VDI.snapshot", disk)
+    await api("VDI.data_destroy", alone)
+    vdis = {"disk": disk, "base": base, "alone": alone}
+    uuids = {name: await api("VDI.get_uuid", vdi) for name, vdi in vdis.items()}
+    before = await content(lab, api, base)
+    uuid, hosts = await api("SR.get_uuid", sr), []
+    for pbd in await api("SR.get_PBDs", sr):
+        hosts.append(await api("PBD.get_host", pbd))
+        await api("PBD.unplug", pbd)
+
+    await api("SR.forget", sr)
+    again = await api("SR.introduce", uuid, "prod-shared", "", "nfs", "user", True, {})
+    for host in hosts:
+        config = {"server": "nas", "serverpath": "/"}
+        record = {"host": host, "SR": again, "device_config": config}
+        await api("PBD.plug", await api("PBD.create", record))
+    await api("SR.scan", again)
+
+    found = {name: await api("VDI.get_by_uuid", each) for name, each in uuids.items()}
+    records = {name: await api("VDI.get_record", vdi) for name, vdi in found.items()}
+    assert not {disk, base, alone} & {*found.values()}
+    for record in records.values():
+        assert (record["name_label"], record["other_config"], record["tags"]) == ("", {}, [])
+        assert (record["is_a_snapshot"], record["snapshot_of"]) == (False, NULL)
+        assert record["VBDs"] == []
+    # What the driver keeps beside the disks is still there.
+    assert all(record["cbt_enabled"] for record in records.values())
+    assert records["alone"]["type"] == "cbt_metadata"
+    assert await api("VDI.list_changed_blocks", found["base"], found["alone"])
+    assert await content(lab, api, found["base"]) == before
+    for each in (vm, point):
+        vbds = [await api("VBD.get_record", vbd) for vbd in await api("VM.get_VBDs", each)]
+        assert [vbd["type"] for vbd in vbds] == ["CD"]
+
+
 async def test_an_sr_can_be_indestructible(api: Api) -> None:
     sr = await make_sr(api, device="/dev/sdz")
     await api("SR.add_to_other_config", sr, "indestructible", "true")

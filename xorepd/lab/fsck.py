@@ -32,6 +32,8 @@ MAY_DANGLE: Final = {
     ("VDI", "snapshot_of"),
     ("VM", "parent"),
     ("VM", "suspend_SR"),
+    *(("pool", f"{what}_SR") for what in ("default", "suspend_image", "crash_dump")),
+    *(("host", f"{what}_sr") for what in ("suspend_image", "crash_dump", "local_cache")),
 }
 """References that outlive what they name, in XAPI as well."""
 TRIES: Final = 20
