@@ -314,7 +314,45 @@ async def test_on_file_srs_destroying_middle_metadata_cuts_the_line(api: Api, tr
 
     await api("VDI.destroy", middle)
 
-    assert (await api.failure("VDI.list_changed_blocks", first, last))[0].endswith("_460")
+    code, _, text, *_ = await api.failure("VDI.list_changed_blocks", first, last)
+    assert code.endswith("_460")
+    assert "Source and target VDI are unrelated" in text
+    # What is older is lost for good, whoever it belongs to; what is newer is not.
+    newest = await api("VDI.snapshot", tracked)
+    assert (await api.failure("VDI.list_changed_blocks", first, newest))[0].endswith("_460")
+    assert await changed(api, last, newest) == set()
+
+
+async def test_metadata_of_two_streams_is_destroyed_oldest_first_without_harm(
+    lab: Lab, api: Api, tracked: str
+) -> None:
+    ours, theirs = [await api("VDI.snapshot", tracked) for _ in range(2)]
+    written = await lab.guest_write("web01", 1, random=4, seed=1)
+    ours_next, theirs_next = [await api("VDI.snapshot", tracked) for _ in range(2)]
+    for base in (ours, theirs):
+        await api("VDI.data_destroy", base)
+
+    assert await changed(api, ours, ours_next) == touched(written)
+    await api("VDI.destroy", ours)
+    assert await changed(api, theirs, theirs_next) == touched(written)
+    await api("VDI.destroy", theirs)
+
+    later = await lab.guest_write("web01", 1, random=4, seed=2)
+    head = await api("VDI.snapshot", tracked)
+    for base in (ours_next, theirs_next):
+        assert await changed(api, base, head) == touched(later)
+
+
+async def test_a_halted_disk_can_be_compared_with_its_base_without_a_snapshot(
+    lab: Lab, api: Api, tracked: str
+) -> None:
+    base = await api("VDI.snapshot", tracked)
+    await api("VDI.data_destroy", base)
+    written = await lab.guest_write("web01", 1, random=4, seed=1)
+
+    await api("VM.hard_shutdown", await api.vm("web01"))
+
+    assert await changed(api, base, tracked) == touched(written)
 
 
 @pytest.fixture
