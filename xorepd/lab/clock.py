@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from xorepd.lab.schema import DateTime
 
 FORMAT = "%Y%m%dT%H:%M:%SZ"
+YEARS = (1970, 9998)
+"""What a clock can show."""
 SHORTEST_NAP_S = 0.002
 """Even a lab without waiting lets others run between two looks at the same thing."""
 
@@ -18,8 +20,19 @@ class Clock:
         self.offset = offset
 
     def jump(self, seconds: float) -> None:
-        """Set the clock forward, or back; nobody who waits notices."""
-        self.offset += timedelta(seconds=seconds)
+        """Set the clock forward, or back; nobody who waits notices.
+
+        Raises:
+            ValueError: It would show a time that no host can have.
+        """
+        try:
+            offset = self.offset + timedelta(seconds=seconds)
+            possible = YEARS[0] <= (datetime.now(UTC) + offset).year <= YEARS[1]
+        except OverflowError:
+            possible = False
+        if not possible:
+            raise ValueError(f"no clock can be set so far: {seconds:g} s")
+        self.offset = offset
 
     def time(self) -> datetime:
         return datetime.now(UTC) + self.offset
