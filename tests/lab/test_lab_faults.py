@@ -95,6 +95,22 @@ async def test_bodies_are_spoilt_as_told(
         assert bad[:1000] + bad[1001:] == good[:1000] + good[1001:]
 
 
+async def test_call_may_be_held_when_its_work_is_done_and_nobody_was_told(
+    lab: Lab, api: Api
+) -> None:
+    held = lab.faults.add(Fault("rpc", "VM.snapshot", stall=True, moment="after"))
+    vm = await api.vm("web01")
+    task = await api("Async.VM.snapshot", vm, "held")
+    await held.stalled.wait()
+    db = lab.pools["prod"].db
+
+    [snapshot] = db.get("VM", vm, "snapshots")
+    assert db.get("task", task, "status") == "pending"
+
+    held.release()
+    assert snapshot in (await api.finished(task))["result"]
+
+
 async def test_clearing_lets_stalled_calls_go_on(lab: Lab, api: Api) -> None:
     fault = lab.faults.add(Fault("rpc", "VM.snapshot", stall=True))
     task = await api("Async.VM.snapshot", await api.vm("db01"), "s")

@@ -105,10 +105,14 @@ class Delay(Effect):
 @effect
 class Stall(Effect):
     field = "stall"
-    tells = "wait, before the work or at `stall_at` of the body, until released"
+    tells = "wait, `before` or `after` the work, or at `stall_at` of the body, until released"
 
     async def before_work(self, fault: "Fault") -> None:
-        if not fault.stall_at:
+        if fault.moment == "before" and not fault.stall_at:
+            await fault.wait()
+
+    async def after_work(self, fault: "Fault") -> None:
+        if fault.moment == "after" and not fault.stall_at:
             await fault.wait()
 
     def stops(self, fault: "Fault") -> Iterable[int]:

@@ -70,7 +70,8 @@ class Fault:
     """Do it all and cut the connection instead of answering."""
     delay_s: float = 0.0
     stall: bool = False
-    """Wait, before the work or at `stall_at` of the body, until `release()`."""
+    """Wait, by `moment` before or after the work, or at `stall_at` of the body, until
+    `release()`."""
     stall_at: int = 0
     cut_at: int | None = None
     """Cut the connection after so many bytes of the body, in either direction."""
@@ -95,7 +96,8 @@ class Fault:
     chunk: int = 0
     """Count each so many bytes of a stream as one more request."""
     moment: Literal["before", "after"] = "before"
-    """When `error` and `incident` come: instead of the work or before it, or when it is done."""
+    """When `error`, `incident` and `stall` come: instead of the work or before it, or when it is
+    done."""
     error_at: int | None = None
     """With `error`: an export fails after so many bytes of its body."""
     http_status: int | None = None
