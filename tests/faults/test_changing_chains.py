@@ -16,6 +16,7 @@ import pytest
 
 from tests.lab import hands
 from tests.lab.world import World, new_run, serve_nbd
+from tests.patience import patience
 from xorepd.lab.classes import vdi_cbt
 from xorepd.lab.faults import Fault
 from xorepd.replication.jobs import run_job
@@ -165,7 +166,7 @@ async def test_a_chain_that_coalesces_while_it_is_exported_gives_the_same_disk(
     async with two_pools.daemon() as context:
         job = two_pools.job(changed_blocks=changed_blocks)
         running = asyncio.get_running_loop().create_task(run_job(job, new_run(), context))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience()):
             await fault.stalled.wait()
         await two_pools.ask("prod", destroy_by_hand)
         with suppress(TimeoutError):  # what is being read may have to wait

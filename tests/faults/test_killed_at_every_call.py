@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab.world import World, new_run, world
+from tests.patience import patience
 from xorepd.lab.faults import Fault
 from xorepd.replication.jobs import run_job
 from xorepd.state.records import Outcome
@@ -57,7 +58,7 @@ async def killed_at(two_pools: World, moment: Moment, **changes: Any) -> bool:
     async with two_pools.daemon() as context:
         run = loop.create_task(run_job(two_pools.job(**changes), new_run(), context))
         reached = loop.create_task(held.stalled.wait())
-        await asyncio.wait({run, reached}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        await asyncio.wait({run, reached}, return_when=asyncio.FIRST_COMPLETED, timeout=patience())
         came_so_far = reached.done()
         if came_so_far:
             lab.faults.add(Fault("rpc", times=None, reset=True))

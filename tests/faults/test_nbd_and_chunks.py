@@ -19,6 +19,7 @@ from tests.lab import hands
 from tests.lab.labclient import until
 from tests.lab.nbdclient import connected
 from tests.lab.world import World, new_run, serve_nbd, world
+from tests.patience import patience
 from xorepd.data import chunked, door, imports, nbd, nbd_reader
 from xorepd.lab.certificates import nbd_context
 from xorepd.lab.faults import Fault
@@ -177,7 +178,7 @@ async def test_a_session_that_dies_before_nbd_connects_costs_at_most_the_road(
 
 async def eventually_clean(two_pools: World) -> None:
     """Check that nothing is left over, once servers that hung have let go of their clients."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience()):
         while True:
             if not await two_pools.left_over():
                 return
@@ -402,7 +403,9 @@ async def test_a_daemon_that_goes_away_costs_one_run(
         job = tracked.job(changed_blocks="enable")
         running = loop.create_task(run_job(job, new_run(), context))
         reached = loop.create_task(fault.stalled.wait())
-        await asyncio.wait({running, reached}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        await asyncio.wait(
+            {running, reached}, return_when=asyncio.FIRST_COMPLETED, timeout=patience()
+        )
         assert reached.done(), running
         if not graceful:  # nothing that the dying daemon still tries reaches a pool
             for where in ("rpc", "nbd", "import", "export"):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import XenAPI
 
 from tests.lab.whole import OF_CLIENTS, assert_whole
+from tests.patience import patience
 from xorepd.lab.lab import Lab
 from xorepd.lab.pools import Pool
 from xorepd.lab.topology import SMALL
@@ -102,7 +103,7 @@ async def logged_in(lab: Lab, pool: str = "prod", originator: str = "tests") -> 
 
 async def until(holds: Callable[[], object]) -> None:
     """Wait until something is so that nothing announces."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patience()):
         while True:
             if holds():
                 return

@@ -20,6 +20,7 @@ import XenAPI
 
 from tests.lab.labclient import NULL, Api, logged_in, small_lab
 from tests.lab.test_lab_xva import exported
+from tests.patience import patience
 from xorepd.lab import fsck
 from xorepd.lab.admin import ask
 from xorepd.lab.lab import Lab
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.lab
 
 ROUNDS = 3
 SEED = 20
-PATIENCE_S = 60.0
+PATIENCE_S = patience()
 
 
 async def found(lab: Lab, idle: bool = True) -> list[tuple[str, str]]:
@@ -318,7 +319,7 @@ class Busy:
             def turn(number: int) -> None:
                 url = f"{self._dr['plain_url']}/import?session_id={session._session}"
                 request = urllib.request.Request(url, self._xva, method="PUT")
-                with urllib.request.urlopen(request, timeout=20) as answer:
+                with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                     answer.read()
                 for victim in api.VM.get_by_name_label("db01")[2:]:
                     destroy_with_disks(api, victim)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab import carried, hands
 from tests.lab.world import World, serve_nbd
+from tests.patience import patience
 from xorepd.data import chunked
 from xorepd.lab.faults import Fault
 from xorepd.replication import resume, transfer
@@ -238,7 +239,7 @@ async def test_a_cancelled_run_is_continued_by_the_next_one(full: World) -> None
     async with full.daemon() as context:
         run = loop.create_task(full.run(context, **KEEP), name="run")
         await stall.stalled.wait()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience()):
             while not await confirmed(full):  # noqa: ASYNC110 -- a pool has to be asked
                 await asyncio.sleep(0.05)
         run.cancel()

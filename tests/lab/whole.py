@@ -5,11 +5,12 @@ from collections.abc import Collection
 
 import pytest
 
+from tests.patience import patience
 from xorepd.lab import fsck
 from xorepd.lab.fsck import Problem
 from xorepd.lab.lab import Lab
 
-PATIENCE_S = 5.0
+WAIT_S = 10.0
 """For work that the test did not wait for, such as letting go of a disk after a disconnect."""
 MOST_TOLD = 20
 OF_CLIENTS = ("result",)
@@ -29,7 +30,7 @@ async def find_problems(lab: Lab, leaves: Collection[str] = ()) -> list[Problem]
     lab.faults.clear()
     problems: list[Problem] = []
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience(WAIT_S)):
             while True:
                 problems = await _problems(lab, leaves)
                 if not problems:

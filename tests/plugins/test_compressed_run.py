@@ -18,6 +18,7 @@ from tests.lab import hands
 from tests.lab.relayed import relayed
 from tests.lab.test_relay_process import Process
 from tests.lab.world import World, clock, new_run, serve_nbd
+from tests.patience import patience
 from tests.unit.relay.ends import make_certificates
 from xorepd.data import nbd_reader
 from xorepd.lab.faults import Fault
@@ -194,7 +195,7 @@ async def process(two_pools: World, tmp_path: Path) -> AsyncIterator[Process]:
     """A relay in a process of its own."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, socket.socket() as reserved:
         notify.bind(str(tmp_path / "notify"))
-        notify.settimeout(30)
+        notify.settimeout(patience())
         reserved.bind(("127.0.0.1", 0))
         place = Process(two_pools, tmp_path, notify, reserved.getsockname()[1])
         reserved.close()
@@ -313,7 +314,7 @@ async def test_run_that_is_cancelled_leaves_both_pools_clean_at_once(
         await fault.stalled.wait()
         run.cancel()
         fault.release()
-        await asyncio.wait({run}, timeout=20)
+        await asyncio.wait({run}, timeout=patience())
         assert run.cancelled()
 
         assert await replicated.left_over() == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.world import World, new_run
+from tests.patience import patience
 from xorepd.replication.jobs import run_job
 from xorepd.state.records import Outcome
 from xorepd.transports import guard
@@ -114,7 +115,7 @@ async def test_one_that_ignores_its_cancellation_does_not_hold_up_the_run(
         run = asyncio.get_running_loop().create_task(run_job(job, new_run(), context))
         await asyncio.sleep(2)
         run.cancel()
-        await asyncio.wait({run}, timeout=30)
+        await asyncio.wait({run}, timeout=patience())
         assert run.cancelled()
         assert await two_pools.points() == []
         again = await two_pools.run(context)

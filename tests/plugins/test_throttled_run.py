@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.lab.world import World, new_run
+from tests.patience import patience
 from xorepd.replication.jobs import Context, run_job
 from xorepd.state.records import Outcome
 from xorepd.units import MiB
@@ -53,7 +54,7 @@ async def test_cancelled_while_it_crawls_it_leaves_nothing(two_pools: World) -> 
         run = asyncio.get_running_loop().create_task(run_job(job, new_run(), context))
         await under_way(context)
         run.cancel()
-        await asyncio.wait({run}, timeout=20)
+        await asyncio.wait({run}, timeout=patience())
 
     assert run.cancelled()
     assert await two_pools.points() == []

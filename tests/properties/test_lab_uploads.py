@@ -16,6 +16,7 @@ import XenAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.patience import patience
 from xorepd.lab.threaded import ThreadedLab, threaded_lab
 from xorepd.lab.topology import PoolSpec, SrSpec, Topology
 from xorepd.lab.vhd import BLOCK, DYNAMIC, SECTOR, Footer, Header, checksum, table_size
@@ -70,7 +71,7 @@ class Target:
         said = "" if length is None else f"Content-Length: {length}\r\n"
         split = urlsplit(pool.plain_url)
         with socket.create_connection((split.hostname, split.port)) as connection:
-            connection.settimeout(20)
+            connection.settimeout(patience())
             connection.sendall(f"PUT {path}{query} HTTP/1.1\r\nHost: lab\r\n{said}\r\n".encode())
             with suppress(ConnectionError):
                 connection.sendall(body)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tests.lab import hands
 from tests.lab.whole import find_problems
 from tests.lab.world import World, new_run, serve_nbd, world
+from tests.patience import patience
 from tests.sweep.sweep import CHUNK, LEFT_BY_THE_DEAD
 from xorepd.lab.faults import Fault
 from xorepd.replication.claims import Owner
@@ -41,7 +42,7 @@ class Life:
 
     lab: World
     points: dict[str, dict[str, str]] = field(default_factory=dict)
-    """UUID of each restore point → SHA-256 of its disks by device, as they were when it was new."""
+    """UUID of each restore point → hashes of its disks by device, as they were when it was new."""
     theirs: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     """The same of what people made: (pool, UUID)."""
     has_base: bool = False
@@ -103,7 +104,7 @@ async def newest_equals_its_source(life: Life, before: dict[str, dict[str, str]]
     """Check the newest restore point byte for byte; return its UUID.
 
     Args:
-        before: UUID of each source snapshot that stood before the run → SHA-256 of its disks. One
+        before: UUID of each source snapshot that stood before the run → hashes of its disks. One
             that the run has taken since has the content of the VM itself, which nobody wrote to.
     """
     point, *_ = await life.lab.points()
@@ -146,14 +147,14 @@ async def break_a_run(life: Life, number: int) -> None:
     async with life.lab.daemon() as context:
         run = loop.create_task(run_job(life.job(), new_run(), context))
         held = loop.create_task(fault.stalled.wait())
-        await asyncio.wait({run, held}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+        await asyncio.wait({run, held}, return_when=asyncio.FIRST_COMPLETED, timeout=patience())
         if held.done() and "error" in how:
             for where in ("rpc", "export", "import", "nbd"):
                 faults.add(Fault(where, times=None, reset=True))
         held.cancel()
         run.cancel()
         fault.release()
-        await asyncio.wait({run}, timeout=120)
+        await asyncio.wait({run}, timeout=patience(120))
     faults.clear()
 
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.patience import patience
 from xorepd.lab.bodies import EndedEarly
 from xorepd.lab.nbd_protocol import (
     LONGEST_NAME,
@@ -38,7 +39,6 @@ from xorepd.lab.threaded import ThreadedLab, threaded_lab
 
 pytestmark = pytest.mark.lab
 
-PATIENCE_S = 20.0
 SIZE = 32 << 20
 U32 = st.integers(0, (1 << 32) - 1)
 U64 = st.integers(0, (1 << 64) - 1)
@@ -116,7 +116,7 @@ class Target:
 
     def dial(self) -> socket.socket:
         place = (self.info["address"], int(self.info["port"]))
-        return socket.create_connection(place, timeout=PATIENCE_S)
+        return socket.create_connection(place, timeout=patience())
 
     def purpose(self, name: str) -> None:
         db = self.pool.db
@@ -133,7 +133,7 @@ class Target:
         """Wait for something that the lab is about to do."""
 
         async def wait() -> None:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience()):
                 while not holds():  # noqa: ASYNC110 -- there is no event for it
                     await asyncio.sleep(0.005)
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".strangers"
 """Where `make strangers` puts what comes from PyPI: Ansible and XenGarden."""
 NODE = Path(__file__).parent / "node"
-PATIENCE_S = 100.0
+PATIENCE_S = patience(100.0)
 SBIN = "/usr/sbin:/sbin"
 """Debian keeps fence agents where the PATH of ordinary users does not look."""
 

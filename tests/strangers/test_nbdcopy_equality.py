@@ -16,6 +16,7 @@ import pytest
 
 from tests.lab.labclient import Api
 from tests.lab.nbdclient import allow_nbd, detached, nbd_info
+from tests.patience import patience
 from tests.strangers.programs import need, succeed
 from xorepd.data.nbd import NbdExport
 from xorepd.data.nbd_reader import NbdBudget, open_nbd_reader
@@ -122,7 +123,7 @@ async def nbdkit(*plugin: str) -> AsyncIterator[NbdExport]:
         *plugin,
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience()):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.lab.hands import vm_of
 from tests.lab.whole import find_problems
 from tests.lab.world import World, clock, new_run, serve_nbd, world
+from tests.patience import patience
 from tests.sweep.evidence import Evidence, look
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, NoiseSpec, PoolSpec, VmSpec
@@ -54,7 +55,7 @@ CHUNK = MIB
 MAPS = 1 << 30
 """Bytes for maps of what the restore points hold."""
 
-PATIENCE_S = 120.0
+PATIENCE_S = patience(120.0)
 """A run that takes longer hangs."""
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patience
+
 SECRET = "geheim-52c1"
 CONFIG = """
 [daemon]
@@ -107,7 +109,7 @@ class Daemon:
         self.process.send_signal(number)
 
     def ended(self) -> int:
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=patience())
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
@@ -119,7 +121,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     (tmp_path / "dr.password").write_text(SECRET + "\n")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, socket.socket() as pool:
         notify.bind(str(tmp_path / "notify"))
-        notify.settimeout(30)
+        notify.settimeout(patience())
         pool.bind(("127.0.0.1", 0))
         pool.listen(64)
         made = Place(tmp_path, notify, pool)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from peer import Disk, Peer, make_files, options
 
+from tests.patience import patience
 from xorepd.data.digest import Digest
 from xorepd.data.writer import Writer
 from xorepd.errors import DataError, Remedy
@@ -201,7 +202,7 @@ async def test_all_disks_of_all_jobs_share_a_connection_and_it_ends_when_nobody_
                     group.create_task(transport.carry(reader, target))
         [connection] = peer.connections
         assert not connection.ended.is_set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patience()):
             await connection.ended.wait()
 
 
@@ -437,6 +438,6 @@ async def test_relay_that_does_not_let_go_holds_a_cancellation_up_for_a_moment_o
         while not peer.connections:  # noqa: ASYNC110 -- it connects in a moment
             await asyncio.sleep(0.01)
         carry.cancel()
-        await asyncio.wait({carry}, timeout=5)
+        await asyncio.wait({carry}, timeout=patience())
 
     assert carry.cancelled()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.patience import patience
 from tests.unit.control.stage import Stage, stage
 from tests.unit.parts import record
 from xorepd.control.protocol import ForgetReply, OrphanReply
@@ -128,7 +129,7 @@ async def test_client_that_goes_stops_it(on: Stage) -> None:
     on.leavings.goes_on.clear()
     async with aclosing(on.client.forget(ORPHAN.stream)) as steps:
         first = await anext(steps)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience()):
         await on.leavings.stopped.wait()
 
     assert first == ForgetReply(step="restore point 1 of 2")

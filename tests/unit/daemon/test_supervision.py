@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from xorepd.config.models import PoolSettings
 from xorepd.daemon.lock import locked
 from xorepd.daemon.pools import Pools
@@ -68,7 +69,7 @@ async def test_signals_are_intents_in_their_order() -> None:
 def supervisor(tmp_path: Path) -> AsyncIterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(10)
+        listener.settimeout(patience())
         yield listener
 
 
@@ -89,7 +90,7 @@ def test_supervisor_is_told_how_we_are(supervisor: socket.socket, tmp_path: Path
 def test_abstract_address_is_understood() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(f"\0xorepd-test-{os.getpid()}")
-        listener.settimeout(10)
+        listener.settimeout(patience())
 
         Notifier({"NOTIFY_SOCKET": f"@xorepd-test-{os.getpid()}"}).status("well")
 

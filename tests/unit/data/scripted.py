@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+from tests.patience import patience
+
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -33,4 +35,4 @@ async def scripted(behave: Behaviour) -> AsyncIterator[int]:
     finally:
         server.close()
         if serving:
-            await asyncio.wait(serving, timeout=5)
+            await asyncio.wait(serving, timeout=patience())

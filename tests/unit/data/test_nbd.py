@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.patience import patience
 from xorepd.data import nbd_reader
 from xorepd.data.nbd import NbdExport, open_nbd
 from xorepd.data.nbd_reader import NbdBudget, NbdReader, open_nbd_reader
@@ -146,7 +147,7 @@ async def serving(behave: Behaviour) -> AsyncIterator[NbdExport]:
     finally:
         server.close()
         if tasks:
-            await asyncio.wait(tasks, timeout=5)
+            await asyncio.wait(tasks, timeout=patience())
 
 
 async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -183,7 +184,7 @@ async def test_a_greeting_that_is_none_is_refused_by_name(greeting: bytes, messa
 
     async with serving(behave) as served:
         with pytest.raises(ProtocolViolation, match=f"disk: .*{message}"):
-            async with open_nbd(served, "disk", stall=5):
+            async with open_nbd(served, "disk", stall=patience()):
                 pass
 
 
@@ -222,7 +223,7 @@ async def test_a_server_that_accepts_tls_and_does_not_speak_it_is_given_up(
             writer.write(answer)
 
     async with serving(behave) as served:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patience()):
             with pytest.raises(DataError, match="disk: the NBD connection broke"):
                 async with open_nbd(told(served), "disk", stall=0.3):
                     pass
@@ -237,7 +238,7 @@ async def test_an_export_that_ends_in_the_middle_of_a_sector_is_refused() -> Non
 
     async with serving(behave) as served:
         with pytest.raises(ProtocolViolation, match="offers 1000 bytes"):
-            async with open_nbd(served, "disk", stall=5):
+            async with open_nbd(served, "disk", stall=patience()):
                 pass
 
 
@@ -259,7 +260,7 @@ async def test_a_reply_that_is_none_is_refused_by_name(
         await requested(reader)
         writer.write(reply)
 
-    async with serving(behave) as served, open_nbd(served, "disk", stall=5) as connection:
+    async with serving(behave) as served, open_nbd(served, "disk", stall=patience()) as connection:
         await connection.ask(Extent(0, 64 * KiB))
         with pytest.raises(kind, match=message):
             await connection.take(memoryview(bytearray(64 * KiB)))
@@ -287,7 +288,7 @@ async def test_small_reads_are_asked_for_far_ahead_and_large_ones_within_the_win
                 waiting.append(await requested(reader))
 
         async with serving(behave) as served:
-            one = partial(NbdBudget().connections, [served], 1, "disk", stall=5)
+            one = partial(NbdBudget().connections, [served], 1, "disk", stall=patience())
             async with open_nbd_reader(one, SIZE, extents, "disk") as reader:
                 await check(reader, bytes(SIZE), extents)
         assert ahead[0] == most
@@ -362,7 +363,7 @@ async def test_connections_to_a_host_are_counted_over_all_disks() -> None:
     budget = NbdBudget(per_host=3)
 
     async def copy(served: NbdExport) -> None:
-        two = partial(budget.connections, [served], 2, "disk", stall=5)
+        two = partial(budget.connections, [served], 2, "disk", stall=patience())
         async with open_nbd_reader(two, SIZE, [Extent(0, SIZE)], "disk") as reader:
             await check(reader, bytes(SIZE), [Extent(0, SIZE)])
 
@@ -382,7 +383,7 @@ async def test_the_next_host_is_asked_when_one_does_not_serve_the_disk() -> None
 
     async with serving(refuse) as first, serving(serve) as second:
         other = NbdExport("localhost", second.port, second.name, "", "")
-        async with NbdBudget().connections([first, other], 1, "disk", stall=5) as opened:
+        async with NbdBudget().connections([first, other], 1, "disk", stall=patience()) as opened:
             assert [connection.size for connection in opened] == [SIZE]
 
 

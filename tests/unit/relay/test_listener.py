@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from tests.patience import patience
 from xorepd.errors import Refused
 from xorepd.relay.certificates import client_context, server_context
 from xorepd.relay.listener import Caller, listening
@@ -27,19 +28,19 @@ def test_a_client_may_speak_before_it_is_looked_at(
 
     def call(port: int) -> None:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+            socket.create_connection(("127.0.0.1", port), timeout=patience()) as plain,
             client.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
         ):
             received.append(secured.recv(10))
 
     async def body() -> None:
         callers: asyncio.Queue[Caller] = asyncio.Queue()
-        async with listening("127.0.0.1", 0, callers.put_nowait, silence=20) as port:
+        async with listening("127.0.0.1", 0, callers.put_nowait, silence=patience()) as port:
             thread = threading.Thread(target=call, args=(port,))
             thread.start()
             caller = await callers.get()
             # Its first bytes are there when the handshake begins.
-            await asyncio.to_thread(select.select, [caller._socket], [], [], 20)
+            await asyncio.to_thread(select.select, [caller._socket], [], [], patience())
             async with await caller.secure(relay) as stream:
                 await stream.write(b"welcome")
                 await asyncio.to_thread(thread.join)
@@ -61,7 +62,7 @@ async def test_whoever_shows_no_certificate_is_not_let_in(certificates: Path) ->
     relay = server_context(d / "relay.pem", d / "relay.key", d / "ca.pem")
     nobody = ssl.create_default_context(cafile=d / "ca.pem")
     callers: asyncio.Queue[Caller] = asyncio.Queue()
-    async with listening("127.0.0.1", 0, callers.put_nowait, silence=20) as port:
+    async with listening("127.0.0.1", 0, callers.put_nowait, silence=patience()) as port:
         opening = asyncio.open_connection("127.0.0.1", port, ssl=nobody)
         calling: Awaitable[object] = asyncio.get_running_loop().create_task(opening)
         caller = await callers.get()

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from tests.patience import patience
 from xorepd.data.reader import Reader
 from xorepd.errors import StreamCut, TransportFailed
 from xorepd.extents import Extent
@@ -194,7 +195,7 @@ async def test_transport_that_ignores_its_cancellation_is_cut_off() -> None:
     carrying = asyncio.get_running_loop().create_task(kept.carry(reader, target))
     await deaf.wait()
     carrying.cancel()
-    await asyncio.wait({carrying}, timeout=5)
+    await asyncio.wait({carrying}, timeout=patience())
 
     assert carrying.cancelled()
     assert not reader.is_open

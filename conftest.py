@@ -1,0 +1,29 @@
+"""What holds for every test, those of the plug-ins among them."""
+
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ("tests.patience",)
+
+DEBUGGED = ("tests/unit/", "plugins/")
+"""Where asyncio's debug mode is on, beside tests marked `debug`. It finds calls from a wrong thread
+and the origin of a coroutine that was never awaited, and doubles the CPU time of a run: so it is on
+where code is tried for itself, and for a few that try all of it together."""
+
+ALL_DEBUGGED = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ALL_DEBUGGED] = bool(config.option.asyncio_debug)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tell pytest-asyncio, which asks for each loop that it makes, what holds for this test."""
+    place = item.path.relative_to(Path(__file__).parent).as_posix()
+    item.config.option.asyncio_debug = (
+        item.config.stash[ALL_DEBUGGED]
+        or place.startswith(DEBUGGED)
+        or item.get_closest_marker("debug") is not None
+    )
