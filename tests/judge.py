@@ -69,7 +69,7 @@ class Disk:
         return self._digest(hashlib.sha256(), advance)
 
     def xxh3(self) -> str:
-        """Return the XXH3 of the same: where a thousand disks are looked at, SHA-256 takes long."""
+        """Return the XXH3 of the same: SHA-256 takes twice as long as the reading."""
         return self._digest(xxhash.xxh3_128(), lambda size: None)
 
     def _digest(self, digest: Any, advance: Callable[[int], None]) -> str:
@@ -107,6 +107,12 @@ def sha256(directory: Path, uuid: str) -> str:
     """Return the SHA-256 of a VDI as libvhdi reads it."""
     with Disk(directory, uuid) as disk:
         return disk.sha256()
+
+
+def xxh3(directory: Path, uuid: str) -> str:
+    """Return the XXH3 of a VDI as libvhdi reads it."""
+    with Disk(directory, uuid) as disk:
+        return disk.xxh3()
 
 
 def check_ext4(image: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 import ssl
 import uuid
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import xxhash
 
+from tests import judge
 from tests.demo.proof import check_equal, disks_of, hashes, leftovers, login
 from tests.lab.whole import assert_whole
 from xorepd.config.models import JobSettings, PoolSettings
@@ -171,13 +172,13 @@ class World:
             with login(prod) as source, login(there) as target:
                 theirs = disks_of(prod, source, point["snapshot"])
                 ours = disks_of(there, target, point["self"])
-                check_equal(theirs, ours)
+                check_equal(theirs, ours, judge.xxh3)
 
         await asyncio.to_thread(compare)
         return str(point["self"])
 
     async def exported_hashes(self, pool: str, vm_uuid: str) -> dict[str, str]:
-        """Return the SHA-256 of a VM's disks by device, as the pool itself exports them raw."""
+        """Return the XXH3 of a VM's disks by device, as the pool itself exports them raw."""
         described = self.described(pool)
         disks = await self.ask(pool, lambda xenapi: disks_of(described, xenapi, vm_uuid))
         credentials = f"{described['username']}:{described['password']}".encode()
@@ -186,7 +187,7 @@ class World:
         found = {}
         async with aiohttp.ClientSession(headers=auth) as http:
             for device, (_, uuid) in disks.items():
-                digest = hashlib.sha256()
+                digest = xxhash.xxh3_128()
                 url = f"{described['url']}/export_raw_vdi?vdi={uuid}&format=raw"
                 async with http.get(url, ssl=tls) as response:
                     async for data in response.content.iter_any():
@@ -206,7 +207,7 @@ class World:
         return [line for line in found if not any(put in line for put in but)]
 
     async def hashes(self, pool: str, vm_uuid: str) -> dict[str, str]:
-        """Return the SHA-256 of a VM's disks by device, as libvhdi reads them."""
+        """Return the XXH3 of a VM's disks by device, as libvhdi reads them."""
         await self.lab.settled()
         described = self.described(pool)
 
@@ -214,7 +215,7 @@ class World:
             with login(described) as xenapi:
                 disks = disks_of(described, xenapi, vm_uuid)
             devices = sorted(disks)
-            return dict(zip(devices, hashes([disks[d] for d in devices]), strict=True))
+            return dict(zip(devices, hashes([disks[d] for d in devices], judge.xxh3), strict=True))
 
         return await asyncio.to_thread(read)
 
