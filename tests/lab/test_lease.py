@@ -1,6 +1,6 @@
 """Two daemons with the same job: one replicates, the other says who does, and takes over in time.
 
-A lease here is good for 4 s, where the configuration asks for at least 5.
+A lease that a test lets end is good for some seconds, where the configuration asks for at least 5.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 
 from tests.lab.world import World, new_run, world
+from tests.patience import patience
 from xorepd.errors import LeaseHeld
 from xorepd.ids import PoolName
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, AccountSpec
+from xorepd.replication import lease
 from xorepd.replication.claims import PREFIX, Owner, encode, key_of
 from xorepd.replication.jobs import Context, run_job
 from xorepd.replication.lease import Leases
 from xorepd.replication.markers import Stream
 from xorepd.state.records import Outcome, RunRecord
+from xorepd.xapi import session
 from xorepd.xapi.records import Sr, parse_time
 
 OTHER = Owner("0b9d6b0e-52c3-4c0d-8f0a-6a8c5d0f7e11", "standby")
@@ -157,9 +160,16 @@ async def test_a_failed_run_lets_go(replicated: World) -> None:
     assert await claims(replicated) == {}
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a lease be renewed every half second that is good for a minute."""
+    monkeypatch.setattr(lease, "_RENEWALS", 120)
+
+
+@pytest.mark.usefixtures("often")
 async def test_a_long_run_renews_its_lease_and_keeps_one_claim(replicated: World) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=4.0) as context:
+    async with replicated.daemon(lease=60.0) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         (first,) = await claims(replicated)
@@ -174,10 +184,52 @@ async def test_a_long_run_renews_its_lease_and_keeps_one_claim(replicated: World
     assert await claims(replicated) == {}
 
 
-async def die_in_a_run(on: World, lease: float) -> None:
+@pytest.mark.usefixtures("often")
+async def test_a_run_that_ends_within_a_renewal_takes_both_claims_away(
+    replicated: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_SETTLE_S", 0.1)
+    fault = await stalled_import(replicated)
+    async with replicated.daemon(lease=60.0) as context:
+        run = start(replicated, context)
+        await fault.stalled.wait()
+        # It is written, and the daemon does not know that yet.
+        renewal = replicated.lab.faults.add(
+            Fault("rpc", "SR.add_to_other_config", "dr", stall=True, stall_at=1)
+        )
+        await renewal.stalled.wait()
+        assert len(await claims(replicated)) == 2
+
+        fault.release()
+        [record] = await run
+
+        renewal.release()
+    assert record.outcome is Outcome.DELTA, record.error
+    assert await claims(replicated) == {}
+
+
+async def test_a_run_that_is_cancelled_as_it_claims_takes_its_claim_away(two_pools: World) -> None:
+    claim = two_pools.lab.faults.add(
+        Fault("rpc", "SR.add_to_other_config", "dr", stall=True, stall_at=1)
+    )
+    async with two_pools.daemon() as context:
+        run = start(two_pools, context)
+        await claim.stalled.wait()
+        assert len(await claims(two_pools)) == 1
+
+        run.cancel()
+        claim.release()
+        await asyncio.wait({run})
+
+    assert run.cancelled()
+    assert await claims(two_pools) == {}
+    assert await two_pools.left_over() == []
+
+
+async def die_in_a_run(on: World, good_for: float) -> None:
     """Let a daemon die in its transfer: it leaves its claim and everything else."""
     fault = await stalled_import(on)
-    async with on.daemon(lease=lease) as context:
+    async with on.daemon(lease=good_for) as context:
         run = start(on, context)
         await fault.stalled.wait()
         for where in ("rpc", "export", "import"):
@@ -190,7 +242,7 @@ async def die_in_a_run(on: World, lease: float) -> None:
 
 @pytest.mark.leaves("session")
 async def test_a_daemon_that_crashed_takes_its_own_lease_back_at_once(replicated: World) -> None:
-    await die_in_a_run(replicated, lease=3600.0)
+    await die_in_a_run(replicated, good_for=3600.0)
     assert len(await claims(replicated)) == 1
 
     record = await replicated.replicate(verify="off")
@@ -202,9 +254,9 @@ async def test_a_daemon_that_crashed_takes_its_own_lease_back_at_once(replicated
 
 @pytest.mark.leaves("session")
 async def test_another_daemon_takes_over_when_the_lease_has_ended(replicated: World) -> None:
-    await die_in_a_run(replicated, lease=4.0)
+    await die_in_a_run(replicated, good_for=patience(4.0))
 
-    async with replicated.daemon(owner=OTHER, lease=4.0) as standby:
+    async with replicated.daemon(owner=OTHER, lease=patience(4.0)) as standby:
         records = []
 
         async def runs() -> bool:
@@ -223,8 +275,8 @@ async def test_another_daemon_takes_over_when_the_lease_has_ended(replicated: Wo
 async def test_a_clock_of_the_pool_that_jumps_costs_no_run(replicated: World) -> None:
     fault = await stalled_import(replicated)
     async with (
-        replicated.daemon(lease=4.0) as one,
-        replicated.daemon(owner=OTHER, lease=4.0) as two,
+        replicated.daemon(lease=patience(4.0)) as one,
+        replicated.daemon(owner=OTHER, lease=patience(4.0)) as two,
     ):
         run = start(replicated, one)
         await fault.stalled.wait()
@@ -243,7 +295,7 @@ async def test_a_run_whose_lease_somebody_took_stops_before_its_next_change(
     replicated: World,
 ) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=4.0) as context:
+    async with replicated.daemon(lease=patience(4.0)) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
 
@@ -266,7 +318,7 @@ async def test_nothing_is_changed_after_the_lease_was_lost(replicated: World) ->
     """The run is in its commit, between two calls, when somebody else has taken over."""
     fault = replicated.lab.faults.add(Fault("rpc", "VBD.destroy", "dr", stall=True))
     last = (await replicated.points())[0]["self"]
-    async with replicated.daemon(lease=4.0) as context:
+    async with replicated.daemon(lease=patience(4.0)) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         await take_over(replicated)
@@ -288,7 +340,7 @@ async def test_nothing_is_changed_after_the_lease_was_lost(replicated: World) ->
 @pytest.mark.leaves("session")
 async def test_a_run_that_cannot_renew_in_time_ends(replicated: World) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=4.0) as context:
+    async with replicated.daemon(lease=patience(4.0)) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         silence = Fault("rpc", "SR.add_to_other_config", "dr", times=None, reset=True)
@@ -306,9 +358,10 @@ async def test_a_run_that_cannot_renew_in_time_ends(replicated: World) -> None:
 
 
 @pytest.mark.leaves("session")
+@pytest.mark.usefixtures("often")
 async def test_a_renewal_whose_answer_got_lost_is_made_again(replicated: World) -> None:
     fault = await stalled_import(replicated)
-    async with replicated.daemon(lease=4.0) as context:
+    async with replicated.daemon(lease=60.0) as context:
         run = start(replicated, context)
         await fault.stalled.wait()
         lost = replicated.lab.faults.add(

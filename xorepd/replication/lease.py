@@ -123,6 +123,8 @@ class Lease:
         self._claim: Claim | None = None
         self._number = 0
         """Of the last claim that was written or tried: what an unanswered call did is unknown."""
+        self._written: set[str] = set()
+        """Keys of the claims that may stand on the SR: all that were tried and not removed."""
         self._deadline = 0.0
         """By the boot clock: nothing is sent after it."""
         self._lost = ""
@@ -151,11 +153,11 @@ class Lease:
             if attempt:
                 await asyncio.sleep(_PAUSE_S * random.random())
             epoch, before = await self._wait_until_free()
-            began = boot_clock()
+            self._deadline = self._end_of(boot_clock())
             claim = await self._write(epoch, 0)
             if claim is None:
                 continue  # somebody else was faster, and is seen in the next round
-            self._claim, self._deadline = claim, self._end_of(began)
+            self._claim = claim
             beaten = {known.key for known in before}
             rival = rival_of(await self._read(), None, claim.epoch, self._leases.owner, beaten)
             if rival is None:
@@ -187,11 +189,11 @@ class Lease:
 
     async def release(self) -> None:
         """Let others have it at once; best effort, because it ends by itself."""
-        if self._claim is None:
+        if not self._written:
             return
         with suppress(LeaseLost, XapiError, TimeoutError):
             self.check()  # what stands there later may be somebody else's
-            await to_the_end(self._remove([self._claim.key]), _TIDYING_S)
+            await to_the_end(self._remove(sorted(self._written)), _TIDYING_S)
 
     # -- keeping -----------------------------------------------------------------------------
 
@@ -283,9 +285,11 @@ class Lease:
         now = await self._now()
         key = key_of(self._stream, epoch, number)
         value = encode(self._leases.owner, self._run, now, self._good_for)
+        self._written.add(key)
         try:
             await self._pool.call("SR.add_to_other_config", self._sr, key, value)
         except XapiFailure as failure:
+            self._written.discard(key)
             if failure.code != "MAP_DUPLICATE_KEY":
                 raise
             return None
@@ -295,3 +299,4 @@ class Lease:
     async def _remove(self, keys: Iterable[str]) -> None:
         for key in keys:
             await self._pool.call("SR.remove_from_other_config", self._sr, key)
+            self._written.discard(key)
