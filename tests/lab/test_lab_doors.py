@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import socket
+import ssl
 import struct
 import subprocess
 from base64 import b64encode
@@ -56,6 +58,38 @@ async def new_task(api: Api) -> str:
 
 
 # -- export -------------------------------------------------------------------------------------
+
+
+async def test_the_end_of_an_export_waits_for_a_client_that_reads_slowly(
+    lab: Lab, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = lab.pools["prod"]
+    path = f"/export_raw_vdi?session_id={api.ref}&vdi={await api.disk('web01-root')}&format=vhd"
+    loop, behind = asyncio.get_running_loop(), 0.0
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + behind)
+    with socket.socket() as narrow:
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.setblocking(False)
+        await loop.sock_connect(narrow, (pool.address(pool.master), pool.https_port))
+        tls = ssl.create_default_context(cafile=pool.ca_file)
+        name = pool.address(pool.master)
+        reader, writer = await asyncio.open_connection(
+            sock=narrow, ssl=tls, server_hostname=name, limit=4096
+        )
+        writer.write(get(path))
+        await reader.readuntil(b"\r\n\r\n")
+        [export] = [call for call in lab.calls if call.kind == "export"]
+        read = 0
+        while not export.outcome:  # when it is done, the last of it is still on its way
+            read += len(await reader.read(4096))
+
+        behind = 30.0
+        while piece := await reader.read(1 << 20):
+            read += len(piece)
+        writer.close()
+
+    assert read == export.moved
 
 
 async def test_a_raw_export_is_the_whole_disk(lab: Lab, api: Api) -> None:

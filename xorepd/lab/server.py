@@ -42,6 +42,9 @@ MAX_CONNECTIONS = 800
 STREAM_LIMIT = 1 << 20
 """How much asyncio reads ahead of us; bounds memory per connection."""
 
+CLOSE_S = 60.0
+"""For a client to read what is left of an answer; as stunnel's TIMEOUTclose, in front of XAPI."""
+
 
 class Front:
     """What listens on one member's address."""
@@ -59,7 +62,7 @@ class Front:
         """Listen, with TLS when there is a certificate's context; return the port."""
         options: dict[str, Any] = {}
         if certificate is not None:
-            options = {"ssl": certificate, "ssl_shutdown_timeout": 2.0}
+            options = {"ssl": certificate, "ssl_shutdown_timeout": CLOSE_S}
         server = await asyncio.start_server(
             self._accept, address, port, limit=STREAM_LIMIT, reuse_address=True, **options
         )
