@@ -17,9 +17,13 @@ from typing import Any
 
 import pytest
 
+from tests.lab.labclient import until
 from tests.lab.relayed import SIZE, Relayed, Staging, open_disk, relayed
 from tests.lab.world import World
+from tests.patience import patience
+from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
+from xorepd.lab.faults import Fault
 from xorepd.relay import wire
 from xorepd.relay.certificates import client_context
 from xorepd.relay.mux import Connection
@@ -115,7 +119,7 @@ class Process:
 
     async def ended(self) -> int:
         assert self.process is not None
-        return await asyncio.to_thread(self.process.wait, 30)
+        return await asyncio.to_thread(self.process.wait, patience())
 
     async def dial(self, *, silence: float = 30) -> Connection:
         d = self.directory / "pki"
@@ -132,7 +136,7 @@ async def place(two_pools: World, tmp_path: Path) -> AsyncIterator[tuple[Relayed
     """A relay in this process, to stage disks with, and one in a process of its own."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, socket.socket() as reserved:
         notify.bind(str(tmp_path / "notify"))
-        notify.settimeout(30)
+        notify.settimeout(patience())
         reserved.bind(("127.0.0.1", 0))
         process = Process(two_pools, tmp_path, notify, reserved.getsockname()[1])
         reserved.close()
@@ -162,8 +166,17 @@ async def half_written(
         await connection.close()
 
 
+def held_in_the_pool(made: Relayed) -> Fault:
+    """Let the next import wait in its middle, so that no segment of it is ended by its age."""
+    return made.world.lab.faults.add(Fault("import", pool="dr", stall=True, stall_at=UNIT))
+
+
 async def succeeded(made: Relayed, staging: Staging) -> list[str]:
-    """Return the tasks of imports of a disk that the target pool believes to have succeeded."""
+    """Return the tasks of imports of a disk that the target pool believes to have succeeded, when
+    all have ended.
+    """
+    imports = [call for call in made.world.lab.calls if call.kind == "import"]
+    await until(lambda: all(call.outcome for call in imports))
 
     def look(xenapi: Any) -> list[str]:
         return [
@@ -188,9 +201,12 @@ async def write_all(made: Relayed, process: Process, staging: Staging) -> None:
 @pytest.mark.leaves("result", "session")
 async def test_a_relay_that_is_killed_confirms_nothing(place: tuple[Relayed, Process]) -> None:
     made, process = place
+    held = held_in_the_pool(made)
     async with half_written(made, process) as (staging, connection, disk):
+        await held.stalled.wait()
         process.signal(signal.SIGKILL)
         await process.ended()
+        held.release()
 
         with pytest.raises(DataError):
             await disk.finish()
@@ -203,8 +219,11 @@ async def test_a_relay_that_is_killed_confirms_nothing(place: tuple[Relayed, Pro
 
 async def test_a_relay_that_hangs_is_given_up(place: tuple[Relayed, Process]) -> None:
     made, process = place
+    held = held_in_the_pool(made)
     async with half_written(made, process, silence=4) as (staging, _, disk):
+        await held.stalled.wait()
         process.signal(signal.SIGSTOP)
+        held.release()
 
         with pytest.raises(DataError, match="silent"):
             await disk.finish()
@@ -218,10 +237,13 @@ async def test_a_relay_that_is_told_to_stop_ends_in_good_order(
     place: tuple[Relayed, Process],
 ) -> None:
     made, process = place
+    held = held_in_the_pool(made)
     async with half_written(made, process) as (staging, _, disk):
+        await held.stalled.wait()
         process.signal(signal.SIGTERM)
 
         await process.told("STOPPING=1")
+        held.release()
         with pytest.raises(DataError, match="the relay is being stopped"):
             await disk.next()
 

@@ -26,6 +26,7 @@ from tests.lab.relayed import (
     relayed,
 )
 from tests.lab.world import World, serve_nbd
+from tests.patience import patience
 from xorepd.data import chunked
 from xorepd.data.digest import Digest
 from xorepd.data.zeroes import UNIT
@@ -459,7 +460,7 @@ async def test_a_pool_that_fails_fails_the_disk_and_not_the_connection(
     changes: dict[str, Any] = {"error": ("VDI_IO_ERROR", "x")} if fault == "error" else {}
     if fault == "cut":
         changes["cut_at"] = SIZE // 2
-    place.world.lab.faults.add(Fault("import", pool="dr", **changes))
+    place.world.lab.faults.add(Fault("import", pool="dr", object=one.uuid, **changes))
     disk = await open_disk(connection, one.open(place.pool))
     survivor = await open_disk(connection, other.open(place.pool))
 
@@ -480,7 +481,9 @@ async def test_a_pool_that_fails_fails_the_disk_and_not_the_connection(
 async def test_a_pool_that_hangs_holds_one_disk_until_it_is_cancelled(place: Relayed) -> None:
     one, other = await place.stage(), await place.stage()
     connection = await place.dial()
-    fault = place.world.lab.faults.add(Fault("import", pool="dr", stall=True, stall_at=UNIT))
+    fault = place.world.lab.faults.add(
+        Fault("import", pool="dr", object=one.uuid, stall=True, stall_at=UNIT)
+    )
     disk = await open_disk(connection, one.open(place.pool))
     survivor = await open_disk(connection, other.open(place.pool))
     filling = asyncio.get_running_loop().create_task(fill(disk))
@@ -550,7 +553,7 @@ async def test_a_disk_that_waits_for_its_turn_is_told_so(
         first = await open_disk(connection, one.open(place.pool))
         waiting = connection.open(other.open(place.pool))
         gone = connection.open(third.open(place.pool))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience()):
             while waiting.windows < 2 or gone.windows < 2:  # noqa: ASYNC110 -- two of them
                 await asyncio.sleep(0.01)
         gone.close()
