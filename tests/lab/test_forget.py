@@ -276,7 +276,8 @@ async def test_used_replica_is_kept_until_it_is_said_that_it_may_go(replicated: 
 
     await replicated.ask("dr", lambda x: x.VM.hard_shutdown(hands.replica_of(x)))
     with pytest.raises(
-        Refused, match=r"was written to \(web01-data, web01-root\); say --keep-replica"
+        Refused,
+        match=r"has changed \(disk web01-root was written to; .*\); say --keep-replica",
     ):
         await forget(replicated)
     assert len(await replicated.points()) == 1

@@ -13,11 +13,13 @@ import pytest
 from tests import judge
 from tests.lab import hands
 from tests.lab.test_forget import AGREED, daemon, ours_on
+from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, AccountSpec
 from xorepd.replication.jobs import run_job
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd.xapi.records import parse_time
 
 pytestmark = pytest.mark.lab
 
@@ -411,19 +413,29 @@ async def test_no_job_takes_one_for_a_source(two_pools: World) -> None:
 async def test_a_vm_left_suspended_by_a_dead_toolstack_is_resumed_by_the_next_run(
     two_pools: World,
 ) -> None:
-    def die_in_between(xenapi: Any) -> None:
+    def die_in_between(xenapi: Any) -> str:
         vm = hands.vm_of(xenapi, "web01")
-        xenapi.VM.add_to_other_config(vm, "xorepd:restart", "a run that is no more")
+        metrics = xenapi.VM_metrics.get_record(xenapi.VM.get_metrics(vm))
+        disks = hands.disks_of(xenapi, vm).values()
+        left = {
+            "run": "a run that is no more",
+            "self": xenapi.VM.get_uuid(vm),
+            "disks": sorted(xenapi.VDI.get_uuid(vdi) for vdi in disks),
+            "started_at": parse_time(metrics["start_time"]).isoformat(),
+        }
+        xenapi.VM.add_to_other_config(vm, "xorepd:restart", json.dumps(left))
         xenapi.VM.suspend(vm)
-        xenapi.VDI.snapshot(xenapi.VM.get_suspend_VDI(vm))  # for a snapshot that was never made
+        torn = xenapi.VDI.snapshot(xenapi.VM.get_suspend_VDI(vm))  # of a snapshot never made
+        return str(xenapi.VDI.get_uuid(torn))
 
-    await two_pools.ask("prod", die_in_between)
+    torn = await two_pools.ask("prod", die_in_between)
 
     record = await run(two_pools)
 
     assert (record.error, memory_of(record).reason) == (None, "")
     assert await two_pools.ask("prod", state_of_source) == ("Running", False)
-    assert "suspend" not in await two_pools.ask("prod", kinds_of_disks)
+    assert [doubt.uuid for doubt in await doubts(two_pools, "prod")] == [torn]
+    await two_pools.ask("prod", lambda x: x.VDI.destroy(x.VDI.get_by_uuid(torn)))
 
 
 async def test_a_run_cancelled_while_the_vm_stands_still_lets_it_go_on(two_pools: World) -> None:

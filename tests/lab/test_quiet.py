@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tests.faults.test_killed_at_every_call import DEAD, killed_at
 from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.lab.faults import Fault
@@ -111,19 +112,37 @@ async def test_a_run_cancelled_while_the_vm_is_down_starts_it_again(two_pools: W
     assert await two_pools.left_over() == []
 
 
+@pytest.mark.leaves(*DEAD)
 async def test_a_vm_that_a_dead_daemon_shut_down_is_started_by_the_next_run(
     replicated: World,
 ) -> None:
-    def die_in_between(xenapi: Any) -> None:
-        vm = hands.vm_of(xenapi, "web01")
-        xenapi.VM.add_to_other_config(vm, "xorepd:restart", "a run that is no more")
-        xenapi.VM.clean_shutdown(vm)
-
-    await replicated.ask("prod", die_in_between)
+    assert await killed_at(replicated, ("prod", "VM.snapshot", 0), snapshot="offline")
+    assert await state_of_source(replicated) == ("Halted", True)
 
     assert (await run(replicated)).outcome is Outcome.DELTA
 
     assert await state_of_source(replicated) == ("Running", False)
+
+
+@pytest.mark.leaves(*DEAD)
+@pytest.mark.parametrize("deed", ["started and shut down", "reverted"])
+async def test_a_vm_that_a_person_has_had_since_a_daemon_shut_it_down_is_left_alone(
+    replicated: World, deed: str
+) -> None:
+    def do(xenapi: Any) -> None:
+        vm = hands.vm_of(xenapi, "web01")
+        if deed == "reverted":
+            xenapi.VM.revert(sorted(xenapi.VM.get_snapshots(vm))[0])
+        else:
+            xenapi.VM.start(vm, False, False)
+            xenapi.VM.hard_shutdown(vm)
+
+    assert await killed_at(replicated, ("prod", "VM.snapshot", 0), snapshot="offline")
+    await replicated.ask("prod", do)
+
+    assert (await run(replicated)).error is None
+
+    assert await state_of_source(replicated) == ("Halted", False)
 
 
 async def test_hooks_run_before_and_after_and_are_told_what_for(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data import chunked
 from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
 from xorepd.lab.topology import SMALL, PoolSpec, SrSpec
 from xorepd.replication import transfer
 from xorepd.replication.jobs import run_job
@@ -313,13 +314,27 @@ async def test_metadata_goes_with_the_last_target_that_had_a_use_for_it(
     three_pools.lab.faults.add(Fault("any", pool="far", times=None, reset=True))
     await replicate_to_both(three_pools)
     assert await kept(three_pools) == bare("far-storage") + bare("dr-storage")
-    await three_pools.lab.happen(Incident("clock-jump", pool="prod", seconds=60))
+    await three_pools.ask("prod", make_older(timedelta(seconds=60)))
 
     await replicate_to_both(three_pools, hold_bases="30s")
 
     assert await kept(three_pools) == bare("dr-storage")
     three_pools.lab.faults.clear()
     await assert_nothing_else_left(three_pools)
+
+
+def make_older(by: timedelta) -> hands.Deed:
+    """Return a deed that dates all marks on disks back, as if that much time had passed."""
+
+    def deed(xenapi: Any) -> None:
+        for ref, vdi in xenapi.VDI.get_all_records().items():
+            mark = json.loads(vdi["other_config"].get("xorepd:mark", "null"))
+            if mark:
+                mark["moment"] = str(datetime.fromisoformat(mark["moment"]) - by)
+                other = vdi["other_config"] | {"xorepd:mark": json.dumps(mark)}
+                xenapi.VDI.set_other_config(ref, other)
+
+    return deed
 
 
 # -- half done -----------------------------------------------------------------------------------

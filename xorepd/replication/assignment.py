@@ -64,7 +64,7 @@ class Assignment:
         )
 
     def new_content(self, device: str) -> str:
-        """Return a content id for a disk of this attempt, which no other disk has."""
+        """Return a content id for a staging disk of this attempt, which no other disk has."""
         return f"xorepd-{self.attempt}-{device}"
 
     @property

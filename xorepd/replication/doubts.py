@@ -108,6 +108,8 @@ def _about_disk(cache: Cache, vdi: Vdi, named: Mapping[str, str]) -> str:
     if SNAPSHOTTING in vdi.other_config and vdi.is_a_snapshot:
         run = vdi.other_config[SNAPSHOTTING]
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
+    if vdi.type == "suspend" and vdi.is_a_snapshot:
+        return "is the memory of a snapshot that no VM has"
     if KEY not in vdi.other_config and vdi.uuid in named:
         return f"was the disk of {named[vdi.uuid]}, and has lost its marks"
     return ""

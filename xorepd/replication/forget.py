@@ -23,7 +23,8 @@ from xorepd.ids import JobName, RunId
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import Clock, Progress
 from xorepd.replication.commit import VIF_SOURCE
-from xorepd.replication.current import source_of
+from xorepd.replication.current import KEY as CURRENT
+from xorepd.replication.current import own_current, source_of
 from xorepd.replication.forgetting import Terms, use_objections
 from xorepd.replication.inventory import (
     Group,
@@ -202,6 +203,24 @@ async def _leave_source(f: Forgetting) -> None:
         await f.source.refresh()
         for what in _standing_for(f.source.cache, f.stream):
             await release(f.source, what, f.stream.sr)
+        await f.source.refresh()
+        await _leave_vm(f.source, f.stream)
+
+
+async def _leave_vm(pool: Pool, stream: Stream) -> None:
+    """Take what we wrote on a source VM off it, when it has no target any more.
+
+    Where roles have changed, it stays: it tells who is current.
+    """
+    vm = pool.cache.by_uuid(Vm, stream.vm)
+    current = own_current(vm) if vm is not None else None
+    if vm is None or current is None or current.epoch > 1:
+        return
+    for snapshot in pool.cache.present(Vm, vm.snapshots):
+        mark = own_mark(snapshot)
+        if mark is not None and mark.role is Role.SOURCE:
+            return
+    await _strike(pool, vm, [CURRENT])
 
 
 def _standing_for(cache: Cache, stream: Stream) -> list[Group | Marked]:
@@ -261,7 +280,7 @@ async def _set_free(f: Forgetting, side: TargetSide, replica: Vm) -> None:
     blocked = replica.blocked_operations
     ours = [op for op in BLOCKED_ON_REPLICA if blocked.get(op) == BLOCK_TEXT]
     await update_keys(pool, "VM", replica.ref, "blocked_operations", {}, ours)
-    await _strike(pool, replica, [*_XO_KEYS, KEY])
+    await _strike(pool, replica, [*_XO_KEYS, CURRENT, KEY])
 
 
 async def _strike(pool: Pool, what: Vm | Vdi | Vif, keys: list[str]) -> None:

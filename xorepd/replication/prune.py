@@ -42,7 +42,7 @@ async def prune(a: Assignment, target: TargetSide) -> None:
         releases = decide_prune(
             source, target, a.stream.sr, hold_bases=a.job.hold_bases, busy=a.source_vm.busy
         )
-        for each in releases:
+        for each in sorted(releases, key=lambda release: release.what.mark.order):
             if each.sr != a.stream.sr:
                 log.warning("base.given_up", sr=each.sr, hold_bases=a.job.hold_bases)
             await release(a.source, each.what, each.sr)

@@ -15,6 +15,7 @@ from xorepd.replication.inventory import Group, Marked
 from xorepd.replication.markers import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
 from xorepd.replication.ownership import objection, used_by_vms
 from xorepd.replication.shedding import is_agreed
+from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import CONTENT_ID, Vdi, Vm
 from xorepd.xapi.vdis import destroy_data, destroy_disk
@@ -88,6 +89,9 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
     if why := objection(pool.cache.vdis.get(vdi.ref, vdi)):
         log.warning("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=why)
         return False
+    if older := older_metadata(pool.cache, vdi):
+        log.info("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=f"{older.uuid} goes first")
+        return False
     was_stuck = pool.is_stuck(vdi.ref)
     try:
         await destroy_disk(pool, vdi)
@@ -96,6 +100,24 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
         tell("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
         return False
     return True
+
+
+def older_metadata(cache: Cache, vdi: Vdi) -> Vdi | None:
+    """Return what changed-block tracking keeps of an older snapshot of the same disk, if anything.
+
+    Drivers of file SRs lose the older logs when a newer one is destroyed before them, whoever they
+    belong to: so the oldest goes first.
+
+    Source: sm: libs/sm/VDI.py (delete), libs/sm/drivers/FileSR.py.
+    """
+    if not vdi.is_bare:
+        return None
+    alike = (
+        other
+        for other in cache.vdis.values()
+        if other.is_bare and other.snapshot_of == vdi.snapshot_of and other.ref != vdi.ref
+    )
+    return next((other for other in alike if other.snapshot_time < vdi.snapshot_time), None)
 
 
 async def release(pool: Pool, what: Group | Marked, sr: str) -> None:

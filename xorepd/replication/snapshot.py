@@ -12,6 +12,8 @@ from xorepd.config.choices import SnapshotKind
 from xorepd.errors import ObjectGone, Refused, XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
+from xorepd.replication.current import KEY as CURRENT
+from xorepd.replication.current import own_current
 from xorepd.replication.inventory import (
     Group,
     Marked,
@@ -61,12 +63,21 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
         await block_migration(a, side.vm)
         snapshot = visit.snapshot
         if snapshot is None or not await _join(a, snapshot, visit.awaiting[sr]):
+            await _say_active(a, side.vm)
             await enable_tracking(a, side)
             snapshot = visit.snapshot = await take_source_snapshot(a, side, visit.awaiting)
             raw = await a.source.call("VM.get_record", side.vm.ref)
             if missing := left_behind(raw, with_memory=snapshot.image is not None):
                 log.warning("vm.left_behind", vm=side.vm.uuid, what=missing)
         return snapshot
+
+
+async def _say_active(a: Assignment, vm: Vm) -> None:
+    """Write on a source VM that does not say so yet that it is the current one."""
+    if own_current(vm) is not None:
+        return
+    said = replace(a.current, since=a.clock().isoformat(timespec="seconds"), by=a.run_id)
+    await update_keys(a.source, "VM", vm.ref, "other_config", {CURRENT: said.encode()})
 
 
 async def former_snapshot(a: Assignment, side: SourceSide, snapshot: Group) -> Group:
@@ -144,7 +155,7 @@ async def take_source_snapshot(
             snapshot=vdi.uuid,
             disk=uuid_of[vdi.snapshot_of],
             device=vbd.userdevice,
-            content=vdi.content_id or a.new_content(vbd.userdevice),  # a disk in use has none
+            content=vdi.content_id or f"xorepd-{vdi.uuid}",  # that of a disk in use has none
         )
         keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time, content=vdi.uuid)
         other = {k: v for k, v in vdi.other_config.items() if k != SNAPSHOTTING}
@@ -157,7 +168,7 @@ async def take_source_snapshot(
         await rewrite_other_config(a.source, "VDI", image.ref, {KEY: mark.encode()})
     mark = replace(blank.on(snapshot.uuid, snapshot.ref), snapshot=snapshot.uuid)
     keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time)
-    other = {k: v for k, v in snapshot.other_config.items() if k != RESTART}
+    other = {k: v for k, v in snapshot.other_config.items() if k not in (RESTART, CURRENT)}
     other |= keys | wanted | {KEY: mark.encode()}
     await a.source.call("VM.set_other_config", snapshot.ref, other)
     await a.source.call("VM.set_name_label", snapshot.ref, replica_name(a))
