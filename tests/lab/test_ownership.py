@@ -259,7 +259,7 @@ async def test_a_replica_whose_disk_was_exchanged_is_refused_and_named(replicate
     record = await run(replicated)
 
     assert record.outcome is Outcome.FAILED
-    assert "is not the one that the last run put at device 1" in str(record.error)
+    assert "is at device 1, where a run puts another one" in str(record.error)
     assert theirs in await replicated.ask("dr", everything)
 
 

@@ -227,6 +227,18 @@ async def undo_commit(a: Assignment, side: TargetSide, pending: Commit) -> None:
     await _release(a, replica, mark)
 
 
+async def cancel_commit(a: Assignment, side: TargetSide) -> None:
+    """End a commit that has swapped nothing yet; the replica may be running by now."""
+    assert side.replica is not None
+    assert side.mark is not None
+    assert side.mark.commit is not None
+    mark = replace(side.mark, disks=side.mark.commit.old)
+    if side.points:
+        newest = side.points[0].mark.on(side.replica.uuid, side.replica.ref)
+        mark = replace(newest, role=Role.REPLICA, arrived="", disks=side.mark.commit.old)
+    await _release(a, side.replica, mark)
+
+
 async def _previous_source(a: Assignment, side: TargetSide) -> Mapping[str, Any] | None:
     """Return the record of the source that the replica was last brought up to, if it is there."""
     if side.replica is None or side.mark is None:

@@ -32,7 +32,7 @@ class Divergence:
 
 
 WRITTEN = "was written to"
-EXCHANGED = "is not the one that the last run put at device {}"
+EXCHANGED = "is at device {}, where a run puts another one"
 
 
 def find_divergence(side: TargetSide, wanted: Collection[str] = ()) -> list[Divergence]:
@@ -48,7 +48,8 @@ def _find(side: TargetSide, wanted: Collection[str]) -> Iterator[Divergence]:
     mark = side.mark
     assert mark is not None
     twins = {disk.vdi.snapshot_of: disk.vdi for point in side.points[:1] for disk in point.disks}
-    filled = {*mark.disks, *wanted, *(d.mark.device for p in side.points[:1] for d in p.disks)}
+    sent = [disk.mark for point in side.points[:1] for disk in point.disks if disk.mark.disk]
+    filled = {*mark.disks, *wanted, *(each.device for each in sent)}
     in_points = {
         disk.vdi.content_id
         for point in side.points

@@ -100,11 +100,12 @@ def used_by_vms(cache: Cache, vdi: Vdi, *, but: Ref = NULL_REF) -> bool:
 # -- what may be destroyed ----------------------------------------------------------------------
 
 
-def objection(what: Vm | Vdi) -> str:
+def objection(what: Vm | Vdi, *, even_if_changed: bool = False) -> str:
     """Return why an object is not to be destroyed by itself; empty where it is.
 
     Args:
         what: its record as it is now.
+        even_if_changed: an operator has said that what others wrote on it may be lost.
     """
     mark = own_mark(what)
     if isinstance(what, Vm):
@@ -115,7 +116,7 @@ def objection(what: Vm | Vdi) -> str:
         return ""
     if mark is None:
         return "it is not signed as ours"
-    if content_of(what, mark) is Content.CHANGED:
+    if content_of(what, mark) is Content.CHANGED and not even_if_changed:
         return "something wrote to it since it was signed"
     return ""
 

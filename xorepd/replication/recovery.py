@@ -8,6 +8,7 @@ last, after its disks. Before it, recovery rolls back; after it, recovery rolls 
     source snapshot, wanted, a point holds it              hold
     source snapshot, for no target                         destroy
     replica in a commit, its restore point exists          finish the commit
+    replica in a commit, nothing swapped yet               end the commit
     replica in a commit, no restore point of it            put the old disks back
     the same, and there were no old disks (first run)      destroy the replica
     disks of ours that belong to no VM                     destroy, unless something wrote to them
@@ -38,11 +39,18 @@ class UndoCommit:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelCommit:
+    """Nothing has been swapped yet: the replica only has to be told so."""
+
+
+@dataclass(frozen=True, slots=True)
 class DestroyReplica:
     """It was created for a first restore point that never came."""
 
 
-def decide_commit(side: TargetSide) -> FinishCommit | UndoCommit | DestroyReplica | None:
+def decide_commit(
+    side: TargetSide,
+) -> FinishCommit | UndoCommit | CancelCommit | DestroyReplica | None:
     """Return what becomes of a replica that a run left in the middle of its commit."""
     if side.mark is None:
         return None
@@ -53,6 +61,9 @@ def decide_commit(side: TargetSide) -> FinishCommit | UndoCommit | DestroyReplic
     point = side.fresh or next((p for p in side.points if p.mark.run == commit.run), None)
     if point is not None:
         return FinishCommit(point)
+    present = {vbd.userdevice: vdi.uuid for vbd, vdi in side.live}
+    if commit.old and commit.old.items() <= present.items():
+        return CancelCommit()
     if commit.old or _has_points(side):
         return UndoCommit(commit)
     return DestroyReplica()

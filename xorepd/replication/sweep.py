@@ -16,7 +16,7 @@ from xorepd.errors import NotAllowed, ObjectBusy, Refused
 from xorepd.ids import Ref
 from xorepd.replication.adoption import of_others
 from xorepd.replication.assignment import Assignment
-from xorepd.replication.commit import finish_commit, undo_commit
+from xorepd.replication.commit import cancel_commit, finish_commit, undo_commit
 from xorepd.replication.inventory import SourceSide, TargetSide, read_source, read_target
 from xorepd.replication.markers import (
     BLOCKED_WHILE_READ,
@@ -30,6 +30,7 @@ from xorepd.replication.ownership import Content, content_of, own_mark, used_by_
 from xorepd.replication.preflight import refuse_divergence
 from xorepd.replication.quiet import RESTART, start_if_left_down
 from xorepd.replication.recovery import (
+    CancelCommit,
     DestroyReplica,
     FinishCommit,
     UndoCommit,
@@ -108,7 +109,7 @@ async def sweep(
             await claim(pool, a.blank(Role.DISK), tasks.telling)
             source, target = await read_sides(a)
     decided = decide_commit(target)
-    if decided is not None:
+    if decided is not None and not isinstance(decided, CancelCommit):
         check_replica(a, target)
     match decided:
         case FinishCommit(point):
@@ -118,6 +119,10 @@ async def sweep(
         case UndoCommit(commit):
             log.info("commit.undoing", commit_run=commit.run)
             await undo_commit(a, target, commit)
+            source, target = await read_sides(a)
+        case CancelCommit():
+            log.info("commit.cancelling")
+            await cancel_commit(a, target)
             source, target = await read_sides(a)
         case DestroyReplica():
             assert target.replica is not None
