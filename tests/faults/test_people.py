@@ -262,7 +262,7 @@ async def test_drives_that_somebody_gave_the_replica_stay_and_are_in_no_restore_
     assert await replicated.ask("dr", look) == (["0", "1", "3", "7"], ["0", "1"])
     assert await replicated.ask("dr", records_of([], [scratch])) == before
 
-    # The source gets disks in the same places: there they make room.
+    # The source gets disks in the same places: there they make room when the job says so.
     def add(xenapi: Any) -> None:
         vm = hands.vm_of(xenapi, "web01")
         xenapi.VM.hard_shutdown(vm)  # a CD drive leaves no running VM
@@ -273,7 +273,12 @@ async def test_drives_that_somebody_gave_the_replica_stay_and_are_in_no_restore_
         xenapi.VM.start(vm, False, False)
 
     await replicated.ask("prod", add)
-    await next_run(replicated, 5)
+    async with replicated.daemon() as context:
+        refused = await replicated.run(context)
+    assert "disk scratch of the admin is at device 7, where a run puts" in str(refused.error)
+    assert await replicated.ask("dr", look) == (["0", "1", "3", "7"], ["0", "1"])
+
+    await next_run(replicated, 5, diverged="replace")
 
     newest = (await replicated.points())[0]["self"]
     assert await replicated.ask("dr", look) == (["0", "1", "3", "7"], ["0", "1", "3", "7"])
@@ -534,7 +539,7 @@ async def test_a_replica_started_during_a_transfer_is_left_alone_and_nothing_is_
     assert await replicated.left_over() == []
     await replicated.ask("dr", lambda x: x.VM.hard_shutdown(hands.replica_of(x)))
     async with replicated.daemon() as context:
-        assert "has diverged" in ((await replicated.run(context)).error or "")
+        assert "has changed since" in ((await replicated.run(context)).error or "")
     assert (await next_run(replicated, 2, diverged="replace")).outcome is Outcome.DELTA
     await sound(replicated)
 

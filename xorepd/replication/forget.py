@@ -111,7 +111,7 @@ async def forget(f: Forgetting) -> None:
             raise Refused(f"pool {f.target.name}: {objection}")
     for number, point in enumerate(reversed(side.points), 1):
         f.enter(f"restore point {number} of {len(side.points)}")
-        await destroy_group(f.target, point)
+        await destroy_group(f.target, point, even_if_changed=f.terms.even_if_used)
     for memory in side.memories:
         f.enter(f"suspended VM {memory.vm.name_label}")
         if is_taken(memory):
@@ -256,7 +256,7 @@ async def _dismantle(f: Forgetting, side: TargetSide, replica: Vm) -> None:
     for vbd, vdi in side.live:
         if is_live(vdi, f.stream) and not used_by_vms(f.target.cache, vdi, but=replica.ref):
             await destroy_vbd(f.target, vbd.ref)
-            gone &= await try_destroy_disk(f.target, vdi)
+            gone &= await try_destroy_disk(f.target, vdi, even_if_changed=f.terms.even_if_used)
     if gone:
         await destroy_record(f.target, replica)
 

@@ -26,11 +26,14 @@ log = structlog.get_logger(__name__)
 NOT_AGREED = "another daemon has written on it that it needs its data"
 
 
-async def destroy_group(pool: Pool, group: Group) -> bool:
+async def destroy_group(pool: Pool, group: Group, *, even_if_changed: bool = False) -> bool:
     """Destroy a snapshot VM of ours, and then its disks, and its memory, that are in no other VM.
 
     A disk that a VM of others has stays until it is detached: then it is left over. Where something
     wrote to one of the disks, all of it stays, because its bytes may be missed.
+
+    Args:
+        even_if_changed: an operator has said that they may be lost.
 
     Returns:
         Whether it is gone.
@@ -38,7 +41,8 @@ async def destroy_group(pool: Pool, group: Group) -> bool:
     vms, vdis, own = pool.cache.vms, pool.cache.vdis, group.vm.ref
     now = [vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
     free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=own)]
-    objections = [objection(vms.get(own, group.vm)), *(objection(vdi) for vdi in free)]
+    objections = [objection(vms.get(own, group.vm))]
+    objections += [objection(vdi, even_if_changed=even_if_changed) for vdi in free]
     if why := next(filter(None, objections), ""):
         log.warning("snapshot.kept", pool=pool.name, snapshot=group.vm.uuid, reason=why)
         return False
@@ -47,7 +51,7 @@ async def destroy_group(pool: Pool, group: Group) -> bool:
         free.append(vdis.get(image.ref, image))
     await destroy_vm(pool, own)
     for vdi in free:
-        await try_destroy_disk(pool, vdi)
+        await try_destroy_disk(pool, vdi, even_if_changed=even_if_changed)
     return True
 
 
@@ -84,9 +88,9 @@ async def destroy_record(pool: Pool, vm: Vm) -> bool:
     return True
 
 
-async def try_destroy_disk(pool: Pool, vdi: Vdi) -> bool:
+async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = False) -> bool:
     """Destroy a disk of ours, or say why it stays for the next sweep."""
-    if why := objection(pool.cache.vdis.get(vdi.ref, vdi)):
+    if why := objection(pool.cache.vdis.get(vdi.ref, vdi), even_if_changed=even_if_changed):
         log.warning("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=why)
         return False
     if older := older_metadata(pool.cache, vdi):
