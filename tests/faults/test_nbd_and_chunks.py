@@ -18,6 +18,7 @@ import pytest
 from tests.lab import hands
 from tests.lab.labclient import until
 from tests.lab.nbdclient import connected
+from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run, serve_nbd, world
 from tests.patience import patience
 from xorepd.data import chunked, door, imports, nbd, nbd_reader
@@ -374,6 +375,9 @@ async def test_a_target_that_goes_down_in_a_segment_costs_one_run(
     assert [mark["self"] for mark in await tracked.points()] == [last]
     assert await tracked.hashes("dr", last) == before
     await tracked.ask("dr", hands.free_the_control_domains)
+    # A segment that had only just begun leaves a disk of which nothing tells who wrote to it last.
+    doubtful = {doubt.uuid for doubt in await doubts(tracked, "dr")}
+    await tracked.ask("dr", hands.destroy_disks(doubtful))
     await converges(tracked)
 
 

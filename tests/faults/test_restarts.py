@@ -7,10 +7,8 @@ the next run is a delta.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -184,14 +182,6 @@ async def test_a_redirect_to_the_host_that_has_the_sr_is_followed_both_ways(
     assert await replicated.left_over() == []
 
 
-def destroy(disks: Iterable[str]) -> hands.Deed:
-    def deed(xenapi: Any) -> None:
-        for uuid in disks:
-            xenapi.VDI.destroy(xenapi.VDI.get_by_uuid(uuid))
-
-    return deed
-
-
 async def test_what_pools_that_die_in_a_snapshot_leave_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +216,7 @@ async def test_what_pools_that_die_in_a_snapshot_leave_is_listed(
                 doubtful = {doubt.uuid for doubt in await doubts(two_pools, pool)}
                 assert doubtful
                 assert await two_pools.left_over(but=doubtful) == []
-                await two_pools.ask(pool, destroy(doubtful))
+                await two_pools.ask(pool, hands.destroy_disks(doubtful))
 
 
 @pytest.mark.parametrize("pool", ["prod", "dr"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Deed = Callable[[Any], Any]
@@ -102,6 +102,16 @@ def destroy_with_disks(xenapi: Any, vm: str) -> None:
     xenapi.VM.destroy(vm)
     for disk in disks:
         xenapi.VDI.destroy(disk)
+
+
+def destroy_disks(uuids: Iterable[str]) -> Deed:
+    """Return a deed that destroys some disks, by their UUIDs."""
+
+    def deed(xenapi: Any) -> None:
+        for uuid in uuids:
+            xenapi.VDI.destroy(xenapi.VDI.get_by_uuid(uuid))
+
+    return deed
 
 
 def create_vm(xenapi: Any, name: str) -> str:
