@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.replication.builders import (
@@ -12,9 +14,11 @@ from tests.unit.replication.builders import (
     uuids,
 )
 from xorepd.ids import Ref
-from xorepd.replication.inventory import disks_of, temporary_name, used_by_vms
-from xorepd.replication.markers import CLONING, KEY, SNAPSHOTTING, Role
+from xorepd.replication.inventory import disks_of
+from xorepd.replication.markers import KEY, SNAPSHOTTING, Role
+from xorepd.replication.ownership import Content, temporary_name, used_by_vms
 from xorepd.replication.plan import SourceBase
+from xorepd.xapi.records import CONTENT_ID
 
 # -- disks and who has them ----------------------------------------------------------------------
 
@@ -127,34 +131,78 @@ async def test_clone_of_our_snapshot_is_not_ours() -> None:
     assert side.orphans == ()
 
 
-async def test_unmarked_snapshot_is_known_by_its_name_and_its_inherited_key() -> None:
+async def test_snapshot_that_was_never_signed_is_known_by_the_name_of_the_call() -> None:
     world = SourceWorld()
-    world.set_key(world.web, SNAPSHOTTING, "run-9")
-    made = world.snapshot(world.web, temporary_name("run-9"))
+    made = world.unsigned_snapshot("run-9")
 
     side = await world.read()
 
     (group,) = side.unsigned
-    assert group.vm.ref == made
+    assert (group.vm.ref, group.mark.run) == (made, "run-9")
     assert uuids(d.vdi for d in group.disks) == {world.uuid(disk) for disk in world.disks(made)}
     assert side.snapshots == ()
 
 
-@pytest.mark.parametrize(
-    ("key", "name"),
-    [
-        ("run-9", "snapshot by a user"),
-        ("run-9", temporary_name("run-8")),
-        (None, temporary_name("run-9")),
-    ],
-)
-async def test_unmarked_snapshot_with_half_a_proof_is_not_ours(key: str | None, name: str) -> None:
+async def test_snapshot_of_a_user_that_inherits_our_keys_is_not_ours() -> None:
     world = SourceWorld()
-    if key is not None:
-        world.set_key(world.web, SNAPSHOTTING, key)
-    world.snapshot(world.web, name)
+    world.set_key(world.web, SNAPSHOTTING, "run-9")
+    for disk in world.roots:
+        world.set_key(disk, SNAPSHOTTING, "run-9")
+    made = world.snapshot(world.web, "snapshot by a user")
+    assert SNAPSHOTTING in world.raw(made)["other_config"]
+
+    side = await world.read()
+
+    assert (side.snapshots, side.unsigned, side.orphans) == ((), (), ())
+
+
+async def test_snapshot_of_a_disk_that_a_user_took_while_we_took_ours_is_not_ours() -> None:
+    world = SourceWorld()
+    world.set_key(world.roots[0], SNAPSHOTTING, "run-9")
+    world.snapshot_disk(world.roots[0])
+
+    side = await world.read()
+
+    assert (side.snapshots, side.unsigned, side.orphans) == ((), (), ())
+
+
+async def test_snapshot_of_another_vm_under_the_name_of_a_call_is_not_looked_at() -> None:
+    world = SourceWorld()
+    world.snapshot(world.vm("other"), temporary_name("run-9"))
 
     assert (await world.read()).unsigned == ()
+
+
+async def test_snapshot_that_was_imported_with_the_uuid_of_ours_is_not_ours() -> None:
+    world = SourceWorld()
+    made = world.source_snapshot()
+    for each in (made, *world.disks(made)):
+        world.set_key(each, KEY, world.mark_on(each).on(world.uuid(each), "OpaqueRef:it").encode())
+
+    side = await world.read()
+
+    assert (side.snapshots, side.unsigned, side.orphans) == ((), (), ())
+
+
+async def test_snapshots_are_put_in_order_by_their_number_whatever_the_clock_said() -> None:
+    world = SourceWorld()
+    older = world.source_snapshot("run-1")
+    newer = world.source_snapshot("run-2")
+    mark = replace(world.mark_on(older), moment="2099-01-01T00:00:00+00:00")
+    world.set_key(older, KEY, mark.encode())
+
+    assert [group.vm.ref for group in (await world.read()).snapshots] == [newer, older]
+
+
+async def test_snapshots_of_the_earlier_form_are_put_in_order_by_their_time() -> None:
+    world = SourceWorld()
+    older = world.earlier_snapshot("run-1", confirmed=True)
+    newer = world.earlier_snapshot("run-2", confirmed=True)
+
+    side = await world.read()
+
+    assert [group.vm.ref for group in side.snapshots] == [newer, older]
+    assert {base.content for base in side.bases()} == {Content.UNKNOWN}
 
 
 async def test_marked_disk_whose_snapshot_is_gone_is_an_orphan() -> None:
@@ -199,6 +247,16 @@ async def test_bases_are_all_snapshots_of_present_disks_that_hold_data_or_are_tr
     }
 
 
+async def test_base_that_something_wrote_to_is_told_apart() -> None:
+    world = SourceWorld()
+    changed, same = world.disks(world.source_snapshot())
+    world.write(changed)
+
+    found = {base.uuid: base.content for base in (await world.read()).bases()}
+
+    assert found == {world.uuid(changed): Content.CHANGED, world.uuid(same): Content.PROVEN}
+
+
 async def test_snapshot_of_a_disk_that_was_detached_is_no_base() -> None:
     world = SourceWorld()
     world.source_snapshot()
@@ -224,7 +282,7 @@ async def test_replica_and_its_points_are_found_newest_first() -> None:
     assert [point.vm.ref for point in side.points] == [newer, older]
     assert side.points[0].contents == {"c-2", "c-3"}
     assert [vdi.ref for _, vdi in side.live] == world.disks(world.replica)
-    assert (side.fresh, side.loose, side.unsigned_vms, side.cloning) == (None, (), (), ())
+    assert (side.fresh, side.loose, side.written, side.shells) == (None, (), (), ())
 
 
 async def test_replica_of_another_stream_is_not_seen() -> None:
@@ -244,10 +302,109 @@ async def test_points_are_shown_to_base_choice_with_their_contents() -> None:
     (found,) = (await world.read()).plan_points()
 
     assert found.uuid == world.uuid(point)
-    assert [(d.disk, d.content, d.is_usable) for d in found.disks] == [
+    assert [(d.disk, d.snapshot, d.is_usable) for d in found.disks] == [
         ("d-0", "c-0", True),
         ("d-1", "c-1", False),
     ]
+    assert {disk.content for disk in found.disks} == {Content.PROVEN}
+
+
+async def test_point_whose_disk_something_wrote_to_is_shown_to_base_choice_as_changed() -> None:
+    world = TargetWorld()
+    point = world.run()
+    world.write(world.disks(point)[1])
+
+    (found,) = (await world.read()).plan_points()
+
+    assert [disk.content for disk in found.disks] == [Content.PROVEN, Content.CHANGED]
+    assert {disk.is_usable for disk in found.disks} == {True}
+
+
+async def test_point_whose_disk_is_open_for_writing_is_shown_to_base_choice_as_changed() -> None:
+    world = TargetWorld()
+    point = world.run()
+    world.attach(world.vm("rescue"), world.disks(point)[0], currently_attached=True)
+
+    (found,) = (await world.read()).plan_points()
+
+    assert [disk.content for disk in found.disks] == [Content.CHANGED, Content.PROVEN]
+
+
+async def test_point_of_the_earlier_form_is_proven_by_the_live_disk_that_it_was_taken_of() -> None:
+    world = TargetWorld()
+    world.run("run-1")
+    newest = world.run("run-2")
+    world.write(world.disks(newest)[1])
+    world.all_earlier()
+
+    newer, older = (await world.read()).plan_points()
+
+    assert [disk.content for disk in newer.disks] == [Content.PROVEN, Content.CHANGED]
+    assert [disk.content for disk in older.disks] == [Content.UNKNOWN] * 2
+
+
+async def test_disks_that_a_point_names_and_that_have_lost_their_marks_are_told_apart() -> None:
+    world = TargetWorld()
+    point = world.run()
+    wiped, gone = world.disks(point)
+    name = world.uuid(gone)
+    world.detach(world.raw(wiped)["VBDs"][0])
+    world.raw(wiped)["other_config"] = {}
+    world.destroy(gone)
+
+    side = await world.read()
+
+    (found,) = side.plan_points()
+    assert [(d.uuid, d.device, d.is_lost, d.is_usable) for d in found.disks] == [
+        (world.uuid(wiped), "0", True, True),
+        (name, "1", True, False),
+    ]
+    assert {disk.content for disk in found.disks} == {Content.UNKNOWN}
+    assert set(side.unmarked) == {world.uuid(wiped)}
+
+
+async def test_disks_of_others_on_the_sr_are_unmarked_while_no_vm_has_them() -> None:
+    world = TargetWorld()
+    world.run()
+    free, elsewhere, used = world.disk(), world.disk(SR=OTHER_SR), world.disk()
+    world.attach(world.vm("mine"), used)
+
+    found = (await world.read()).unmarked
+
+    assert (set(found), elsewhere in found) == ({world.uuid(free)}, False)
+
+
+async def test_points_are_put_in_order_by_their_number_whatever_the_clock_said() -> None:
+    world = TargetWorld()
+    older, newer = world.run("run-1"), world.run("run-2")
+    mark = replace(world.mark_on(older), moment="2099-01-01T00:00:00+00:00")
+    world.set_key(older, KEY, mark.encode())
+
+    assert [point.vm.ref for point in (await world.read()).points] == [newer, older]
+
+
+async def test_replica_that_was_imported_with_the_uuid_of_ours_is_not_ours() -> None:
+    world = TargetWorld()
+    world.run()
+    mark = world.mark_on(world.replica)
+    world.set_key(world.replica, KEY, mark.on(mark.self, "OpaqueRef:exported").encode())
+
+    side = await world.read()
+
+    assert (side.replica, side.mark, side.shells) == (None, None, ())
+
+
+async def test_point_that_was_imported_with_the_uuid_of_ours_is_not_ours() -> None:
+    world = TargetWorld()
+    point = world.run()
+    for each in (point, *world.disks(point)):
+        mark = world.mark_on(each)
+        world.set_key(each, KEY, mark.on(mark.self, "OpaqueRef:exported").encode())
+    world.destroy(point)
+
+    side = await world.read()
+
+    assert (side.points, side.loose, side.written) == ((), (), ())
 
 
 async def test_snapshot_of_the_replica_by_a_user_is_never_ours() -> None:
@@ -258,8 +415,8 @@ async def test_snapshot_of_the_replica_by_a_user_is_never_ours() -> None:
     side = await world.read()
 
     assert [each.vm.ref for each in side.points] == [point]
-    assert (side.fresh, side.loose, side.unsigned_vms) == (None, (), ())
-    assert manual not in [vm.ref for vm in side.unsigned_vms]
+    assert (side.fresh, side.loose, side.shells) == (None, (), ())
+    assert manual not in [vm.ref for vm in side.shells]
 
 
 async def test_disks_of_a_users_snapshot_of_the_replica_stay_when_its_record_goes() -> None:
@@ -289,7 +446,7 @@ async def test_clone_of_the_replica_is_never_ours() -> None:
 
     assert side.replica is not None
     assert side.replica.ref == world.replica
-    assert (len(side.points), side.loose, side.unsigned_vms) == (1, (), ())
+    assert (len(side.points), side.loose, side.shells) == (1, (), ())
 
 
 async def test_clone_of_a_restore_point_is_never_ours() -> None:
@@ -302,7 +459,7 @@ async def test_clone_of_a_restore_point_is_never_ours() -> None:
     side = await world.read()
 
     assert [each.vm.ref for each in side.points] == [point]
-    assert (side.loose, side.unsigned_vms) == ((), ())
+    assert (side.loose, side.shells) == ((), ())
 
 
 async def test_snapshot_of_a_clone_of_the_replica_is_never_ours() -> None:
@@ -333,12 +490,70 @@ async def test_disk_of_a_point_whose_record_is_gone_is_loose() -> None:
     assert [vdi.ref for vdi in (await world.read()).loose] == disks
 
 
-async def test_staging_disk_that_is_attached_to_the_control_domain_is_loose() -> None:
+async def test_staging_disk_that_a_request_of_ours_is_writing_is_loose_and_not_for_staging() -> (
+    None
+):
+    world = TargetWorld()
+    (disk,) = world.stage(contents=("c-0",))
+    world.attach(world.vm(is_control_domain=True), disk, currently_attached=True)
+    world.set_key(disk, CONTENT_ID, world.mark_on(disk).content)  # as the request keeps it
+
+    side = await world.read()
+
+    assert [vdi.ref for vdi in side.loose] == [disk]
+    assert (side.written, side.staging) == ((), ())
+
+
+async def test_staging_disk_at_rest_is_for_staging() -> None:
+    world = TargetWorld()
+    (disk,) = world.stage(contents=("c-0",))
+    world.attach(world.vm(is_control_domain=True), disk, mode="RO")
+
+    side = await world.read()
+
+    assert [marked.vdi.ref for marked in side.staging] == [disk]
+
+
+async def test_staging_disk_that_is_attached_for_writing_is_written_to_and_not_loose() -> None:
     world = TargetWorld()
     (disk,) = world.stage(contents=("c-0",))
     world.attach(world.vm(is_control_domain=True), disk, currently_attached=True)
 
-    assert [vdi.ref for vdi in (await world.read()).loose] == [disk]
+    side = await world.read()
+
+    assert [vdi.ref for vdi in side.written] == [disk]
+    assert (side.loose, side.staging) == ((), ())
+
+
+@pytest.mark.parametrize("whose", ["staging", "point", "replaced"])
+async def test_disk_of_ours_that_something_wrote_to_is_not_loose(whose: str) -> None:
+    world = TargetWorld()
+    point = world.run()
+    match whose:
+        case "staging":
+            (disk,) = world.stage("run-2", ("c-2",))
+        case "point":
+            disk = world.disks(point)[0]
+            world.destroy(point)
+        case _:
+            disk = world.disks(world.replica)[0]
+            world.detach(world.raw(disk)["VBDs"][0])
+    world.write(disk)
+
+    side = await world.read()
+
+    assert disk not in [vdi.ref for vdi in side.loose]
+    assert [vdi.ref for vdi in side.written] == [disk]
+    assert side.staging == ()
+
+
+async def test_disk_of_ours_that_was_written_to_on_another_sr_is_not_of_this_one() -> None:
+    world = TargetWorld()
+    for disk in world.stage():
+        world.write(disk)
+
+    assert (await world.read(sr=OTHER_SR)).written == ()
+    assert (await world.read(OTHER_STREAM)).written == ()
 
 
 async def test_disk_of_ours_in_somebody_elses_vm_is_left_alone() -> None:
@@ -365,54 +580,34 @@ async def test_staging_disk_on_another_sr_is_left_alone() -> None:
     assert (await world.read(sr=OTHER_SR)).loose == ()
 
 
-async def test_disk_that_was_created_and_not_signed_is_loose() -> None:
+@pytest.mark.parametrize("role", list(Role))
+async def test_disk_with_a_mark_that_is_not_signed_is_in_no_inventory(role: Role) -> None:
     world = TargetWorld()
     disk = world.disk()
-    world.mark(disk, Role.DISK, unsigned=True)
-
-    assert [vdi.ref for vdi in (await world.read()).loose] == [disk]
-
-
-async def test_clone_of_a_disk_that_was_not_signed_is_left_alone() -> None:
-    world = TargetWorld()
-    disk = world.disk()
-    world.mark(disk, Role.DISK, unsigned=True)
-    clone = world.clone_disk(disk)
-
-    found = [vdi.ref for vdi in (await world.read()).loose]
-
-    assert clone not in found
-    assert disk in found
-
-
-async def test_snapshot_of_a_disk_that_was_not_signed_is_left_alone() -> None:
-    world = TargetWorld()
-    disk = world.disk()
-    world.mark(disk, Role.DISK, unsigned=True)
-    snapshot = world.snapshot_disk(disk)
-
-    assert snapshot not in [vdi.ref for vdi in (await world.read()).loose]
-
-
-async def test_unsigned_mark_of_another_role_proves_nothing_on_a_disk() -> None:
-    world = TargetWorld()
-    for role in (Role.POINT, Role.SOURCE, Role.REPLICA):
-        world.mark(world.disk(), role, unsigned=True)
-
-    assert (await world.read()).loose == ()
-
-
-async def test_clone_that_was_made_to_become_a_staging_disk_is_loose() -> None:
-    world = TargetWorld()
-    point = world.run()
-    base = world.disks(point)[0]
-    world.set_key(base, CLONING, "run-2")
-    clone = world.clone_disk(base)
+    world.mark(disk, role, unsigned=True)
+    world.clone_disk(disk)
+    world.snapshot_disk(disk)
 
     side = await world.read()
 
-    assert [vdi.ref for vdi in side.loose] == [clone]
-    assert [vdi.ref for vdi in side.cloning] == [base]
+    assert (side.loose, side.written, side.staging, side.unmarked) == ((), (), (), {})
+
+
+async def test_copies_of_our_disks_are_in_no_inventory() -> None:
+    world = TargetWorld()
+    point = world.run()
+    (staged,) = world.stage("run-2", ("c-2",))
+    for disk in (*world.disks(point), *world.disks(world.replica), staged):
+        world.set_key(disk, "xorepd:cloning", "run-2")  # as earlier versions wrote before a clone
+        world.clone_disk(disk)
+        world.write(world.clone_disk(disk))
+        world.snapshot_disk(disk)
+
+    side = await world.read()
+
+    assert [vdi.ref for vdi in side.loose] == [staged]
+    assert [marked.vdi.ref for marked in side.staging] == [staged]
+    assert (side.written, side.unmarked) == ((), {})
 
 
 async def test_clone_that_was_signed_is_loose_as_a_staging_disk() -> None:
@@ -424,61 +619,32 @@ async def test_clone_that_was_signed_is_loose_as_a_staging_disk() -> None:
     assert [vdi.ref for vdi in (await world.read()).loose] == [clone]
 
 
-async def test_clone_of_a_copy_of_others_is_ours_by_the_stream_that_it_inherited() -> None:
+async def test_vm_that_was_created_and_not_signed_is_a_shell_while_it_is_bare() -> None:
     world = TargetWorld()
-    copy = world.disk()
-    world.attach(world.vm("carried"), copy)
-    world.set_key(copy, CLONING, str(STREAM))
-    clone = world.clone_disk(copy)
-    world.set_key(world.clone_disk(copy), CLONING, str(OTHER_STREAM))
-    world.snapshot_disk(copy)
-
-    side = await world.read()
-
-    assert [vdi.ref for vdi in side.loose] == [clone]
-    assert copy in [vdi.ref for vdi in side.cloning]
-
-
-async def test_snapshot_taken_by_a_user_while_we_clone_is_left_alone() -> None:
-    world = TargetWorld()
-    point = world.run()
-    base = world.disks(point)[0]
-    world.set_key(base, CLONING, "run-2")
-    world.snapshot_disk(base)
-
-    assert (await world.read()).loose == ()
-
-
-async def test_clone_of_the_cloning_disk_in_a_vm_is_left_alone() -> None:
-    world = TargetWorld()
-    point = world.run()
-    base = world.disks(point)[0]
-    world.set_key(base, CLONING, "run-2")
-    world.attach(world.vm("failover"), world.clone_disk(base))
-
-    assert (await world.read()).loose == ()
-
-
-async def test_replica_that_was_created_and_not_signed_is_found_while_it_is_bare() -> None:
-    world = TargetWorld()
-    bare = world.vm("[Importing…]", is_a_template=True)
+    bare = world.vm(temporary_name("run-1"), is_a_template=True)
     world.mark(bare, Role.REPLICA, unsigned=True)
 
     side = await world.read()
 
-    assert [vm.ref for vm in side.unsigned_vms] == [bare]
+    assert [vm.ref for vm in side.shells] == [bare]
     assert side.replica is None
 
 
-@pytest.mark.parametrize("difference", ["disks", "no template", "snapshot"])
-async def test_vm_with_an_unsigned_mark_that_may_be_a_copy_is_left_alone(difference: str) -> None:
+@pytest.mark.parametrize("difference", ["name", "disks", "no template", "signed", "other stream"])
+async def test_vm_that_may_be_a_copy_of_an_unfinished_one_is_no_shell(difference: str) -> None:
     world = TargetWorld()
-    vm = world.vm(is_a_template=difference != "no template", is_a_snapshot=difference == "snapshot")
-    world.mark(vm, Role.REPLICA, unsigned=True)
+    name = "[Importing…] web01" if difference == "name" else temporary_name("run-1")
+    vm = world.vm(name, is_a_template=difference != "no template")
+    stream = OTHER_STREAM if difference == "other stream" else STREAM
+    mark = world.mark(vm, Role.REPLICA, unsigned=True, stream=stream)
     if difference == "disks":
         world.attach(vm, world.disk())
+    if difference == "signed":  # on another one, which was cloned
+        world.set_key(vm, KEY, mark.on("another", "OpaqueRef:another").encode())
 
-    assert (await world.read()).unsigned_vms == ()
+    side = await world.read()
+
+    assert (side.replica, side.shells) == (None, ())
 
 
 async def test_point_taken_in_a_commit_is_fresh_until_it_is_signed() -> None:
@@ -545,6 +711,33 @@ async def test_snapshot_by_a_user_of_the_old_disks_in_a_commit_is_not_its_point(
     assert (await world.read()).fresh is None
 
 
+async def test_snapshot_by_a_user_after_the_swap_is_not_its_point() -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    world.begin_commit(staged, "run-2")
+    world.swap(staged)
+    world.snapshot(world.replica, "manual, of all the new disks")
+
+    assert (await world.read()).fresh is None
+
+
+@pytest.mark.parametrize("name", ["point", "renamed by its run, of an earlier version"])
+async def test_point_of_a_commit_of_the_earlier_form_is_known_without_its_name(name: str) -> None:
+    world = TargetWorld()
+    world.create_replica()
+    staged = world.stage()
+    world.begin_commit(staged)
+    world.swap(staged)
+    world.all_earlier()
+    point = world.snapshot(world.replica, name)
+
+    side = await world.read()
+
+    assert side.fresh is not None
+    assert (side.fresh.vm.ref, side.fresh.contents) == (point, {"c-0", "c-1"})
+
+
 async def test_disk_that_a_user_added_to_the_replica_is_not_of_the_point() -> None:
     world = TargetWorld()
     world.create_replica()
@@ -564,11 +757,11 @@ async def test_disk_that_a_user_added_to_the_replica_is_not_of_the_point() -> No
 async def test_garbage_in_the_place_of_marks_hurts_nothing() -> None:
     world = TargetWorld()
     world.run()
-    for text in ("{", "[]", '{"v":1,"role":"point","time":5}'):
+    for text in ("{", "[]", '{"v":1,"role":"point","time":5}', '{"v":2,"role":"point"}', "none"):
         world.set_key(world.vm(), KEY, text)
         world.set_key(world.disk(), KEY, text)
 
     side = await world.read()
 
     assert len(side.points) == 1
-    assert side.loose == ()
+    assert (side.loose, side.unmarked) == ((), {})

@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld, World, uuids
 from xorepd.ids import Ref
-from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide, temporary_name
-from xorepd.replication.markers import SNAPSHOTTING, Role
+from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.markers import Role
 from xorepd.replication.recovery import (
     DestroyReplica,
     FinishCommit,
@@ -187,7 +187,7 @@ async def test_replaced_disks_are_loose_once_the_commit_is_done() -> None:
     world.begin_commit(staged, "run-2")
     world.swap(staged)
     world.sign_point(world.take_point(), "run-2")
-    world.release("run-2")
+    world.release()
 
     side = await world.read()
 
@@ -337,8 +337,7 @@ async def test_snapshot_of_the_earlier_form_is_held_when_a_point_holds_it() -> N
 
 async def test_snapshot_that_was_never_marked_is_destroyed() -> None:
     source = SourceWorld()
-    source.set_key(source.web, SNAPSHOTTING, "run-9")
-    made = source.snapshot(source.web, temporary_name("run-9"))
+    made = source.unsigned_snapshot()
 
     found = await cleaned(source)
 
@@ -348,8 +347,7 @@ async def test_snapshot_that_was_never_marked_is_destroyed() -> None:
 
 async def test_snapshot_with_a_part_of_its_disks_marked_is_destroyed_with_all_of_them() -> None:
     source = SourceWorld()
-    source.set_key(source.web, SNAPSHOTTING, "run-9")
-    made = source.snapshot(source.web, temporary_name("run-9"))
+    made = source.unsigned_snapshot()
     source.mark(source.disks(made)[0], Role.SOURCE, snapshot="c", disk="d")
 
     found = await cleaned(source)
