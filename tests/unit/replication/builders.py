@@ -152,8 +152,8 @@ class World:
 
     def moment(self, ref: Ref) -> str:
         """Return when a snapshot was taken, as marks have it."""
-        taken = datetime.strptime(self.raw(ref)["snapshot_time"], "%Y%m%dT%H:%M:%SZ")
-        return taken.replace(tzinfo=UTC).isoformat()
+        taken = self.raw(ref)["snapshot_time"]
+        return datetime.strptime(taken, "%Y%m%dT%H:%M:%SZ").replace(tzinfo=UTC).isoformat()
 
     def mark(self, ref: Ref, role: Role, *, unsigned: bool = False, **facts: Any) -> Mark:
         """Write our mark on an object, as the run does; on a disk with what it holds now."""

@@ -36,11 +36,11 @@ def replica(of: str = "web01", **facts: Any) -> Vm:
     return replace(made, name_label=f"[XO Backup web] {of}")
 
 
-def point(of: str, number: int) -> Vm:
+def point(of: str, number: int, offset: int = 0) -> Vm:
     uuid = f"uuid-of-point {number} of {of}"
-    time = f"2026-03-0{number}T12:00:00+00:00"
     stream = replace(STREAM, vm=f"uuid-of-{of}")
-    mark = Mark(role=Role.POINT, run="r", self=uuid, job="web", stream=stream, time=time)
+    mark = Mark(Role.POINT, stream, "r", self=uuid, job="web", order=number, offset=offset)
+    mark = replace(mark, moment=f"2026-03-0{number}T12:00:00+00:00")
     return vm(f"point {number} of {of}", is_a_snapshot=True, other_config={KEY: mark.encode()})
 
 
@@ -67,6 +67,12 @@ async def test_replica_of_a_job_that_was_removed_is_shown_with_its_points() -> N
     assert (orphan.pool, orphan.sr, orphan.job, orphan.points) == (DR, "dr-storage", "web", 2)
     assert orphan.vm == "uuid-of-web01"
     assert str(orphan.newest_point_at) == "2026-03-02 12:00:00+00:00"
+
+
+async def test_newest_point_is_told_by_the_daemons_clock() -> None:
+    [orphan] = await orphans([], replica("web01"), point("web01", 1), point("web01", 2, 86400))
+
+    assert str(orphan.newest_point_at) == "2026-03-01 12:00:00+00:00"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from xorepd.replication.ownership import Content
 from xorepd.replication.plan import (
     Delta,
     Full,
@@ -142,15 +143,26 @@ def test_full_is_never_due_where_no_job_wants_one() -> None:
     assert limit_deltas(full, 1) == full
 
 
-def copy(content: str, **changes: Any) -> PointDisk:
-    plain = {"uuid": f"copy-{content}", "disk": "d-0", "content": content, "virtual_size": 1000}
+def copy(snapshot: str, **changes: Any) -> PointDisk:
+    plain = {"uuid": f"copy-{snapshot}", "disk": "d-0", "snapshot": snapshot, "virtual_size": 1000}
     return PointDisk(**plain | {"is_usable": True, "device": "0"} | changes)
+
+
+LOST = copy("", uuid="lost", disk="", content=Content.UNKNOWN, is_lost=True)
+"""A disk that a restore point names and that carries no mark any more."""
+
+
+def chosen(
+    points: Sequence[PointDisk], bases: Sequence[SourceBase], *, resync: bool = False
+) -> Delta | Resync | Full:
+    """Choose among restore points of one disk each, newest first."""
+    return choose_base(DISK, [Point("p", (each,)) for each in points], bases, resync=resync)
 
 
 def compared(
     points: list[PointDisk], bases: Sequence[SourceBase] = (), others: Sequence[str] = ()
 ) -> Delta | Resync | Full:
-    newest_first = [Point(f"p-{each.content}", (each,)) for each in points]
+    newest_first = [Point(f"p-{each.snapshot}", (each,)) for each in points]
     return choose_base(DISK, newest_first, bases, others=others, resync=True)
 
 
@@ -218,3 +230,117 @@ def test_a_base_that_says_nothing_costs_a_comparison_or_a_full(
     resync: bool, how: Resync | Full
 ) -> None:
     assert without_changes(Delta("s-1", "copy", 4), resync=resync) == how
+
+
+# -- what both disks hold ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (Content.CHANGED, FullReason.POINT_CHANGED),
+        (Content.UNKNOWN, FullReason.CONTENT_UNKNOWN),
+    ],
+)
+def test_point_that_is_not_proven_is_no_base(content: Content, reason: FullReason) -> None:
+    held = copy("s-1", content=content)
+
+    assert chosen([held], [base("s-1")]) == Full(reason)
+    compared_with = Resync(held.uuid, ResyncReason(reason.value))
+    assert chosen([held], [base("s-1")], resync=True) == compared_with
+
+
+def test_points_of_which_some_are_changed_and_some_unknown_are_unknown() -> None:
+    points = [copy("s-2", content=Content.CHANGED), copy("s-1", content=Content.UNKNOWN)]
+
+    assert chosen(points, [base("s-1"), base("s-2")]) == Full(FullReason.CONTENT_UNKNOWN)
+
+
+@pytest.mark.parametrize("content", [Content.CHANGED, Content.UNKNOWN])
+def test_older_point_that_is_proven_is_taken_instead_of_the_newest(content: Content) -> None:
+    points = [copy("s-2", content=content), copy("s-1")]
+
+    found = chosen(points, [base("s-1"), base("s-2")], resync=True)
+
+    assert found == Delta("s-1", "copy-s-1")
+
+
+def test_source_snapshot_that_was_written_to_is_no_base() -> None:
+    changed = SourceBase("s-1", "d-0", Content.CHANGED)
+
+    assert chosen([copy("s-1")], [changed]) == Full(FullReason.BASE_CHANGED)
+    found = chosen([copy("s-1")], [changed], resync=True)
+    assert found == Resync("copy-s-1", ResyncReason.BASE_CHANGED)
+
+
+def test_source_snapshot_that_does_not_say_what_it_held_is_a_base() -> None:
+    # Nothing that we do not look at writes to it, and there is no other side to compare it with.
+    unknown = SourceBase("s-1", "d-0", Content.UNKNOWN)
+
+    assert chosen([copy("s-1")], [unknown]) == Delta("s-1", "copy-s-1")
+
+
+def test_older_base_that_is_proven_is_taken_instead_of_one_that_was_written_to() -> None:
+    bases = [SourceBase("s-2", "d-0", Content.CHANGED), base("s-1")]
+
+    assert chosen([copy("s-2"), copy("s-1")], bases) == Delta("s-1", "copy-s-1")
+
+
+def test_base_that_was_written_to_counts_before_what_became_of_its_copy() -> None:
+    changed = SourceBase("s-1", "d-0", Content.CHANGED)
+    held = copy("s-1", content=Content.CHANGED)
+
+    assert chosen([held], [changed]) == Full(FullReason.BASE_CHANGED)
+
+
+def test_disk_that_shrank_is_told_by_what_is_proven() -> None:
+    points = [copy("s-2", content=Content.CHANGED), copy("s-1", virtual_size=1001)]
+
+    assert chosen(points, [base("s-1"), base("s-2")]) == Full(FullReason.DISK_SHRANK)
+
+
+def test_points_that_have_lost_their_marks_say_so() -> None:
+    assert chosen([LOST], [base("s-1")]) == Full(FullReason.MARKS_LOST)
+
+
+def test_disk_that_has_lost_its_marks_is_compared_with_where_it_is_at_the_device() -> None:
+    assert chosen([LOST], [], resync=True) == Resync("lost", ResyncReason.MARKS_LOST)
+
+
+@pytest.mark.parametrize("changes", [{"is_usable": False}, {"device": "1"}, {"virtual_size": 999}])
+def test_disk_that_has_lost_its_marks_and_may_be_another_is_not_compared_with(
+    changes: dict[str, Any],
+) -> None:
+    lost = replace(LOST, **changes)
+
+    assert chosen([lost], [], resync=True) == Full(FullReason.MARKS_LOST)
+
+
+def test_disk_that_an_older_point_holds_has_not_lost_its_marks() -> None:
+    assert chosen([LOST, copy("s-1")], [base("s-1")]) == Delta("s-1", "copy-s-1")
+
+
+def test_comparison_prefers_a_copy_that_is_proven_to_a_newer_one() -> None:
+    points = [
+        copy("s-4", content=Content.CHANGED),
+        copy("s-3", content=Content.UNKNOWN),
+        copy("s-2"),
+        copy("s-1"),
+    ]
+
+    assert chosen(points, [], resync=True) == Resync("copy-s-2", ResyncReason.BASE_GONE_ON_SOURCE)
+    found = chosen(points[:2], [], resync=True)
+    assert found == Resync("copy-s-4", ResyncReason.BASE_GONE_ON_SOURCE)
+
+
+@pytest.mark.parametrize("reason", list(ResyncReason))
+def test_reason_of_a_comparison_can_be_read_by_machines(reason: ResyncReason) -> None:
+    assert reason.value == reason.name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    sorted(set(FullReason) - {FullReason.FIRST_RUN, FullReason.NEW_DISK, FullReason.DUE}),
+)
+def test_every_full_that_a_comparison_may_spare_has_a_reason_for_that(reason: FullReason) -> None:
+    assert ResyncReason(reason.value).name == reason.name

@@ -22,6 +22,7 @@ from xorepd.ids import Ref
 from xorepd.replication.markers import CONFIRMED, Role
 from xorepd.replication.plan import Delta, Full, FullReason, Resync, ResyncReason
 from xorepd.replication.resume import MOST_TRIES, Leftover, find_leftover, may_be_resumed
+from xorepd.xapi.records import CONTENT_ID
 
 SIZE = 1 << 30
 DAY = 86400.0
@@ -131,12 +132,30 @@ def of_another_target(cut: Cut) -> None:
     raw["xorepd:for:sr-2"] = raw.pop("xorepd:for:sr-1")
 
 
+def written_to(cut: Cut) -> None:
+    cut.prod.write(cut.prod.disks(cut.snapshot)[1])
+
+
+def older_than_the_newest_point(cut: Cut) -> None:
+    cut.dr.run("another", ("c-8", "c-9"))
+
+
 def committed(cut: Cut) -> None:
     cut.dr.run("run-1", tuple(cut.prod.uuid(disk) for disk in cut.prod.disks(cut.snapshot)))
 
 
 @pytest.mark.parametrize(
-    "happens", [nothing, of_another_kind, gone_from_the_vm, held, of_another_target, committed]
+    "happens",
+    [
+        nothing,
+        of_another_kind,
+        gone_from_the_vm,
+        held,
+        of_another_target,
+        committed,
+        written_to,
+        older_than_the_newest_point,
+    ],
 )
 async def test_what_does_not_stand_any_more_is_not_continued(
     happens: Callable[[Cut], None],
@@ -190,6 +209,15 @@ def attached(cut: Cut) -> None:
     cut.dr.attach(dom0, cut.staged[0], currently_attached=True)
 
 
+def attached_and_kept(cut: Cut) -> None:
+    attached(cut)
+    cut.dr.set_key(cut.staged[0], CONTENT_ID, cut.dr.mark_on(cut.staged[0]).content)
+
+
+def written(cut: Cut) -> None:
+    cut.dr.write(cut.staged[0])
+
+
 def of_another_disk(cut: Cut) -> None:
     raw = cut.dr.raw(cut.staged[0])
     raw["other_config"][CONFIRMED] = f"{cut.dr.uuid(cut.staged[1])} 4096 0"
@@ -221,7 +249,19 @@ def copied(cut: Cut) -> None:
 
 
 @pytest.mark.parametrize(
-    "happens", [attached, in_a_vm, of_another_disk, forged, odd, too_far, too_large, copied]
+    "happens",
+    [
+        attached,
+        attached_and_kept,
+        written,
+        in_a_vm,
+        of_another_disk,
+        forged,
+        odd,
+        too_far,
+        too_large,
+        copied,
+    ],
 )
 async def test_a_staging_disk_that_cannot_be_trusted_is_not_continued(
     happens: Callable[[Cut], None],
@@ -252,6 +292,22 @@ async def test_a_disk_whose_beginning_is_gone_or_unknown_is_planned_anew(
     facts: dict[str, str],
 ) -> None:
     assert await Cut().cut(**facts).leftover() is None
+
+
+@pytest.mark.parametrize("where", ["source", "target"])
+async def test_a_delta_is_planned_anew_whose_base_was_written_to(where: str) -> None:
+    cut = Cut().ran()
+    assert cut.old is not None
+    base, onto = cut.prod.disks(cut.old)[0], (await cut.dr.read()).points[0].disks[0].vdi
+    cut.cut(base=cut.prod.uuid(base), onto=onto.uuid, reason="")
+    assert await cut.leftover() is not None
+
+    if where == "source":
+        cut.prod.write(base)
+    else:
+        cut.dr.write(onto.ref)
+
+    assert await cut.leftover() is None
 
 
 async def test_of_two_staging_disks_of_one_content_the_farther_one_goes_on() -> None:
