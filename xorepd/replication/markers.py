@@ -224,7 +224,8 @@ def is_from_the_future(mark: Mark, arrived: datetime) -> bool:
         arrived: when it was taken, by the target pool's clock; what the mark says goes before it.
     """
     taken_at = mark.taken_at
-    return taken_at is not None and taken_at > (read_time(mark.arrived) or arrived) + FUTURE
+    # Differences of times cannot overflow; sums can, and anybody may have written the mark.
+    return taken_at is not None and taken_at - (read_time(mark.arrived) or arrived) > FUTURE
 
 
 def decode(other_config: Mapping[str, str]) -> Mark | None:
