@@ -9,7 +9,7 @@ import structlog
 from xorepd.config.choices import BaseData
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
-from xorepd.replication.markers import Use, holds_on, is_from_the_future
+from xorepd.replication.markers import Use, holds_on, is_from_the_future, read_time
 from xorepd.replication.recovery import decide_prune
 from xorepd.replication.removal import destroy_group, release, say_use, shed, try_destroy_disk
 from xorepd.replication.retention import select_expired
@@ -31,7 +31,7 @@ async def prune(a: Assignment, target: TargetSide) -> None:
     for vdi in target.loose:
         await try_destroy_disk(a.target, vdi)
     keep = a.job.keep_on(a.to)
-    expired = select_expired(target.points, keep, a.job.timezone, _time_of)
+    expired = select_expired(target.points, keep, a.job.timezone, period_time)
     expired = [point for point in expired if not holds_on(point.vm.other_config)]
     await prune_memories(a, target, [point for point in target.points if point not in expired])
     for point in expired:
@@ -90,8 +90,11 @@ async def _reason_to_keep(a: Assignment, base: Group | Marked) -> str:
     return ""
 
 
-def _time_of(point: Group) -> datetime | None:
-    """Return when a restore point's source was snapshotted; None where a clock was wrong."""
-    if is_from_the_future(point.mark, point.vm.snapshot_time):
-        return None
-    return point.mark.taken_at
+def period_time(point: Group) -> datetime | None:
+    """Return the time that tells which periods a restore point belongs to.
+
+    That is when its source was snapshotted; or when it arrived, where a clock was so wrong that it
+    would have arrived before. None where neither can be read.
+    """
+    arrived = read_time(point.mark.arrived) or point.vm.snapshot_time
+    return arrived if is_from_the_future(point.mark, arrived) else point.mark.taken_at

@@ -12,8 +12,8 @@ newest of a period was the newest of all in its time: deciding after each run co
 deciding over everything that ever was. Each rule looks for itself; one point may serve several.
 
 Points come in the order of their marks, which no step of a clock disturbs; their times only tell
-which period they belong to. There is no "now": a point that a wrong clock dated into the future has
-a period like any other.
+which period they belong to. There is no "now": a point that a wrong clock dated into the future
+belongs where it arrived (`prune.period_time`).
 """
 
 from __future__ import annotations

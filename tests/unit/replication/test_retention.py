@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from tests.unit.replication.builders import TargetWorld
 from xorepd.config.keep import Keep
+from xorepd.replication.inventory import Group
+from xorepd.replication.prune import period_time
 from xorepd.replication.retention import select_expired
 
 PARIS = ZoneInfo("Europe/Paris")
@@ -126,3 +130,74 @@ def test_point_whose_day_cannot_be_known_counts_by_its_place_alone(time: datetim
 
     assert gone(Keep(last=1, daily=5)) == ["odd"]
     assert gone(Keep(last=2, daily=5)) == []
+
+
+# -- clocks that are wrong -----------------------------------------------------------------------
+
+YEARS = timedelta(days=30 * 365)
+
+
+async def daily(*wrong: int, by: timedelta, offset_s: int = 0, target: timedelta) -> list[Group]:
+    """Return points of one run a day, oldest first.
+
+    Args:
+        wrong: which runs took their snapshot while the source's clock was ahead.
+        by: how far ahead.
+        offset_s: what of that was measured.
+        target: how far ahead the target's clock is, all the time.
+    """
+    world = TargetWorld()
+    for day in range(10):
+        world.run(f"run-{day}")
+    points = []
+    for day, point in enumerate(reversed((await world.read()).points)):
+        when = MONDAY + timedelta(days=day)
+        moment = when + by if day in wrong else when
+        arrived = when + timedelta(minutes=5) + target
+        mark = replace(point.mark, moment=moment.isoformat(), arrived=arrived.isoformat())
+        mark = replace(mark, offset=offset_s if day in wrong else 0)
+        points.append(replace(point, mark=mark, vm=replace(point.vm, snapshot_time=arrived)))
+    return points
+
+
+def kept_after_each_run(points: list[Group], keep: Keep) -> list[int]:
+    """Return which runs' points stand when retention has followed each run."""
+    standing: list[Group] = []
+    for point in points:
+        standing.insert(0, point)
+        gone = select_expired(standing, keep, UTC, period_time)
+        standing = [each for each in standing if each not in gone]
+    return [points.index(point) for point in reversed(standing)]
+
+
+DAYS = timedelta(days=3)
+
+
+@pytest.mark.parametrize(
+    ("by", "is_measured", "target"),
+    [
+        (DAYS, True, timedelta(0)),
+        (DAYS, False, timedelta(0)),
+        (DAYS, False, timedelta(days=-1)),
+        (DAYS, True, timedelta(days=400)),
+        (YEARS, True, timedelta(0)),
+        (YEARS, False, timedelta(0)),
+        (YEARS, False, timedelta(days=-1)),
+        (YEARS, False, timedelta(days=400)),
+    ],
+)
+@pytest.mark.parametrize("wrong", [(), (1,), (5,), (2, 3), (9,)])
+async def test_clock_that_was_ahead_costs_no_day(
+    wrong: tuple[int, ...], by: timedelta, target: timedelta, *, is_measured: bool
+) -> None:
+    offset_s = int(by.total_seconds()) if is_measured else 0
+    points = await daily(*wrong, by=by, offset_s=offset_s, target=target)
+
+    assert kept_after_each_run(points, Keep(last=1, daily=7)) == [3, 4, 5, 6, 7, 8, 9]
+
+
+async def test_arrival_that_no_mark_tells_is_the_date_of_the_record() -> None:
+    points = await daily(4, by=YEARS, target=timedelta(0))
+    earlier = [replace(point, mark=replace(point.mark, arrived="")) for point in points]
+
+    assert kept_after_each_run(earlier, Keep(last=1, daily=7)) == [3, 4, 5, 6, 7, 8, 9]
