@@ -6,15 +6,17 @@ from collections.abc import Callable, Collection
 
 import pytest
 
-from tests.unit.replication.builders import OTHER_SR, TargetWorld
+from tests.unit.replication.builders import OTHER_SR, OTHER_STREAM, TargetWorld
 from xorepd.ids import Ref
 from xorepd.replication.divergence import EXCHANGED, WRITTEN, find_divergence
-from xorepd.replication.markers import Commit
+from xorepd.replication.markers import Commit, Role
 from xorepd.xapi.records import CONTENT_ID
 
 
 async def diverged(world: TargetWorld, *wanted: str) -> dict[Ref, str]:
-    return {each.vdi.ref: each.how for each in find_divergence(await world.read(), wanted)}
+    found = find_divergence(await world.read(), wanted)
+    assert len({each.vdi.ref for each in found}) == len(found)
+    return {each.vdi.ref: each.how for each in found}
 
 
 def replicated() -> TargetWorld:
@@ -118,14 +120,17 @@ async def test_moved_disk_is_an_exchange_once_it_was_written_to() -> None:
     assert await diverged(world) == {moved: EXCHANGED.format("0")}
 
 
-@pytest.mark.parametrize("id_of", ["none", "unknown"])
-async def test_disk_of_others_without_a_content_id_equals_no_restore_point(id_of: str) -> None:
+@pytest.mark.parametrize("is_missing", [False, True])
+async def test_disk_of_others_without_a_content_id_equals_no_restore_point(
+    *, is_missing: bool
+) -> None:
     world = replicated()
     point = (await world.read()).points[0]
     theirs = world.disk()
     exchange(world, 0, theirs)
     del world.raw(theirs)["other_config"][CONTENT_ID]
-    if id_of == "unknown":  # and a point's disk has none either
+    if is_missing:  # a point's disk, which has none either
+        world.raw(point.disks[0].vdi.ref)["missing"] = True
         del world.raw(point.disks[0].vdi.ref)["other_config"][CONTENT_ID]
 
     assert await diverged(world) == {theirs: EXCHANGED.format("0")}
@@ -137,6 +142,15 @@ async def test_disk_of_others_is_not_believed_to_equal_a_point_that_was_written_
     changed = point.disks[0].vdi.ref
     world.write(changed)
     theirs = world.clone_disk(changed)
+    exchange(world, 0, theirs)
+
+    assert await diverged(world) == {theirs: EXCHANGED.format("0")}
+
+
+async def test_disk_of_another_stream_where_a_run_put_one_is_an_exchange() -> None:
+    world = replicated()
+    theirs = world.disk()
+    world.mark(theirs, Role.DISK, stream=OTHER_STREAM)
     exchange(world, 0, theirs)
 
     assert await diverged(world) == {theirs: EXCHANGED.format("0")}
@@ -279,6 +293,23 @@ async def test_disk_of_others_at_a_device_of_a_pending_commit_is_an_exchange(dev
     assert await diverged(world) == {theirs: EXCHANGED.format(device)}
 
 
+@pytest.mark.parametrize("device", ["1", "2"], ids=["old", "new"])
+async def test_devices_of_a_pending_commit_of_the_earlier_form_are_known(device: str) -> None:
+    world = replicated()
+    for point in (await world.read()).points:
+        world.destroy(point.vm.ref)
+    new = {"0": world.uuid(world.stage("run-3", ("c-4",))[0]), "2": "gone"}
+    old = {str(number): world.uuid(disk) for number, disk in enumerate(world.disks(world.replica))}
+    world.mark(world.replica, Role.REPLICA, commit=Commit("run-3", old, new))
+    world.mark_earlier(world.replica)
+    for vbd in list(world.raw(world.replica)["VBDs"]):
+        world.detach(vbd)
+    theirs = world.disk()
+    world.attach(world.replica, theirs, device)
+
+    assert await diverged(world) == {theirs: EXCHANGED.format(device)}
+
+
 async def test_disk_of_ours_that_no_commit_names_is_no_matter_of_the_replica() -> None:
     world = replicated()
     begun(world)
@@ -301,7 +332,7 @@ async def test_disk_that_left_the_replica_is_no_matter_of_it_when_no_commit_is_p
 
 
 async def earlier(*written: str) -> tuple[dict[Ref, str], dict[str, Ref]]:
-    """Return what is found on a replica of the earlier form, some of whose disks were written to."""
+    """Return what is found on a replica of the earlier form, and its disks, some written to."""
     world = replicated()
     world.all_earlier()
     point = (await world.read()).points[0]

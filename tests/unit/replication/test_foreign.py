@@ -288,6 +288,12 @@ def reverted(site: Site, onto: Ref) -> None:
     site.target.revert(site.replica(onto), site.owner(onto))
 
 
+def written_and_reverted(site: Site, onto: Ref) -> None:
+    site.target.write(onto)
+    site.target.revert(site.replica(onto), site.owner(onto))
+    del site.target.raw(site.origin(onto))["other_config"][COPY_OF]
+
+
 def record_says_nothing(site: Site, onto: Ref) -> None:
     del site.target.raw(site.owner(onto))["other_config"][COPY_OF]
 
@@ -309,6 +315,7 @@ def record_says_nothing(site: Site, onto: Ref) -> None:
         origin_elsewhere,
         origin_says_the_same,
         reverted,
+        written_and_reverted,
         record_says_nothing,
     ],
 )
