@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld, World, uuids
 from xorepd.ids import Ref
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
-from xorepd.replication.markers import Role
+from xorepd.replication.markers import KEY, SNAPSHOTTING, Commit, Role
 from xorepd.replication.recovery import (
     DestroyReplica,
     FinishCommit,
@@ -217,6 +218,109 @@ async def test_clone_of_a_replica_in_its_commit_decides_nothing() -> None:
     assert decide_commit(side) == UndoCommit(commit)
 
 
+async def test_replica_in_a_commit_that_has_been_one_before_is_not_destroyed() -> None:
+    world = TargetWorld()
+    world.run()
+    for vbd in list(world.raw(world.replica)["VBDs"]):
+        world.detach(vbd)  # by a person, or its source had no disks
+    commit = world.begin_commit(world.stage("run-2"), "run-2")
+    assert commit.old == {}
+
+    assert decide_commit(await world.read()) == UndoCommit(commit)
+
+
+async def test_points_of_a_replica_that_is_gone_do_not_speak_for_a_new_one() -> None:
+    world = TargetWorld()
+    world.run()
+    world.destroy(world.replica)
+    world.create_replica("run-2")
+    world.begin_commit(world.stage("run-2"), "run-2")
+
+    assert decide_commit(await world.read()) == DestroyReplica()
+
+
+async def test_snapshot_by_a_user_of_all_the_new_disks_does_not_finish_the_commit() -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    commit = world.begin_commit(staged, "run-2")
+    world.swap(staged)
+    world.snapshot(world.replica, "manual")
+
+    assert decide_commit(await world.read()) == UndoCommit(commit)
+
+
+async def test_commit_of_the_earlier_form_whose_point_exists_is_finished() -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    world.begin_commit(staged, "run-2")
+    world.swap(staged)
+    world.all_earlier()
+    point = world.snapshot(world.replica, "web01 - web / web 20260302T120000Z")
+
+    found = decide_commit(await world.read())
+
+    assert isinstance(found, FinishCommit)
+    assert found.point.vm.ref == point
+
+
+async def test_commit_of_the_earlier_form_without_a_point_is_undone() -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    world.begin_commit(staged, "run-2")
+    world.swap(staged)
+    world.all_earlier()
+
+    found = decide_commit(await world.read())
+
+    assert isinstance(found, UndoCommit)
+    assert set(found.commit.new.values()) == {world.uuid(disk) for disk in staged}
+
+
+async def test_commit_whose_disks_were_written_to_is_decided_as_any_other() -> None:
+    # What has changed refuses the run before anything is done; see `divergence`.
+    world = TargetWorld()
+    world.create_replica()
+    staged = world.stage()
+    world.begin_commit(staged)
+    world.swap(staged)
+    world.write(staged[0])
+
+    assert decide_commit(await world.read()) == DestroyReplica()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["newest", "older"])
+async def test_replica_that_was_reverted_to_a_point_finishes_that_commit_again(which: int) -> None:
+    # A revert brings the mark back that the replica had when the point was taken.
+    world = TargetWorld()
+    for run in ("run-1", "run-2"):
+        world.run(run)
+    points = (await world.read()).points
+    point = points[which]
+    world.revert(world.replica, point.vm.ref)
+    commit = Commit(point.mark.run, {}, {"0": "v", "1": "w"}, "xorepd-unmarked-x", "title")
+    world.mark(world.replica, Role.REPLICA, run=point.mark.run, snapshot="s", commit=commit)
+
+    found = decide_commit(await world.read())
+
+    assert isinstance(found, FinishCommit)
+    assert found.point.vm.ref == point.vm.ref
+
+
+async def test_replica_that_has_lost_its_mark_is_left_alone() -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    world.begin_commit(staged, "run-2")
+    world.raw(world.replica)["other_config"] = {}
+
+    side = await world.read()
+
+    assert (side.replica, decide_commit(side)) == (None, None)
+
+
 # -- snapshots on the source ---------------------------------------------------------------------
 
 US, THEM = STREAM.sr, "sr-2"
@@ -362,6 +466,18 @@ async def test_snapshot_of_a_user_stays() -> None:
     assert not (await cleaned(source)).is_needed
 
 
+async def test_snapshots_of_users_that_were_taken_beside_ours_stay() -> None:
+    source = SourceWorld()
+    for each in (source.web, *source.roots):
+        source.set_key(each, SNAPSHOTTING, "run-9")
+    ours = source.unsigned_snapshot("run-9")
+    source.snapshot(source.web, "by a user, in that very moment")
+    source.snapshot_disk(source.roots[0])
+    source.destroy(ours)  # as if it had failed: its record goes, its disks stay
+
+    assert not (await cleaned(source)).is_needed
+
+
 async def test_disk_whose_snapshot_record_is_gone_is_released() -> None:
     source = SourceWorld()
     made = source.source_snapshot(**WANTED)
@@ -453,6 +569,12 @@ async def newest(source: SourceWorld, snapshot: Ref) -> TargetSide:
     return dataclasses.replace(side, points=(dataclasses.replace(point, mark=mark),))
 
 
+def moved(source: SourceWorld, snapshot: Ref, **facts: Any) -> None:
+    """Let a snapshot and its disks tell another moment."""
+    for each in (snapshot, *source.disks(snapshot)):
+        source.set_key(each, KEY, dataclasses.replace(source.mark_on(each), **facts).encode())
+
+
 async def test_after_a_commit_all_but_the_newest_base_are_released() -> None:
     source = SourceWorld()
     older = source.source_snapshot("run-1", **HELD)
@@ -494,6 +616,46 @@ async def test_base_is_not_given_up_for_a_target_that_is_being_served() -> None:
     base = source.source_snapshot("run-2", **HELD)
 
     assert await pruned(source, await newest(source, base), SHORT, busy=THEM) == []
+
+
+async def test_base_is_given_up_by_its_age_in_seconds() -> None:
+    source = SourceWorld()
+    old = source.source_snapshot("run-1", sr_2="held")
+    base = source.source_snapshot("run-2", **HELD)
+    moved(source, old, moment="2026-03-02T12:00:00+00:00")
+    moved(source, base, moment="2026-03-02T13:00:00+00:00")
+
+    assert await pruned(source, await newest(source, base), 3600.0) == []
+    assert await pruned(source, await newest(source, base), 3599.0) == [(old, THEM)]
+
+
+async def test_age_of_a_base_is_told_by_the_daemons_clock() -> None:
+    source = SourceWorld()
+    old = source.source_snapshot("run-1", sr_2="held")
+    base = source.source_snapshot("run-2", **HELD)
+    moved(source, old, moment="2026-03-02T12:00:00+00:00")
+    moved(source, base, moment="2026-03-05T13:00:00+00:00", offset=3 * 86400)
+
+    assert await pruned(source, await newest(source, base), 3600.0) == []
+
+
+@pytest.mark.parametrize("which", ["old", "newest"])
+async def test_base_whose_age_cannot_be_told_is_not_given_up(which: str) -> None:
+    source = SourceWorld()
+    old = source.source_snapshot("run-1", sr_2="held")
+    base = source.source_snapshot("run-2", **HELD)
+    moved(source, old if which == "old" else base, moment="never")
+
+    assert await pruned(source, await newest(source, base), SHORT) == []
+
+
+async def test_now_is_when_the_newest_snapshot_was_taken_whatever_older_ones_say() -> None:
+    source = SourceWorld()
+    old = source.source_snapshot("run-1", sr_2="held")
+    base = source.source_snapshot("run-2", **HELD)
+    moved(source, old, moment="2056-03-02T12:00:00+00:00")
+
+    assert await pruned(source, await newest(source, base), SHORT) == []
 
 
 async def test_own_base_is_never_given_up_however_old_it_is() -> None:
