@@ -896,5 +896,114 @@ async def test_a_pool_fetches_from_another_one_over_a_redirect(api: Api, dr: Api
     assert await disks(dr, copy) == await disks(api, vm)
     before = await counts(dr)
     error = await dr.failure("VM.import", f"{api.pool.plain_url}/export?ref=x", sr, False, False)
-    assert error == ["IMPORT_ERROR", "401 Unauthorised"]
+    assert error == ["IMPORT_ERROR", "401 Unauthorized"]
     assert await counts(dr) == before
+
+
+# -- restoring snapshots --------------------------------------------------------------------------
+
+MARKS = {"mark": "of a restore point", "xo:backup:job": "nightly"}
+
+
+async def a_point(api: Api) -> str:
+    """Return a snapshot of db01 with keys of a client's on itself and on its disk."""
+    point = str(await api("VM.snapshot", await api.vm("db01"), "point"))
+    for key, value in MARKS.items():
+        await api("VM.add_to_other_config", point, key, value)
+        for vdi in await disks_of(api, point):
+            await api("VDI.add_to_other_config", vdi, key, value)
+    await api("VM.set_blocked_operations", point, {"start": "no"})
+    return point
+
+
+async def disks_of(api: Api, vm: str) -> list[str]:
+    vbds = [await api("VBD.get_record", vbd) for vbd in await api("VM.get_VBDs", vm)]
+    return [vbd["VDI"] for vbd in vbds if not vbd["empty"]]
+
+
+async def restored_metadata(api: Api, archive: bytes, **parameters: str) -> dict[str, Any]:
+    """Import records with their UUIDs, and return the record of the task."""
+    task = await api("task.create", "import", "")
+    path = f"/import_metadata?{query(api, task_id=task, restore='true', **parameters)}"
+    await answer(api, put(path, archive))
+    return await done(api, task)
+
+
+@pytest.mark.parametrize("by", ["/import", "VM.import"])
+async def test_a_restored_point_is_itself_again_but_no_snapshot(api: Api, dr: Api, by: str) -> None:
+    point = await a_point(api)
+    before = await api("VM.get_record", point)
+
+    if by == "/import":
+        copy = await made(dr, await exported(api, point), restore="true")
+    else:
+        url = f"{api.pool.plain_url}/export?{query(api, ref=point)}"
+        [copy] = await dr("VM.import", url, dr.pool.srs["dr-storage"].ref, True, False)
+
+    after = await dr("VM.get_record", copy)
+    assert (after["uuid"], after["name_label"]) == (before["uuid"], "point")
+    assert (after["is_a_template"], after["is_a_snapshot"]) == (True, False)
+    assert (after["snapshot_of"], after["version"]) == (NULL, "1")
+    assert after["other_config"].pop("import_task").startswith("OpaqueRef:")
+    assert after["other_config"] == before["other_config"]
+    assert after["other_config"].items() >= MARKS.items()
+    assert after["blocked_operations"] == {}
+    for field, cls in (("VIFs", "VIF"), ("VBDs", "VBD")):
+        theirs = {await dr(f"{cls}.get_uuid", ref) for ref in after[field]}
+        assert theirs == {await api(f"{cls}.get_uuid", ref) for ref in before[field]}
+    [disk], [original] = await disks_of(dr, copy), await disks_of(api, point)
+    assert (await dr("VDI.get_other_config", disk)).items() >= MARKS.items()
+    assert await dr("VDI.get_uuid", disk) != await api("VDI.get_uuid", original)
+    assert await disks(dr, copy) == await disks(api, point)
+
+
+async def test_a_pool_with_relatives_refuses_a_point_of_theirs(api: Api, dr: Api) -> None:
+    first, second = await a_point(api), await a_point(api)
+    seed = (await api("VM.get_other_config", first))["mac_seed"]
+    duplicate = ["DUPLICATE_MAC_SEED", seed]
+    archives = [await exported(api, point) for point in (first, second)]
+
+    # Exported with its disks it is no snapshot any more, whose VM could be the one that is here.
+    for force in ({}, {"force": "true"}):
+        assert await refused(api, archives[0], restore="true", **force) == duplicate
+    copy = await made(dr, archives[0], restore="true")
+    assert await refused(dr, archives[1], restore="true") == duplicate
+    again = await refused(dr, archives[0], restore="true")
+    assert again == ["VM_TO_IMPORT_IS_NOT_NEWER_VERSION", copy, "1", "0"]
+    replaced = await made(dr, archives[0], restore="true", force="true")
+    assert not dr.pool.db.exists("VM", copy)
+    assert await dr("VM.get_uuid", replaced) == await api("VM.get_uuid", first)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["beside its VM", "without its VM"])
+async def test_the_records_of_a_point_are_restored_where_its_disks_are(
+    api: Api, alone: bool
+) -> None:
+    point, other = await a_point(api), await a_point(api)
+    before = await api("VM.get_record", point)
+    vdis = await disks_of(api, point)
+    _, archive = await answer(api, get(f"/export_metadata?{query(api, uuid=before['uuid'])}"))
+    refusal = (await restored_metadata(api, archive))["error_info"]
+    assert refusal == ["VM_TO_IMPORT_IS_NOT_NEWER_VERSION", point, "0", "0"]
+    await api("VM.destroy", point)
+    if alone:
+        await api("VM.destroy", await api.vm("db01"))
+
+    record = await restored_metadata(api, archive)
+
+    assert record["status"] == "success", record["error_info"]
+    [copy] = decode_value(record["result"].encode())
+    after = await api("VM.get_record", copy)
+    assert (after["uuid"], after["is_a_snapshot"]) == (before["uuid"], True)
+    assert after["snapshot_of"] == NULL
+    assert after["other_config"].items() >= MARKS.items()
+    assert await disks_of(api, copy) == vdis
+    assert await api("VM.get_is_a_snapshot", other)
+
+
+async def test_a_fetched_archive_that_is_none_is_an_internal_error(api: Api, dr: Api) -> None:
+    sr = dr.pool.srs["dr-storage"].ref
+    disk = await api.disk("web01-data")
+    url = f"{api.pool.plain_url}/export_raw_vdi?{query(api, vdi=disk, format='raw')}"
+
+    assert await dr.failure("VM.import", url, sr, True, False) == ["INTERNAL_ERROR", "End_of_file"]

@@ -42,7 +42,7 @@ SOFTWARE = {
     "network_backend": "openvswitch",
 }
 XAPI = {
-    "8.3": {"xapi": "24.19", "xapi_build": "24.19.0", "db_schema": "5.779"},
+    "8.3": {"xapi": "25.6", "xapi_build": "25.6.0", "db_schema": "5.786"},
     "26": {"xapi": "26.17", "xapi_build": "26.17.0", "db_schema": "5.909"},
 }
 """What hosts say of their toolstack, by release."""

@@ -17,6 +17,7 @@ from typing import Any
 from xorepd.lab.dispatch import Call, perform
 from xorepd.lab.failures import NULL, ApiError
 from xorepd.lab.schema import coerce
+from xorepd.lab.snapshot_text import load_record
 from xorepd.lab.xva import Manifest, import_error
 from xorepd.lab.xva_manifest import xapi_version
 
@@ -26,6 +27,8 @@ VTPM_FIELD = "vTPM'_"
 DEFAULT_TEMPLATE = "default_template"
 SYNCED_KEYS = ("config-drive",)
 """What a disk that was found takes over from the record."""
+IN_ARCHIVE = "Ref:"
+"""How references begin that mean an object of the archive."""
 OLD_RESTART_PRIORITIES = ("0", "1", "2", "3")
 
 
@@ -290,19 +293,17 @@ class Records:
                 self.found[identifier] = existing
                 self.vms.append(existing)
                 return
+        existing = None
         if options.full_restore:
             existing = next(db.select("VM", uuid=record["uuid"]), None)
             if existing is not None and not self._may_replace(existing, record):
                 return
-            if options.dry_run:
-                self._dummy(identifier)
-                return
-            if existing is not None:
-                await self._destroy_vm(existing)
-        elif options.dry_run:
+        if options.dry_run:
             self._dummy(identifier)
             return
-        await self._make_vm(identifier, record)
+        if existing is not None:
+            await self._destroy_vm(existing)
+        await self._make_vm(identifier, record, replaces=existing is not None)
 
     def _may_replace(self, vm: str, record: dict[str, Any]) -> bool:
         """Say whether a VM of the same UUID gives way; False means to leave the new one out."""
@@ -326,9 +327,9 @@ class Records:
             await self._perform("VBD.destroy", vbd)
         await self._perform("VM.destroy", vm)
 
-    async def _make_vm(self, identifier: str, record: dict[str, Any]) -> None:
+    async def _make_vm(self, identifier: str, record: dict[str, Any], replaces: bool) -> None:
         db, options = self._db, self.options
-        created = self._prepared(record)
+        created = self._prepared(record, replaces)
         vm = await self._perform("VM.create", created)
         self._undo.append(lambda call: self._unmake_vm(call, vm))
         # Only the database can do what no client may.
@@ -359,12 +360,12 @@ class Records:
         self.found[identifier] = vm
         self.vms.append(vm)
 
-    def _prepared(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return the record with which the VM is made."""
+    def _prepared(self, record: dict[str, Any], replaces: bool) -> dict[str, Any]:
+        """Return the record with which the VM is made, in place of another one or not."""
         db, options = self._db, self.options
         other_config = dict(record["other_config"])
         other_config.pop("grant_api_access", None)
-        if not options.force:
+        if not (options.force or replaces):
             other_config.pop(DEFAULT_TEMPLATE, None)
         if not options.full_restore:
             other_config[MAC_SEED] = db.new_uuid()
@@ -504,13 +505,22 @@ class Records:
         return self._origin(ours) == self._origin(theirs) and self._origin(ours) is not None
 
     def _origin(self, vm: dict[str, Any]) -> str | None:
-        """Return the UUID of a VM, or of that which a snapshot was taken of."""
+        """Return the UUID of a VM, or of that which a snapshot was taken of.
+
+        A snapshot whose VM is neither in the pool nor in the archive still tells.
+        """
         if not vm["is_a_snapshot"]:
             return str(vm["uuid"])
         of = vm["snapshot_of"]
-        if of in self._records:
-            return str(self._record("VM", of)["uuid"])
-        return str(self._db.get("VM", of, "uuid")) if self._db.exists("VM", of) else None
+        if of.startswith(IN_ARCHIVE):
+            return str(self._record("VM", of)["uuid"]) if of in self._records else None
+        if self._db.exists("VM", of):
+            return str(self._db.get("VM", of, "uuid"))
+        try:
+            was = load_record(vm["snapshot_metadata"], self._db.classes["VM"])
+        except ApiError:
+            return None
+        return was.get("uuid")
 
 
 def _is_default_template(record: dict[str, Any]) -> bool:

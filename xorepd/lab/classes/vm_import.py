@@ -3,6 +3,7 @@
 Source: xapi: ocaml/xapi/xapi_vm.ml (import_inner).
 """
 
+from http import HTTPStatus
 from urllib.parse import urljoin
 
 import aiohttp
@@ -38,7 +39,7 @@ async def import_(call: Call, url: str, sr: str, full_restore: bool, force: bool
 
 async def _take(call: Call, answer: aiohttp.ClientResponse, options: Options) -> list[str]:
     if answer.status != 200:
-        raise ApiError("IMPORT_ERROR", f"{answer.status} {answer.reason}")
+        raise ApiError("IMPORT_ERROR", f"{answer.status} {HTTPStatus(answer.status).phrase}")
 
     async def receive() -> bytes:
         try:
@@ -46,4 +47,20 @@ async def _take(call: Call, answer: aiohttp.ClientResponse, options: Options) ->
         except aiohttp.ClientError as error:
             raise premature_end() from error
 
-    return await stream_import(Call(call.pool, call.host, task=call.task), receive, options)
+    try:
+        return await stream_import(Call(call.pool, call.host, task=call.task), receive, options)
+    except ApiError as error:
+        raise _as_it_is(error) from error
+
+
+def _as_it_is(error: ApiError) -> ApiError:
+    """Return a failure as this call tells it: only `/import` has words for what its reader says."""
+    match error.description:
+        case ["IMPORT_ERROR_PREMATURE_EOF"]:
+            return internal_error("End_of_file")
+        case ["IMPORT_ERROR", text]:
+            return internal_error(text.removeprefix("INTERNAL_ERROR: [ ").removesuffix(" ]"))
+        case [code, *_] if code.startswith("IMPORT_ERROR_"):
+            return internal_error("Import.IFailure(_)")
+        case _:
+            return error
