@@ -3,7 +3,8 @@
 Both are attached to a control domain meanwhile. What the source never had is not written, so that
 the copy is as thin as it; with a base only blocks are copied in which the two may differ.
 
-Source: xapi: ocaml/xapi/xapi_vdi.ml (copy), sm_fs_ops.ml (copy_vdi), message_forwarding.ml.
+Source: xapi: ocaml/xapi/xapi_vdi.ml (copy), sm_fs_ops.ml (copy_vdi), sparse_dd_wrapper.ml,
+message_forwarding.ml.
 """
 
 from collections.abc import Sequence
@@ -84,7 +85,8 @@ async def copy_data(
         span: Where in its task the copy begins, and what part of it it is.
 
     Raises:
-        ApiError: TASK_CANCELLED, VDI_IO_ERROR, or what stands in the way of attaching them.
+        ApiError: VDI_COPY_FAILED when it is cancelled, VDI_IO_ERROR, or what stands in the way of
+            attaching them.
     """
     pool, db = call.pool, call.pool.db
     host, target_host = _hosts(call, db.get("VDI", vdi, "SR"), db.get("VDI", target, "SR"))
@@ -129,11 +131,20 @@ async def move_data(
         blocks = await pool.lab.in_thread(_blocks, repository, uuid, _base(call, base))
         done = 0
         for few in batched(blocks):
-            pool.tasks.check_cancelled(call.task)
+            _check_cancelled(call)
             await pool.lab.in_thread(_copy_blocks, reader, writer, few, base is not None)
             done += len(few)
             pool.tasks.progress(call.task, span[0] + span[1] * done / len(blocks))
         await pool.lab.in_thread(writer.flush)
+
+
+def _check_cancelled(call: Call) -> None:
+    """Raise what XAPI makes of a cancellation that meets its copying program: a failure."""
+    try:
+        call.pool.tasks.check_cancelled(call.task)
+    except ApiError as error:
+        told = f"Server_error({error.code}, [ {'; '.join(error.params)} ])"
+        raise ApiError("VDI_COPY_FAILED", told) from error
 
 
 def _base(call: Call, base: str | None) -> tuple[Repository, str] | None:
