@@ -140,6 +140,9 @@ async def test_faults_can_be_for_one_host(lab: Lab, api: Api) -> None:
         {"where": "import", "incident": {"kind": "sr-full", "bytes": 5}, "incident_at": 4096},
         {"where": "inner", "delay_s": 0.5, "probability": 0.5, "seed": 7, "sr": "prod-shared"},
         {"where": "rpc", "task_never_ends": True, "error": ["X"]},
+        {"where": "rpc", "error": ["X", "y"], "error_pad": 1 << 20},
+        {"where": "greeting", "stall": True, "times": None},
+        {"where": "rpc", "endless": True, "rewrite": ["<name>cert</name>", ""]},
     ],
     ids=lambda rule: rule["where"],
 )
@@ -162,7 +165,11 @@ def test_a_rule_survives_json(rule: dict[str, Any]) -> None:
         ({"where": "rpc", "reset": True, "probability": 0.0}, "probability must be above 0"),
         ({"where": "export", "cut_at": 1, "error_at": 1}, "error_at needs error"),
         ({"where": "rpc", "cut_at": -1}, "cut_at must be 0 or more"),
-        ({"where": "rpc", "http_status": 200}, "http_status must be that of an error"),
+        ({"where": "rpc", "http_status": 100}, "http_status must be that of an answer"),
+        ({"where": "rpc", "reset": True, "error_pad": 5}, "error_pad needs error"),
+        ({"where": "rpc", "rewrite": ["(", ""]}, "rewrite is no pattern and replacement: missing"),
+        ({"where": "rpc", "rewrite": ["a", "\\1"]}, "rewrite is no pattern and replacement: inv"),
+        ({"where": "rpc", "rewrite": ["a"]}, "fault: rewrite"),
         (
             {"where": "rpc", "incident": {"kind": "flood"}},
             "fault: incident: no incident 'flood'; choose one of toolstack-restart, host-crash",

@@ -9,6 +9,7 @@ from xorepd.lab.inflow import Inflow
 from xorepd.lab.vhd_file import Buffer, FileRange
 
 PACE_STEP = 64 * 1024
+BLANKS = b" " * PACE_STEP
 
 
 class OutgoingBody:
@@ -38,7 +39,7 @@ class OutgoingBody:
         start = 0
         while start < len(data):
             await self._reach(fault)
-            end = min(len(data), start + PACE_STEP) if fault.bytes_per_s else len(data)
+            end = min(len(data), start + _pace(fault)) if fault.bytes_per_s else len(data)
             stop = fault.stop_after(self.sent)
             if stop is not None:
                 end = min(end, start + stop - self.sent)
@@ -50,8 +51,13 @@ class OutgoingBody:
                 await asyncio.sleep(len(piece) / fault.bytes_per_s)
 
     async def finish(self) -> None:
-        if self._fault is not None and self._fault.append:
+        if self._fault is None:
+            return
+        if self._fault.append:
             await self._connection.send(bytes(self._fault.append))
+        while self._fault.endless:
+            await self.send(BLANKS)
+            await asyncio.sleep(0)
 
     async def _reach(self, fault: Fault) -> None:
         """Let the fault act here, and wait in it as a server does whose socket takes nothing more:
@@ -75,12 +81,17 @@ class OutgoingBody:
             await asyncio.gather(acting, gone, return_exceptions=True)
 
 
+def _pace(fault: Fault) -> int:
+    """Return how many bytes pass at once: what a rate allows for a second, and not too many."""
+    return min(PACE_STEP, max(1, int(fault.bytes_per_s or 0)))
+
+
 async def send_spoilt(connection: Connection, response: bytes, fault: Fault) -> bool:
     """Send the answer to a call as its fault wants it; say whether the connection may go on."""
     if fault.drop_response:
         connection.cut()
         raise Disconnected
-    head, blank, content = response.partition(b"\r\n\r\n")
+    head, blank, content = fault.answer(response).partition(b"\r\n\r\n")
     await connection.send(fault.head(head) + blank)
     body = OutgoingBody(connection, fault)
     try:
@@ -88,7 +99,7 @@ async def send_spoilt(connection: Connection, response: bytes, fault: Fault) -> 
         await body.finish()
     except EndedEarly:
         return False
-    return not (fault.append or fault.length_off)
+    return not (fault.append or fault.length_off or fault.http_status)
 
 
 class IncomingBody:
@@ -148,6 +159,6 @@ class IncomingBody:
     async def _act(self, fault: Fault, limit: int) -> int:
         await fault.reach(self.received, self._connection)
         if fault.bytes_per_s:
-            limit = min(limit, PACE_STEP)
+            limit = min(limit, _pace(fault))
         stop = fault.stop_after(self.received)
         return limit if stop is None else min(limit, stop - self.received)

@@ -9,7 +9,8 @@ Handlers announce the moments and know of no kind of fault. A new kind is a fiel
 """
 
 import asyncio
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from xorepd.lab import http
@@ -51,6 +52,10 @@ class Effect:
         """Return what goes out instead of these bytes."""
         return data
 
+    def answer(self, fault: "Fault", response: bytes) -> bytes:
+        """Return what goes out instead of the whole answer to a call."""
+        return response
+
     def head(self, fault: "Fault", data: bytes) -> bytes:
         """Return what goes out instead of the header of an answer."""
         return data
@@ -80,17 +85,27 @@ class Reset(Effect):
 @effect
 class HttpStatus(Effect):
     field = "http_status"
-    tells = "answer with this HTTP status and an HTML page, before anything is done"
+    tells = (
+        "answer with this HTTP status, 200 included, and an HTML page: before anything is done, or"
+        " `after` the work of a call"
+    )
 
     async def arrive(self, fault: "Fault", connection: Connection) -> None:
+        if fault.moment == "after":
+            return
         fault.outcome = str(fault.http_status)
-        if fault.http_status == 500:
-            page = http.internal_error_page("made to fail")
-        else:
-            page = http.error_page(f"{fault.http_status} Made to fail", "<h1>made to fail</h1>")
-        await connection.send(page)
+        await connection.send(self._page(fault))
         await connection.close()
         raise Disconnected
+
+    def answer(self, fault: "Fault", response: bytes) -> bytes:
+        return self._page(fault) if fault.moment == "after" else response
+
+    @staticmethod
+    def _page(fault: "Fault") -> bytes:
+        if fault.http_status == 500:
+            return http.internal_error_page("made to fail")
+        return http.error_page(f"{fault.http_status} Made to fail", "<h1>made to fail</h1>")
 
 
 @effect
@@ -169,18 +184,26 @@ class Failure(Effect):
 
     async def before_work(self, fault: "Fault") -> None:
         if fault.moment == "before" and fault.error_at is None:
-            raise ApiError(*fault.error)
+            raise self._error(fault)
 
     async def after_work(self, fault: "Fault") -> None:
         if fault.moment == "after" and fault.error_at is None:
-            raise ApiError(*fault.error)
+            raise self._error(fault)
 
     def stops(self, fault: "Fault") -> Iterable[int]:
         return () if fault.error_at is None else (fault.error_at,)
 
     async def reach(self, fault: "Fault", offset: int, connection: Connection) -> None:
         if offset == fault.error_at:
-            raise ApiError(*fault.error)
+            raise self._error(fault)
+
+    @staticmethod
+    def _error(fault: "Fault") -> ApiError:
+        code, *parameters = fault.error
+        if fault.error_pad:
+            last = parameters.pop() if parameters else ""
+            parameters.append(last + "x" * fault.error_pad)
+        return ApiError(code, *parameters)
 
 
 @effect
@@ -223,25 +246,61 @@ class Flip(Effect):
         return bytes(changed)
 
 
+def rewritten(rewrite: tuple[str, str], data: bytes) -> bytes:
+    """Return data with what a pattern matches replaced."""
+    pattern, replacement = rewrite
+    return re.sub(pattern.encode(), replacement.encode(), data, flags=re.DOTALL)
+
+
+@effect
+class Rewrite(Effect):
+    field = "rewrite"
+    tells = "replace what a pattern matches in the answer to a call, whose length then fits"
+
+    def answer(self, fault: "Fault", response: bytes) -> bytes:
+        if fault.rewrite is None:
+            return response
+        head, blank, body = response.partition(b"\r\n\r\n")
+        changed = rewritten(fault.rewrite, body)
+        return (
+            _with_length(head, lambda length: length + len(changed) - len(body)) + blank + changed
+        )
+
+
 @effect
 class WrongLength(Effect):
     field = "length_off"
     tells = "say a Content-Length that is off by so many bytes, in an answer to a call"
 
     def head(self, fault: "Fault", data: bytes) -> bytes:
-        lines = data.split(b"\r\n")
-        for number, line in enumerate(lines):
-            name, colon, value = line.partition(b":")
-            if colon and name.lower() == b"content-length":
-                said = max(0, int(value) + fault.length_off)
-                lines[number] = b"%b: %d" % (name, said)
-        return b"\r\n".join(lines)
+        return _with_length(data, lambda length: max(0, length + fault.length_off))
+
+
+def _with_length(head: bytes, change: Callable[[int], int | None]) -> bytes:
+    """Return a header with another Content-Length, or without one."""
+    lines = []
+    for line in head.split(b"\r\n"):
+        name, colon, value = line.partition(b":")
+        if not (colon and name.lower() == b"content-length"):
+            lines.append(line)
+        elif (length := change(int(value))) is not None:
+            lines.append(b"%b: %d" % (name, length))
+    return b"\r\n".join(lines)
 
 
 @effect
 class Append(Effect):
     field = "append"
     tells = "so many more zero bytes after the end of what we send"
+
+
+@effect
+class Endless(Effect):
+    field = "endless"
+    tells = "never end what we send: no Content-Length, and blanks for as long as the client reads"
+
+    def head(self, fault: "Fault", data: bytes) -> bytes:
+        return _with_length(data, lambda length: None)
 
 
 @effect

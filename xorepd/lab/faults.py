@@ -8,6 +8,7 @@ What each kind does is written in `effects`.
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from xorepd.lab.effects import EFFECTS, Effect
+from xorepd.lab.effects import EFFECTS, Effect, rewritten
 from xorepd.lab.http import Connection, Disconnected
 from xorepd.lab.incidents import Incident
 from xorepd.lab.subjects import names_object, names_sr
@@ -25,12 +26,17 @@ from xorepd.lab.subjects import names_object, names_sr
 if TYPE_CHECKING:
     from xorepd.lab.lab import Lab
 
-Where = Literal["rpc", "inner", "export", "import", "nbd", "any"]
+Where = Literal["rpc", "inner", "export", "import", "nbd", "greeting", "any"]
 OUTSIDE = {"rpc", "export", "import", "nbd"}
-"""What `any` stands for: `inner` calls are no requests of a client."""
+"""What `any` stands for: `inner` calls are no requests of a client, nor is a connection one."""
 STREAMS = {"export", "import", "nbd"}
 _ASKING = ("get_", "from", "inject", "next", "login_", "logout")
 """How the names of methods begin that change nothing that lasts."""
+NUMBERS = (
+    *("stall_at", "cut_at", "end_at", "flip_at", "append", "chunk", "delay_s"),
+    *("error_at", "error_pad", "incident_at"),
+)
+"""Members that may not be negative."""
 
 log = structlog.get_logger("xorepd.lab")
 
@@ -44,7 +50,8 @@ class Fault:
     """One rule and its count.
 
     `inner` are calls that the toolstack makes for another one, such as each disk's VDI.snapshot in
-    a VM.snapshot. Offsets count bytes of the body: of a stream, or of the answer to a call.
+    a VM.snapshot; `greeting` are connections to NBD to which nothing was said yet. Offsets count
+    bytes of the body: of a stream, or of the answer to a call.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -96,12 +103,17 @@ class Fault:
     chunk: int = 0
     """Count each so many bytes of a stream as one more request."""
     moment: Literal["before", "after"] = "before"
-    """When `error`, `incident` and `stall` come: instead of the work or before it, or when it is
-    done."""
+    """When `error`, `incident`, `http_status` and `stall` come: instead of the work or before it, or
+    when it is done."""
     error_at: int | None = None
     """With `error`: an export fails after so many bytes of its body."""
+    error_pad: int = 0
+    """With `error`: so many more bytes of text in its last parameter."""
     http_status: int | None = None
     length_off: int = 0
+    rewrite: tuple[str, str] | None = None
+    """Pattern and replacement, as of Python's `re.sub`."""
+    endless: bool = False
     task_never_ends: bool = False
     incident: Incident | None = None
     incident_at: int | None = None
@@ -150,14 +162,20 @@ class Fault:
             raise BadFault("skip must be 0 or more and times 1 or more, or null for ever")
         if not 0.0 < fault.probability <= 1.0:
             raise BadFault("probability must be above 0 and at most 1")
-        for name in ("stall_at", "cut_at", "end_at", "flip_at", "append", "chunk", "delay_s"):
+        for name in NUMBERS:
             if (getattr(fault, name) or 0) < 0:
                 raise BadFault(f"{name} must be 0 or more")
-        if fault.http_status is not None and not 400 <= fault.http_status <= 599:
-            raise BadFault("http_status must be that of an error, 400 to 599")
-        for name in ("error_at", "incident_at"):
-            if getattr(fault, name) is not None and not fault._is_set(name.removesuffix("_at")):
-                raise BadFault(f"{name} needs {name.removesuffix('_at')}")
+        if fault.http_status is not None and not 200 <= fault.http_status <= 599:
+            raise BadFault("http_status must be that of an answer, 200 to 599")
+        for name in ("error_at", "error_pad", "incident_at"):
+            needed = name.partition("_")[0]
+            if fault._is_set(name) and not fault._is_set(needed):
+                raise BadFault(f"{name} needs {needed}")
+        if fault.rewrite is not None:
+            try:
+                rewritten(fault.rewrite, b"")
+            except (re.error, IndexError) as error:
+                raise BadFault(f"rewrite is no pattern and replacement: {error}") from error
         return fault
 
     def to_json(self) -> dict[str, Any]:
@@ -167,8 +185,9 @@ class Fault:
             value = getattr(self, declared.name)
             if declared.init and declared.default is not MISSING and value != declared.default:
                 told[declared.name] = value
-        if self.error:
-            told["error"] = list(self.error)
+        for name in ("error", "rewrite"):
+            if name in told:
+                told[name] = list(told[name])
         if self.incident is not None:
             told["incident"] = self.incident.to_json()
         return told
@@ -255,6 +274,12 @@ class Fault:
         for each in self._acting():
             data = each.spoil(self, offset, data)
         return data
+
+    def answer(self, response: bytes) -> bytes:
+        """Return the whole answer to a call that goes out instead, before it is spoilt."""
+        for each in self._acting():
+            response = each.answer(self, response)
+        return response
 
     def head(self, data: bytes) -> bytes:
         """Return what goes out instead of the header of an answer."""

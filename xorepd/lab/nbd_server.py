@@ -168,7 +168,7 @@ class NbdFront:
             raise
 
     async def _converse(self, connection: NbdConnection) -> None:
-        if not await self._toolstack_is_up():
+        if not await self._greets(connection) or not await self._toolstack_is_up():
             return
         purposes = purposes_of(self._pool.db)
         if len(purposes) != 1:
@@ -178,6 +178,20 @@ class NbdFront:
             name = await negotiate(connection, self._context if "nbd" in purposes else None)
             if name is not None:
                 await _Visit(self._pool, self.host, connection, *parse_export_name(name)).run()
+
+    async def _greets(self, connection: NbdConnection) -> bool:
+        """Let a fault meet the connection; say whether it is served all the same."""
+        pool = self._pool
+        host_name = pool.db.get("host", self.host, "name_label")
+        fault = pool.lab.faults.pick("greeting", "nbd", pool.name, host_name)
+        if fault is None:
+            return True
+        try:
+            await fault.arrive(connection)
+            await fault.before_work()
+        except ApiError:
+            return False
+        return True
 
     async def _toolstack_is_up(self) -> bool:
         """Wait until there is a toolstack to ask, for some time."""
