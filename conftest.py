@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ("tests.patience",)
 
@@ -10,6 +11,9 @@ DEBUGGED = ("tests/unit/", "plugins/")
 """Where asyncio's debug mode is on, beside tests marked `debug`. It finds calls from a wrong thread
 and the origin of a coroutine that was never awaited, and doubles the CPU time of a run: so it is on
 where code is tried for itself, and for a few that try all of it together."""
+
+settings.register_profile("xorepd", deadline=None)  # a busy machine is no counterexample
+settings.load_profile("xorepd")
 
 ALL_DEBUGGED = pytest.StashKey[bool]()
 

@@ -65,7 +65,9 @@ def _copy(world: World, source: str, target: str, size: int) -> None:
         into.request("PUT", f"/import_raw_vdi?vdi={target}&format=raw", b"", headers)
         while data := given.read(1 << 20):
             into.send(data)
-        assert into.getresponse().status == 200
+        taken = into.getresponse()
+        assert taken.status == 200
+        taken.read()  # it ends when all of it has been taken
 
 
 async def overwrite(world: World, pool: str, vdi: str, offset: int, data: bytes) -> None:

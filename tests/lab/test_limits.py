@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.lab.world import World, new_run, world
+from tests.patience import patience
 from xorepd.ids import PoolName
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, Topology
@@ -94,7 +95,7 @@ async def test_vm_that_waits_for_its_turn_says_so_and_its_deadline_begins_after_
 ) -> None:
     stalled = four.lab.faults.add(Fault("export", pool="prod", stall=True))
     async with four.daemon(prod=four.settings("prod", max_vms=1)) as context:
-        job = four.job(vms=NAMES[:2], max_vms=2, verify="off", deadline="2s")
+        job = four.job(vms=NAMES[:2], max_vms=2, verify="off", deadline=f"{patience(2):.0f}s")
         work = asyncio.get_running_loop().create_task(run_job(job, new_run(), context))
         await stalled.stalled.wait()
         version = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.lab.labclient import until
 from tests.lab.world import World, new_run
 from tests.patience import patience
 from xorepd.replication.jobs import run_job
@@ -16,6 +18,8 @@ from xorepd.transports import guard
 MODULE = """
 import asyncio
 from contextlib import aclosing
+
+begun = asyncio.Event()
 
 class transport:
     api = 3
@@ -66,6 +70,7 @@ STRANGE = {
 }
 DEAF = """
         async with target.open(reader.virtual_size, reader.extents) as writer:
+            begun.set()
             while True:
                 try:
                     await asyncio.sleep(0.05)
@@ -113,7 +118,8 @@ async def test_one_that_ignores_its_cancellation_does_not_hold_up_the_run(
     async with two_pools.daemon() as context:
         job = two_pools.job(transport="odd")
         run = asyncio.get_running_loop().create_task(run_job(job, new_run(), context))
-        await asyncio.sleep(2)
+        await until(lambda: "strange_deaf" in sys.modules)
+        await sys.modules["strange_deaf"].begun.wait()
         run.cancel()
         await asyncio.wait({run}, timeout=patience())
         assert run.cancelled()

@@ -12,6 +12,7 @@ import pytest
 import trustme
 import uvloop
 
+from tests.patience import patience
 from xorepd.stream import SPILL, ByteStream, Ended, Stalled
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -158,12 +159,14 @@ def test_a_silent_peer_is_given_up(run: Run) -> None:
 
 def test_a_slow_peer_is_not_given_up(run: Run) -> None:
     async def body() -> None:
+        stall = patience(0.5)
+
         async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             for _ in range(10):
                 writer.write(b"x")
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(stall / 5)
 
-        async with peer(serve, stall=0.5) as stream:
+        async with peer(serve, stall=stall) as stream:
             buffer = bytearray(10)
             await stream.read_into(memoryview(buffer))
             assert buffer == b"x" * 10
