@@ -139,6 +139,13 @@ class Stage:
         self.daemon.wait()
         self.daemon = None
 
+    def stop_daemon(self) -> None:
+        """End the daemon as its supervisor would; returns when it has."""
+        assert self.daemon is not None
+        self.daemon.terminate()
+        self.daemon.wait(STOP_S)
+        self.daemon = None
+
     def ctl(self, *arguments: str) -> Any:
         """Return what `xorepctl … --json` says."""
         return json.loads(self.run(BIN / "xorepctl", *arguments, "--json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -173,26 +174,78 @@ async def test_a_cancelled_run_lets_the_source_go_even_when_the_target_is_dark(
     assert await replicated.left_over() == []
 
 
-async def test_vms_that_had_finished_keep_their_records_when_their_run_is_cancelled(
+class Told:
+    """What a run tells (`replication.jobs.Report`)."""
+
+    def __init__(self) -> None:
+        self.expected: list[RunRecord] = []
+        self.records: list[RunRecord] = []
+        self.first = asyncio.Event()
+
+    def expects(self, records: Sequence[RunRecord]) -> None:
+        self.expected = list(records)
+
+    def ended(self, record: RunRecord) -> None:
+        self.records.append(record)
+        self.first.set()
+
+
+async def test_each_vm_is_told_of_when_it_ends_also_when_its_run_is_cancelled(
     two_pools: World,
 ) -> None:
     held = two_pools.lab.faults.add(Fault("export", host="prod-h1", stall=True))
+    told = Told()
 
     async with two_pools.daemon() as context:
-        run = start(two_pools, context, vms=("web01", "db01"), max_vms=2)
-        version = 0
-        while Outcome.FULL not in {record.outcome for record in context.board.records()}:
-            version = await context.board.changed(version)
+        job = two_pools.job(vms=("web01", "d*"), max_vms=2)
+        run = asyncio.get_running_loop().create_task(
+            run_job(job, new_run(), context, told), name="run"
+        )
+        await told.first.wait()
         await held.stalled.wait()
-        shown = {record.vm_name: record for record in context.board.records()}
+        assert [(r.vm_name, r.outcome) for r in told.records] == [("db01", Outcome.FULL)]
+        assert told.records[0].finished_at is not None
+        assert [record.vm_name for record in context.board.records()] == ["web01"]
+        assert [r.vm_name for r in told.expected] == ["web01", "db01"]
+        assert told.expected[1].vm_uuid == told.records[0].vm_uuid
         run.cancel()
         await ended(run)
 
-        assert shown["db01"].outcome is Outcome.FULL
-        assert shown["db01"].finished_at is not None
-        assert shown["web01"].outcome is Outcome.RUNNING
+        assert [(r.vm_name, r.outcome, r.step) for r in told.records[1:]] == [
+            ("web01", Outcome.CANCELLED, "transfer")
+        ]
         assert context.board.records() == []
     await two_pools.newest_equals_its_source()
+    assert await two_pools.left_over() == []
+
+
+async def test_vms_whose_turn_had_not_come_are_told_of_as_cancelled(two_pools: World) -> None:
+    held = two_pools.lab.faults.add(Fault("rpc", "VM.snapshot", "prod", stall=True))
+    told, at_once = Told(), Told()
+
+    async with two_pools.daemon() as context:
+        job = two_pools.job(vms=("web01", "db01"), max_vms=1)
+        loop = asyncio.get_running_loop()
+        run = loop.create_task(run_job(job, new_run(), context, told), name="run")
+        await held.stalled.wait()
+        run.cancel()
+        held.release()
+        await ended(run)
+
+        again = loop.create_task(run_job(job, new_run(), context, at_once), name="run")
+        await asyncio.sleep(0)  # its tasks are there, and have nothing to clean up
+        again.cancel()
+        await ended(again)
+
+    steps = {(r.vm_name, r.outcome, r.step) for r in told.records}
+    assert steps == {
+        ("web01", Outcome.CANCELLED, "snapshot"),
+        ("db01", Outcome.CANCELLED, "waiting"),
+    }
+    assert {(r.vm_name, r.outcome) for r in at_once.records} == {
+        ("web01", Outcome.CANCELLED),
+        ("db01", Outcome.CANCELLED),
+    }
     assert await two_pools.left_over() == []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from xorepd.config.load import load
 from xorepd.config.models import JobSettings, Settings
 from xorepd.ids import RunId
+from xorepd.replication.jobs import Report
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -124,10 +125,13 @@ class Begun:
 
     job: JobSettings
     run_id: RunId
+    report: Report
     outcome: asyncio.Future[list[RunRecord]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     cancelled: bool = False
+    broken_off: list[RunRecord] = field(default_factory=list)
+    """What it reports as cancelled, when it is."""
 
     def succeed(self) -> None:
         self.outcome.set_result([record(run_id=self.run_id, job=self.job.name)])
@@ -145,11 +149,14 @@ class Runner:
     def __init__(self) -> None:
         self.begun: asyncio.Queue[Begun] = asyncio.Queue()
 
-    async def __call__(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
-        begun = Begun(job, run_id)
+    async def __call__(self, job: JobSettings, run_id: RunId, report: Report) -> None:
+        begun = Begun(job, run_id, report)
         self.begun.put_nowait(begun)
         try:
-            return await begun.outcome
+            for record in await begun.outcome:
+                report.ended(record)
         except asyncio.CancelledError:
             begun.cancelled = True
+            for record in begun.broken_off:
+                report.ended(replace(record, outcome=Outcome.CANCELLED))
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from functools import lru_cache
 
 
@@ -19,6 +20,15 @@ def names(text: str, uuid: str, name: str) -> bool:
     if is_pattern(text):
         return _compiled(text).fullmatch(name) is not None
     return text == name or text.lower() == uuid
+
+
+def as_uuid(text: str) -> str:
+    """Return a UUID as pools write it; empty where a text is none."""
+    try:
+        found = str(uuid.UUID(text))
+    except ValueError:
+        return ""
+    return found if found == text.lower() else ""  # other spellings are names
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from xorepd.state.records import DiskRecord, RunRecord
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
 from xorepd.units import format_size
 
 
@@ -98,6 +98,6 @@ class _Lines:
 
     def show(self, record: RunRecord) -> None:
         vm = _identity(record)
-        if self._steps.get(vm) != record.step:
+        if record.outcome is Outcome.RUNNING and self._steps.get(vm) != record.step:
             self._steps[vm] = record.step
             self._console.print(f"{record.vm_name}: {record.step}", markup=False, highlight=False)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xorepd.console.tables import STYLES, failure_text, named, outcome_text, table_of
-from xorepd.control.protocol import JobStatus, PoolStatus, StatusReply, VmStatus
+from xorepd.control.protocol import HistoryStatus, JobStatus, PoolStatus, StatusReply, VmStatus
 from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_size
 
@@ -53,6 +53,8 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
         parts += [Text(), *pools]
     if left_out := _left_out(reply):
         parts += [Text(), *left_out]
+    if reply.history is not None:
+        parts += [Text(), _unwritten(reply.history)]
     return Group(*parts)
 
 
@@ -147,6 +149,15 @@ def _pool_lines(pool: PoolStatus) -> Iterator[Text]:
         line += f"{pool.at_once} VM{'' if pool.at_once == 1 else 's'} at once; "
     line += f"{pool.at_work} at work, {pool.waiting} waiting"
     yield Text(line, style="yellow" if pool.is_slow else "")
+
+
+def _unwritten(history: HistoryStatus) -> Text:
+    results = "1 result is" if history.unwritten == 1 else f"{history.unwritten} results are"
+    lost = f", {history.lost} older ones are lost" if history.lost else ""
+    return Text(
+        f"history: {results} not written yet{lost}, and tried again: {history.problem}",
+        style="bold red",
+    )
 
 
 def _left_out(reply: StatusReply) -> list[Text]:

@@ -133,6 +133,17 @@ class MemoryStatus(Reply):
     """Disks, and reads that targets share, for which nothing is left."""
 
 
+class HistoryStatus(Reply):
+    """The history cannot be written now."""
+
+    problem: str
+    """Why, one sentence."""
+    unwritten: int
+    """Finished runs that are kept until it can; they show everywhere all the same."""
+    lost: int
+    """Older ones for which there was no room any more."""
+
+
 class StatusReply(Reply):
     version: str
     api: int = API
@@ -144,6 +155,8 @@ class StatusReply(Reply):
     running: tuple[Record, ...]
     pools: tuple[PoolStatus, ...] = ()
     memory: MemoryStatus | None = None
+    history: HistoryStatus | None = None
+    """Absent while it can be written."""
 
 
 class JobReply(Reply):

@@ -61,7 +61,7 @@ async def run_daemon(settings: Settings) -> None:
         signals = stack.enter_context(intents())
         stack.enter_context(locked(daemon.state_dir))
         store = await stack.enter_async_context(open_store(daemon.state_dir / "history.db"))
-        history = History(store)
+        history = await History.open(store)
         daemon_id = read_identity(daemon.state_dir)
         opening = open_maps(daemon.state_dir / "maps.db", daemon.maps, _clock)
         maps = await stack.enter_async_context(opening)

@@ -23,7 +23,7 @@ from xorepd.errors import ConfigError, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.board import Board
 from xorepd.replication.claims import Owner
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.jobs import Context, Report, run_job
 from xorepd.replication.lease import Leases
 from xorepd.replication.limits import Limits, pool_key
 from xorepd.replication.room import Room
@@ -71,7 +71,9 @@ class Engine:
             maps=maps,
         )
 
-    async def run(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
+    async def run(
+        self, job: JobSettings, run_id: RunId, report: Report | None = None
+    ) -> list[RunRecord]:
         """Execute a job once (`daemon.runs.JobRunner`)."""
         configured = self._settings.pools
         async with AsyncExitStack() as stack:
@@ -100,7 +102,7 @@ class Engine:
                 maps=self._maps,
                 sources=self._sources,
             )
-            return await run_job(job, run_id, context)
+            return await run_job(job, run_id, context, report)
 
     def pool_states(self) -> tuple[PoolStatus, ...]:
         """Return how the open pools answer, and how many VMs are worked on there."""

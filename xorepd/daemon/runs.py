@@ -3,17 +3,17 @@
 A run that starts while an earlier one is still busy with some of the job's targets leaves those
 out: a slow target holds up its own next run, and not that of the others.
 
-A run is two tasks. The *work* is the replication, and may be cancelled. The *supervisor* waits for
-the work, whatever becomes of it, and writes down how it ended: nothing ever cancels it, so that no
-run ends unrecorded.
+A run is two tasks. The *work* is the replication, and may be cancelled; each VM is recorded when it
+ends. The *supervisor* waits for the work, whatever becomes of it, and sees to it that no run ends
+unrecorded: nothing ever cancels it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import product
@@ -22,20 +22,27 @@ from typing import Any, Protocol, Self
 import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
-from xorepd.errors import ControlError, Remedy, StateError, XorepdError
+from xorepd.config.names import as_uuid
+from xorepd.errors import Broken, ControlError, Remedy, XorepdError
 from xorepd.ids import JobName, RunId
+from xorepd.replication.jobs import Report
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
-from xorepd.tasks import first_of, lone_error
+from xorepd.tasks import background, first_of, lone_error
 
 log = structlog.get_logger()
+
+STOPPED = "the daemon was stopped"
+
+LAST_WRITE_S = 30.0
+"""How long a daemon that stops goes on trying to write what its runs came to."""
 
 
 class JobRunner(Protocol):
     """Executes a job once."""
 
-    async def __call__(self, job: JobSettings, run_id: RunId) -> list[RunRecord]:
-        """Return one finished record per VM; raise only when nothing can be said per VM."""
+    async def __call__(self, job: JobSettings, run_id: RunId, report: Report) -> object:
+        """Report each VM and target when it ends; raise only when nothing can be said of any."""
         ...
 
 
@@ -73,17 +80,20 @@ class Run:
     started_at: datetime
     left_out: tuple[TargetSettings, ...] = ()
     """Targets with which an earlier run is still busy."""
-    work: asyncio.Task[list[RunRecord]] | None = None
+    work: asyncio.Task[None] | None = None
     cancelled_because: str = ""
-    seen: tuple[RunRecord, ...] = ()
-    """What the board showed when the run was cancelled: its work clears the board as it ends."""
-    records: tuple[RunRecord, ...] = ()
-    """Final, once `ended` is set."""
+    error: XorepdError | None = None
+    """Why nothing can be said of its VMs."""
+    records: list[RunRecord] = field(default_factory=list)
+    """How those VMs and targets ended that have; all of them, once `ended` is set."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Runs:
-    """All runs under way. An async context manager, whose end waits for every run."""
+    """All runs under way, and the writing of their history.
+
+    An async context manager, whose end waits for every run.
+    """
 
     def __init__(
         self, runner: JobRunner, board: Board, history: History, clock: Callable[[], datetime]
@@ -93,26 +103,45 @@ class Runs:
         self._history = history
         self._clock = clock
         self._group = asyncio.TaskGroup()
+        self._writing = AsyncExitStack()
         self._running: list[Run] = []
         self._closed = False
         self.on_end: Callable[[JobName], None] = lambda job: None
         """Called when a run has ended and its job may start again."""
 
     async def __aenter__(self) -> Self:
+        writing = background(("history", self._history.write()))
+        await self._writing.enter_async_context(writing)
         await self._group.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
         with lone_error():
-            await self._group.__aexit__(*exc_info)
+            async with self._writing:
+                await self._group.__aexit__(*exc_info)
+                if not await self._history.flush():
+                    log.error(
+                        "history.lost",
+                        records=len(self._history.unwritten) + self._history.lost,
+                        error=self._history.problem,
+                    )
 
-    async def take_over(self) -> None:
-        """Record the runs that an earlier process began and did not end.
+    async def take_over(self, scheduled: Collection[str]) -> set[str]:
+        """Record what an earlier process began and did not end.
+
+        Args:
+            scheduled: jobs that may be made up.
+
+        Returns:
+            Those whose last run is to be made up, because that process ended in it.
 
         Raises:
             StateError: the history cannot be used.
         """
-        _log_finished(await self._history.interrupted(self._clock()))
+        found, cut = await self._history.take_over(self._clock(), scheduled)
+        for record in found:
+            _log_finished(record)
+        return cut
 
     def start(self, job: JobSettings, *, cause: str) -> Run:
         """Start a run of a job, to those of its targets that no earlier run is busy with.
@@ -147,7 +176,7 @@ class Runs:
 
     def _serves(self, run: Run, to: TargetSettings) -> bool:
         """Return whether a run under way has still something to do for a target."""
-        shown = [*self._shown(run), *self._waiting(run)]
+        shown = [*self.shown(run), *(r for r in self._board.waiting() if r.run_id == run.id)]
         if not shown:  # it has not come so far
             return any(to.place == own.place for own in run.job.targets)
         return any(r.outcome is Outcome.RUNNING and r.is_to(to.pool, to.sr) for r in shown)
@@ -161,7 +190,6 @@ class Runs:
         if run.cancelled_because or run.work is None:
             return
         run.cancelled_because = because
-        run.seen = (*self._shown(run), *self._waiting(run))
         log.info("run.cancelling", job=run.job.name, run_id=run.id, because=because)
         run.work.cancel()
 
@@ -177,80 +205,76 @@ class Runs:
             async with asyncio.timeout(grace_s):
                 await first_of(self._all_ended(), hurry.wait())
         for run in list(self._running):
-            self.cancel(run, because="the daemon was stopped")
+            self.cancel(run, because=STOPPED)
         await self._all_ended()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WRITE_S):
+                await first_of(self._history.written(), hurry.wait())
 
     async def _all_ended(self) -> None:
         for run in list(self._running):
             await run.ended.wait()
 
-    def _shown(self, run: Run) -> list[RunRecord]:
-        return [record for record in self._board.records() if record.run_id == run.id]
+    def shown(self, run: Run) -> list[RunRecord]:
+        """Return how the VMs of a run stand: those that are done, then those under way."""
+        under_way = [record for record in self._board.records() if record.run_id == run.id]
+        return [*run.records, *under_way]
 
-    def _waiting(self, run: Run) -> list[RunRecord]:
-        return [record for record in self._board.waiting() if record.run_id == run.id]
-
-    def _spawn(
-        self, work: Coroutine[Any, Any, list[RunRecord] | None], name: str
-    ) -> asyncio.Task[Any]:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         return self._group.create_task(work, name=name)
 
-    async def _attempt(self, run: Run) -> list[RunRecord]:
-        """Execute a run; whatever goes wrong becomes the outcome of its VMs."""
+    async def _attempt(self, run: Run) -> None:
+        """Execute a run; what keeps it from saying anything of its VMs becomes their outcome."""
         structlog.contextvars.bind_contextvars(job=run.job.name, run_id=run.id)
+        self._history.begin(run.job.name, run.started_at, run.id, _never_begun(run))
+        await self._history.settled()
         try:
-            await self._history.begin(run.job.name, run.started_at, run.id, _never_begun(run))
-        except StateError as error:
-            log.error("history.failed", error=str(error))  # noqa: TRY400 -- the sentence says all
-        try:
-            return await self._runner(run.job, run.id)
+            await self._runner(run.job, run.id, _Telling(self, run))
         except XorepdError as error:
-            return self._unfinished(run, Outcome.FAILED, str(error), error.remedy)
+            run.error = error
         except Exception as error:
             log.exception("run.crashed")
-            text = f"internal error: {type(error).__name__}: {error}"
-            return self._unfinished(run, Outcome.FAILED, text, Remedy.OPERATOR)
+            run.error = Broken(error)
 
-    async def _supervise(self, run: Run, work: asyncio.Task[list[RunRecord]]) -> None:
+    async def _supervise(self, run: Run, work: asyncio.Task[None]) -> None:
         await asyncio.wait([work])
-        if work.cancelled():
-            because = run.cancelled_because or "the daemon is ending"
-            records = self._unfinished(run, Outcome.CANCELLED, because, Remedy.RETRY)
+        if not run.records:
+            for record in _never_begun(run):
+                self.vm_ended(run, _unmet(record, run.error, self._clock()))
+        if work.cancelled() and run.cancelled_because in {"", STOPPED}:
+            self._history.cut(run.job.name, run.id)
         else:
-            records = work.result()
-        run.records = tuple(records)
-        _log_finished(records)
-        try:
-            await self._history.append(records, ended=run.id)
-        except StateError as error:
-            # Losing history never costs a replica: the next runs go on.
-            log.error(  # noqa: TRY400 -- the sentence says all
-                "history.failed", job=run.job.name, run_id=run.id, error=str(error)
-            )
+            self._history.end(run.id)
+        await self._history.settled()
         self._running.remove(run)
         run.ended.set()
         self.on_end(run.job.name)
 
-    def _unfinished(
-        self, run: Run, outcome: Outcome, error: str, remedy: Remedy
-    ) -> list[RunRecord]:
-        """Return final records for a run that could not finish them itself.
+    def vm_ended(self, run: Run, record: RunRecord) -> None:
+        """Record how one VM of a run ended on one target."""
+        if record.outcome is Outcome.CANCELLED:
+            because = run.cancelled_because or "it was broken off; the daemon's log says why"
+            record = replace(record, error=because, remedy=Remedy.RETRY.value)
+        run.records.append(record)
+        _log_finished(record)
+        self._history.add(record)
 
-        What the board showed of it is kept; a run that never came so far gets one per VM and
-        target.
-        """
-        return [
-            replace(
-                record,
-                outcome=outcome,
-                finished_at=self._clock(),
-                error=error,
-                remedy=remedy.value,
-            )
-            if record.outcome is Outcome.RUNNING
-            else record
-            for record in run.seen or self._shown(run) or _never_begun(run)
-        ]
+    def expects(self, run: Run, records: Sequence[RunRecord]) -> None:
+        """Remember whom a run is about to serve."""
+        self._history.expect(run.job.name, run.id, records)
+
+
+class _Telling:
+    """Hears how one run gets on (`replication.jobs.Report`)."""
+
+    def __init__(self, runs: Runs, run: Run) -> None:
+        self._runs, self._run = runs, run
+
+    def expects(self, records: Sequence[RunRecord]) -> None:
+        self._runs.expects(self._run, records)
+
+    def ended(self, record: RunRecord) -> None:
+        self._runs.vm_ended(self._run, record)
 
 
 def _never_begun(run: Run) -> Sequence[RunRecord]:
@@ -259,7 +283,7 @@ def _never_begun(run: Run) -> Sequence[RunRecord]:
         RunRecord(
             run_id=run.id,
             job=job.name,
-            vm_uuid=vm if _is_uuid(vm) else "",
+            vm_uuid=as_uuid(vm),
             vm_name=vm,
             source=job.source,
             target=target.pool,
@@ -272,27 +296,32 @@ def _never_begun(run: Run) -> Sequence[RunRecord]:
     ]
 
 
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False
+def _unmet(record: RunRecord, error: XorepdError | None, now: datetime) -> RunRecord:
+    """Return how it ended with a VM that its run never came to: cancelled, if for no error."""
+    if error is None:
+        return replace(record, outcome=Outcome.CANCELLED, finished_at=now)
+    return replace(
+        record,
+        outcome=Outcome.FAILED,
+        finished_at=now,
+        error=str(error),
+        remedy=error.remedy.value,
+    )
 
 
-def _log_finished(records: Iterable[RunRecord]) -> None:
-    """Write the one line per VM from which its run can be understood."""
-    for record in records:
-        facts = {key: value for key, value in record.to_json().items() if value not in (None, "")}
-        facts["disks"] = [
-            {key: value for key, value in disk.items() if value not in (None, "")}
-            for disk in facts.pop("disks", [])
-        ]
-        if record.finished_at is not None:
-            duration = record.finished_at - record.started_at
-            facts["duration_s"] = round(duration.total_seconds(), 3)
-        if record.outcome is not Outcome.FAILED:
-            log.info("run.finished", **facts)
-        elif record.remedy == Remedy.OPERATOR.value:
-            log.error("run.finished", **facts)
-        else:
-            log.warning("run.finished", **facts)
+def _log_finished(record: RunRecord) -> None:
+    """Write the one line from which the run of a VM can be understood."""
+    facts = {key: value for key, value in record.to_json().items() if value not in (None, "")}
+    facts["disks"] = [
+        {key: value for key, value in disk.items() if value not in (None, "")}
+        for disk in facts.pop("disks", [])
+    ]
+    if record.finished_at is not None:
+        duration = record.finished_at - record.started_at
+        facts["duration_s"] = round(duration.total_seconds(), 3)
+    if record.outcome is not Outcome.FAILED:
+        log.info("run.finished", **facts)
+    elif record.remedy == Remedy.OPERATOR.value:
+        log.error("run.finished", **facts)
+    else:
+        log.warning("run.finished", **facts)

@@ -8,7 +8,7 @@ the clock by hand.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -49,13 +49,19 @@ class Scheduler:
         self._looked_at = clock()
         self._woken = asyncio.Event()
 
-    def load(self, jobs: Iterable[JobSettings], last_starts: Mapping[str, datetime]) -> None:
+    def load(
+        self,
+        jobs: Iterable[JobSettings],
+        last_starts: Mapping[str, datetime],
+        cut: Collection[str] = (),
+    ) -> None:
         """Take the jobs that the daemon begins with.
 
         Args:
             jobs: All of them.
             last_starts: When each last started, in this process or an earlier one. A job that came
                 due since then was missed, and is due now.
+            cut: Jobs in whose last run an earlier process ended; they are due now, too.
         """
         now = self._clock()
         self._entries = {}
@@ -66,6 +72,8 @@ class Scheduler:
             missed = _due(job, last) if last is not None and last <= now else None
             if missed is not None and missed <= now:
                 entry.due_at, entry.cause = missed, "missed"
+            elif job.name in cut and is_scheduled(job):
+                entry.due_at, entry.cause = now, "interrupted"
             self._entries[job.name] = entry
         self._woken.set()
 
@@ -126,6 +134,11 @@ class Scheduler:
         if not dues:
             return LONGEST_WAIT_S
         return min(max((min(dues) - self._clock()).total_seconds(), 0.0), LONGEST_WAIT_S)
+
+
+def is_scheduled(job: JobSettings) -> bool:
+    """Return whether a job starts by itself."""
+    return job.schedule is not None and job.enabled
 
 
 def _when(job: JobSettings) -> tuple[object, ...]:

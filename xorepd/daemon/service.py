@@ -26,6 +26,7 @@ from xorepd.control.protocol import (
     ForgetPlanReply,
     ForgetReply,
     HistoryReply,
+    HistoryStatus,
     JobsReply,
     LinkReply,
     LinksReply,
@@ -40,7 +41,7 @@ from xorepd.control.protocol import (
     VersionReply,
 )
 from xorepd.daemon.runs import AlreadyRunning, Board, Run, Runs
-from xorepd.daemon.scheduler import Scheduler
+from xorepd.daemon.scheduler import Scheduler, is_scheduled
 from xorepd.daemon.status import job_reply, job_status
 from xorepd.daemon.systemd import Notifier
 from xorepd.daemon.telling import narrated
@@ -50,7 +51,7 @@ from xorepd.ids import JobName
 from xorepd.replication.forgetting import Terms
 from xorepd.replication.orphans import Known
 from xorepd.state.history import History
-from xorepd.state.records import Outcome, RunRecord
+from xorepd.state.records import RunRecord
 from xorepd.tasks import first_of
 from xorepd.transports.links import Links, LinkState
 from xorepd.version import VERSION
@@ -133,8 +134,9 @@ class Service:
         Raises:
             StateError: the history cannot be used.
         """
-        await self._runs.take_over()
-        self._scheduler.load(self.settings.jobs.values(), await self._history.last_starts())
+        jobs = self.settings.jobs.values()
+        cut = await self._runs.take_over({job.name for job in jobs if is_scheduled(job)})
+        self._scheduler.load(jobs, await self._history.last_starts(), cut)
         self._notifier.ready(self._line())
 
     async def run_schedules(self) -> None:
@@ -169,7 +171,7 @@ class Service:
         return VersionReply(version=VERSION)
 
     async def status(self) -> StatusReply:
-        latest, now = await self._history.latest(), self._clock()
+        latest, now = self._history.latest(), self._clock()
         return StatusReply(
             version=VERSION,
             pid=os.getpid(),
@@ -185,15 +187,23 @@ class Service:
                 )
                 for job in self.settings.jobs.values()
             ),
-            running=tuple(
-                record for record in self._board.records() if record.outcome is Outcome.RUNNING
-            ),
+            running=tuple(self._board.records()),
             pools=self._pool_states(),
             memory=MemoryStatus(
                 size_bytes=self._budget.size,
                 held_bytes=self._budget.held,
                 waiting=self._budget.waiting,
             ),
+            history=self._history_status(),
+        )
+
+    def _history_status(self) -> HistoryStatus | None:
+        if not self._history.problem:
+            return None
+        return HistoryStatus(
+            problem=self._history.problem,
+            unwritten=len(self._history.unwritten),
+            lost=self._history.lost,
         )
 
     def jobs(self) -> JobsReply:
@@ -226,7 +236,7 @@ class Service:
     async def run(self, run_id: str) -> RunReply:
         if run := self._runs.of_id(run_id):
             return RunReply(
-                run_id=run.id, job=run.job.name, running=True, records=tuple(self._shown(run))
+                run_id=run.id, job=run.job.name, running=True, records=tuple(self._runs.shown(run))
             )
         records = await self._finished(run_id)
         return RunReply(run_id=run_id, job=records[0].job, running=False, records=records)
@@ -242,19 +252,19 @@ class Service:
         return HistoryReply(records=tuple(await self._history.page(job=job, limit=limit)))
 
     async def orphans(self) -> OrphansReply:
-        return await self._leavings.find_orphans(await self._known())
+        return await self._leavings.find_orphans(self._known())
 
     async def forget_plan(self, stream: str, terms: Terms) -> ForgetPlanReply:
-        return await self._leavings.forget_plan(stream, terms, await self._known())
+        return await self._leavings.forget_plan(stream, terms, self._known())
 
     async def forget(self, stream: str, terms: Terms) -> AsyncGenerator[ForgetReply, None]:
         if self._stopping:
             raise ControlError("xorepd is stopping and begins nothing", status=503)
-        known = await self._known()
+        known = self._known()
         return narrated(lambda report: self._leavings.forget(stream, terms, known, report), stream)
 
-    async def _known(self) -> Known:
-        records = [entry.record for entry in await self._history.latest()]
+    def _known(self) -> Known:
+        records = [entry.record for entry in self._history.latest()]
         return {(record.vm_uuid, record.sr_uuid) for record in records if record.sr_uuid}
 
     def links(self) -> LinksReply:
@@ -338,9 +348,6 @@ class Service:
             return f"stopping, runs to end: {len(self._runs)}"
         return f"jobs: {len(self.settings.jobs)}, running: {len(self._runs)}"
 
-    def _shown(self, run: Run) -> list[RunRecord]:
-        return [record for record in self._board.records() if record.run_id == run.id]
-
     async def _finished(self, run_id: str) -> tuple[RunRecord, ...]:
         records = await self._history.of_run(run_id)
         if not records:
@@ -356,7 +363,7 @@ class Service:
             version = await self._board.changed(version)
 
         while not run.ended.is_set():
-            for record in self._shown(run):
+            for record in self._runs.shown(run):
                 what = (record.vm_uuid, record.vm_name, record.target, record.sr)
                 if told.get(what) != record:
                     told[what] = record
@@ -365,7 +372,7 @@ class Service:
             with suppress(TimeoutError):
                 async with asyncio.timeout(EVENT_PAUSE_S):
                     await run.ended.wait()
-        yield Finished(run.records)
+        yield Finished(tuple(run.records))
 
 
 async def _only(event: Event) -> AsyncGenerator[Event, None]:

@@ -221,19 +221,15 @@ class Progress:
 
 @dataclass(slots=True)
 class Board:
-    """Every VM of the runs under way."""
+    """Every VM under way in a run."""
 
     _running: list[Progress] = field(default_factory=list)
-    _finished: dict[RunId, list[RunRecord]] = field(default_factory=dict)
-    """Of runs that have not ended: how those of their VMs ended that have."""
     _version: int = 0
     _touched: asyncio.Event = field(default_factory=asyncio.Event)
 
     def records(self) -> list[RunRecord]:
-        """Return how each stands: VMs of these runs that are done, then those under way."""
-        done = [record for records in self._finished.values() for record in records]
-        begun = [progress for progress in self._running if progress.step != WAITING]
-        return done + [progress.running() for progress in begun]
+        """Return how those stand that are under way."""
+        return [progress.running() for progress in self._running if progress.step != WAITING]
 
     def waiting(self) -> list[RunRecord]:
         """Return those whose turn in their run has not come yet."""
@@ -249,19 +245,6 @@ class Board:
         self._version += 1
         self._touched.set()  # wakes everyone who waits now
         self._touched = asyncio.Event()
-
-    @contextmanager
-    def run(self, run_id: RunId) -> Iterator[list[RunRecord]]:
-        """Keep what is put into the list on the board until the whole run has ended.
-
-        A run that is cancelled has no result: what its VMs came to is found here.
-        """
-        finished = self._finished[run_id] = []
-        try:
-            yield finished
-        finally:
-            del self._finished[run_id]
-            self.touch()
 
     @contextmanager
     def show(self, progress: Progress) -> Iterator[None]:

@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Protocol
 from uuid import uuid4
 
 import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
+from xorepd.config.names import as_uuid
 from xorepd.data.budget import Budget
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.errors import Broken, Frozen, LeaseHeld, Refused, XorepdError
@@ -76,8 +78,25 @@ class Context:
     """How long the targets of a VM wait for each other at most."""
 
 
-async def run_job(job: JobSettings, run_id: RunId, context: Context) -> list[RunRecord]:
+class Report(Protocol):
+    """Told how a run gets on; it neither waits nor fails."""
+
+    def expects(self, records: Sequence[RunRecord]) -> None:
+        """Hear which VMs and targets the run is about to serve, as each stands now."""
+        ...
+
+    def ended(self, record: RunRecord) -> None:
+        """Hear how one VM ended on one target."""
+        ...
+
+
+async def run_job(
+    job: JobSettings, run_id: RunId, context: Context, report: Report | None = None
+) -> list[RunRecord]:
     """Replicate each VM of a job once to each of its targets.
+
+    Args:
+        report: told of each VM and target when it ends, also where the run is cancelled.
 
     Returns:
         One record per VM and target, in the job's order, and then one for each VM that is gone
@@ -88,42 +107,54 @@ async def run_job(job: JobSettings, run_id: RunId, context: Context) -> list[Run
     """
     turns = {to.place: asyncio.Semaphore(job.max_vms) for to in job.targets}
     late = set[str]()
-    with context.board.run(run_id) as finished:
 
-        async def serve(vm: _VmRun, to: TargetSettings) -> RunRecord:
-            try:
+    def tell(record: RunRecord) -> RunRecord:
+        if report is not None:
+            report.ended(record)
+        return record
+
+    async def serve(vm: _VmRun, to: TargetSettings, progress: Progress) -> RunRecord:
+        try:
+            with context.board.show(progress):
+                async with turns[to.place]:
+                    record = await vm.serve(to, progress)
+        except asyncio.CancelledError:
+            tell(progress.finished(Outcome.CANCELLED, None, context.clock()))
+            raise
+        finally:
+            vm.visit.leave(to.place)
+        return tell(record)
+
+    async def miss(selection: Selection, to: TargetSettings) -> list[RunRecord]:
+        pools = context.pools
+        records = await find_missing(
+            job, run_id, selection, to, pools[job.source], pools[to.pool], context.clock
+        )
+        return [tell(record) for record in records]
+
+    mustered = await muster(job, run_id, context.pools[job.source], context.clock)
+    async with asyncio.TaskGroup() as group:
+        tasks, missing = [], []
+        expected: list[RunRecord] = []
+        if selection := mustered.selection:
+            for to in (to for to in job.targets if to.pool in context.pools):
+                name = f"{job.name} missing on {to.place}"
+                missing.append(group.create_task(miss(selection, to), name=name))
+        found = selection.found if selection else ()
+        names: dict[str, str] = {vm.uuid: vm.name_label for vm in found}
+        for wanted in mustered.wanted:
+            vm = _VmRun(job, run_id, wanted, names.get(wanted, wanted), context, late, group)
+            for to in job.targets:
                 progress = vm.progress_to(to)
-                with context.board.show(progress):
-                    async with turns[to.place]:
-                        record = await vm.serve(to, progress)
-                        finished.append(record)
-                        return record
-            finally:
-                vm.visit.leave(to.place)
-
-        async def miss(selection: Selection, to: TargetSettings) -> list[RunRecord]:
-            pools = context.pools
-            records = await find_missing(
-                job, run_id, selection, to, pools[job.source], pools[to.pool], context.clock
-            )
-            finished.extend(records)
-            return records
-
-        mustered = await muster(job, run_id, context.pools[job.source], context.clock)
-        finished.extend(mustered.records)
-        async with asyncio.TaskGroup() as group:
-            tasks, missing = [], []
-            if selection := mustered.selection:
-                for to in (to for to in job.targets if to.pool in context.pools):
-                    name = f"{job.name} missing on {to.place}"
-                    missing.append(group.create_task(miss(selection, to), name=name))
-            for wanted in mustered.wanted:
-                vm = _VmRun(job, run_id, wanted, context, late, group)
-                for to in job.targets:
-                    name = f"{job.name} {wanted} to {to.place}"
-                    tasks.append(group.create_task(serve(vm, to), name=name))
-        served = [task.result() for task in tasks]
-        return [*mustered.records, *served, *chain(*(task.result() for task in missing))]
+                expected.append(progress.running())
+                name = f"{job.name} {wanted} to {to.place}"
+                tasks.append(group.create_task(serve(vm, to, progress), name=name))
+        if report is not None:
+            report.expects(expected)
+        for record in mustered.records:
+            tell(record)
+    served = [task.result() for task in tasks]
+    return [*mustered.records, *served, *chain(*(task.result() for task in missing))]
 
 
 class _Seat:
@@ -152,11 +183,13 @@ class _VmRun:
         job: JobSettings,
         run_id: RunId,
         wanted: str,
+        label: str,
         context: Context,
         late: set[str],
         group: asyncio.TaskGroup,
     ) -> None:
-        self._job, self._run_id, self._wanted, self._context = job, run_id, wanted, context
+        self._job, self._run_id, self._context = job, run_id, context
+        self._wanted, self._label = wanted, label
         self._finding = asyncio.Lock()
         self._vm: Vm | None = None
         self.seat = _Seat(context.slots)
@@ -169,8 +202,8 @@ class _VmRun:
             self._context.board,
             run_id=self._run_id,
             job=self._job.name,
-            vm_uuid="",
-            vm_name=self._wanted,
+            vm_uuid=as_uuid(self._wanted),
+            vm_name=self._label,
             source=self._job.source,
             target=to.pool,
             sr=to.sr,
@@ -179,11 +212,15 @@ class _VmRun:
 
     async def serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
         """Replicate the VM to one target, whatever becomes of the others; return how it ended."""
+        job = self._job
+        with structlog.contextvars.bound_contextvars(
+            job=job.name, run_id=self._run_id, vm=self._wanted, target=to.place
+        ):
+            return await self._serve(to, progress)
+
+    async def _serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
         job, context = self._job, self._context
         progress.begin(context.clock())
-        structlog.contextvars.bind_contextvars(
-            job=job.name, run_id=self._run_id, vm=self._wanted, target=to.place
-        )
         try:
             async with asyncio.timeout(job.deadline) as deadline:
                 outcome = await self._replicate(to, progress, deadline)

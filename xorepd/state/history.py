@@ -1,21 +1,53 @@
-"""Finished runs: append, page through, expire; and per VM what a status needs at once."""
+"""Finished runs: remembered at once, written as soon as it can be, paged through, expired.
+
+    begin ──► expect ──► add, for each VM and target ──► end
+                                                     └─► cut: the next start runs the job again
+
+What is told to the history is known from that moment on. One task (`write`) takes it to the store.
+While the store takes nothing (a full disk, a lock), what could not be written is kept in memory and
+tried again, and `problem` says why.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+from typing import NoReturn, Self
 
-from xorepd.errors import Remedy
+import structlog
+
+from xorepd.errors import Remedy, StateError
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.state.store import Store
 
-INTERRUPTION = "xorepd or its machine died in this run; the next one cleans up after it"
+log = structlog.get_logger(__name__)
+
+INTERRUPTION = (
+    "xorepd or its machine went down before the end of this run was written down; "
+    "the next one cleans up after it"
+)
 
 EXPIRE_ROWS = 10_000
 """Rows deleted in one transaction, so that an append never waits long behind an expiry."""
+
+MOST_UNWRITTEN = 10_000
+"""Records that are kept while the store takes none: some 30 MiB. The oldest give way."""
+
+RETRY_S = 5.0
+"""Between two attempts to write what could not be written."""
+
+OVER = "[]"
+"""The records of a run that is over and has to be made up."""
+
+_Work = Callable[[sqlite3.Connection], object]
+_Key = tuple[str, ...]
+_Place = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +60,169 @@ class Latest:
     """Point in time of the newest restore point that a run committed."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Something that has to be written."""
+
+    work: _Work
+    record: RunRecord | None = None
+    """The finished record that it adds."""
+
+
 class History:
-    """Finished runs in a store."""
+    """Finished runs, in a store and on the way there.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: where they are written.
+        latest: what it knows of every VM, the most recent last.
+    """
+
+    def __init__(self, store: Store, latest: Iterable[Latest] = ()) -> None:
         self._store = store
+        self._latest = {_place(each.record): each for each in latest}
+        self._unwritten: dict[_Key, _Change] = {}
+        self._numbers = count()
+        self._turn = asyncio.Lock()
+        self._wanted = asyncio.Event()
+        self._tried = asyncio.Event()
+        self.problem = ""
+        """Why the last attempt to write failed."""
+        self.lost = 0
+        """Records that had to give way to others before they could be written."""
 
-    async def begin(
-        self, job: str, at: datetime, run_id: str, records: Sequence[RunRecord]
-    ) -> None:
-        """Remember that a run of a job starts.
+    @classmethod
+    async def open(cls, store: Store) -> Self:
+        """Return the history that a store holds.
+
+        Raises:
+            StateError: it cannot be read.
+        """
+
+        def work(connection: sqlite3.Connection) -> list[Latest]:
+            rows = connection.execute("SELECT record, newest_point FROM latest ORDER BY run")
+            return [
+                Latest(_parse(text), datetime.fromisoformat(point) if point else None)
+                for text, point in rows
+            ]
+
+        return cls(store, await store.run(work))
+
+    # -- what runs tell ----------------------------------------------------------------------
+
+    def begin(self, job: str, at: datetime, run_id: str, expected: Sequence[RunRecord]) -> None:
+        """Remember that a run of a job starts; it makes up for those that were cut.
 
         Its moment tells whether a start was missed while the daemon was down.
 
         Args:
-            records: what there is to say of the run if the daemon dies in it (see `interrupted`).
+            expected: see `expect`.
         """
-        text = json.dumps([record.to_json() for record in records], separators=(",", ":"))
+        self._put(("start", job), _Change(partial(_start, job, at)))
+        self.expect(job, run_id, expected)
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO starts VALUES (?, ?)"
-                " ON CONFLICT DO UPDATE SET started_at = excluded.started_at",
-                (job, at.timestamp()),
-            )
-            connection.execute("INSERT INTO begun (run_id, records) VALUES (?, ?)", (run_id, text))
+    def expect(self, job: str, run_id: str, expected: Sequence[RunRecord]) -> None:
+        """Remember whom a run is going to serve: should it never end, these were interrupted."""
+        text = json.dumps([record.to_json() for record in expected], separators=(",", ":"))
+        self._put(("run", run_id), _Change(partial(_expect, job, run_id, text)))
 
-        await self._store.run(work)
+    def add(self, record: RunRecord) -> None:
+        """Add how one VM ended on one target."""
+        self._learn(record)
+        self._put(
+            ("record", record.run_id, *_place(record)), _Change(partial(_add, record), record)
+        )
+
+    def end(self, run_id: str) -> None:
+        """Remember that a run is over for good."""
+        key = ("run", run_id)
+        if key in self._unwritten and not self._turn.locked():
+            del self._unwritten[key]  # the store has never heard of it
+        else:
+            self._put(key, _Change(partial(_end, run_id)))
+
+    def cut(self, job: str, run_id: str) -> None:
+        """Remember that a run was ended by the end of the daemon, and is to be made up."""
+        self._put(("run", run_id), _Change(partial(_expect, job, run_id, OVER)))
+
+    # -- writing -----------------------------------------------------------------------------
+
+    async def write(self) -> NoReturn:
+        """Write what is told, as long as the history is used."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if not await self.flush():
+                await asyncio.sleep(RETRY_S)
+                self._wanted.set()
+
+    async def flush(self) -> bool:
+        """Try once to write what is told; return whether that is done."""
+        async with self._turn:
+            batch = dict(self._unwritten)
+            if not batch:
+                return True
+
+            def work(connection: sqlite3.Connection) -> None:
+                for change in batch.values():
+                    change.work(connection)
+
+            try:
+                await self._store.run(work)
+            except StateError as error:
+                if not self.problem:
+                    log.error("history.failed", error=str(error))  # noqa: TRY400 -- says all
+                self.problem = str(error)
+                self._give_way()
+            else:
+                for key, change in batch.items():
+                    if self._unwritten.get(key) is change:
+                        del self._unwritten[key]
+                if self.problem:
+                    log.info("history.written", changes=len(batch), lost=self.lost)
+                self.problem, self.lost = "", 0
+            self._tried.set()
+            self._tried = asyncio.Event()
+            return not self.problem
+
+    async def settled(self) -> None:
+        """Wait until what was told before is written, or is known not to be."""
+        while self._unwritten and not self.problem:
+            await self._tried.wait()
+
+    async def written(self) -> None:
+        """Wait until everything is written, however long that takes."""
+        while self._unwritten:
+            await self._tried.wait()
+
+    def _put(self, key: _Key, change: _Change) -> None:
+        self._unwritten.pop(key, None)  # in its place among the others, it comes last now
+        self._unwritten[key] = change
+        self._wanted.set()
+
+    def _give_way(self) -> None:
+        keys = [key for key, change in self._unwritten.items() if change.record is not None]
+        for key in keys[: max(len(keys) - MOST_UNWRITTEN, 0)]:
+            del self._unwritten[key]
+            self.lost += 1
+
+    def _learn(self, record: RunRecord) -> None:
+        place = _place(record)
+        former = self._latest.pop(place, None)
+        point = record.point_in_time if record.restore_point else None
+        if point is None and former is not None:
+            point = former.newest_point_at
+        self._latest[place] = Latest(record, point)
+
+    # -- what is known -----------------------------------------------------------------------
+
+    @property
+    def unwritten(self) -> list[RunRecord]:
+        """The records that are not written yet, the oldest first."""
+        return [each.record for each in self._unwritten.values() if each.record is not None]
+
+    def latest(self) -> list[Latest]:
+        """Return what is known of every VM that a job ever ran on, the most recent first."""
+        return list(reversed(self._latest.values()))
 
     async def last_starts(self) -> dict[str, datetime]:
         """Return when each job last started."""
@@ -65,69 +233,44 @@ class History:
 
         return await self._store.run(work)
 
-    async def append(self, records: Sequence[RunRecord], *, ended: str = "") -> None:
-        """Add the finished records of one run, all or none.
-
-        Args:
-            ended: the id of the run, where it began with `begin`.
-        """
-
-        def work(connection: sqlite3.Connection) -> None:
-            for record in records:
-                _append(connection, record)
-            connection.execute("DELETE FROM begun WHERE run_id = ?", (ended,))
-
-        await self._store.run(work)
-
-    async def interrupted(self, now: datetime) -> list[RunRecord]:
-        """Add to the history, and return, what an earlier process began and did not end.
-
-        Args:
-            now: when that was found: nobody knows when it died.
-        """
-
-        def work(connection: sqlite3.Connection) -> list[RunRecord]:
-            found = [
-                replace(
-                    RunRecord.from_json(plain),
-                    outcome=Outcome.INTERRUPTED,
-                    finished_at=now,
-                    error=INTERRUPTION,
-                    remedy=Remedy.RETRY.value,
-                )
-                for (text,) in connection.execute("SELECT records FROM begun ORDER BY id")
-                for plain in json.loads(text)
-            ]
-            for record in found:
-                _append(connection, record)
-            connection.execute("DELETE FROM begun")
-            return found
-
-        return await self._store.run(work)
-
     async def of_run(self, run_id: str) -> list[RunRecord]:
         """Return the records of one run, in the order in which they were added."""
-        return await self._records("SELECT record FROM runs WHERE run_id = ? ORDER BY id", run_id)
+        query = "SELECT record FROM runs WHERE run_id = ? ORDER BY id"
+        written = await self._records(query, run_id)
+        return written + [record for record in self.unwritten if record.run_id == run_id]
 
     async def page(self, *, job: str | None = None, limit: int = 50) -> list[RunRecord]:
         """Return the newest records first, of one job or of all."""
         if job is None:
-            return await self._records("SELECT record FROM runs ORDER BY id DESC LIMIT ?", limit)
-        return await self._records(
-            "SELECT record FROM runs WHERE job = ? ORDER BY id DESC LIMIT ?", job, limit
-        )
+            query = "SELECT record FROM runs ORDER BY id DESC LIMIT ?"
+            written = await self._records(query, limit)
+        else:
+            query = "SELECT record FROM runs WHERE job = ? ORDER BY id DESC LIMIT ?"
+            written = await self._records(query, job, limit)
+        fresh = [record for record in reversed(self.unwritten) if job in (None, record.job)]
+        return (fresh + written)[:limit]
 
-    async def latest(self) -> list[Latest]:
-        """Return what is known of every VM that a job ever ran on, the most recent first."""
+    # -- other times -------------------------------------------------------------------------
 
-        def work(connection: sqlite3.Connection) -> list[Latest]:
-            rows = connection.execute("SELECT record, newest_point FROM latest ORDER BY run DESC")
-            return [
-                Latest(_parse(text), datetime.fromisoformat(point) if point else None)
-                for text, point in rows
-            ]
+    async def take_over(
+        self, now: datetime, scheduled: Collection[str]
+    ) -> tuple[list[RunRecord], set[str]]:
+        """Add to the history what an earlier process began and did not end.
 
-        return await self._store.run(work)
+        Args:
+            now: when that was found: nobody knows when it died.
+            scheduled: jobs that may be made up.
+
+        Returns:
+            The records that were added, and the jobs whose last run is to be made up.
+
+        Raises:
+            StateError: the store cannot be used.
+        """
+        found, cut = await self._store.run(partial(_take_over, now, scheduled))
+        for record in found:
+            self._learn(record)
+        return found, cut
 
     async def expire(self, before: datetime) -> int:
         """Forget what finished before a moment; return how many records that were.
@@ -139,38 +282,118 @@ class History:
             deleted = await self._store.run(lambda connection: _expire(connection, before))
             expired += deleted
             if deleted < EXPIRE_ROWS:
-                return expired
+                break
+        self._latest = {
+            place: latest
+            for place, latest in self._latest.items()
+            if _ended_at(latest.record) >= before
+        }
+        return expired
 
     async def _records(self, query: str, *parameters: str | int) -> list[RunRecord]:
+        """Return records that are written.
+
+        The store does one thing after the other, and so do those who wait for it: what has been
+        written before this is no longer among the unwritten when this returns.
+        """
+
         def work(connection: sqlite3.Connection) -> list[RunRecord]:
             return [_parse(text) for (text,) in connection.execute(query, parameters)]
 
         return await self._store.run(work)
 
 
-def _append(connection: sqlite3.Connection, record: RunRecord) -> None:
+def _place(record: RunRecord) -> _Place:
+    return record.job, record.vm_uuid, record.vm_name, record.target, record.sr
+
+
+def _ended_at(record: RunRecord) -> datetime:
+    return record.finished_at or record.started_at
+
+
+# -- in the store's thread ---------------------------------------------------------------------
+
+
+def _start(job: str, at: datetime, connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "INSERT INTO starts VALUES (?, ?)"
+        " ON CONFLICT DO UPDATE SET started_at = excluded.started_at",
+        (job, at.timestamp()),
+    )
+    connection.execute("DELETE FROM begun WHERE job = ? AND records = ?", (job, OVER))
+
+
+def _expect(job: str, run_id: str, text: str, connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "INSERT INTO begun (run_id, job, records) VALUES (?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET records = excluded.records",
+        (run_id, job, text),
+    )
+
+
+def _end(run_id: str, connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM begun WHERE run_id = ?", (run_id,))
+
+
+def _add(record: RunRecord, connection: sqlite3.Connection) -> None:
     text = json.dumps(record.to_json(), separators=(",", ":"))
-    ended_at = record.finished_at or record.started_at
     cursor = connection.execute(
         "INSERT INTO runs (run_id, job, finished_at, record) VALUES (?, ?, ?, ?)",
-        (record.run_id, record.job, ended_at.timestamp(), text),
+        (record.run_id, record.job, _ended_at(record).timestamp(), text),
     )
     point = record.point_in_time if record.restore_point else None
     connection.execute(
         "INSERT INTO latest VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET run = excluded.run, record = excluded.record,"
         " newest_point = coalesce(excluded.newest_point, newest_point)",
-        (
-            record.job,
-            record.vm_uuid,
-            record.vm_name,
-            record.target,
-            record.sr,
-            cursor.lastrowid,
-            text,
-            point.isoformat() if point else None,
-        ),
+        (*_place(record), cursor.lastrowid, text, point.isoformat() if point else None),
     )
+
+
+def _take_over(
+    now: datetime, scheduled: Collection[str], connection: sqlite3.Connection
+) -> tuple[list[RunRecord], set[str]]:
+    found, cut = list[RunRecord](), set[str]()
+    rows = connection.execute("SELECT run_id, job, records FROM begun ORDER BY id").fetchall()
+    for run_id, job, text in rows:
+        expected = [RunRecord.from_json(plain) for plain in json.loads(text)]
+        ended = connection.execute("SELECT record FROM runs WHERE run_id = ?", (run_id,))
+        missing = _without(expected, [_parse(text) for (text,) in ended])
+        for record in missing:
+            interrupted = replace(
+                record,
+                outcome=Outcome.INTERRUPTED,
+                finished_at=now,
+                error=INTERRUPTION,
+                remedy=Remedy.RETRY.value,
+            )
+            _add(interrupted, connection)
+            found.append(interrupted)
+        # Before schema 3 no row has its job.
+        job = job or next((record.job for record in expected), "")
+        _end(run_id, connection)
+        if job in scheduled and (missing or text == OVER):
+            _expect(job, run_id, OVER, connection)
+            cut.add(job)
+    return found, cut
+
+
+def _without(expected: Iterable[RunRecord], ended: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the expected records in whose place none has ended.
+
+    Of VM and SR either may know the name, the UUID, or both.
+    """
+    met = {
+        (vm, record.target, sr)
+        for record in ended
+        for vm in (record.vm_uuid, record.vm_name)
+        for sr in (record.sr, record.sr_uuid)
+    }
+    return [
+        record
+        for record in expected
+        if (record.vm_uuid or record.vm_name, record.target, record.sr) not in met
+    ]
 
 
 def _expire(connection: sqlite3.Connection, before: datetime) -> int:

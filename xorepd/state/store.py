@@ -60,7 +60,17 @@ MIGRATIONS: Sequence[str] = (
         records TEXT NOT NULL
     );
     """,
+    # 3: of which job each of them is: one without records is over, and its job is to be run again.
+    """
+    ALTER TABLE begun ADD COLUMN job TEXT NOT NULL DEFAULT '';
+    """,
 )
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another program holds it; end that one",
+    sqlite3.SQLITE_FULL: "make room there",
+}
+"""By primary result code: what helps, where it is no damage."""
 
 
 class Store:
@@ -87,10 +97,12 @@ class Store:
                 with self._connection:
                     return work(self._connection)
             except sqlite3.Error as error:
-                raise StateError(
-                    f"{self.path}: {error}; if the file is damaged, stop xorepd and move it "
-                    f"aside: only {self._holds} is lost"
-                ) from error
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                remedy = _REMEDIES.get(code) or (
+                    "if the file is damaged, stop xorepd and move it aside: only "
+                    f"{self._holds} is lost"
+                )
+                raise StateError(f"{self.path}: {error}; {remedy}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
 

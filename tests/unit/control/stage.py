@@ -102,7 +102,7 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
         applied.append(changes)
 
     async with open_store(directory / "history.db") as store:
-        history = History(store)
+        history = await History.open(store)
         async with Runs(runner, board, history, clock) as runs:
             service = Service(
                 load(file),

@@ -42,8 +42,8 @@ async def test_status_of_a_new_daemon_says_that_nothing_ran_yet(on: Stage) -> No
 
 
 async def test_status_tells_the_age_of_the_newest_point(on: Stage) -> None:
-    await on.history.append([record()])
-    await on.history.append([record(outcome=Outcome.FAILED, restore_point=None)])
+    on.history.add(record())
+    on.history.add(record(outcome=Outcome.FAILED, restore_point=None))
     on.clock.turn(minutes=10)
 
     (vm,) = (await on.client.status()).jobs[0].vms
@@ -54,7 +54,8 @@ async def test_status_tells_the_age_of_the_newest_point(on: Stage) -> None:
 
 
 async def test_point_on_another_target_is_not_this_jobs_point(on: Stage) -> None:
-    await on.history.append([record(target="elsewhere"), record(sr="other-storage")])
+    for other in (record(target="elsewhere"), record(sr="other-storage")):
+        on.history.add(other)
 
     (vm,) = (await on.client.status()).jobs[0].vms
 
@@ -67,7 +68,8 @@ async def test_each_target_has_its_own_newest_point(tmp_path: Path) -> None:
     two = JOB.replace(f"target = {one}", f'targets = [{one}, {{ pool = "dr", sr = "{second}" }}]')
     async with stage(tmp_path, POOLS + two) as on:
         failed = record(sr="other", sr_uuid=second, outcome=Outcome.FAILED, restore_point=None)
-        await on.history.append([record(), failed])
+        for each in (record(), failed):
+            on.history.add(each)
 
         near, far = (await on.client.status()).jobs[0].vms
 
@@ -100,8 +102,8 @@ async def test_status_shows_what_a_job_found_even_when_it_is_not_found_any_more(
         first, second = record(vm_name="web02"), record(vm_uuid="vm-2", vm_name="web01")
         excluded = record(vm_uuid="vm-3", vm_name="web03")
         gone = record(vm_name="web02", outcome=Outcome.FAILED, restore_point=None)
-        await on.history.append([named, first, second, excluded])
-        await on.history.append([gone])
+        for each in (named, first, second, excluded, gone):
+            on.history.add(each)
 
         vms = (await on.client.status()).jobs[0].vms
 
@@ -113,9 +115,9 @@ async def test_status_shows_what_a_job_found_even_when_it_is_not_found_any_more(
 
 
 async def test_vm_is_the_same_by_uuid_and_by_name(on: Stage) -> None:
-    await on.history.append([record()])
+    on.history.add(record())
     # The pool could not be asked which VM has this name.
-    await on.history.append([record(vm_uuid="", outcome=Outcome.FAILED, restore_point=None)])
+    on.history.add(record(vm_uuid="", outcome=Outcome.FAILED, restore_point=None))
 
     (vm,) = (await on.client.status()).jobs[0].vms
 
@@ -287,7 +289,7 @@ async def test_run_can_be_cancelled(on: Stage) -> None:
     begun = await on.begun()
 
     assert (await on.client.cancel_run("web")).run_id == run_id
-    (last,) = [event async for event in on.client.watch_run(run_id)]
+    *_, last = [event async for event in on.client.watch_run(run_id)]
 
     assert begun.cancelled
     assert isinstance(last, Finished)
@@ -297,7 +299,7 @@ async def test_run_can_be_cancelled(on: Stage) -> None:
 
 async def test_history_can_be_of_one_job_and_is_bounded(on: Stage) -> None:
     for n in range(3):
-        await on.history.append([record(run_id=str(n), job="web" if n else "db")])
+        on.history.add(record(run_id=str(n), job="web" if n else "db"))
 
     assert [r.run_id for r in (await on.client.history(limit=2)).records] == ["2", "1"]
     assert [r.run_id for r in (await on.client.history("db")).records] == ["0"]
@@ -341,7 +343,7 @@ async def test_removed_job_finishes_its_run(on: Stage) -> None:
 
     assert (await on.client.run(run_id)).running
     begun.succeed()
-    (last,) = [event async for event in on.client.watch_run(run_id)]
+    *_, last = [event async for event in on.client.watch_run(run_id)]
     assert isinstance(last, Finished)
     assert (await refusal(on.client.start_run("web")))[0] == 404
 

@@ -137,7 +137,7 @@ async def test_client_that_goes_stops_it(on: Stage) -> None:
 
 
 async def test_what_this_daemon_has_replicated_is_known(on: Stage) -> None:
-    await on.history.append([record(sr_uuid="sr-uuid")])
+    on.history.add(record(sr_uuid="sr-uuid"))
 
     await on.client.orphans()
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from xorepd.config.models import JobSettings
 from xorepd.daemon.runs import AlreadyRunning, Runs
 from xorepd.errors import ControlError, XapiUnreachable
 from xorepd.ids import RunId
+from xorepd.replication.jobs import Report
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.state.store import open_store
@@ -28,7 +31,7 @@ class Stage:
 @asynccontextmanager
 async def stage(directory: Path) -> AsyncIterator[Stage]:
     async with open_store(directory / "history.db") as store:
-        history, runner, board = History(store), Runner(), OpenBoard()
+        history, runner, board = await History.open(store), Runner(), OpenBoard()
         async with Runs(runner, board, history, Clock()) as runs:
             yield Stage(runs, runner, board, history)
 
@@ -124,63 +127,192 @@ async def test_fault_of_ours_ends_the_run_and_not_the_daemon(tmp_path: Path) -> 
         (await on.begun()).outcome.set_exception(ZeroDivisionError("oops"))
         await run.ended.wait()
 
-        assert run.records[0].error == "internal error: ZeroDivisionError: oops"
+        assert (run.records[0].error or "").startswith("internal error, ZeroDivisionError: oops")
         again = on.runs.start(job(), cause="command")
         (await on.begun()).succeed()
         await again.ended.wait()
 
 
-async def test_cancelled_run_is_recorded_as_far_as_it_came(tmp_path: Path) -> None:
-    async with stage(tmp_path) as on:
-        run = on.runs.start(job(), cause="command")
-        begun = await on.begun()
-        await on.board.put(begun.running(step="transfer"), record(run_id="another"))
-
-        on.runs.cancel(run, because="cancelled by command")
-        await on.board.put()
-        await run.ended.wait()
-
-        assert begun.cancelled
-        (shown,) = await on.history.of_run(run.id)
-        assert (shown.outcome, shown.step) == (Outcome.CANCELLED, "transfer")
-        assert shown.error == "cancelled by command"
-        assert shown.finished_at is not None
-
-
-async def test_vm_that_waits_for_its_turn_is_recorded_when_its_run_is_cancelled(
+async def test_each_vm_is_remembered_when_it_ends_and_not_with_the_last_of_its_run(
     tmp_path: Path,
 ) -> None:
     async with stage(tmp_path) as on:
+        run = on.runs.start(job(vms=["web01", "web02"]), cause="command")
+        begun = await on.begun()
+
+        begun.report.ended(record(run_id=run.id))
+        await on.history.settled()
+
+        assert [r.vm_name for r in await on.history.of_run(run.id)] == ["web01"]
+        assert [each.record.vm_name for each in on.history.latest()] == ["web01"]
+        assert [r.vm_name for r in on.runs.shown(run)] == ["web01"]
+        assert not run.ended.is_set()
+        begun.outcome.set_result([record(run_id=run.id, vm_uuid="vm-2", vm_name="web02")])
+        await run.ended.wait()
+        assert [r.vm_name for r in await on.history.of_run(run.id)] == ["web01", "web02"]
+
+
+async def test_vm_that_is_broken_off_is_recorded_as_far_as_it_came_and_why(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
         run = on.runs.start(job(), cause="command")
         begun = await on.begun()
-        await on.board.put(begun.running(step="transfer"))
-        on.board.queue = [begun.running(vm_name="web02", step="waiting"), record(run_id="another")]
+        begun.report.ended(begun.running(vm_name="web02", outcome=Outcome.DELTA))
+        begun.broken_off = [
+            begun.running(step="transfer"),
+            begun.running(vm_name="web03", step="waiting"),
+        ]
 
         on.runs.cancel(run, because="cancelled by command")
         await run.ended.wait()
 
+        assert begun.cancelled
         shown = [(r.vm_name, r.step, r.outcome) for r in await on.history.of_run(run.id)]
         assert shown == [
+            ("web02", "transfer", Outcome.DELTA),
             ("web01", "transfer", Outcome.CANCELLED),
-            ("web02", "waiting", Outcome.CANCELLED),
+            ("web03", "waiting", Outcome.CANCELLED),
         ]
+        errors = {r.error for r in run.records if r.outcome is Outcome.CANCELLED}
+        assert errors == {"cancelled by command"}
+
+
+async def test_run_that_came_to_no_vm_is_recorded_when_it_is_cancelled(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
+        run = on.runs.start(job(vms=["web01", "db*"]), cause="command")
+        await on.begun()
+
+        on.runs.cancel(run, because="cancelled by command")
+        await run.ended.wait()
+
+        shown = [(r.vm_name, r.outcome, r.error) for r in await on.history.of_run(run.id)]
+        assert shown == [
+            ("web01", Outcome.CANCELLED, "cancelled by command"),
+            ("db*", Outcome.CANCELLED, "cancelled by command"),
+        ]
+        assert all(r.finished_at is not None for r in run.records)
+
+
+async def dead_process(directory: Path, *ended: RunRecord, expected: list[RunRecord]) -> None:
+    """Leave what a process leaves that dies when some VMs of its run have ended."""
+    async with open_store(directory / "history.db") as store:
+        history = await History.open(store)
+        history.begin("web", NOON, "run-1", expected)
+        for each in ended:
+            history.add(each)
+        await history.flush()
 
 
 async def test_run_of_a_process_that_died_is_recorded_by_the_next_one(tmp_path: Path) -> None:
-    async with open_store(tmp_path / "history.db") as store:
-        await History(store).begin("web", NOON, "run-1", [record(outcome=Outcome.RUNNING)])
+    await dead_process(tmp_path, expected=[record(outcome=Outcome.RUNNING)])
 
     async with stage(tmp_path) as on:
-        await on.runs.take_over()
+        cut = await on.runs.take_over({"web"})
 
         (found,) = await on.history.of_run("run-1")
-        assert found.outcome is Outcome.INTERRUPTED
+        assert (found.outcome, cut) == (Outcome.INTERRUPTED, {"web"})
+        assert [each.record for each in on.history.latest()] == [found]
+
+
+async def test_vm_that_had_ended_is_not_interrupted_when_the_process_dies_later(
+    tmp_path: Path,
+) -> None:
+    waiting = record(vm_uuid="", sr="sr-uuid", outcome=Outcome.RUNNING)
+    done = record(sr_uuid="sr-uuid")
+    other = replace(waiting, vm_name="web02")
+    await dead_process(tmp_path, done, expected=[waiting, other])
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == {"web"}
+
+        found = [(r.vm_name, r.outcome) for r in await on.history.of_run("run-1")]
+        assert found == [("web01", Outcome.DELTA), ("web02", Outcome.INTERRUPTED)]
+
+
+async def test_run_that_ended_but_for_its_last_word_is_not_made_up(tmp_path: Path) -> None:
+    await dead_process(tmp_path, record(), expected=[record(outcome=Outcome.RUNNING)])
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == set()
+        assert await on.history.of_run("run-1") == [record()]
+
+
+async def stopped_in_a_run(directory: Path, because: str | None) -> None:
+    """Stop a daemon in a run that an operator has cancelled, or not."""
+    async with stage(directory) as on:
+        on.runs.start(job(), cause="schedule")
+        begun = await on.begun()
+        begun.broken_off = [begun.running()]
+        if because is not None:
+            on.runs.cancel(on.runs.of_job("web")[0], because=because)
+        await on.runs.drain(0.0, asyncio.Event())
+
+
+async def test_run_that_a_stop_cancelled_is_made_up_once(tmp_path: Path) -> None:
+    await stopped_in_a_run(tmp_path, None)
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == {"web"}
+        run = on.runs.start(job(), cause="interrupted")
+        (await on.begun()).succeed()
+        await run.ended.wait()
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == set()
+        outcomes = [r.outcome for r in await on.history.page()]
+        assert outcomes == [Outcome.DELTA, Outcome.CANCELLED]
+
+
+async def test_run_that_a_stop_cancelled_is_made_up_though_the_next_process_dies_before_it(
+    tmp_path: Path,
+) -> None:
+    await stopped_in_a_run(tmp_path, None)
+    async with stage(tmp_path) as on:
+        await on.runs.take_over({"web"})
+
+    await stopped_in_a_run(tmp_path, None)  # this time in the run that makes up for the first
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == {"web"}
+
+
+async def test_run_that_an_operator_cancelled_is_not_made_up(tmp_path: Path) -> None:
+    await stopped_in_a_run(tmp_path, "cancelled by command")
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == set()
+
+
+async def test_run_of_a_job_that_starts_by_hand_only_is_not_made_up(tmp_path: Path) -> None:
+    await stopped_in_a_run(tmp_path, None)
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over(set()) == set()
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == set()
+
+
+async def test_slow_target_that_a_stop_cut_off_is_made_up_though_a_later_run_has_ended(
+    tmp_path: Path,
+) -> None:
+    near, far = {"pool": "dr", "sr": "dr-storage"}, {"pool": "far", "sr": "tape"}
+    both = job(targets=[near, far])
+    async with stage(tmp_path) as on:
+        on.runs.start(both, cause="schedule")
+        first = await on.begun()
+        await on.board.put(first.running(target="far", sr="tape"))
+        second = on.runs.start(both, cause="schedule")
+        (await on.begun()).succeed()
+        await second.ended.wait()
+        await on.runs.drain(0.0, asyncio.Event())
+
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == {"web"}
 
 
 async def test_second_cancellation_does_not_strike_the_cleaning_up(tmp_path: Path) -> None:
     begun, cleaning, proceed, cleaned = (asyncio.Event() for _ in range(4))
 
-    async def runner(job: JobSettings, run_id: RunId) -> list[RunRecord]:
+    async def runner(job: JobSettings, run_id: RunId, report: Report) -> None:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -188,11 +320,10 @@ async def test_second_cancellation_does_not_strike_the_cleaning_up(tmp_path: Pat
             cleaning.set()
             await proceed.wait()
             cleaned.set()
-        return []
 
     async with (
         open_store(tmp_path / "history.db") as store,
-        Runs(runner, OpenBoard(), History(store), Clock()) as runs,
+        Runs(runner, OpenBoard(), await History.open(store), Clock()) as runs,
     ):
         run = runs.start(job(), cause="command")
         await begun.wait()
@@ -251,12 +382,71 @@ async def test_nothing_starts_after_a_drain(tmp_path: Path) -> None:
             on.runs.start(job(), cause="command")
 
 
-async def test_history_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the history as another program could."""
+    with closing(sqlite3.connect(directory / "history.db")) as rival:
+        rival.execute("BEGIN IMMEDIATE")
+        yield
+        rival.rollback()
+
+
+async def test_history_that_another_program_holds_stops_no_run_and_is_written_later(
+    tmp_path: Path,
+) -> None:
     async with stage(tmp_path) as on:
-        await on.history._store.run(lambda connection: connection.execute("DROP TABLE runs"))
+        with locked(tmp_path):
+            run = on.runs.start(job(), cause="command")
+            (await on.begun()).succeed()
+            await run.ended.wait()
+
+            assert [r.outcome for r in run.records] == [Outcome.DELTA]
+            assert await on.history.of_run(run.id) == run.records
+            assert "another program holds it" in on.history.problem
+            again = on.runs.start(job(), cause="command")  # and does not wait for the lock
+            (await on.begun()).succeed()
+            await again.ended.wait()
+
+        await on.history.written()
+        assert on.history.problem == ""
+    async with stage(tmp_path) as on:
+        assert await on.runs.take_over({"web"}) == set()
+        assert await on.history.page() == [*again.records, *run.records]
+
+
+async def test_stop_waits_for_a_history_that_another_program_holds(tmp_path: Path) -> None:
+    async with stage(tmp_path) as on:
+        with locked(tmp_path):
+            run = on.runs.start(job(), cause="command")
+            (await on.begun()).succeed()
+            await run.ended.wait()
+            draining = asyncio.get_running_loop().create_task(
+                on.runs.drain(0.0, asyncio.Event()), name="drain"
+            )
+            await asyncio.sleep(0)
+            assert not draining.done()
+        await draining
+
+    async with stage(tmp_path) as on:
+        assert await on.history.page() == run.records
+
+
+async def test_hurry_gives_up_what_cannot_be_written_and_the_next_start_claims_no_death(
+    tmp_path: Path,
+) -> None:
+    hurry = asyncio.Event()
+    hurry.set()
+    async with AsyncExitStack() as process:
+        on = await process.enter_async_context(stage(tmp_path))
         run = on.runs.start(job(), cause="command")
-        (await on.begun()).succeed()
+        begun = await on.begun()
+        with locked(tmp_path):
+            begun.succeed()
+            await run.ended.wait()
+            await on.runs.drain(0.0, hurry)
+            await process.aclose()
 
-        await run.ended.wait()
-
-        assert run.records[0].outcome is Outcome.DELTA
+    async with stage(tmp_path) as on:
+        await on.runs.take_over(set())
+        (found,) = await on.history.page()
+        assert "went down before the end of this run was written down" in (found.error or "")
