@@ -128,9 +128,8 @@ class History:
     def add(self, record: RunRecord) -> None:
         """Add how one VM ended on one target."""
         self._learn(record)
-        self._put(
-            ("record", record.run_id, *_place(record)), _Change(partial(_add, record), record)
-        )
+        key = ("record", str(next(self._numbers)))
+        self._put(key, _Change(partial(_add, record), record))
 
     def end(self, run_id: str) -> None:
         """Remember that a run is over for good."""
@@ -265,11 +264,25 @@ class History:
             The records that were added, and the jobs whose last run is to be made up.
 
         Raises:
-            StateError: the store cannot be used.
+            StateError: the store cannot be read.
         """
-        found, cut = await self._store.run(partial(_take_over, now, scheduled))
-        for record in found:
-            self._learn(record)
+        found, cut = list[RunRecord](), set[str]()
+        for left in await self._store.run(_left_over):
+            for record in left.missing:
+                interrupted = replace(
+                    record,
+                    outcome=Outcome.INTERRUPTED,
+                    finished_at=now,
+                    error=INTERRUPTION,
+                    remedy=Remedy.RETRY.value,
+                )
+                self.add(interrupted)
+                found.append(interrupted)
+            if left.job in scheduled and not left.is_done:
+                self.cut(left.job, left.run_id)
+                cut.add(left.job)
+            else:
+                self.end(left.run_id)
         return found, cut
 
     async def expire(self, before: datetime) -> int:
@@ -326,7 +339,7 @@ def _start(job: str, at: datetime, connection: sqlite3.Connection) -> None:
 def _expect(job: str, run_id: str, text: str, connection: sqlite3.Connection) -> None:
     connection.execute(
         "INSERT INTO begun (run_id, job, records) VALUES (?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET records = excluded.records",
+        " ON CONFLICT DO UPDATE SET job = excluded.job, records = excluded.records",
         (run_id, job, text),
     )
 
@@ -350,32 +363,29 @@ def _add(record: RunRecord, connection: sqlite3.Connection) -> None:
     )
 
 
-def _take_over(
-    now: datetime, scheduled: Collection[str], connection: sqlite3.Connection
-) -> tuple[list[RunRecord], set[str]]:
-    found, cut = list[RunRecord](), set[str]()
+@dataclass(frozen=True, slots=True)
+class _LeftOver:
+    """A run that an earlier process began."""
+
+    run_id: str
+    job: str
+    missing: list[RunRecord]
+    """Whom it was to serve and did not."""
+    is_done: bool
+    """All had ended, and only its own end was not written any more."""
+
+
+def _left_over(connection: sqlite3.Connection) -> list[_LeftOver]:
+    found = []
     rows = connection.execute("SELECT run_id, job, records FROM begun ORDER BY id").fetchall()
     for run_id, job, text in rows:
         expected = [RunRecord.from_json(plain) for plain in json.loads(text)]
         ended = connection.execute("SELECT record FROM runs WHERE run_id = ?", (run_id,))
         missing = _without(expected, [_parse(text) for (text,) in ended])
-        for record in missing:
-            interrupted = replace(
-                record,
-                outcome=Outcome.INTERRUPTED,
-                finished_at=now,
-                error=INTERRUPTION,
-                remedy=Remedy.RETRY.value,
-            )
-            _add(interrupted, connection)
-            found.append(interrupted)
         # Before schema 3 no row has its job.
         job = job or next((record.job for record in expected), "")
-        _end(run_id, connection)
-        if job in scheduled and (missing or text == OVER):
-            _expect(job, run_id, OVER, connection)
-            cut.add(job)
-    return found, cut
+        found.append(_LeftOver(run_id, job, missing, bool(expected) and not missing))
+    return found
 
 
 def _without(expected: Iterable[RunRecord], ended: Iterable[RunRecord]) -> list[RunRecord]:

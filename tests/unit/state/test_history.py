@@ -150,6 +150,7 @@ async def test_run_that_never_ended_is_interrupted_at_the_next_start(tmp_path: P
         assert "went down before the end of this run" in (found[0].error or "")
         assert await history.of_run("run-2") == found
         assert await history.of_run("run-1") == [record()]
+        assert await history.flush()
         assert await history.take_over(NOON, {"web"}) == ([], {"web"})
 
 
@@ -234,6 +235,28 @@ async def test_what_finds_no_room_is_shown_and_written_when_there_is_some(tmp_pa
 
     async with opened(tmp_path) as history:
         assert len(await history.page()) == 21
+
+
+async def test_what_an_earlier_process_left_is_known_though_nothing_can_be_written(
+    tmp_path: Path,
+) -> None:
+    async with full(tmp_path) as (history, store):
+        await set_room(store, 1 << 20)
+        for n in range(20):
+            expected = replace(many(1)[0], run_id=str(n), vm_uuid=f"vm-{n}")
+            history.begin(f"job-{n}", NOON, str(n), [expected])
+        await history.flush()
+
+    async with open_store(tmp_path / "history.db") as store:
+        await set_room(store, 1)
+        history = await History.open(store)
+
+        found, cut = await history.take_over(NOON, {"job-3"})
+
+        assert (len(found), cut) == (20, {"job-3"})
+        assert not await history.flush()
+        assert history.unwritten == found
+        assert history.latest()[0].record == found[-1]
 
 
 async def test_run_that_ended_while_nothing_could_be_written_is_not_interrupted(
