@@ -67,6 +67,8 @@ class _Change:
     work: _Work
     record: RunRecord | None = None
     """The finished record that it adds."""
+    is_end: bool = False
+    """It ends a run for good."""
 
 
 class History:
@@ -81,6 +83,8 @@ class History:
         self._store = store
         self._latest = {_place(each.record): each for each in latest}
         self._unwritten: dict[_Key, _Change] = {}
+        self._stored = set[str]()
+        """Runs that the store has begun and not ended."""
         self._numbers = count()
         self._turn = asyncio.Lock()
         self._wanted = asyncio.Event()
@@ -133,11 +137,10 @@ class History:
 
     def end(self, run_id: str) -> None:
         """Remember that a run is over for good."""
-        key = ("run", run_id)
-        if key in self._unwritten and not self._turn.locked():
-            del self._unwritten[key]  # the store has never heard of it
+        if run_id in self._stored or self._turn.locked():
+            self._put(("run", run_id), _Change(partial(_end, run_id), is_end=True))
         else:
-            self._put(key, _Change(partial(_end, run_id)))
+            self._unwritten.pop(("run", run_id), None)
 
     def cut(self, job: str, run_id: str) -> None:
         """Remember that a run was ended by the end of the daemon, and is to be made up."""
@@ -176,6 +179,9 @@ class History:
                 for key, change in batch.items():
                     if self._unwritten.get(key) is change:
                         del self._unwritten[key]
+                    if key[0] == "run":
+                        note = self._stored.discard if change.is_end else self._stored.add
+                        note(key[1])
                 if self.problem:
                     log.info("history.written", changes=len(batch), lost=self.lost)
                 self.problem, self.lost = "", 0
@@ -199,8 +205,12 @@ class History:
         self._wanted.set()
 
     def _give_way(self) -> None:
-        keys = [key for key, change in self._unwritten.items() if change.record is not None]
-        for key in keys[: max(len(keys) - MOST_UNWRITTEN, 0)]:
+        """Bound what is kept, after an attempt to write it has failed."""
+        for key, change in list(self._unwritten.items()):
+            if change.is_end and key[1] not in self._stored:
+                del self._unwritten[key]
+        records = [key for key, change in self._unwritten.items() if change.record is not None]
+        for key in records[: max(len(records) - MOST_UNWRITTEN, 0)]:
             del self._unwritten[key]
             self.lost += 1
 
@@ -268,6 +278,7 @@ class History:
         """
         found, cut = list[RunRecord](), set[str]()
         for left in await self._store.run(_left_over):
+            self._stored.add(left.run_id)
             for record in left.missing:
                 interrupted = replace(
                     record,

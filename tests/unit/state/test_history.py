@@ -279,6 +279,24 @@ async def test_run_that_ended_while_nothing_could_be_written_is_not_interrupted(
         assert await history.last_starts() == {"web": NOON}
 
 
+async def test_run_that_ends_when_only_its_begin_could_be_written_is_over_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async with full(tmp_path) as (history, store):
+        await set_room(store, 1 << 20)
+        history.begin("web", NOON, "run-1", [record(vm_name="web*", outcome=Outcome.RUNNING)])
+        await history.flush()
+        await set_room(store, 1)
+        history.expect("web", "run-1", many(50))
+        assert not await history.flush()
+        history.end("run-1")
+        await set_room(store, 1 << 20)
+        assert await history.flush()
+
+    async with opened(tmp_path) as history:
+        assert await history.take_over(NOON, {"web"}) == ([], set())
+
+
 async def test_what_is_kept_is_bounded_and_what_is_lost_is_counted(tmp_path: Path) -> None:
     async with full(tmp_path) as (history, store):
         for n in range(MOST_UNWRITTEN + 5):
