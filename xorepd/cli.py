@@ -32,7 +32,14 @@ app = typer.Typer(
 app.add_typer(relay, name="relay")
 
 Config = Annotated[
-    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration, in TOML.")
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration, in TOML.",
+        readable=False,  # what cannot be read is a bad configuration and no wrong usage
+    ),
 ]
 
 
@@ -65,13 +72,15 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
     # Imported here: `--help` and `--version` need none of it.
     import uvloop
 
-    from xorepd.daemon.app import load_checked, run_daemon
+    from xorepd.daemon.app import run_daemon, utc_now
+    from xorepd.daemon.checking import load_checked
     from xorepd.daemon.logs import configure
 
     try:
-        settings = load_checked(config)
-        configure(level=settings.daemon.log_level, style=settings.daemon.log_format)
-        uvloop.run(run_daemon(settings))
+        checked = load_checked(config, utc_now)
+        daemon = checked.settings.daemon
+        configure(level=daemon.log_level, style=daemon.log_format)
+        uvloop.run(run_daemon(checked))
     except XorepdError as error:
         _refuse(error)
 
@@ -79,10 +88,11 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
 @app.command()
 def check(config: Config = DEFAULT_CONFIG) -> None:
     """Say whether the daemon would take a configuration, and what it would do."""
-    from xorepd.daemon.app import load_checked
+    from xorepd.daemon.app import utc_now
+    from xorepd.daemon.checking import load_checked
 
     try:
-        settings = load_checked(config)
+        settings = load_checked(config, utc_now).settings
     except XorepdError as error:
         _refuse(error)
     now = datetime.now(UTC)
@@ -105,5 +115,6 @@ def _vms(job: JobSettings) -> str:
 
 
 def _refuse(error: XorepdError) -> NoReturn:
-    typer.echo(f"xorepd: {error}", err=True)
+    for sentence in str(error).splitlines():
+        typer.echo(f"xorepd: {sentence}", err=True)
     sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)

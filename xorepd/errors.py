@@ -2,6 +2,7 @@
 
     XorepdError                    .remedy
      ├─ ConfigError                OPERATOR   file, key, value, reason, hint
+     │   └─ ConfigErrors           OPERATOR   several of them, each in a line
      ├─ XapiError
      │   ├─ XapiUnreachable        RECONNECT  wraps the cause
      │   ├─ SessionLost            RECONNECT
@@ -35,6 +36,7 @@ session references and URLs that carry them are credentials.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -74,6 +76,31 @@ class ConfigError(XorepdError):
         shown = f" = {value!r}" if value is not None else ""
         where = f"{file}: {key}{shown}" if key else str(file)
         super().__init__(f"{where}: {reason}" + (f"; {hint}" if hint else ""))
+
+
+class ConfigErrors(ConfigError):
+    """Several things are wrong with a configuration; the first is in the attributes of one."""
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        first = errors[0]
+        super().__init__(first.file, first.key, first.reason, value=first.value, hint=first.hint)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.errors))
+
+
+def refuse(errors: Sequence[ConfigError]) -> None:
+    """Raise what is wrong with a configuration, if anything is.
+
+    Raises:
+        ConfigError: all of it.
+    """
+    distinct = list({str(error): error for error in errors}.values())
+    if len(distinct) > 1:
+        raise ConfigErrors(distinct)
+    for error in distinct:
+        raise error
 
 
 class XapiError(XorepdError):

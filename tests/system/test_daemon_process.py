@@ -6,9 +6,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -283,6 +286,145 @@ def test_bad_configuration_is_refused_at_the_start(place: Place, break_it: Any, 
         assert refused.returncode == 78
         assert words in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
+
+
+def test_check_finds_all_at_once_that_run_and_reload_would_refuse(
+    place: Place, daemon: Daemon
+) -> None:
+    good = (place.directory / "xorepd.toml").read_text()
+    where = place.directory
+    (where / "plain").touch(mode=0o644)
+    (where / "dr.password").write_text("")
+    state_dir, socket_path = 'state_dir = "plain"', f'socket = "{"s" * 120}"'
+    bad = good.replace('state_dir = "state"', state_dir).replace(
+        'socket = "run/control.sock"', socket_path
+    )
+    bad = bad.replace('password_env = "PROD_PASSWORD"', 'password_env = "NOPE"\nca_file = "plain"')
+    bad += (
+        'schedule = "*/90 * * * *"\n'
+        f'hooks = {{ before = ["{where}/nope"], after = ["{where}/plain"] }}\n'
+        '\n[jobs.db]\nsource = "prod"\nvms = ["db01"]\nkep = 3\n'
+        'target = { pool = "lyon", sr = "x" }\ntransport = "drect"\n'
+    )
+    (where / "xorepd.toml").write_text(bad)
+
+    said = []
+    for command in ("check", "run"):
+        refused = subprocess.run(
+            [sys.executable, "-m", "xorepd", command, "-c", "xorepd.toml"],
+            cwd=where,
+            env=place.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert refused.returncode == 78
+        lines = refused.stderr.splitlines()
+        assert all(line.startswith(f"xorepd: {where}/xorepd.toml: ") for line in lines)
+        said.append(sorted(line.removeprefix("xorepd: ") for line in lines))
+    reload = place.ctl("reload")
+    said.append(sorted(line.removeprefix("xorepctl: ") for line in reload.stderr.splitlines()))
+
+    keys = [line.removeprefix(f"{where}/xorepd.toml: ").split(": ")[0] for line in said[0]]
+    assert [key.split(" = ")[0] for key in keys] == [
+        "daemon.socket",
+        "daemon.state_dir",
+        "jobs.db.kep",
+        "jobs.db.target.pool",
+        "jobs.db.transport",
+        "jobs.web.hooks.after",
+        "jobs.web.hooks.before",
+        "jobs.web.schedule",
+        "pools.dr.password_file",
+        "pools.prod.ca_file",
+        "pools.prod.password_env",
+    ]
+    assert said[1] == said[2] == said[0]
+    assert place.ctl("status").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no database at all" * 100, "history.db: is no database; move it aside"),
+        (b"short", "history.db: is no database; move it aside"),
+        (None, "history.db: was written by a newer xorepd (schema 99, this one knows"),
+    ],
+)
+def test_check_finds_a_history_that_run_would_refuse(
+    place: Place, content: bytes | None, words: str
+) -> None:
+    history = place.directory / "state" / "history.db"
+    history.parent.mkdir()
+    if content is None:
+        with closing(sqlite3.connect(history)) as connection:
+            connection.execute("PRAGMA user_version = 99")
+    else:
+        history.write_bytes(content)
+
+    for command in ("check", "run"):
+        refused = subprocess.run(
+            [sys.executable, "-m", "xorepd", command, "-c", "xorepd.toml"],
+            cwd=place.directory,
+            env=place.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (78, 1)
+        assert words in refused.stderr
+
+
+AS_NOBODY = """
+import os, sys
+import uvloop, xorepd.daemon.app, xorepd.daemon.checking, xorepd.relay.app, xorepd.relay.settings
+from xorepd import cli, ctl
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+(ctl if sys.argv.pop(1) == "xorepctl" else cli).main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["xorepd", "run"], 78),
+        (["xorepd", "check"], 78),
+        (["xorepd", "relay", "run"], 78),
+        (["xorepd", "relay", "check"], 78),
+        (["xorepctl", "status"], 1),
+    ],
+)
+@pytest.mark.parametrize("hidden", ["file", "directory"])
+def test_configuration_that_the_account_may_not_read_is_a_bad_one(
+    command: list[str], status: int, hidden: str
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "etc" / "xorepd.toml"
+        file.parent.mkdir()
+        file.write_text("jobs = {}\n")
+        os.chmod(directory, 0o755)
+        (file if hidden == "file" else file.parent).chmod(0)
+
+        refused = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, *command, "-c", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        file.parent.chmod(0o700)
+
+    assert refused.returncode == status, refused.stderr
+    [line] = refused.stderr.splitlines()
+    assert f"{file}: this account may not read it (Permission denied); give it to" in line
+
+
+def test_units_are_not_started_again_after_a_bad_configuration() -> None:
+    for unit in (Path(__file__).parents[2] / "systemd").glob("*.service"):
+        lines = unit.read_text().splitlines()
+        assert {"Restart=on-failure", "RestartPreventExitStatus=78"} <= set(lines)
 
 
 def test_check_says_what_a_good_configuration_does(place: Place) -> None:

@@ -10,6 +10,7 @@ from xorepd.errors import (
     Broken,
     CertificateRefused,
     ConfigError,
+    ConfigErrors,
     ConsentMissing,
     ControlError,
     DataError,
@@ -41,6 +42,11 @@ FILE = Path("/etc/xorepd/xorepd.toml")
 
 EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
     (ConfigError(FILE, "jobs.web", "no such pool"), Remedy.OPERATOR, ["jobs.web", "no such pool"]),
+    (
+        ConfigErrors([ConfigError(FILE, "jobs.web", "no such pool"), ConfigError(FILE, "x", "y")]),
+        Remedy.OPERATOR,
+        ["jobs.web: no such pool\n", "x: y"],
+    ),
     (XapiUnreachable("prod", "10.0.0.1", "refused"), Remedy.RECONNECT, ["prod", "10.0.0.1"]),
     (SessionLost("prod"), Remedy.RECONNECT, ["prod"]),
     (NotMaster("prod", "10.0.0.2"), Remedy.RECONNECT, ["prod", "10.0.0.2"]),

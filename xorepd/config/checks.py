@@ -9,12 +9,14 @@ from xorepd.config.fields import nearest
 from xorepd.config.models import JobSettings, Settings
 
 
-def check_references(settings: Settings, explainer: Explainer) -> None:
-    """Refuse jobs that name unknown pools, or that would write the same replica.
+def check_references(settings: Settings, pools: object, explainer: Explainer) -> None:
+    """Note jobs that name unknown pools, or that would write the same replica.
 
-    Raises:
-        ConfigError: the first contradiction, in the order of the file.
+    Args:
+        settings: what of the configuration can be used.
+        pools: the table of the pools as it is written, with those that cannot.
     """
+    written = set(pools) if isinstance(pools, dict) else set[str]()
     replicas: dict[tuple[str, str, str, str], JobSettings] = {}
     ids: dict[str, JobSettings] = {}
     for name, job in settings.jobs.items():
@@ -22,20 +24,18 @@ def check_references(settings: Settings, explainer: Explainer) -> None:
         for index, target in enumerate(job.targets):
             places.append((("jobs", name, "targets", index, "pool"), target.pool))
         for loc, pool in places:
-            if pool not in settings.pools:
-                hint = nearest(pool, settings.pools) or f"add a table [pools.{pool}]"
-                raise explainer.error(loc, "there is no such pool", value=pool, hint=hint)
+            if pool not in written and not explainer.is_wrong(loc):
+                hint = nearest(pool, written) or f"add a table [pools.{pool}]"
+                explainer.note(loc, "there is no such pool", value=pool, hint=hint)
 
         twin = ids.setdefault(job.id, job)
         if twin is not job:
-            raise explainer.error(
-                ("jobs", name, "id"), f"job {twin.name} has the same id", value=job.id
-            )
+            explainer.note(("jobs", name, "id"), f"job {twin.name} has the same id", value=job.id)
 
         for vm, target in product(job.vms, job.targets):
             rival = replicas.setdefault((job.source, vm, target.pool, target.sr), job)
             if rival is not job:
-                raise explainer.error(
+                explainer.note(
                     ("jobs", name, "vms"),
                     f"job {rival.name} replicates {vm!r} to the same storage repository",
                     hint="a VM has one replica per storage repository; remove it from one job",

@@ -1,14 +1,14 @@
-"""Say what is wrong with a configuration in one sentence: key, value, line, nearest known name."""
+"""Say what is wrong with a configuration, a sentence each: key, value, line, nearest known name."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from xorepd.config.fields import nearest
@@ -43,39 +43,51 @@ _ASSIGNMENT = re.compile(
 
 
 class Explainer:
-    """Turns a place in a configuration and a reason into a `ConfigError`."""
+    """Turns places in a configuration and reasons into sentences, and collects them."""
 
     def __init__(self, file: Path, text: str, tables: Mapping[str, Any]) -> None:
         self.file = file
         self._text = text
         self._tables = tables
+        self._places = set[Loc]()
+        self.problems: list[ConfigError] = []
+        """What was found so far."""
 
-    def error(self, loc: Loc, reason: str, *, value: object = None, hint: str = "") -> ConfigError:
-        """Return the error for one place; `value` is quoted unless it may be a secret."""
-        loc = self._as_written(loc)
+    def note(self, loc: Loc, reason: str, *, value: object = None, hint: str = "") -> None:
+        """Note what is wrong in one place; `value` is quoted unless it may be a secret."""
+        loc = self.as_written(loc)
+        self._places.add(loc)
         line = find_line(self._text, loc)
         if _SECRET_KEYS.intersection(loc):
             value = None
         at = f" (line {line})" if line else ""
-        return ConfigError(self.file, key_of(loc), reason + at, value=value, hint=hint)
+        self.problems.append(
+            ConfigError(self.file, key_of(loc), reason + at, value=value, hint=hint)
+        )
 
-    def unknown_key(self, loc: Loc) -> ConfigError:
-        """Return the error for a key that does not exist there, with the nearest that does."""
-        return self.error(loc, "there is no such key", hint=nearest(str(loc[-1]), _known_keys(loc)))
+    def note_unknown(self, loc: Loc) -> None:
+        """Note a key that does not exist there, with the nearest that does."""
+        self.note(loc, "there is no such key", hint=nearest(str(loc[-1]), _known_keys(loc)))
 
-    def from_validation(self, error: ValidationError) -> ConfigError:
-        """Return the first of pydantic's findings, unknown keys before all others.
+    def is_wrong(self, loc: Loc) -> bool:
+        """Return whether something is wrong already in a place, or with what it is in."""
+        loc = self.as_written(loc)
+        return any(loc[:length] in self._places for length in range(1, len(loc) + 1))
 
-        A misspelt key is usually also a missing one, and the misspelling is what to mend.
+    def note_findings(self, findings: Iterable[ErrorDetails]) -> None:
+        """Note what pydantic has found, unknown keys before all others.
+
+        A misspelt key is usually also a missing one, and the misspelling is what to mend. Of a
+        place where something is wrong already nothing more is said.
         """
-        findings = error.errors(include_url=False)
-        first = min(findings, key=lambda finding: finding["type"] != "extra_forbidden")
-        return self._from_finding(first)
+        fresh = [finding for finding in findings if not self.is_wrong(finding["loc"])]
+        for finding in sorted(fresh, key=lambda finding: finding["type"] != "extra_forbidden"):
+            self._note_finding(finding)
 
-    def _as_written(self, loc: Loc) -> Loc:
+    def as_written(self, loc: Loc) -> Loc:
         """Return a place in the models as a place in the file, which has short forms."""
         match loc:
-            case ("jobs", name, "targets", 0, *rest) if "target" in self._tables["jobs"][name]:
+            case ("jobs", name, "targets", 0, *rest) if "target" in self._written(("jobs", name)):
                 loc = ("jobs", name, "target", *rest)
         match loc:
             case (*above, "keep", "last") if not isinstance(self._written(loc[:-1]), dict):
@@ -89,15 +101,15 @@ class Explainer:
             value = value[part]
         return value
 
-    def _from_finding(self, finding: ErrorDetails) -> ConfigError:
+    def _note_finding(self, finding: ErrorDetails) -> None:
         loc: Loc = finding["loc"]
         match finding["type"]:
             case "extra_forbidden":
-                return self.unknown_key(loc)
+                return self.note_unknown(loc)
             case "missing" if loc[0] == "jobs" and loc[-1] == "targets":
-                return self.error(loc[:-1], "the key 'target' or 'targets' is required")
+                return self.note(loc[:-1], "the key 'target' or 'targets' is required")
             case "missing":
-                return self.error(loc[:-1], f"the key {loc[-1]!r} is required")
+                return self.note(loc[:-1], f"the key {loc[-1]!r} is required")
             # Pydantic speaks of dictionaries and tuples, TOML does not.
             case "model_type" | "dict_type" | "mapping_type":
                 reason = (
@@ -105,11 +117,16 @@ class Explainer:
                 )
             case "tuple_type":
                 reason = 'must be a list, such as ["a", "b"]'
-            case "value_error":
-                reason = str(finding["ctx"]["error"])
             case _:
-                reason = _lower_first(finding["msg"])
-        return self.error(loc, reason, value=_quotable(finding["input"]))
+                reason = said_by(finding)
+        return self.note(loc, reason, value=_quotable(finding["input"]))
+
+
+def said_by(finding: ErrorDetails) -> str:
+    """Return what one of pydantic's findings says, in words that fit behind a key."""
+    if finding["type"] == "value_error":
+        return str(finding["ctx"]["error"])
+    return _lower_first(finding["msg"])
 
 
 def key_of(loc: Loc) -> str:

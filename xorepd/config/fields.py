@@ -87,7 +87,7 @@ def _positive(seconds: float) -> float:
 def _path(value: object, info: ValidationInfo) -> Path:
     if isinstance(value, Path):
         return value
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("write a path as text")
     directory: Path = (info.context or {}).get(DIRECTORY, Path("/"))
     return directory / value
@@ -113,12 +113,52 @@ def _cron(expression: str) -> str:
         raise ValueError(
             f"a schedule has 5 fields (minute hour day month weekday), this one has {len(fields)}"
         )
+    for field, bounds in zip(fields, _CRON_BOUNDS, strict=False):
+        for part in field.split(","):
+            _check_cron_part(part, bounds)
     try:
         # Syntax alone is not enough: "0 0 30 2 *" is well formed and never due.
         croniter(expression, datetime(2000, 1, 1)).get_next(datetime)  # noqa: DTZ001 -- wall time
     except (CroniterError, KeyError, ValueError) as error:
         raise ValueError(f"is not a schedule that ever comes due ({error})") from None
     return expression
+
+
+_CRON_BOUNDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+"""Least and greatest value of each field of a schedule."""
+
+_CRON_NAMES = {
+    name: number
+    for names, first in (
+        ("jan feb mar apr may jun jul aug sep oct nov dec", 1),
+        ("sun mon tue wed thu fri sat", 0),
+    )
+    for number, name in enumerate(names.split(), first)
+}
+
+
+def _check_cron_part(part: str, bounds: tuple[int, int]) -> None:
+    """Refuse what croniter takes and nobody can mean: random values, steps that lead nowhere."""
+    if part[:1] in {"h", "H", "r", "R"}:
+        raise ValueError(f"has {part!r}, which would change with each start; write a number")
+    values, slash, step = part.partition("/")
+    if not slash or not step.isdecimal():
+        return
+    low, dash, high = values.partition("-")
+    first = bounds[0] if low in {"*", "?"} else _cron_number(low)
+    last = _cron_number(high) if dash else bounds[1]
+    if first is None or last is None:
+        return  # croniter says what is wrong with it
+    width = (last - first) % (bounds[1] - bounds[0] + 1)  # 22-3 goes over the end
+    if int(step) > width:
+        raise ValueError(
+            f"has {part!r}, whose step of {step} goes past the end of its field, so that it means "
+            f"{first} alone; write that, or a smaller step"
+        )
+
+
+def _cron_number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else _CRON_NAMES.get(text.lower())
 
 
 def _command(words: tuple[str, ...]) -> tuple[str, ...]:

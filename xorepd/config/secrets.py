@@ -7,8 +7,9 @@ keeps no copy between logins. A password never comes from a command line: proces
 from __future__ import annotations
 
 import os
+import ssl
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -69,24 +70,31 @@ class HasPools(Protocol):
     def pools(self) -> Mapping[PoolName, PoolSettings]: ...
 
 
-def check_secrets(settings: HasPools, *, environ: Mapping[str, str] | None = None) -> None:
-    """Read every password and CA file once, so that a missing one is refused at the start.
-
-    Raises:
-        ConfigError: the first that cannot be used.
-    """
+def secret_problems(
+    settings: HasPools, *, environ: Mapping[str, str] | None = None
+) -> Iterator[ConfigError]:
+    """Read every password and CA file once; return what is wrong with those that cannot be used."""
     for pool in settings.pools.values():
-        read_password(pool, environ=environ, file=settings.file)
+        try:
+            read_password(pool, environ=environ, file=settings.file)
+        except ConfigError as error:
+            yield error
         if pool.ca_file is not None:
-            key = f"pools.{pool.name}.ca_file"
-            try:
-                content = pool.ca_file.read_bytes()
-            except OSError as error:
-                raise _unreadable(settings.file, key, pool.ca_file, error) from error
-            if b"-----BEGIN CERTIFICATE-----" not in content:
-                raise ConfigError(
-                    settings.file, key, "holds no certificate in PEM form", value=str(pool.ca_file)
-                )
+            key, path = f"pools.{pool.name}.ca_file", pool.ca_file
+            if reason := _ca_problem(path):
+                yield ConfigError(settings.file, key, reason, value=str(path))
+
+
+def _ca_problem(path: Path) -> str:
+    try:
+        if b"-----BEGIN CERTIFICATE-----" not in path.read_bytes():
+            return "holds no certificate in PEM form"
+        ssl.create_default_context(cafile=str(path))
+    except ssl.SSLError as error:
+        return f"holds no certificate that can be used ({error.reason or error})"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return ""
 
 
 def _read(file: Path, key: str, path: Path, *, private: bool) -> str:

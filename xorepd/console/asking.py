@@ -31,10 +31,16 @@ SOCKET_VARIABLE = "XOREPD_SOCKET"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Socket = Annotated[
     Path | None,
-    typer.Option("--socket", "-s", help="The daemon's control socket, or $XOREPD_SOCKET."),
+    typer.Option(
+        "--socket",
+        "-s",
+        help="The daemon's control socket, or $XOREPD_SOCKET.",
+        readable=False,  # who may not use it is told so by the answer
+    ),
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Take the socket from this configuration.")
+    Path | None,
+    typer.Option("--config", "-c", help="Take the socket from this configuration.", readable=False),
 ]
 
 
@@ -50,7 +56,8 @@ def ask(socket: Path | None, config: Path | None, question: Callable[[Client], A
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except XorepdError as error:
-        typer.echo(f"xorepctl: {error}", err=True)
+        for sentence in str(error).splitlines():
+            typer.echo(f"xorepctl: {sentence}", err=True)
         sys.exit(EXIT_NO_DAEMON if isinstance(error, NoDaemon) else EXIT_REFUSED)
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 
 from xorepd.config.diff import Changes
-from xorepd.config.load import load
 from xorepd.config.models import Settings
-from xorepd.config.secrets import check_secrets
 from xorepd.control.server import serve
-from xorepd.daemon.engine import check_transports, open_engine
+from xorepd.daemon.checking import Checked, load_checked
+from xorepd.daemon.engine import open_engine
 from xorepd.daemon.lock import locked
 from xorepd.daemon.logs import set_level
 from xorepd.daemon.runs import Runs
@@ -37,23 +35,13 @@ from xorepd.version import VERSION
 log = structlog.get_logger()
 
 
-def load_checked(file: Path) -> Settings:
-    """Return a configuration that can be run: its secrets can be read, its transports opened.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    settings = _load(file)
-    check_transports(settings, _clock)
-    return settings
-
-
-async def run_daemon(settings: Settings) -> None:
+async def run_daemon(checked: Checked) -> None:
     """Run until a signal says to stop, and leave nothing half-done.
 
     Raises:
         XorepdError: it could not start; the message says what to change.
     """
+    settings = checked.settings
     daemon = settings.daemon
     notifier = Notifier()
     async with AsyncExitStack() as stack:
@@ -63,12 +51,17 @@ async def run_daemon(settings: Settings) -> None:
         store = await stack.enter_async_context(open_store(daemon.state_dir / "history.db"))
         history = await History.open(store)
         daemon_id = read_identity(daemon.state_dir)
-        opening = open_maps(daemon.state_dir / "maps.db", daemon.maps, _clock)
+        opening = open_maps(daemon.state_dir / "maps.db", daemon.maps, utc_now)
         maps = await stack.enter_async_context(opening)
-        engine = await stack.enter_async_context(open_engine(settings, _clock, daemon_id, maps))
-        await asyncio.to_thread(engine.check, settings)
+        engine = await stack.enter_async_context(open_engine(settings, utc_now, daemon_id, maps))
+        engine.offer(checked.links)
         engine.adopt_links()
-        runs = await stack.enter_async_context(Runs(engine.run, engine.board, history, _clock))
+        runs = await stack.enter_async_context(Runs(engine.run, engine.board, history, utc_now))
+
+        def load() -> Settings:
+            again = load_checked(settings.file, utc_now, running=daemon)
+            engine.offer(again.links)
+            return again.settings
 
         def apply(new: Settings, changes: Changes) -> None:
             engine.apply(new, changes)
@@ -80,8 +73,8 @@ async def run_daemon(settings: Settings) -> None:
             board=engine.board,
             history=history,
             notifier=notifier,
-            clock=_clock,
-            load=lambda: engine.check(_load(settings.file)),
+            clock=utc_now,
+            load=load,
             apply=apply,
             links=engine.links,
             budget=engine.budget,
@@ -105,12 +98,6 @@ async def run_daemon(settings: Settings) -> None:
     log.info("daemon.stopped")
 
 
-def _load(file: Path) -> Settings:
-    settings = load(file)
-    check_secrets(settings)
-    return settings
-
-
 async def _obey(signals: asyncio.Queue[Intent], service: Service) -> None:
     """Do what signals ask for until one says to stop."""
     while True:
@@ -131,5 +118,6 @@ async def _await_second(signals: asyncio.Queue[Intent], hurry: asyncio.Event) ->
     hurry.set()
 
 
-def _clock() -> datetime:
+def utc_now() -> datetime:
+    """Return what the clock on the wall says."""
     return datetime.now(UTC)

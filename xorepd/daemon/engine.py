@@ -59,7 +59,7 @@ class Engine:
         self._nbd = NbdBudget()
         self.budget = Budget(settings.daemon.memory)
         self.links = Links()
-        self._checked = self.links
+        self._offered = self.links
         self._sources: defaultdict[str, SourceVm] = defaultdict(SourceVm)
         self.leavings = Leavings(
             lambda: self._settings,
@@ -122,18 +122,13 @@ class Engine:
             )
         return tuple(states)
 
-    def check(self, settings: Settings) -> Settings:
-        """Open the transports of a configuration that is to rule, and return it; blocking.
-
-        Raises:
-            ConfigError: see `check_transports`.
-        """
-        self._checked = check_transports(settings, self._clock)
-        return settings
+    def offer(self, links: Links) -> None:
+        """Take the links of a configuration that was checked, and is to rule."""
+        self._offered = links
 
     def adopt_links(self) -> None:
-        """Let the links of the configuration that was checked last rule at once."""
-        self.links.adopt(self._checked)
+        """Let the links that were offered last rule at once."""
+        self.links.adopt(self._offered)
 
     def apply(self, settings: Settings, changes: Changes) -> None:
         """Let a new configuration rule from the next run of each job on."""
@@ -170,16 +165,15 @@ async def open_engine(
         yield Engine(settings, pools, clock, owner, maps)
 
 
-def check_transports(settings: Settings, clock: Callable[[], datetime]) -> Links:
+def open_transports(
+    settings: Settings, clock: Callable[[], datetime]
+) -> tuple[Links, list[ConfigError]]:
     """Open the transport to every target once, so that a missing one is refused at the start.
 
     Returns:
-        The links that the transports share.
-
-    Raises:
-        ConfigError: the first that cannot be had, or whose options it does not take.
+        The links that the transports share, and what is wrong with those that cannot be opened.
     """
-    links = Links(strict=True)
+    links, problems = Links(strict=True), list[ConfigError]()
     for job in settings.jobs.values():
         for index, target in enumerate(job.targets):
             surroundings = Surroundings(
@@ -196,5 +190,5 @@ def check_transports(settings: Settings, clock: Callable[[], datetime]) -> Links
             except Refused as error:
                 place = "transport" if target.transport is None else f"targets[{index}].transport"
                 key = f"jobs.{job.name}.{place}"
-                raise ConfigError(settings.file, key, str(error)) from error
-    return links
+                problems.append(ConfigError(settings.file, key, str(error)))
+    return links, problems

@@ -21,7 +21,14 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration, in TOML.")
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration, in TOML.",
+        readable=False,  # what cannot be read is a bad configuration and no wrong usage
+    ),
 ]
 
 
@@ -95,5 +102,6 @@ def init(
 
 
 def _refuse(error: XorepdError) -> NoReturn:
-    typer.echo(f"xorepd: {error}", err=True)
+    for sentence in str(error).splitlines():
+        typer.echo(f"xorepd: {sentence}", err=True)
     sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)

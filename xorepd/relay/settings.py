@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from xorepd.config.fields import (
-    DIRECTORY,
     Duration,
     FilePath,
     Grace,
@@ -24,10 +23,11 @@ from xorepd.config.fields import (
     freeze,
     nearest,
 )
-from xorepd.config.load import read_tables
+from xorepd.config.load import read_tables, validate
 from xorepd.config.models import Pools
-from xorepd.config.secrets import check_secrets
-from xorepd.errors import ConfigError, Refused
+from xorepd.config.places import state_problems
+from xorepd.config.secrets import secret_problems
+from xorepd.errors import ConfigError, Refused, refuse
 from xorepd.relay.certificates import is_name, server_context
 from xorepd.relay.frames import SMALLEST_DATA_WINDOW
 from xorepd.units import GiB, MiB
@@ -121,33 +121,32 @@ def load_relay(file: Path, *, environ: Mapping[str, str] | None = None) -> Relay
     """Return a relay's configuration, with certificates and passwords that can be read.
 
     Raises:
-        ConfigError: it cannot be read, or something in it cannot be used.
+        ConfigError: it cannot be read, or something in it cannot be used; all of it.
     """
     file = file.absolute()
     tables, explainer = read_tables(file, environ)
     known = {"relay", "pools", "clients"}
     for key in tables.keys() - known:
         hint = nearest(key, known)
-        raise explainer.error((key,), "a relay's configuration has no such table", hint=hint)
+        explainer.note((key,), "a relay's configuration has no such table", hint=hint)
     relay = tables.get("relay", {})
     for key in relay.keys() - RelayTable.model_fields if isinstance(relay, dict) else ():
         hint = nearest(key, RelayTable.model_fields)
-        raise explainer.error(("relay", key), "there is no such key", hint=hint)
-    try:
-        settings = RelaySettings.model_validate(
-            {**tables, "file": file}, context={DIRECTORY: file.parent}
-        )
-    except ValidationError as error:
-        # `from None`: pydantic's own text repeats the input, and that may be a password.
-        raise explainer.from_validation(error) from None
-    if not settings.pools:
-        raise explainer.error(("pools",), "there is no pool to write to", hint="add [pools.NAME]")
-    for name in settings.clients:
-        if not is_name(name):
-            raise explainer.error(("clients", name), "no client can have this name")
-    check_secrets(settings, environ=environ)
-    try:
-        server_context(settings.relay.certificate, settings.relay.key, settings.relay.ca)
-    except Refused as error:
-        raise ConfigError(file, "relay.certificate", str(error)) from error
+        explainer.note(("relay", key), "there is no such key", hint=hint)
+    settings = validate(RelaySettings, tables, explainer)
+    problems = explainer.problems
+    if settings is not None:
+        if not tables.get("pools"):
+            explainer.note(("pools",), "there is no pool to write to", hint="add [pools.NAME]")
+        for name in settings.clients:
+            if not is_name(name):
+                explainer.note(("clients", name), "no client can have this name")
+        problems += secret_problems(settings, environ=environ)
+        problems += state_problems(file, "relay.state_dir", settings.relay.state_dir)
+        try:
+            server_context(settings.relay.certificate, settings.relay.key, settings.relay.ca)
+        except Refused as error:
+            problems.append(ConfigError(file, "relay.certificate", str(error)))
+    refuse(problems)
+    assert settings is not None, "what cannot be used at all has its problem"
     return settings

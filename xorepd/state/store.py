@@ -107,6 +107,34 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
 
 
+def database_problem(path: Path) -> str:
+    """Return why a file cannot be opened as the history, as far as its head tells; empty if it can.
+
+    Source: https://www.sqlite.org/fileformat2.html, "The Database Header".
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(100)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"{path}: cannot be opened ({error.strerror})"
+    if not head:
+        return ""
+    if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
+        return f"{path}: is no database; move it aside, a new one is made and only history is lost"
+    if (version := int.from_bytes(head[60:64], "big")) > len(MIGRATIONS):
+        return _newer(path, version, MIGRATIONS, "history")
+    return ""
+
+
+def _newer(path: Path, version: int, migrations: Sequence[str], holds: str) -> str:
+    return (
+        f"{path}: was written by a newer xorepd (schema {version}, this one knows "
+        f"{len(migrations)}); upgrade xorepd, or move the file aside and lose only {holds}"
+    )
+
+
 @asynccontextmanager
 async def open_store(
     path: Path, migrations: Sequence[str] = MIGRATIONS, *, holds: str = "history"
@@ -163,10 +191,7 @@ def _prepare(
     connection.execute("PRAGMA synchronous = NORMAL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(migrations):
-        raise StateError(
-            f"{path}: was written by a newer xorepd (schema {version}, this one knows "
-            f"{len(migrations)}); upgrade xorepd, or move the file aside and lose only {holds}"
-        )
+        raise StateError(_newer(path, version, migrations, holds))
     for number, migration in enumerate(migrations[version:], start=version + 1):
         # executescript commits what is open before it begins: the transaction must be its own.
         connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")

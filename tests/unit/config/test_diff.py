@@ -36,7 +36,9 @@ def test_jobs_and_pools_are_told_apart(tmp_path: Path) -> None:
 
 def test_what_needs_a_restart_is_said(tmp_path: Path) -> None:
     found = changes(
-        tmp_path, POOLS, '[daemon]\nsocket = "x"\nlog_level = "debug"\nmax_vms = 8\n' + POOLS
+        tmp_path,
+        POOLS + JOB,
+        '[daemon]\nsocket = "x"\nlog_level = "debug"\nmax_vms = 8\n' + POOLS + JOB,
     )
 
     assert (found.daemon, found.restart) == (("max_vms", "log_level"), ("socket",))

@@ -58,7 +58,7 @@ def test_transport_table_keeps_its_options_raw(tmp_path: Path) -> None:
 
 
 def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
-    text = '[daemon]\nsocket = "run/c.sock"\nstate_dir = "/srv/x"\n'
+    text = 'jobs = {}\n[daemon]\nsocket = "run/c.sock"\nstate_dir = "/srv/x"\n'
 
     daemon = settings_of(tmp_path, text).daemon
 
@@ -67,14 +67,14 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
 
 def test_fingerprint_is_taken_as_openssl_prints_it(tmp_path: Path) -> None:
     printed = ":".join(["AB"] * 32)
-    text = POOLS.replace("[pools.dr]", f'fingerprint = "sha256:{printed}"\n[pools.dr]')
+    text = POOLS.replace("[pools.dr]", f'fingerprint = "sha256:{printed}"\n[pools.dr]') + JOB
 
     assert settings_of(tmp_path, text).pools["prod"].fingerprint == ("ab" * 32,)
 
 
 def test_each_host_of_a_pool_may_have_a_fingerprint(tmp_path: Path) -> None:
     both = ", ".join(f'"sha256:{digits * 32}"' for digits in ("ab", "cd"))
-    text = POOLS.replace("[pools.dr]", f"fingerprint = [{both}]\n[pools.dr]")
+    text = POOLS.replace("[pools.dr]", f"fingerprint = [{both}]\n[pools.dr]") + JOB
 
     settings = settings_of(tmp_path, text)
 
@@ -155,6 +155,25 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
         ('"*/5 * * * *"', '"*/5 * * *"', "jobs.web.schedule", "has 4"),
         ('"*/5 * * * *"', '"0 0 30 2 *"', "jobs.web.schedule", "ever comes due"),
         ('"*/5 * * * *"', '"61 * * * *"', "jobs.web.schedule", "ever comes due"),
+        *(
+            ('"*/5 * * * *"', f'"{expression}"', "jobs.web.schedule", words)
+            for expression, words in (
+                ("*/90 * * * *", "'*/90', whose step of 90 goes past"),
+                ("*/60 * * * *", "it means 0 alone"),
+                ("0,5/70 * * * *", "it means 5 alone"),
+                ("10-20/15 * * * *", "it means 10 alone"),
+                ("0 */24 * * *", "'*/24', whose step"),
+                ("0 22-3/6 * * *", "it means 22 alone"),
+                ("0 0 */31 * *", "it means 1 alone"),
+                ("0 0 1 */12 *", "it means 1 alone"),
+                ("0 0 * * */7", "it means 0 alone"),
+                ("0 0 * * mon-FRI/5", "it means 1 alone"),
+                ("0 0 * jan-mar/3 *", "it means 1 alone"),
+                ("R * * * *", "change with each start"),
+                ("0 h * * *", "change with each start"),
+                ("*/0 * * * *", "ever comes due"),
+            )
+        ),
         ("https://prod.example", "http://prod.example", "pools.prod", "plaintext = true"),
         (
             "https://prod.example",
@@ -179,6 +198,27 @@ def test_mistake_is_named(tmp_path: Path, old: str, new: str, key: str, words: s
     assert error.key == key
     assert words in str(error)
     assert "geheim" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "*/59 * * * *",
+        "5-59/54 * * * *",
+        "0 */23 * * *",
+        "0 22-3/5 * * *",
+        "0 0 */30 * *",
+        "0 0 1 jan-DEC/11 *",
+        "0 0 * * mon-fri/4",
+        "0 0 * * */6",
+        "0 0 L * *",
+        "@daily",
+    ],
+)
+def test_schedule_that_comes_due_more_than_once_is_taken(tmp_path: Path, expression: str) -> None:
+    text = POOLS + JOB.replace("*/5 * * * *", expression)
+
+    assert settings_of(tmp_path, text).jobs["web"].schedule == expression
 
 
 TWO = JOB.replace(
@@ -297,7 +337,7 @@ def test_readable_file_with_a_password_is_refused(tmp_path: Path, mode: int) -> 
 
 
 def test_readable_file_without_a_password_is_taken(tmp_path: Path) -> None:
-    text = POOLS.replace('password_env = "PROD_PASSWORD"', 'password = "${P}"')
+    text = POOLS.replace('password_env = "PROD_PASSWORD"', 'password = "${P}"') + JOB
 
     settings = load(write(tmp_path, text, mode=0o644), environ={"P": "geheim"})
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.parts import POOLS, settings_of
+from tests.unit.parts import JOB, POOLS, settings_of
 from xorepd.config.models import PoolSettings
-from xorepd.config.secrets import check_secrets, read_password
+from xorepd.config.secrets import read_password, secret_problems
 from xorepd.errors import ConfigError
+
+PASSWORDS = {"PROD_PASSWORD": "x", "DR_PASSWORD": "x"}
 
 
 def pool(**source: object) -> PoolSettings:
@@ -78,16 +80,34 @@ def test_password_comes_from_a_systemd_credential(tmp_path: Path) -> None:
 
 
 def test_every_secret_is_checked(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, POOLS)
+    settings = settings_of(tmp_path, POOLS + JOB)
 
-    with pytest.raises(ConfigError, match=r"pools\.dr\.password_env"):
-        check_secrets(settings, environ={"PROD_PASSWORD": "x"})
-    check_secrets(settings, environ={"PROD_PASSWORD": "x", "DR_PASSWORD": "x"})
+    assert [p.key for p in secret_problems(settings, environ={})] == [
+        "pools.prod.password_env",
+        "pools.dr.password_env",
+    ]
+    assert list(secret_problems(settings, environ=PASSWORDS)) == []
 
 
-def test_certificate_file_without_a_certificate_is_refused(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, POOLS + 'ca_file = "dr.pem"\n')
-    (tmp_path / "dr.pem").write_text("-----BEGIN PRIVATE KEY-----")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("-----BEGIN PRIVATE KEY-----", "holds no certificate in PEM form"),
+        (
+            "-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n",
+            "holds no certificate that can be used",
+        ),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_certificate_file_without_a_certificate_is_refused(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    settings = settings_of(tmp_path, POOLS + 'ca_file = "dr.pem"\n' + JOB)
+    if content is not None:
+        (tmp_path / "dr.pem").write_text(content)
 
-    with pytest.raises(ConfigError, match="holds no certificate"):
-        check_secrets(settings, environ={"PROD_PASSWORD": "x", "DR_PASSWORD": "x"})
+    [problem] = secret_problems(settings, environ=PASSWORDS)
+
+    assert problem.key == "pools.dr.ca_file"
+    assert words in str(problem)

@@ -334,10 +334,25 @@ async def test_bad_file_changes_nothing_and_the_reason_is_said(on: Stage) -> Non
     assert on.applied == []
 
 
+@pytest.mark.parametrize("text", ["", "# all gone\n", POOLS, '[daemon]\nlog_level = "debug"\n'])
+async def test_file_that_lost_all_its_jobs_changes_nothing_unless_it_says_so(
+    on: Stage, text: str
+) -> None:
+    write(on.directory, text)
+
+    status, sentence = await refusal(on.client.reload())
+
+    assert status == 422
+    assert sentence.endswith("xorepd.toml: has no jobs; if none are meant, write jobs = {}")
+    assert [j.name for j in (await on.client.jobs()).jobs] == ["web"]
+    write(on.directory, "jobs = {}\n" + text)
+    assert (await on.client.reload()).jobs.removed == ("web",)
+
+
 async def test_removed_job_finishes_its_run(on: Stage) -> None:
     run_id = (await on.client.start_run("web")).run_id
     begun = await on.begun()
-    write(on.directory, POOLS)
+    write(on.directory, "jobs = {}\n" + POOLS)
 
     assert (await on.client.reload()).jobs.removed == ("web",)
 

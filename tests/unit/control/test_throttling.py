@@ -15,8 +15,8 @@ from tests.unit.control.stage import Stage, stage
 from tests.unit.parts import JOB, NOON, POOLS, settings_of
 from xorepd.config.diff import compare
 from xorepd.ctl import app
-from xorepd.daemon.engine import check_transports, open_engine
-from xorepd.errors import ConfigError, ControlError
+from xorepd.daemon.engine import open_engine, open_transports
+from xorepd.errors import ControlError
 from xorepd.transports.links import Links
 
 pytest.importorskip("xorepd_throttled")
@@ -30,7 +30,9 @@ def text(rate: str = "100Mbit/s") -> str:
 
 
 def links(directory: Path, rate: str = "100Mbit/s") -> Links:
-    return check_transports(settings_of(directory, text(rate)), lambda: NOON)
+    made, problems = open_transports(settings_of(directory, text(rate)), lambda: NOON)
+    assert problems == []
+    return made
 
 
 @asynccontextmanager
@@ -107,11 +109,12 @@ async def test_command_shows_and_sets(tmp_path: Path) -> None:
 async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path) -> None:
     old = settings_of(tmp_path, text())
     async with open_engine(old, lambda: NOON) as engine:
-        engine.check(old)
+        engine.offer(links(tmp_path, "100Mbit/s"))
         engine.adopt_links()
         before = engine.links._links["wan"]
         engine.links.set_rate("wan", 8000)
-        new = engine.check(settings_of(tmp_path, text("20Mbit/s")))
+        new = settings_of(tmp_path, text("20Mbit/s"))
+        engine.offer(links(tmp_path, "20Mbit/s"))
         assert engine.links.states()["wan"].rate_bytes_per_s == 8000
 
         engine.apply(new, compare(old, new))
@@ -124,7 +127,7 @@ async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path)
 def test_two_jobs_that_disagree_on_a_link_are_refused(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, text("50Mbit/s") + DB)
 
-    with pytest.raises(ConfigError, match="wan is set up differently in another job") as e:
-        check_transports(settings, lambda: NOON)
+    [problem] = open_transports(settings, lambda: NOON)[1]
 
-    assert e.value.key == "jobs.db.transport"
+    assert problem.key == "jobs.db.transport"
+    assert "wan is set up differently in another job" in str(problem)
