@@ -8,6 +8,7 @@
      │   ├─ SessionLost            RECONNECT
      │   ├─ NotMaster              RECONNECT  master
      │   ├─ LoginRefused           OPERATOR
+     │   ├─ PasswordUnusable       OPERATOR   wraps the cause
      │   ├─ CertificateRefused     OPERATOR
      │   ├─ ObjectGone             RESYNC     kind, ref
      │   ├─ ObjectBusy             RETRY      kind, ref, operation
@@ -149,6 +150,14 @@ class LoginRefused(XapiError):
             f"pool {pool}: login of {username!r} was refused ({detail}); "
             "check username and password of this pool in the configuration"
         )
+
+
+class PasswordUnusable(XapiError):
+    """There is no password to log in with: its file has gone bad since it was checked."""
+
+    def __init__(self, pool: str, cause: ConfigError) -> None:
+        self.pool, self.cause = pool, cause
+        super().__init__(f"pool {pool}: no login: {cause}")
 
 
 class CertificateRefused(XapiError):

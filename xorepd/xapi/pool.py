@@ -14,7 +14,14 @@ from typing import Any
 import structlog
 
 from xorepd.config.models import PoolSettings
-from xorepd.errors import ObjectBusy, ObjectGone, XapiError, XapiFailure, XapiUnreachable
+from xorepd.errors import (
+    ObjectBusy,
+    ObjectGone,
+    PasswordUnusable,
+    XapiError,
+    XapiFailure,
+    XapiUnreachable,
+)
 from xorepd.ids import PoolName, Ref
 from xorepd.tidying import to_the_end
 from xorepd.xapi.cache import Cache
@@ -166,6 +173,8 @@ class Pool:
         token = await self._moment.after_now(self._inject)
         self._feed.hurry()
         if not await self.cache.wait_for_generation(token, _REFRESH_S):
+            if isinstance(self.cache.failure, PasswordUnusable):
+                raise self.cache.failure
             raise XapiUnreachable(
                 self.name, self.session.url, f"no events for {_REFRESH_S:.0f} s"
             ) from self.cache.failure

@@ -38,7 +38,9 @@ import XenAPI
 from xorepd.config.models import PoolSettings
 from xorepd.errors import (
     CertificateRefused,
+    ConfigError,
     NotMaster,
+    PasswordUnusable,
     SessionLost,
     XapiError,
     XapiUnreachable,
@@ -358,7 +360,10 @@ class Session:
 
     def _login_at(self, url: str, timeout: float) -> str:
         proxy = self._proxy(url, timeout)
-        password = self._read_password()
+        try:
+            password = self._read_password()
+        except ConfigError as error:
+            raise PasswordUnusable(self.pool, error) from error
         self._guarded(
             url,
             lambda: proxy.xenapi.login_with_password(
