@@ -103,8 +103,8 @@ class Fault:
     chunk: int = 0
     """Count each so many bytes of a stream as one more request."""
     moment: Literal["before", "after"] = "before"
-    """When `error`, `incident`, `http_status` and `stall` come: instead of the work or before it, or
-    when it is done."""
+    """When `error`, `incident`, `http_status` and `stall` come: instead of the work or before it,
+    or when it is done."""
     error_at: int | None = None
     """With `error`: an export fails after so many bytes of its body."""
     error_pad: int = 0
