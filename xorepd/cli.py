@@ -13,6 +13,7 @@ from xorepd.config.models import JobSettings
 from xorepd.daemon.calendar import next_fire
 from xorepd.errors import ConfigError, XorepdError
 from xorepd.relay.cli import app as relay
+from xorepd.screen import complain, run_program, say
 from xorepd.version import VERSION
 
 DEFAULT_CONFIG = Path("/etc/xorepd/xorepd.toml")
@@ -45,12 +46,12 @@ Config = Annotated[
 
 def main() -> None:
     """Entry point of the command."""
-    app()
+    run_program(app, "xorepd")
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"xorepd {VERSION}")
+        say(f"xorepd {VERSION}")
         raise typer.Exit
 
 
@@ -102,11 +103,11 @@ def check(config: Config = DEFAULT_CONFIG) -> None:
             due_at = next_fire(job.schedule, job.timezone, now).astimezone(job.timezone)
             when = f"next {due_at:%Y-%m-%d %H:%M %Z}" if job.enabled else "disabled"
         for target in job.targets:
-            typer.echo(
+            say(
                 f"{job.name}: {_vms(job)} {job.source} -> {target.pool}/{target.sr}, "
                 f"keep {job.keep_on(target)}, {when}"
             )
-    typer.echo(f"{config}: good (pools: {len(settings.pools)}, jobs: {len(settings.jobs)})")
+    say(f"{config}: good (pools: {len(settings.pools)}, jobs: {len(settings.jobs)})")
 
 
 def _vms(job: JobSettings) -> str:
@@ -116,5 +117,5 @@ def _vms(job: JobSettings) -> str:
 
 def _refuse(error: XorepdError) -> NoReturn:
     for sentence in str(error).splitlines():
-        typer.echo(f"xorepd: {sentence}", err=True)
+        complain(f"xorepd: {sentence}")
     sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)

@@ -1,6 +1,7 @@
 """`xorepctl`: ask a running daemon, or tell it what to do.
 
-Exit status: 0 done; 1 refused, or a run that did not succeed; 2 wrong usage; 3 no daemon answers.
+Exit status: 0 done; 1 refused, or a run that did not succeed; 2 wrong usage; 3 no daemon answers;
+130 interrupted; 141 its output was closed before it had said all.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from xorepd.control.protocol import (
     RunReply,
 )
 from xorepd.errors import ControlError, XorepdError
+from xorepd.screen import complain, run_program, say, say_json
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.version import VERSION
 
@@ -66,12 +68,12 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command."""
-    app()
+    run_program(app, "xorepctl")
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"xorepctl {VERSION}")
+        say(f"xorepctl {VERSION}")
         raise typer.Exit
 
 
@@ -91,7 +93,7 @@ def _root(
         try:
             os.environ[SOCKET_VARIABLE] = str(find_socket(socket, config))
         except XorepdError as error:
-            typer.echo(f"xorepctl: {error}", err=True)
+            complain(f"xorepctl: {error}")
             sys.exit(EXIT_REFUSED)
 
 
@@ -243,7 +245,7 @@ async def _run_and_watch(
         async with aclosing(client.watch_run(run_id)) as events:
             async for event in events:
                 if as_json:
-                    typer.echo(json.dumps(event.to_json()))
+                    say_json(json.dumps(event.to_json()))
                 if isinstance(event, Finished):
                     return event.records
                 if not as_json:

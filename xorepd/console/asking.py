@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from xorepd.config.load import load
 from xorepd.config.models import DaemonSettings
 from xorepd.control.client import Client, NoDaemon
 from xorepd.control.protocol import Reply
 from xorepd.errors import XorepdError
+from xorepd.screen import Screen, complain, say_json
 
 EXIT_REFUSED = 1
 EXIT_NO_DAEMON = 3
@@ -24,7 +25,7 @@ EXIT_INTERRUPTED = 130
 
 T = TypeVar("T")
 
-console = Console(highlight=False)
+console = Screen()
 
 SOCKET_VARIABLE = "XOREPD_SOCKET"
 
@@ -57,7 +58,7 @@ def ask(socket: Path | None, config: Path | None, question: Callable[[Client], A
         sys.exit(EXIT_INTERRUPTED)
     except XorepdError as error:
         for sentence in str(error).splitlines():
-            typer.echo(f"xorepctl: {sentence}", err=True)
+            complain(f"xorepctl: {sentence}")
         sys.exit(EXIT_NO_DAEMON if isinstance(error, NoDaemon) else EXIT_REFUSED)
 
 
@@ -74,6 +75,6 @@ def find_socket(socket: Path | None, config: Path | None) -> Path:
 
 def show_reply(reply: Reply, view: RenderableType, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(reply.model_dump_json(indent=2))
+        say_json(reply.model_dump_json(indent=2))
     else:
         console.print(view)

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from xorepd.console.asking import EXIT_REFUSED, AsJson, Config, Socket, ask, console
-from xorepd.control.client import Client
+from xorepd.control.client import Client, typed
 from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply, StatusReply
 from xorepd.errors import ControlError
+from xorepd.screen import Words, say_json
 
 
 def select_orphans(
@@ -31,7 +31,7 @@ def select_orphans(
         ControlError: one of them means nothing that can be forgotten, and why.
     """
     chosen: dict[str, OrphanReply] = {}
-    for text in wanted:
+    for text in map(typed, wanted):
         found = [orphan for orphan in reply.orphans if _is_meant(orphan, text, target)]
         if not found:
             raise ControlError(_not_found(reply, status, text, target))
@@ -70,11 +70,11 @@ def plans_view(plans: Collection[ForgetPlanReply]) -> RenderableType:
     lines = []
     for plan in plans:
         orphan = plan.orphan
-        lines.append(Text(f"{orphan.name} on {orphan.pool}/{orphan.sr}:"))
+        lines.append(Words(f"{orphan.name} on {orphan.pool}/{orphan.sr}:"))
         if plan.objections:
-            lines += [Text(f"  not like this: {why}", style="red") for why in plan.objections]
+            lines += [Words(f"  not like this: {why}", style="red") for why in plan.objections]
         else:
-            lines += [Text(f"  {deed}") for deed in plan.deeds]
+            lines += [Words(f"  {deed}") for deed in plan.deeds]
     return Group(*lines)
 
 
@@ -121,7 +121,7 @@ def forget(
     plans = ask(socket, config, plan)
     is_allowed = not any(each.objections for each in plans)
     if as_json and (dry_run or not is_allowed):
-        typer.echo(json.dumps([each.model_dump(mode="json") for each in plans], indent=2))
+        say_json(json.dumps([each.model_dump(mode="json") for each in plans], indent=2))
     elif not as_json:
         console.print(plans_view(plans))
     if not is_allowed:
@@ -147,10 +147,10 @@ async def _forget_all(
             async for told in steps:
                 if as_json:
                     line = {"stream": orphan.stream, **told.model_dump(mode="json")}
-                    typer.echo(json.dumps(line))
+                    say_json(json.dumps(line))
                 elif told.step:
-                    console.print(f"{orphan.name}: {told.step}", markup=False)
+                    console.print(f"{orphan.name}: {told.step}")
                 elif told.done:
-                    console.print(f"{orphan.name}: forgotten", markup=False)
+                    console.print(f"{orphan.name}: forgotten")
                 if told.error is not None:
                     raise ControlError(told.error)

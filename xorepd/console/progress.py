@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn
 
+from xorepd.screen import Told, Words
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 from xorepd.units import format_size
 
@@ -26,11 +27,11 @@ def displayed(console: Console) -> Iterator[Display]:
         yield _Lines(console)
         return
     progress = Progress(
-        TextColumn("{task.description}"),
+        Told("title"),
         BarColumn(bar_width=None),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[moved]}"),
-        TextColumn("{task.fields[rate]}"),
+        TaskProgressColumn(),
+        Told("moved"),
+        Told("rate"),
         console=console,
         expand=True,
     )
@@ -65,10 +66,10 @@ class _Bars:
 
     def _set(self, key: tuple[str, ...], title: str, planned: int, moved: int, rate: str) -> None:
         if key not in self._bars:
-            self._bars[key] = self._progress.add_task(title, total=None, moved="", rate="")
+            self._bars[key] = self._progress.add_task("", total=None, title="", moved="", rate="")
         self._progress.update(
             self._bars[key],
-            description=title,
+            title=title,
             total=planned or None,  # none: the bar pulses until the plan is known
             completed=min(moved, planned),
             moved=f"{format_size(moved)} of {format_size(planned)}" if planned else "",
@@ -100,4 +101,4 @@ class _Lines:
         vm = _identity(record)
         if record.outcome is Outcome.RUNNING and self._steps.get(vm) != record.step:
             self._steps[vm] = record.step
-            self._console.print(f"{record.vm_name}: {record.step}", markup=False, highlight=False)
+            self._console.print(Words(f"{record.vm_name}: {record.step}"))

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from xorepd.console.tables import STYLES, failure_text, named, outcome_text, table_of
 from xorepd.control.protocol import HistoryStatus, JobStatus, PoolStatus, StatusReply, VmStatus
+from xorepd.screen import Rows, Words
 from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_size
 
@@ -21,7 +20,7 @@ EXPLAINED = (Outcome.FAILED, Outcome.HELD, Outcome.INTERRUPTED)
 def status_view(reply: StatusReply, now: datetime) -> RenderableType:
     """Show how every VM stands, what runs, and why the last run of a VM failed."""
     up = format_duration((now - reply.started_at).total_seconds())
-    head = Text(f"xorepd {reply.version}, process {reply.pid}, up {up}")
+    head = Words(f"xorepd {reply.version}, process {reply.pid}, up {up}")
     if reply.stopping:
         head.append(", stopping", style="yellow")
 
@@ -32,7 +31,7 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
         begins = job.run_id is not None and job.name not in met
         for vm in job.vms:
             runs = begins or any(_is_of(record, job, vm) for record in reply.running)
-            table.add_row(
+            table.add(
                 job.name,
                 vm.name,
                 f"{vm.pool}/{vm.last.sr if vm.last else vm.sr}",
@@ -40,25 +39,25 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
                 _age(vm),
                 _next(job, now),
             )
-    parts: list[RenderableType] = [head, table if reply.jobs else Text("No jobs are configured.")]
+    parts: list[RenderableType] = [head, table if reply.jobs else Words("No jobs are configured.")]
     if reply.running:
-        parts += [Text(), running_table(reply.running)]
+        parts += [Words(), running_table(reply.running)]
     if compared := list(_compared(reply.running)):
-        parts += [Text(), *compared]
+        parts += [Words(), *compared]
     if waits := list(_waits(reply)):
-        parts += [Text(), *waits]
+        parts += [Words(), *waits]
     for failure in _failures(reply):
-        parts += [Text(), failure]
+        parts += [Words(), failure]
     if pools := [line for pool in reply.pools for line in _pool_lines(pool)]:
-        parts += [Text(), *pools]
+        parts += [Words(), *pools]
     if left_out := _left_out(reply):
-        parts += [Text(), *left_out]
+        parts += [Words(), *left_out]
     if reply.history is not None:
-        parts += [Text(), _unwritten(reply.history)]
+        parts += [Words(), _unwritten(reply.history)]
     return Group(*parts)
 
 
-def running_table(records: Iterable[RunRecord]) -> Table:
+def running_table(records: Iterable[RunRecord]) -> Rows:
     """Show runs under way: step, how much of what is planned, and how fast."""
     table = table_of("RUNNING", "VM", "STEP", "DONE", "MOVED", "RATE")
     for record in records:
@@ -66,7 +65,7 @@ def running_table(records: Iterable[RunRecord]) -> Table:
         share = f"{min(moved / planned, 1.0):.0%}" if planned else "-"
         of = f"{format_size(moved)} of {format_size(planned)}" if planned else format_size(moved)
         rate = f"{format_size(record.rate_bytes_per_s)}/s"
-        table.add_row(record.job, record.vm_name, record.step, share, of, rate)
+        table.add(record.job, record.vm_name, record.step, share, of, rate)
     return table
 
 
@@ -78,21 +77,21 @@ def _is_of(record: RunRecord, job: JobStatus, vm: VmStatus) -> bool:
     )
 
 
-def _last(vm: VmStatus, *, runs: bool, now: datetime) -> Text:
+def _last(vm: VmStatus, *, runs: bool, now: datetime) -> Words:
     if runs:
-        return Text("running", style=STYLES[Outcome.RUNNING])
+        return Words("running", style=STYLES[Outcome.RUNNING])
     if vm.last is None:
-        return Text("never", style="yellow")
+        return Words("never", style="yellow")
     ended_at = vm.last.finished_at or vm.last.started_at
     ago = format_duration(max((now - ended_at).total_seconds(), 0.0))
     return outcome_text(vm.last).append(f" {ago}", style="default not bold")
 
 
-def _age(vm: VmStatus) -> Text:
+def _age(vm: VmStatus) -> Words:
     if vm.age_s is None:
-        return Text("none", style="yellow")
+        return Words("none", style="yellow")
     age = format_duration(vm.age_s)
-    return Text(f"{age} late", style="bold red") if vm.is_late else Text(age)
+    return Words(f"{age} late", style="bold red") if vm.is_late else Words(age)
 
 
 def _next(job: JobStatus, now: datetime) -> str:
@@ -103,7 +102,7 @@ def _next(job: JobStatus, now: datetime) -> str:
     return "in " + format_duration(max((job.next_run_at - now).total_seconds(), 0.0))
 
 
-def _failures(reply: StatusReply) -> list[Text]:
+def _failures(reply: StatusReply) -> list[Words]:
     return [
         failure_text(record, whom)
         for job in reply.jobs
@@ -112,17 +111,17 @@ def _failures(reply: StatusReply) -> list[Text]:
     ]
 
 
-def _compared(running: Sequence[RunRecord]) -> Iterator[Text]:
+def _compared(running: Sequence[RunRecord]) -> Iterator[Words]:
     """Tell how far disks are whose both sides are being compared."""
     for record, whom in named(running):
         for disk in record.disks:
             if disk.is_being_compared:
                 done, end = disk.compared_bytes or 0, disk.to_compare_bytes
                 far = f"{format_size(done)} of {format_size(end)}, {done / end:.0%}"
-                yield Text(f"{whom} ({record.job}): disk {disk.device} is being compared, {far}")
+                yield Words(f"{whom} ({record.job}): disk {disk.device} is being compared, {far}")
 
 
-def _waits(reply: StatusReply) -> Iterator[Text]:
+def _waits(reply: StatusReply) -> Iterator[Words]:
     """Tell which disks wait in the middle of a run, and who has what they wait for."""
     waiting = False
     for record, whom in named(reply.running):
@@ -131,14 +130,14 @@ def _waits(reply: StatusReply) -> Iterator[Text]:
             devices = [disk.device for disk in record.disks if disk.waits_for == what]
             one = len(devices) == 1
             disks = f"disk{'' if one else 's'} {', '.join(devices)} wait{'s' if one else ''}"
-            yield Text(f"{whom} ({record.job}): {disks} for {what}")
+            yield Words(f"{whom} ({record.job}): {disks} for {what}")
             waiting = True
     if waiting and (memory := reply.memory) is not None:
         held, size = format_size(memory.held_bytes), format_size(memory.size_bytes)
-        yield Text(f"memory: others have {held} of the {size} that [daemon] memory allows")
+        yield Words(f"memory: others have {held} of the {size} that [daemon] memory allows")
 
 
-def _pool_lines(pool: PoolStatus) -> Iterator[Text]:
+def _pool_lines(pool: PoolStatus) -> Iterator[Words]:
     """Tell of a pool that is slow, or where VMs wait for their turn."""
     if not pool.is_slow and not pool.waiting:
         return
@@ -148,19 +147,19 @@ def _pool_lines(pool: PoolStatus) -> Iterator[Text]:
     if pool.at_once is not None:
         line += f"{pool.at_once} VM{'' if pool.at_once == 1 else 's'} at once; "
     line += f"{pool.at_work} at work, {pool.waiting} waiting"
-    yield Text(line, style="yellow" if pool.is_slow else "")
+    yield Words(line, style="yellow" if pool.is_slow else "")
 
 
-def _unwritten(history: HistoryStatus) -> Text:
+def _unwritten(history: HistoryStatus) -> Words:
     results = "1 result is" if history.unwritten == 1 else f"{history.unwritten} results are"
     lost = f", {history.lost} older ones are lost" if history.lost else ""
-    return Text(
+    return Words(
         f"history: {results} not written yet{lost}, and tried again: {history.problem}",
         style="bold red",
     )
 
 
-def _left_out(reply: StatusReply) -> list[Text]:
+def _left_out(reply: StatusReply) -> list[Words]:
     """Return a line for each disk, or memory, that did not travel, once for all targets."""
     lines = {
         f"{vm.name} ({job.name}): {what} stays behind, {disk.reason}": None
@@ -169,7 +168,7 @@ def _left_out(reply: StatusReply) -> list[Text]:
         for disk in (vm.last.disks if vm.last else ())
         if (what := _left(disk))
     }
-    return [Text(line) for line in lines]
+    return [Words(line) for line in lines]
 
 
 def _left(disk: DiskRecord) -> str:

@@ -6,10 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from xorepd.control.protocol import (
     HistoryReply,
@@ -17,6 +14,7 @@ from xorepd.control.protocol import (
     LinksReply,
     OrphansReply,
 )
+from xorepd.screen import Rows, Words
 from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_rate, format_size
 
@@ -37,7 +35,7 @@ STYLES = {
 }
 
 
-def jobs_table(reply: JobsReply, now: datetime) -> Table:
+def jobs_table(reply: JobsReply, now: datetime) -> Rows:
     """Show what is configured."""
     table = table_of("JOB", "SOURCE", "VMS", "TARGET", "SCHEDULE", "KEEP", "NEXT RUN")
     for job in reply.jobs:
@@ -45,7 +43,7 @@ def jobs_table(reply: JobsReply, now: datetime) -> Table:
         if job.schedule and job.timezone != "UTC":
             schedule += f" ({job.timezone})"
         for target in job.targets:
-            table.add_row(
+            table.add(
                 job.name,
                 job.source,
                 job.found_by if not job.vms else f"{len(job.vms)}, {job.found_by}".rstrip(", "),
@@ -64,7 +62,7 @@ def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
         table = table_of("REPLICA", "TARGET", "JOB", "POINTS", "NEWEST")
         for orphan in reply.orphans:
             newest = orphan.newest_point_at
-            table.add_row(
+            table.add(
                 f"{orphan.name} {orphan.replica}",
                 f"{orphan.pool}/{orphan.sr}",
                 orphan.job,
@@ -73,26 +71,29 @@ def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
             )
         parts += [table, *_remarks(reply)]
     else:
-        parts.append(Text("Every replica has its job."))
+        parts.append(Words("Every replica has its job."))
     parts += _doubts(reply, now)
-    parts += [Text(f"{pool} was not asked: {why}") for pool, why in reply.not_asked.items()]
+    parts += [Words(f"{pool} was not asked: {why}") for pool, why in reply.not_asked.items()]
     return Group(*parts)
 
 
-def _doubts(reply: OrphansReply, now: datetime) -> Iterator[Text]:
+def _doubts(reply: OrphansReply, now: datetime) -> Iterator[Words]:
     """Tell what no run touches, because it may be somebody's, and what settles it."""
     if reply.doubts:
-        yield Text("\nNo run touches these. Settle each with one of its two commands:")
+        yield Words()
+        yield Words("No run touches these. Settle each with one of its two commands:")
     for doubt in reply.doubts:
         where = f"{doubt.pool}/{doubt.sr}, {format_size(doubt.size)}" if doubt.sr else doubt.pool
         since = f", of {_moment(doubt.since, now)}" if doubt.since else ""
-        yield Text(
+        yield Words(
             f"{doubt.kind} {doubt.name or '(no name)'} ({doubt.uuid}) on {where}{since}: "
-            f"it {doubt.why}\n  remove: {doubt.remove}\n  keep:   {doubt.keep}"
+            f"it {doubt.why}"
         )
+        yield Words(f"  remove: {doubt.remove}")
+        yield Words(f"  keep:   {doubt.keep}")
 
 
-def _remarks(reply: OrphansReply) -> Iterator[Text]:
+def _remarks(reply: OrphansReply) -> Iterator[Words]:
     """Tell what is out of the ordinary about replicas without a job."""
     for orphan in reply.orphans:
         remarks = [f"its replica {sign}" for sign in orphan.used]
@@ -105,17 +106,17 @@ def _remarks(reply: OrphansReply) -> Iterator[Text]:
         if not orphan.known:
             remarks.append("this daemon remembers no run of it, another one may keep it up")
         if remarks:
-            yield Text(f"{orphan.name} on {orphan.pool}/{orphan.sr}: {'; '.join(remarks)}")
+            yield Words(f"{orphan.name} on {orphan.pool}/{orphan.sr}: {'; '.join(remarks)}")
 
 
 def links_table(reply: LinksReply) -> RenderableType:
     """Show what limits transfers, why, and what has passed."""
     if not reply.links:
-        return Text("Nothing limits transfers; see the transport throttled.")
+        return Words("Nothing limits transfers; see the transport throttled.")
     table = table_of("LINK", "RATE", "BECAUSE OF", "DISKS", "MOVED")
     for link in reply.links:
         rate = math.inf if link.rate_bytes_per_s is None else link.rate_bytes_per_s
-        table.add_row(
+        table.add(
             link.name,
             format_rate(rate),
             link.because,
@@ -129,7 +130,7 @@ def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
     """Show finished runs, the newest first, and the errors of those that failed."""
     table = table_of("STARTED", "JOB", "VM", "OUTCOME", "MOVED", "TOOK")
     for record in reply.records:
-        table.add_row(
+        table.add(
             _moment(record.started_at, now),
             record.job,
             record.vm_name,
@@ -147,18 +148,18 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
     parts: list[RenderableType] = []
     for record, whom in named(records):
         if parts:
-            parts.append(Text())
+            parts.append(Words())
         parts.append(_finished(record, whom))
         if record.disks:
             parts.append(_disks_table(record))
-        parts += [Text(_why(disk)) for disk in record.disks if disk.reason]
+        parts += [Words(_why(disk)) for disk in record.disks if disk.reason]
         parts += [
-            Text(f"disk {disk.device}: {disk.reader} because {disk.reader_reason}")
+            Words(f"disk {disk.device}: {disk.reader} because {disk.reader_reason}")
             for disk in record.disks
             if disk.reader_reason
         ]
         parts += [
-            Text(
+            Words(
                 f"disk {disk.device}: shared read, {format_size(disk.shared_bytes)} of "
                 f"{format_size(disk.moved_bytes)} together with other targets"
             )
@@ -166,11 +167,11 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
             if disk.shared_bytes
         ]
         parts += [
-            Text(f"disk {disk.device}: {said}") for disk in record.disks for said in _way(disk)
+            Words(f"disk {disk.device}: {said}") for disk in record.disks for said in _way(disk)
         ]
         if record.base_data:
             because = f" because {record.base_data_reason}" if record.base_data_reason else ""
-            parts.append(Text(f"data of the next base: {record.base_data}{because}"))
+            parts.append(Words(f"data of the next base: {record.base_data}{because}"))
     return Group(*parts)
 
 
@@ -195,11 +196,11 @@ def _way(disk: DiskRecord) -> Iterator[str]:
         yield f"its stream broke and was taken up again, {disk.breaks} times"
 
 
-def _disks_table(record: RunRecord) -> Table:
+def _disks_table(record: RunRecord) -> Rows:
     table = table_of("DISK", "MODE", "READER", "WRITER", "CHANGED", "READ", "SENT", "AMPL")
     for disk in record.disks:
         amplified = disk.amplification
-        table.add_row(
+        table.add(
             disk.device,
             disk.mode,
             disk.reader or "-",
@@ -226,12 +227,12 @@ def named(records: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, str]]:
         yield record, record.vm_name if is_one else f"{record.vm_name} to {target}"
 
 
-def _finished(record: RunRecord, whom: str) -> Text:
+def _finished(record: RunRecord, whom: str) -> Words:
     if record.error:
         return failure_text(record, whom)
     if record.outcome is Outcome.RUNNING:
-        return Text(f"{whom}: {record.step}")
-    text = Text(f"{whom}: ")
+        return Words(f"{whom}: {record.step}")
+    text = Words(f"{whom}: ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
     text.append(f", {format_size(record.moved_bytes)} in {_took(record)}")
     if record.outcome is Outcome.FULL:
@@ -240,26 +241,22 @@ def _finished(record: RunRecord, whom: str) -> Text:
     return text
 
 
-def failure_text(record: RunRecord, whom: str) -> Text:
+def failure_text(record: RunRecord, whom: str) -> Words:
     """Return why a run has no restore point."""
-    text = Text(f"{whom} ({record.job}): ")
+    text = Words(f"{whom} ({record.job}): ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
     text.append(f" in {record.step}: {record.error or 'no reason given'}")
     return text.append("; the next run goes on with what was sent") if record.resumable else text
 
 
-def table_of(*columns: str) -> Table:
+def table_of(*columns: str) -> Rows:
     """Return an empty table in our style."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for column in columns:
-        # Names fold, so that a long one costs a line and is not cut; numbers keep together.
-        table.add_column(column, overflow="fold", no_wrap=column in NUMBERS)
-    return table
+    return Rows(*columns, together=NUMBERS)
 
 
-def outcome_text(record: RunRecord) -> Text:
+def outcome_text(record: RunRecord) -> Words:
     """Return how a run stands, in its colour."""
-    return Text(record.outcome.value, style=STYLES[record.outcome])
+    return Words(record.outcome.value, style=STYLES[record.outcome])
 
 
 def _took(record: RunRecord) -> str:

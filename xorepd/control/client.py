@@ -81,16 +81,16 @@ class Client:
 
     async def start_run(self, job: str, *, allow_full: bool = False) -> RunAccepted:
         query = {"allow_full": "true"} if allow_full else None
-        return await self._call("POST", f"/jobs/{quote(job, safe='')}/run", RunAccepted, query)
+        return await self._call("POST", f"/jobs/{_segment(job)}/run", RunAccepted, query)
 
     async def cancel_run(self, job: str) -> RunAccepted:
-        return await self._call("POST", f"/jobs/{quote(job, safe='')}/cancel", RunAccepted)
+        return await self._call("POST", f"/jobs/{_segment(job)}/cancel", RunAccepted)
 
     async def run(self, run_id: str) -> RunReply:
-        return await self._call("GET", f"/runs/{quote(run_id, safe='')}", RunReply)
+        return await self._call("GET", f"/runs/{_segment(run_id)}", RunReply)
 
     async def history(self, job: str | None = None, limit: int = 50) -> HistoryReply:
-        query = {"limit": str(limit)} | ({"job": job} if job is not None else {})
+        query = {"limit": str(limit)} | ({"job": typed(job)} if job is not None else {})
         return await self._call("GET", "/history", HistoryReply, query)
 
     async def orphans(self) -> OrphansReply:
@@ -125,8 +125,8 @@ class Client:
         return await self._call("GET", "/links", LinksReply)
 
     async def set_rate(self, link: str, rate: str) -> LinkReply:
-        path = f"/links/{quote(link, safe='')}"
-        return await self._call("POST", path, LinkReply, {"rate": rate})
+        path = f"/links/{_segment(link)}"
+        return await self._call("POST", path, LinkReply, {"rate": typed(rate)})
 
     async def reload(self) -> ReloadReply:
         return await self._call("POST", "/reload", ReloadReply)
@@ -139,7 +139,7 @@ class Client:
         """
         # As long as the run lasts; between two events may be hours, so no timeout of any kind.
         forever = aiohttp.ClientTimeout(total=None)
-        path = f"/runs/{quote(run_id, safe='')}/events"
+        path = f"/runs/{_segment(run_id)}/events"
         async with self._request("GET", path, timeout=forever) as response:
             async for line in response.content:
                 try:
@@ -189,6 +189,16 @@ class Client:
             raise NoDaemon(self._socket, "the connection was lost") from error
         except TimeoutError as error:
             raise NoDaemon(self._socket, f"no reply within {REPLY_TIMEOUT_S:.0f} s") from error
+
+
+def typed(text: str) -> str:
+    """Return what somebody typed, of which the locale may have left bytes, as the text it is."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _segment(text: str) -> str:
+    """Return a text as one segment of a path."""
+    return quote(typed(text), safe="")
 
 
 def _forgotten(stream: str, terms: Collection[str]) -> dict[str, str]:

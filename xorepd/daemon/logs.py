@@ -15,7 +15,12 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from xorepd.screen import visible
+
 MASK = "***"
+
+_TRACEBACKS = frozenset({"exception", "stack"})
+"""Facts of several lines."""
 
 _SECRET_KEY = re.compile(
     r"passw(or)?d|secret|session(_?(id|ref|uuid|opaque))?|token|authorization|cookie|credentials?",
@@ -54,6 +59,7 @@ def configure(
         structlog.processors.format_exc_info,
         mask_secrets,
         _event_first,
+        *([_visible_only] if console else []),  # JSON escapes what a terminal obeys
         structlog.dev.ConsoleRenderer(
             colors=out.isatty(),
             # The pretty one prints local variables, and those hold passwords.
@@ -97,6 +103,23 @@ def _event_first(logger: WrappedLogger, method: str, event: EventDict) -> EventD
     """Order a line as a person reads it: when, how bad, what, and then the facts."""
     first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
     return first | dict(event)
+
+
+def _visible_only(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Replace what a terminal obeys or hides, as everywhere where people look."""
+    return {visible(k): _visible(v, "\n" if k in _TRACEBACKS else "") for k, v in event.items()}
+
+
+def _visible(value: Any, keep: str = "") -> Any:
+    match value:
+        case str():
+            return visible(value, keep=keep)
+        case Mapping():
+            return {visible(str(k)): _visible(v) for k, v in value.items()}
+        case list():
+            return [_visible(item) for item in value]
+        case _:
+            return value
 
 
 def _masked(key: object, value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from xorepd.errors import ConfigError, Refused, XorepdError
+from xorepd.screen import complain, say
 
 DEFAULT_CONFIG = Path("/etc/xorepd-relay/relay.toml")
 
@@ -60,11 +61,11 @@ def check(config: Config = DEFAULT_CONFIG) -> None:
     except XorepdError as error:
         _refuse(error)
     for pool in settings.pools.values():
-        typer.echo(f"writes to {pool.name}, {pool.url}")
+        say(f"writes to {pool.name}, {pool.url}")
     for name, client in settings.clients.items():
         whose = ", ".join(client.pools) or "any"
-        typer.echo(f"client {name}: replicas of source pools {whose}")
-    typer.echo(f"{config}: good (listens on {settings.relay.listen})")
+        say(f"client {name}: replicas of source pools {whose}")
+    say(f"{config}: good (listens on {settings.relay.listen})")
 
 
 @app.command()
@@ -98,10 +99,10 @@ def init(
     except XorepdError as error:
         _refuse(error)
     for certificate in made:
-        typer.echo(f"{certificate} and {certificate.with_suffix('.key').name}")
+        say(f"{certificate} and {certificate.with_suffix('.key').name}")
 
 
 def _refuse(error: XorepdError) -> NoReturn:
     for sentence in str(error).splitlines():
-        typer.echo(f"xorepd: {sentence}", err=True)
+        complain(f"xorepd: {sentence}")
     sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED)

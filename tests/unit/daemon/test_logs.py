@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import structlog
@@ -81,21 +83,62 @@ def test_harmless_facts_stay(lines: io.StringIO) -> None:
     assert (event["path"], event["vm"]) == ("/sessions", "password-server")
 
 
-def test_console_shows_no_local_variables() -> None:
+@contextmanager
+def on_a_console() -> Iterator[io.StringIO]:
     out = io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure(level="info", style="console", out=out)
     try:
-        password = SECRET
-        try:
-            raise ValueError(f"{len(password)}")
-        except ValueError:
-            structlog.get_logger().exception("x.crashed")
+        yield out
     finally:
         structlog.reset_defaults()
         root.handlers[:] = handlers
         root.setLevel(level)
 
+
+def test_console_shows_no_local_variables() -> None:
+    with on_a_console() as out:
+        password = SECRET
+        try:
+            raise ValueError(f"{len(password)}")
+        except ValueError:
+            structlog.get_logger().exception("x.crashed")
+
     assert "x.crashed" in out.getvalue()
     assert SECRET not in out.getvalue()
+
+
+ODD = "web\x9b31m\x1b]0;t\x07\u202e\n[/b]"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"vm": ODD},
+        {"disks": [{"name": ODD}, {ODD: 1}]},
+        {"error": ValueError(ODD)},
+        {"names": (ODD, {ODD})},
+        {ODD: 1},
+    ],
+)
+def test_a_line_on_a_console_commands_no_terminal(facts: dict[str, object]) -> None:
+    with on_a_console() as out:
+        structlog.get_logger().warning(ODD, **facts)
+        logging.getLogger("aiohttp.client").warning("%s", ODD)
+
+    assert len(out.getvalue().splitlines()) == 2
+    assert "[/b]" in out.getvalue()
+    obeyed = [c for c in out.getvalue() if c != "\n" and unicodedata.category(c) in ("Cc", "Cf")]
+    assert obeyed == []
+
+
+def test_a_traceback_on_a_console_keeps_its_lines_and_commands_no_terminal() -> None:
+    with on_a_console() as out:
+        try:
+            raise ValueError(ODD)
+        except ValueError:
+            structlog.get_logger().exception("x.crashed")
+
+    assert len(out.getvalue().splitlines()) > 3
+    assert not {"\x9b", "\x1b", "\u202e"} & set(out.getvalue())
