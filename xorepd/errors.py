@@ -12,8 +12,8 @@
      │   ├─ CertificateRefused     OPERATOR
      │   ├─ ObjectGone             RESYNC     kind, ref
      │   ├─ ObjectBusy             RETRY      kind, ref, operation
-     │   ├─ NotAllowed             OPERATOR   code, params
-     │   └─ XapiFailure            OPERATOR   code, params: any code not named above
+     │   ├─ NotAllowed             by code    code, params
+     │   └─ XapiFailure            by code    code, params: any code not named above
      ├─ Refused                    OPERATOR   preflight found a reason not to start
      │   └─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them
      ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
@@ -22,8 +22,8 @@
      ├─ DataError
      │   ├─ StreamCut              RETRY      the stream ended before its end
      │   ├─ ProtocolViolation      RETRY      the stream is not what it claims to be
-     │   ├─ TransferFailed         RETRY      the pool says that the transfer failed
-     │   │   └─ NotServed          RETRY      the pool does not know this kind of request
+     │   ├─ TransferFailed         by code    the pool says that the transfer failed
+     │   │   └─ NotServed          by code    the pool does not know this kind of request
      │   ├─ OutcomeUnknown         RETRY      the pool does not say how the transfer ended
      │   ├─ TransportFailed        RETRY      a transport did not do what it promises
      │   └─ DigestMismatch         RETRY      what arrived is not what was sent
@@ -37,6 +37,7 @@ session references and URLs that carry them are credentials.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -55,6 +56,14 @@ class Remedy(Enum):
     """A person has to change something first."""
 
 
+_REFERENCE = re.compile(r"OpaqueRef(?::|%3A)[\w.-]*", re.IGNORECASE)
+
+
+def without_references(text: str) -> str:
+    """Return a text without XAPI's references: they tell nobody anything, and some log in."""
+    return _REFERENCE.sub("…", text)
+
+
 def _details(code: str, params: list[str]) -> str:
     """Return a XAPI error for people: its code, and what it says besides."""
     said = ", ".join(param for param in params if param)
@@ -65,6 +74,9 @@ class XorepdError(Exception):
     """Base of everything that xorepd raises on purpose."""
 
     remedy: Remedy = Remedy.OPERATOR
+
+    def __str__(self) -> str:
+        return without_references(super().__str__())
 
 
 class ConfigError(XorepdError):
@@ -144,12 +156,12 @@ class NotMaster(XapiError):
 class LoginRefused(XapiError):
     """User name or password is wrong, or the user has no role."""
 
-    def __init__(self, pool: str, username: str, detail: str) -> None:
+    def __init__(self, pool: str, username: str, detail: str, *, has_role: bool = True) -> None:
         self.pool, self.username = pool, username
-        super().__init__(
-            f"pool {pool}: login of {username!r} was refused ({detail}); "
-            "check username and password of this pool in the configuration"
-        )
+        advice = "check username and password of this pool in the configuration"
+        if not has_role:
+            advice = "give that account the role vm-power-admin there"
+        super().__init__(f"pool {pool}: login of {username!r} was refused ({detail}); {advice}")
 
 
 class PasswordUnusable(XapiError):
@@ -176,9 +188,9 @@ class ObjectGone(XapiError):
 
     remedy = Remedy.RESYNC
 
-    def __init__(self, pool: str, kind: str, ref: str) -> None:
+    def __init__(self, pool: str, kind: str, ref: str, *, said: str = "") -> None:
         self.pool, self.kind, self.ref = pool, kind, ref
-        super().__init__(f"pool {pool}: {kind} {ref} no longer exists")
+        super().__init__(f"pool {pool}: {said or f'{kind} {ref} no longer exists'}")
 
 
 class ObjectBusy(XapiError):
@@ -186,34 +198,45 @@ class ObjectBusy(XapiError):
 
     remedy = Remedy.RETRY
 
-    def __init__(self, pool: str, kind: str, ref: str, operation: str) -> None:
+    def __init__(self, pool: str, kind: str, ref: str, operation: str, *, said: str = "") -> None:
         self.pool, self.kind, self.ref, self.operation = pool, kind, ref, operation
-        super().__init__(
-            f"pool {pool}: {kind} {ref} is in use ({operation}); "
+        said = said or (
+            f"{kind} {ref} is in use ({operation}); "
             "the next run tries again, look for what holds it if that persists"
         )
+        super().__init__(f"pool {pool}: {said}")
 
 
 class NotAllowed(XapiError):
     """The pool refuses on principle: role, licence, blocked operation."""
 
-    def __init__(self, pool: str, code: str, params: list[str]) -> None:
-        self.pool, self.code, self.params = pool, code, params
-        super().__init__(
-            f"pool {pool}: refused with {_details(code, params)}; "
-            "check the role and licence of the account that xorepd uses there"
-        )
+    def __init__(
+        self,
+        pool: str,
+        code: str,
+        params: list[str],
+        *,
+        said: str = "",
+        remedy: Remedy = Remedy.OPERATOR,
+    ) -> None:
+        self.pool, self.code, self.params, self.remedy = pool, code, params, remedy
+        super().__init__(f"pool {pool}: {said or f'refused with {_details(code, params)}'}")
 
 
 class XapiFailure(XapiError):
     """Any other failure, as XAPI reports it."""
 
-    def __init__(self, pool: str, code: str, params: list[str]) -> None:
-        self.pool, self.code, self.params = pool, code, params
-        super().__init__(
-            f"pool {pool}: XAPI failed with {_details(code, params)}; "
-            "the log of its master (/var/log/xensource.log) says more"
-        )
+    def __init__(
+        self,
+        pool: str,
+        code: str,
+        params: list[str],
+        *,
+        said: str = "",
+        remedy: Remedy = Remedy.OPERATOR,
+    ) -> None:
+        self.pool, self.code, self.params, self.remedy = pool, code, params, remedy
+        super().__init__(f"pool {pool}: {said or f'XAPI failed with {_details(code, params)}'}")
 
 
 class Refused(XorepdError):
@@ -303,11 +326,17 @@ class ProtocolViolation(DataError):
 class TransferFailed(DataError):
     """The pool reports that an import or export of ours failed."""
 
-    def __init__(self, what: str, code: str, params: list[str], *, hint: str = "") -> None:
-        self.what, self.code, self.params = what, code, params
-        super().__init__(
-            f"{what}: XAPI failed with {_details(code, params)}" + (f"; {hint}" if hint else "")
-        )
+    def __init__(
+        self,
+        what: str,
+        code: str,
+        params: list[str],
+        *,
+        said: str = "",
+        remedy: Remedy = Remedy.RETRY,
+    ) -> None:
+        self.what, self.code, self.params, self.remedy = what, code, params, remedy
+        super().__init__(f"{what}: {said or f'XAPI failed with {_details(code, params)}'}")
 
 
 class NotServed(TransferFailed):

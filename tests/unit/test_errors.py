@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ from xorepd.errors import (
     XorepdError,
 )
 
+REF = "OpaqueRef:3d6b2b1e-8a4f-4a57-9f3b-6c1f4d2e7a90"
 FILE = Path("/etc/xorepd/xorepd.toml")
 
 EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
@@ -58,9 +60,9 @@ EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
         ["pool prod", "pools.prod.password_file", "is empty"],
     ),
     (CertificateRefused("prod", "h", "expired"), Remedy.OPERATOR, ["prod", "h", "fingerprint"]),
-    (ObjectGone("prod", "VDI", "OpaqueRef:1"), Remedy.RESYNC, ["prod", "VDI", "OpaqueRef:1"]),
-    (ObjectBusy("prod", "VDI", "OpaqueRef:1", "clone"), Remedy.RETRY, ["prod", "VDI", "clone"]),
-    (NotAllowed("prod", "LICENCE_RESTRICTION", ["x"]), Remedy.OPERATOR, ["prod", "x", "licence"]),
+    (ObjectGone("prod", "VDI", "0d15"), Remedy.RESYNC, ["prod", "VDI 0d15 no longer exists"]),
+    (ObjectBusy("prod", "VDI", "0d15", "clone"), Remedy.RETRY, ["prod", "VDI 0d15", "clone"]),
+    (NotAllowed("prod", "LICENCE_RESTRICTION", ["x"]), Remedy.OPERATOR, ["prod", "x", "LICENCE"]),
     (XapiFailure("prod", "SR_FULL", ["1", "2"]), Remedy.OPERATOR, ["prod", "SR_FULL", "1, 2"]),
     (Refused("VM web01: gone"), Remedy.OPERATOR, ["VM web01: gone"]),
     (ConsentMissing("VM web01: disk 0"), Remedy.OPERATOR, ["VM web01: disk 0"]),
@@ -68,7 +70,7 @@ EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
     (StreamCut("disk 0", 10), Remedy.RETRY, ["disk 0", "after 10 bytes"]),
     (ProtocolViolation("disk 0", "no VHD"), Remedy.RETRY, ["disk 0", "no VHD"]),
     (NotServed("disk 0", "HTTP status 404", []), Remedy.RETRY, ["disk 0", "404"]),
-    (TransferFailed("disk 0", "IO", ["a"], hint="look"), Remedy.RETRY, ["disk 0", "IO", "look"]),
+    (TransferFailed("disk 0", "IO", ["a"]), Remedy.RETRY, ["disk 0", "IO", "(a)"]),
     (OutcomeUnknown("disk 0", "task gone"), Remedy.RETRY, ["disk 0", "unknown (task gone)"]),
     (DigestMismatch("disk 0", "aa", "bb"), Remedy.RETRY, ["disk 0", "aa", "bb", "discarded"]),
     (TransportFailed("slow", "lost it"), Remedy.RETRY, ["transport slow", "lost it", "report"]),
@@ -103,6 +105,27 @@ def test_error_has_its_remedy_and_names_its_object(
 
     assert error.remedy is remedy
     assert all(text in message for text in texts), message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ObjectGone("prod", "VDI", REF),
+        ObjectBusy("prod", "VDI", REF, f"clone of {REF}"),
+        NotAllowed("prod", "OPERATION_BLOCKED", [REF, f"see {REF.lower()}"]),
+        XapiFailure("prod", "INTERNAL_ERROR", [f"missing row {REF!r}"]),
+        TransferFailed("disk 0", "VDI_IO_ERROR", [REF.replace(":", "%3A")]),
+        Refused(f"VM {REF}: gone"),
+        Broken(KeyError(REF)),
+        XorepdError("OpaqueRef:NULL"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_error_shows_a_reference(error: XorepdError) -> None:
+    said = str(error) + "".join(traceback.format_exception_only(error))
+
+    assert "opaqueref" not in said.lower()
+    assert "e7a90" not in said
 
 
 def test_every_error_has_an_example_here() -> None:

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -47,11 +47,13 @@ def test_what_a_terminal_obeys_or_hides_is_replaced_and_the_rest_stays(
     assert visible(text) == shown
 
 
+@settings(deadline=None)
 @given(any_text)
 def test_nothing_that_is_obeyed_or_hidden_is_left(text: str) -> None:
     assert not [char for char in visible(text) if unicodedata.category(char) in OBEYED]
 
 
+@settings(deadline=None)
 @given(any_text)
 def test_what_is_visible_stays_as_it_is(text: str) -> None:
     shown = visible(text)
@@ -65,6 +67,7 @@ def test_lines_of_a_traceback_stay_lines() -> None:
     assert visible("a\nb\x1bc", keep="\n") == "a\nb\\x1bc"
 
 
+@settings(deadline=None)
 @given(any_text.filter(lambda name: "§" not in name))
 def test_a_cell_of_any_text_leaves_the_columns_where_they_are(name: str) -> None:
     table = Rows("VM", "N")

@@ -29,8 +29,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
+from xorepd.errors import without_references
 from xorepd.state.records import RunRecord
 
 API = 1
@@ -47,6 +48,10 @@ Record = Annotated[RunRecord, PlainValidator(_record), PlainSerializer(RunRecord
 """A `RunRecord` here, its JSON on the wire."""
 
 
+Sentence = Annotated[str, AfterValidator(without_references)]
+"""For people: whatever it was made of, it holds no reference of XAPI's."""
+
+
 class Reply(BaseModel):
     """Any reply; frozen, and lenient about members of newer daemons."""
 
@@ -54,7 +59,7 @@ class Reply(BaseModel):
 
 
 class ErrorReply(Reply):
-    error: str
+    error: Sentence
 
 
 class VersionReply(Reply):
@@ -223,7 +228,7 @@ class OrphanReply(Reply):
     """Snapshots of the source VM that stand for this target."""
     disks: int = 0
     """On the target, those of restore points included."""
-    used: tuple[str, ...] = ()
+    used: tuple[Sentence, ...] = ()
     """What shows that somebody used the replica."""
     power_state: str = "Halted"
     """Of the replica."""
@@ -255,7 +260,7 @@ class DoubtReply(Reply):
 class OrphansReply(Reply):
     orphans: tuple[OrphanReply, ...]
     doubts: tuple[DoubtReply, ...] = ()
-    not_asked: dict[str, str]
+    not_asked: dict[str, Sentence]
     """Pool → why it could not be asked."""
 
 
@@ -263,17 +268,17 @@ class ForgetPlanReply(Reply):
     """What giving up a stream would do, and what forbids it."""
 
     orphan: OrphanReply
-    deeds: tuple[str, ...]
-    objections: tuple[str, ...]
+    deeds: tuple[Sentence, ...]
+    objections: tuple[Sentence, ...]
     """Empty: it can be done."""
 
 
 class ForgetReply(Reply):
     """One line of what giving up a stream tells; the last is `done`, or has an error."""
 
-    step: str = ""
+    step: Sentence = ""
     done: bool = False
-    error: str | None = None
+    error: Sentence | None = None
 
 
 class LinkReply(Reply):

@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from xorepd.errors import without_references
 from xorepd.screen import visible
 
 MASK = "***"
@@ -95,7 +96,7 @@ def set_level(level: str) -> None:
 
 
 def mask_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Replace every value that is, or contains, a secret."""
+    """Replace every value that is, or contains, a secret; and references, which tell nothing."""
     return {key: _masked(key, value) for key, value in event.items()}
 
 
@@ -127,9 +128,10 @@ def _masked(key: object, value: Any) -> Any:
         return MASK
     match value:
         case str():
-            return _SECRET_TEXT.sub(lambda match: match["before"] + MASK, value)
+            masked = _SECRET_TEXT.sub(lambda match: match["before"] + MASK, value)
+            return without_references(masked)
         case Mapping():
-            return {k: _masked(k, v) for k, v in value.items()}
+            return {_masked(None, k): _masked(k, v) for k, v in value.items()}
         case list() | tuple():
             return [_masked(None, item) for item in value]
         case bool() | int() | float() | None:

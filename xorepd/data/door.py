@@ -24,6 +24,7 @@ from xorepd.errors import (
     NotServed,
     OutcomeUnknown,
     ProtocolViolation,
+    Remedy,
     TransferFailed,
     XapiError,
     XorepdError,
@@ -63,6 +64,9 @@ class Door(Protocol):
     async def outcome(self, task_ref: Ref, timeout: float) -> Sequence[str]: ...
     async def discard(self, task_ref: Ref) -> None: ...
     def keeping(self, vdi: VdiUuid, content: str) -> AbstractAsyncContextManager[Keeper]: ...
+    def explain(self, code: str, params: Sequence[str]) -> tuple[str, Remedy]:
+        """Return a sentence with advice for an error of the pool, and its remedy."""
+        ...
 
 
 @asynccontextmanager
@@ -121,13 +125,13 @@ async def respond(
                 url, renewed = door.url(path, query), True
                 continue
             if response.status != 200:
-                raise http_failure(what, response.status, page)
+                raise http_failure(door, what, response.status, page)
             yield response
             return
     raise ProtocolViolation(what, f"{door.pool} redirected {_REDIRECTS + 1} times")
 
 
-def http_failure(what: str, status: int, page: bytes) -> TransferFailed:
+def http_failure(door: Door, what: str, status: int, page: bytes) -> TransferFailed:
     """Return the error that an HTTP error page of XAPI stands for."""
     if status == 404:
         return NotServed(what, f"HTTP status {status}", [])
@@ -135,7 +139,13 @@ def http_failure(what: str, status: int, page: bytes) -> TransferFailed:
     if found is None:
         return TransferFailed(what, f"HTTP status {status}", [])
     params = [p.strip() for p in found[2].decode("utf-8", "replace").split(";")]
-    return TransferFailed(what, found[1].decode(), params)
+    return refused(door, what, found[1].decode(), params)
+
+
+def refused(door: Door, what: str, code: str, params: Sequence[str]) -> TransferFailed:
+    """Return the error for what a pool gives as the reason of a failed transfer."""
+    said, remedy = door.explain(code, params)
+    return TransferFailed(what, code, [*params], said=said, remedy=remedy)
 
 
 def lost(what: str, error: BaseException) -> ProtocolViolation:
@@ -157,7 +167,7 @@ def lost(what: str, error: BaseException) -> ProtocolViolation:
     return ProtocolViolation(what, f"the connection broke ({reason})")
 
 
-async def verdict(door: Door, task_ref: Ref, what: str, *, timeout: float, hint: str = "") -> None:
+async def verdict(door: Door, task_ref: Ref, what: str, *, timeout: float) -> None:
     """Wait for the end of a request's task; only it tells whether the request succeeded.
 
     Raises:
@@ -170,7 +180,7 @@ async def verdict(door: Door, task_ref: Ref, what: str, *, timeout: float, hint:
         raise OutcomeUnknown(what, reason) from error
     if error_info:
         code, *params = error_info
-        raise TransferFailed(what, code, params, hint=hint)
+        raise refused(door, what, code, params)
 
 
 BROKEN_S, SUSPECT_S = 5.0, 0.5

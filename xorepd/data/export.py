@@ -69,7 +69,7 @@ class _Export:
         page = bytes(begun)
         with suppress(OSError):
             page += await self._response.text(ERROR_PAGE_LIMIT)
-        return http_failure(self._what, 500, page)
+        return http_failure(self._door, self._what, 500, page)
 
     async def _explained(self, error: DataError) -> XorepdError:
         self._response.stream.abort()

@@ -30,10 +30,6 @@ from xorepd.ids import Ref, VdiUuid
 IMPORT_LABEL = "xorepd import "
 """How the name of the task of such a request begins; the disk's UUID follows."""
 
-_HINT = (
-    "XAPI gives this for every failure of its writer, such as a full SR: see the target host's log"
-)
-
 
 class Upload:
     """A request whose body is being sent; see `open_upload`."""
@@ -66,7 +62,7 @@ class Upload:
         with suppress(OSError):  # the server may close as it likes: the task tells the truth
             async with asyncio.timeout(OUTCOME_S):
                 await self._response.text(4096)  # a late error page, or nothing
-        await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S, hint=_HINT)
+        await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
         if self._keeper is not None:
             try:
                 await self._keeper.settle()

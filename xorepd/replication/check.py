@@ -13,7 +13,7 @@ from xorepd.config.models import Verify
 from xorepd.data.digest import Digest, head_of, read_back, sample_of
 from xorepd.data.export import open_export, open_raw
 from xorepd.data.reader import Reader
-from xorepd.errors import DataError, DigestMismatch, ObjectGone
+from xorepd.errors import DataError, DigestMismatch
 from xorepd.extents import Extent
 from xorepd.ids import VdiUuid
 from xorepd.replication.assignment import Assignment
@@ -119,7 +119,7 @@ async def _open_staged(
     await a.target.refresh()
     disk = a.target.cache.vdis.get(staged.ref)
     if disk is None:
-        raise ObjectGone(a.target.name, "VDI", staged.uuid)
+        raise a.target.gone("VDI", staged.uuid)
     async with AsyncExitStack() as stack:
         reader: Reader
         exports, _ = await find_nbd(a.target, staged.ref)

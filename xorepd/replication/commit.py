@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from xorepd.errors import ObjectGone, WrittenTo, XapiFailure
+from xorepd.errors import WrittenTo, XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.current import KEY as CURRENT
@@ -132,7 +132,7 @@ async def commit(
     await a.target.refresh()
     side = read_target(a.target.cache, a.stream, a.sr.ref)
     if side.fresh is None:
-        raise ObjectGone(a.target.name, "restore point", point)
+        raise a.target.gone("restore point", point)
     a.target.clock.compare(side.fresh.vm.snapshot_time, began, ended)
     await finish_commit(a, side, side.fresh)
     return str(side.fresh.vm.uuid)

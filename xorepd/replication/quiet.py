@@ -98,8 +98,8 @@ async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
             await a.source.run_task("VM.clean_shutdown", vm.ref, timeout=SHUTDOWN_S)
         except XapiError as error:
             raise Refused(
-                f"pool {a.source.name}: VM {vm.name_label} did not shut down for its snapshot "
-                f'({error}); see whether its guest tools run, or set snapshot = "plain"'
+                f"VM {vm.name_label} did not shut down for its snapshot; {error}; "
+                'or set snapshot = "plain" in the job'
             ) from error
         yield
 
@@ -159,10 +159,10 @@ async def start_again(a: Assignment, vm: Ref) -> None:
     pool = a.source.unguarded()
     state = await pool.call("VM.get_power_state", vm)
     if state == "Halted":
-        log.info("vm.starting_again", vm=vm)
+        log.info("vm.starting_again", vm=pool.cache.describe("VM", vm))
         await pool.run_task("VM.start", vm, False, False, timeout=START_S)
     elif state == "Suspended":
-        log.info("vm.resuming", vm=vm)
+        log.info("vm.resuming", vm=pool.cache.describe("VM", vm))
         await _resume(pool, vm)
     await pool.call("VM.remove_from_other_config", vm, RESTART)
 

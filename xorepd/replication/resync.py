@@ -29,7 +29,6 @@ from xorepd.data.compare import find_differences
 from xorepd.data.nbd_reader import NbdReader
 from xorepd.data.reader import Reader
 from xorepd.data.rest import Beyond, Rest
-from xorepd.errors import ObjectGone
 from xorepd.extents import Extent, total
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
@@ -150,7 +149,7 @@ class Comparison:
         await a.target.refresh()
         disk = a.target.cache.vdis.get(self._staging)
         if disk is None:
-            raise ObjectGone(a.target.name, "VDI", self._staging)
+            raise a.target.gone("VDI", self._staging)
         async with AsyncExitStack() as stack:
             sides = []
             pools = ((a.source, self._content, "source"), (a.target, disk, "target"))

@@ -9,7 +9,7 @@ from itertools import chain
 import structlog
 
 from xorepd.config.choices import SnapshotKind
-from xorepd.errors import ObjectGone, Refused, XapiFailure
+from xorepd.errors import Refused, XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.current import KEY as CURRENT
@@ -130,7 +130,7 @@ async def take_source_snapshot(
     await a.source.refresh()
     snapshot = a.source.cache.vms.get(ref)
     if snapshot is None:
-        raise ObjectGone(a.source.name, "snapshot", ref)
+        raise a.source.gone("snapshot", ref)
     uuid_of = {vdi.ref: vdi.uuid for vdi in side.drives}
     present = read_source(a.source.cache, a.stream, vm)
     known = [group.mark.order for group in present.snapshots]
@@ -188,9 +188,7 @@ async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:
         except XapiFailure as failure:
             if failure.code != "VM_BAD_POWER_STATE":  # it was shut down this very moment
                 raise Refused(
-                    f"pool {a.source.name}: VM {vm.name_label} could not be snapshotted with its "
-                    f"memory ({failure}); see whether its guest tools run and the pool has room "
-                    'for suspended VMs, or set snapshot = "plain"'
+                    f"VM {vm.name_label} could not be snapshotted with its memory; {failure}"
                 ) from failure
     return await take_snapshot(a.source, vm.ref, name, without=without)
 

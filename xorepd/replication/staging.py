@@ -15,7 +15,7 @@ import structlog
 from xorepd.data.chunked import ChunkedWriter, open_chunked
 from xorepd.data.imports import ImportWriter, open_import
 from xorepd.data.writer import Writer
-from xorepd.errors import NotServed, ObjectGone, XorepdError
+from xorepd.errors import NotServed, XorepdError
 from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.assignment import Assignment
@@ -131,7 +131,7 @@ def base_disk(a: Assignment, uuid: str) -> Vdi:
     """Return the disk on the target that a staging disk is to be cloned from."""
     base = a.target.cache.by_uuid(Vdi, uuid)
     if base is None:
-        raise ObjectGone(a.target.name, "VDI", uuid)
+        raise a.target.gone("VDI", uuid)
     return base
 
 

@@ -14,7 +14,7 @@ from xorepd.data.budget import CARRYING, COMPARING
 from xorepd.data.digest import Digest, Observed
 from xorepd.data.reader import Reader
 from xorepd.data.rest import go_on
-from xorepd.errors import DataError, DigestMismatch, ObjectGone, StreamCut, TransportFailed
+from xorepd.errors import DataError, DigestMismatch, StreamCut, TransportFailed
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
 from xorepd.replication.check import Sample, Sent, check, choose_sample
@@ -302,5 +302,5 @@ def _source_base(a: Assignment, plan: DiskPlan) -> Vdi | None:
         return None
     base = a.source.cache.by_uuid(Vdi, plan.how.base)
     if base is None:
-        raise ObjectGone(a.source.name, "VDI", plan.how.base)
+        raise a.source.gone("VDI", plan.how.base)
     return base

@@ -12,6 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from xorepd.errors import without_references
+
 MEMORY = "memory"
 """In place of a device, and of a mode: what a VM had in its memory."""
 
@@ -80,6 +82,9 @@ class DiskRecord:
     waits_for: str = ""
     """While running: what it needs to begin and has not got, such as `memory`."""
 
+    def __post_init__(self) -> None:
+        _clear_sentences(self, "reason", "reader_reason")
+
     @property
     def is_being_compared(self) -> bool:
         return self.compared_bytes is not None and self.compared_bytes < self.to_compare_bytes
@@ -131,6 +136,9 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     """What the run found that a person should know, one sentence each."""
 
+    def __post_init__(self) -> None:
+        _clear_sentences(self, "error", "base_data_reason")
+
     def is_to(self, pool: str, sr: str) -> bool:
         """Return whether it was to a target, whose SR may be given by name or by UUID."""
         return self.target == pool and sr in {self.sr, self.sr_uuid}
@@ -174,3 +182,11 @@ class RunRecord:
             for disk in values.get("disks", ())
         )
         return cls(**values)
+
+
+def _clear_sentences(record: object, *names: str) -> None:
+    """Take references out of what a record says to people, wherever that came from."""
+    for name in names:
+        said = getattr(record, name)
+        if said:
+            object.__setattr__(record, name, without_references(said))

@@ -55,6 +55,8 @@ class Cache:
         self._generation = -1
         self._changed = asyncio.Condition()
         self._failure: BaseException | None = None
+        self._departed: dict[Ref, str] = {}
+        """What those were called that have gone: an error often comes after that."""
         self.readings = 0
         """How often everything was read anew: what happened between two of them was not told."""
 
@@ -112,6 +114,37 @@ class Cache:
         found = self._by_uuid.get(uuid)
         return found if isinstance(found, cls) else None
 
+    def describe(self, kind: str, ref: str) -> str:
+        """Return what people call an object: `VM web01 (3d6b2b1e-…)`; "" where it is not known.
+
+        May be called from any thread.
+
+        Args:
+            kind: its class, as far as that is known; it does not matter.
+            ref: a reference to it, or its UUID.
+        """
+        found = next((t[Ref(ref)] for t in self._tables.values() if Ref(ref) in t), None)
+        found = found or self._by_uuid.get(ref)
+        return self._departed.get(Ref(ref), "") if found is None else self._name(found)
+
+    def _name(self, record: Record) -> str:
+        match record:
+            case Vm(is_a_snapshot=True):
+                return _named("snapshot", record)
+            case Vm(is_a_template=True):
+                return _named("template", record)
+            case Vbd(userdevice=device, vm=vm):
+                return f"drive {device} of {self.describe('VM', vm) or 'a VM that is gone'}"
+            case Vif(device=device, vm=vm):
+                return f"interface {device} of {self.describe('VM', vm) or 'a VM that is gone'}"
+            case Pbd(sr=sr, host=host):
+                there = self.describe("host", host) or "a host that is gone"
+                return f"PBD of {self.describe('SR', sr) or 'an SR that is gone'} on {there}"
+            case Pif(network=network):
+                return f"PIF of {self.describe('network', network) or 'a network that is gone'}"
+            case _:
+                return _named(record.kind, record)
+
     def present(self, cls: type[R], refs: Iterable[Ref]) -> list[R]:
         """Return the records behind references; those that dangle are left out."""
         table = self._tables[cls]
@@ -165,9 +198,10 @@ class Cache:
         """
         async with self._changed:
             if batch.is_first:
-                for table in self._tables.values():
-                    table.clear()
-                self._by_uuid.clear()
+                there = {record.ref for record in batch.changed}
+                for cls, table in self._tables.items():
+                    for ref in [ref for ref in table if ref not in there]:
+                        self._forget(cls, ref)
                 self.readings += 1
             for kind, ref in batch.deleted:
                 self._forget(RECORDS[kind], ref)
@@ -184,10 +218,11 @@ class Cache:
 
     async def replace(self, cls: type[Record], records: Iterable[Record]) -> None:
         """Put a whole class in the place of what was known of it."""
+        new = {record.ref: record for record in records}
         async with self._changed:
-            for ref in list(self._tables[cls]):
+            for ref in [ref for ref in self._tables[cls] if ref not in new]:
                 self._forget(cls, ref)
-            for record in records:
+            for record in new.values():
                 self._remember(record)
             self._changed.notify_all()
 
@@ -208,6 +243,22 @@ class Cache:
         record: Record | None = self._tables[cls].pop(ref, None)
         if record is not None and self._by_uuid.get(record.uuid) is record:
             del self._by_uuid[record.uuid]
+        if isinstance(record, _REMEMBERED):
+            self._departed[ref] = self._name(record)
+            if len(self._departed) > MOST_DEPARTED:
+                del self._departed[next(iter(self._departed))]
+
+
+_REMEMBERED = (Vm, Vdi, Sr, Host, Network)
+MOST_DEPARTED = 1000
+MOST_NAME = 120
+"""Longest name in a sentence; XAPI takes any."""
+
+
+def _named(kind: str, record: Vm | Vdi | Sr | Host | Network | PoolRecord | Task) -> str:
+    name = " ".join(record.name_label.split())
+    name = name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 1]}…"
+    return f"{kind} {name} ({record.uuid})" if name else f"{kind} {record.uuid}"
 
 
 def _generation(token: str) -> int:

@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 
 from yarl import URL
 
-from xorepd.errors import Refused
+from xorepd.errors import Refused, Remedy
 from xorepd.ids import Ref, VdiUuid
 from xorepd.stream import ByteStream
 from xorepd.xapi import tls
 from xorepd.xapi.contents import ContentKeeper, keeping_content
+from xorepd.xapi.explained import explain
 from xorepd.xapi.failures import redact
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Sr
 
 
 class DiskDoor:
@@ -81,10 +81,9 @@ class DiskDoor:
         }
         able = [host for ref, host in cache.hosts.items() if ref in hosts and host.enabled]
         if not able:
-            sr = cache.table(Sr).get(self._sr)
-            name = sr.name_label if sr else self._sr
+            name = cache.describe("SR", self._sr) or "an SR that is gone"
             raise Refused(
-                f"pool {self.pool}: no enabled host has SR {name} attached; plug one of its PBDs"
+                f"pool {self.pool}: no enabled host has {name} attached; plug one of its PBDs"
             )
         able.sort(key=lambda host: (host.ref != cache.pool.master, host.name_label))
         if able[0].ref == cache.pool.master:
@@ -112,3 +111,8 @@ class DiskDoor:
 
     def keeping(self, vdi: VdiUuid, content: str) -> AbstractAsyncContextManager[ContentKeeper]:
         return keeping_content(self._pool, vdi, content)
+
+    def explain(self, code: str, params: Sequence[str]) -> tuple[str, Remedy]:
+        """Return a sentence with advice for an error of the pool, and its remedy."""
+        told = explain(code, params, self._pool.cache.describe)
+        return told.text, told.remedy

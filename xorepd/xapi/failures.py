@@ -2,7 +2,8 @@
 
 XAPI reports a failure as a list: a code and its parameters, such as
 `["VDI_IN_USE", "OpaqueRef:…", "destroy"]`. Codes that call for a reaction of their own have a class
-of their own; every other one is a `XapiFailure` that keeps code and parameters.
+of their own; every other one is a `XapiFailure` that keeps code and parameters. What each is
+told as is in `explained`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from xorepd.errors import (
     XapiError,
     XapiFailure,
 )
+from xorepd.xapi.explained import Names, explain, nameless
 
 # Session references are credentials: whoever has one is logged in.
 _SECRET = re.compile(r"""(session_id["']?\s*[=:]\s*["']?)[^&\s;"']+""", re.IGNORECASE)
@@ -51,16 +53,20 @@ _NOT_ALLOWED = {
 }
 
 
-def translate(pool: str, details: Sequence[object], *, username: str = "") -> XapiError:
+def translate(
+    pool: str, details: Sequence[object], *, username: str = "", names: Names = nameless
+) -> XapiError:
     """Return the exception for one of XAPI's error lists.
 
     Args:
         pool: the pool's name in the configuration, for the message.
         details: code and parameters as XAPI sent them.
         username: who tried to log in, where it was a login.
+        names: what the pool's objects are called, for the message.
     """
     code, *params = [_SECRET.sub(r"\1…", str(item)) for item in details] or ["UNKNOWN"]
     first, second = [*params, "", ""][:2]
+    told = explain(code, params, names)
     match code:
         case "SESSION_INVALID" | "SESSION_NOT_REGISTERED":
             return SessionLost(pool)
@@ -69,21 +75,25 @@ def translate(pool: str, details: Sequence[object], *, username: str = "") -> Xa
         case "HOST_IS_SLAVE":
             return NotMaster(pool, first)
         case "SESSION_AUTHENTICATION_FAILED" | "SESSION_AUTHORIZATION_FAILED":
-            return LoginRefused(pool, username or first, second or code)
+            has_role = code != "SESSION_AUTHORIZATION_FAILED"
+            return LoginRefused(pool, username or first, second or code, has_role=has_role)
         case "HANDLE_INVALID" | "UUID_INVALID":
-            return ObjectGone(pool, first, second)
+            return ObjectGone(pool, first, second, said=told.text)
         case "VDI_MISSING":
-            return ObjectGone(pool, "VDI", second or first)
+            return ObjectGone(pool, "VDI", second or first, said=told.text)
         case "VDI_IN_USE":
-            return ObjectBusy(pool, "VDI", first, second or "attached")
+            operation = second or "attached"
+            told = explain(code, [first, operation], names)
+            return ObjectBusy(pool, "VDI", first, operation, said=told.text)
         case "OTHER_OPERATION_IN_PROGRESS":
-            return ObjectBusy(pool, first, second, params[2] if len(params) > 2 else code)
+            operation = params[2] if len(params) > 2 else code
+            return ObjectBusy(pool, first, second, operation, said=told.text)
         case _ if code in _BUSY:
-            return ObjectBusy(pool, "object", first, f"{code} {second}".strip())
+            return ObjectBusy(pool, "object", first, f"{code} {second}".strip(), said=told.text)
         case _ if code in _NOT_ALLOWED:
-            return NotAllowed(pool, code, params)
+            return NotAllowed(pool, code, params, said=told.text, remedy=told.remedy)
         case _:
-            return XapiFailure(pool, code, params)
+            return XapiFailure(pool, code, params, said=told.text, remedy=told.remedy)
 
 
 def redact(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,19 +14,14 @@ from typing import Any
 import structlog
 
 from xorepd.config.models import PoolSettings
-from xorepd.errors import (
-    ObjectBusy,
-    ObjectGone,
-    PasswordUnusable,
-    XapiError,
-    XapiFailure,
-    XapiUnreachable,
-)
+from xorepd.errors import ObjectBusy, ObjectGone, PasswordUnusable, XapiError, XapiUnreachable
 from xorepd.ids import PoolName, Ref
 from xorepd.tidying import to_the_end
+from xorepd.units import format_duration
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.clock import PoolClock
 from xorepd.xapi.events import EventFeed
+from xorepd.xapi.explained import Names, explain, nameless
 from xorepd.xapi.failures import translate
 from xorepd.xapi.pace import Pace
 from xorepd.xapi.records import PoolRecord, Task
@@ -88,8 +83,8 @@ class Pool:
     def __init__(self, settings: PoolSettings, read_password: Callable[[], str]) -> None:
         self.name: PoolName = settings.name
         self.settings = settings
-        self.session = Session(settings, read_password)
         self.cache = Cache()
+        self.session = Session(settings, read_password, self.cache.describe)
         self.pace = Pace(settings.name, settings.slow_answer)
         self.clock = PoolClock(settings.name)
         self._feed = EventFeed(self.session, self.cache)
@@ -236,8 +231,18 @@ class Pool:
             raise
         except TimeoutError:
             await self._cancel_task(task_ref)
-            raise XapiFailure(self.name, "TASK_TIMEOUT", [method, f"{timeout:.0f} s"]) from None
-        return task_result(self.name, task)
+            late = ["TASK_TIMEOUT", method, format_duration(timeout)]
+            raise self.translated(late) from None
+        return task_result(self.name, task, self.cache.describe)
+
+    def translated(self, details: Sequence[str]) -> XapiError:
+        """Return the exception for an error of this pool: its code and parameters."""
+        return translate(self.name, details, names=self.cache.describe)
+
+    def gone(self, kind: str, ref: str) -> ObjectGone:
+        """Return the error for an object that is not there, by its reference or UUID."""
+        said = explain("HANDLE_INVALID", [kind, ref], self.cache.describe).text
+        return ObjectGone(self.name, kind, ref, said=said)
 
     async def finished_task(self, task_ref: Ref, timeout: float) -> Task:
         """Return a task's record once it is finished, whatever its outcome.
@@ -350,7 +355,7 @@ class Pool:
             await to_the_end(self.session.call("task.cancel", task_ref), _TIDYING_S)
 
 
-def task_result(pool: str, task: Task) -> str:
+def task_result(pool: str, task: Task, names: Names = nameless) -> str:
     """Return the result of a finished task: XAPI wraps it in XML, `<value>OpaqueRef:…</value>`.
 
     Raises:
@@ -360,6 +365,7 @@ def task_result(pool: str, task: Task) -> str:
         case "success":
             return task.value
         case "cancelled" if not task.error_info:
-            raise XapiFailure(pool, "TASK_CANCELLED", [task.name_label])
+            raise translate(pool, ["TASK_CANCELLED", task.name_label], names=names)
         case _:
-            raise translate(pool, task.error_info or ["INTERNAL_ERROR", "no error in the task"])
+            error = task.error_info or ["INTERNAL_ERROR", "no error in the task"]
+            raise translate(pool, error, names=names)

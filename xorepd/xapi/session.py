@@ -47,6 +47,7 @@ from xorepd.errors import (
 )
 from xorepd.tidying import settled
 from xorepd.xapi import tls
+from xorepd.xapi.explained import Names, nameless
 from xorepd.xapi.failures import redact, translate
 
 log = structlog.get_logger(__name__)
@@ -159,8 +160,14 @@ class Session:
     It logs in at the first call; `end` and then `close` it.
     """
 
-    def __init__(self, settings: PoolSettings, read_password: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        settings: PoolSettings,
+        read_password: Callable[[], str],
+        names: Names = nameless,
+    ) -> None:
         self.pool = settings.name
+        self._names = names
         self._settings = settings
         self._read_password = read_password
         self._fingerprints = settings.fingerprint
@@ -306,7 +313,9 @@ class Session:
         try:
             return request()
         except XenAPI.Failure as failure:
-            raise translate(self.pool, failure.details, username=self._settings.username) from None
+            raise translate(
+                self.pool, failure.details, username=self._settings.username, names=self._names
+            ) from None
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == 401:  # the SDK's word for SESSION_INVALID without a password
                 raise SessionLost(self.pool) from None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -177,6 +177,7 @@ def test_every_view_shows_every_name(view: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
+@settings(deadline=None, max_examples=20)
 @given(name=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_every_view_of_any_name_fits_a_terminal(view: str, name: str) -> None:
     shown(VIEWS[view](name))

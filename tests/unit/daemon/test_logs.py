@@ -13,6 +13,7 @@ import structlog
 from xorepd.daemon.logs import configure
 
 SECRET = "geheim-7f3a"
+REF = "OpaqueRef:3d6b2b1e-8a4f-4a57-9f3b-6c1f4d2e7a90"
 
 
 @pytest.fixture
@@ -74,6 +75,21 @@ def test_secret_of_a_library_is_masked(lines: io.StringIO) -> None:
 
     assert json.loads(lines.getvalue())["logger"] == "aiohttp.client"
     assert SECRET not in lines.getvalue()
+
+
+@pytest.mark.parametrize(
+    "facts", [{"vm": REF}, {"error": ValueError(REF)}, {"disks": [{REF: REF}]}]
+)
+def test_no_reference_is_logged(lines: io.StringIO, facts: dict[str, object]) -> None:
+    structlog.get_logger().warning(f"x.{REF}", **facts)
+    logging.getLogger("aiohttp.client").warning("gone: %s", REF)
+    try:
+        raise ValueError(REF)
+    except ValueError:
+        structlog.get_logger().exception("x.crashed")
+
+    assert len(lines.getvalue().splitlines()) == 3
+    assert "OpaqueRef" not in lines.getvalue()
 
 
 def test_harmless_facts_stay(lines: io.StringIO) -> None:

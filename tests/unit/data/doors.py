@@ -8,8 +8,10 @@ from itertools import count
 
 from yarl import URL
 
+from xorepd.errors import Remedy
 from xorepd.ids import Ref
 from xorepd.stream import ByteStream
+from xorepd.xapi.explained import explain
 
 
 class ScriptedDoor:
@@ -55,3 +57,7 @@ class ScriptedDoor:
 
     async def discard(self, task_ref: Ref) -> None:
         self.discarded.append(task_ref)
+
+    def explain(self, code: str, params: Sequence[str]) -> tuple[str, Remedy]:
+        told = explain(code, params)
+        return told.text, told.remedy

@@ -5,8 +5,8 @@ from typing import Any
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
-from xorepd.xapi.cache import Cache, EventBatch
-from xorepd.xapi.records import Network, Record, Task, Vdi, Vm
+from xorepd.xapi.cache import MOST_DEPARTED, Cache, EventBatch
+from xorepd.xapi.records import Network, Record, Task, Vbd, Vdi, Vm
 
 A, B = Ref("OpaqueRef:a"), Ref("OpaqueRef:b")
 
@@ -229,3 +229,69 @@ async def test_any_class_is_reached_by_its_type() -> None:
     await cache.apply(batch(Task.parse(A, raws.task("t"))))
 
     assert cache.table(Task) == cache.tasks == {A: Task.parse(A, raws.task("t"))}
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+async def test_objects_are_called_by_name_and_uuid() -> None:
+    cache = Cache()
+    web, disk = vm(A, "u-a", name_label="web01"), Ref("OpaqueRef:disk")
+    drive = Vbd.parse(B, raws.vbd("u-b", A, disk, userdevice="1"))
+    strange = Vbd.parse(Ref("OpaqueRef:c"), raws.vbd("u-c", "OpaqueRef:gone", disk))
+    await cache.apply(
+        batch(web, drive, strange, Vdi.parse(disk, raws.vdi("u-d", name_label="root")))
+    )
+
+    assert cache.describe("object", A) == "VM web01 (u-a)"
+    assert cache.describe("VM", "u-a") == "VM web01 (u-a)"
+    assert cache.describe("VDI", disk) == "VDI root (u-d)"
+    assert cache.describe("VBD", B) == "drive 1 of VM web01 (u-a)"
+    assert cache.describe("VBD", "OpaqueRef:c") == "drive 0 of a VM that is gone"
+    assert cache.describe("VM", "OpaqueRef:other") == ""
+    assert cache.describe("VM", "") == ""
+
+
+async def test_snapshots_and_templates_are_called_so() -> None:
+    cache = Cache()
+    snapshot = vm(A, "u-a", name_label="base", is_a_snapshot=True, is_a_template=True)
+
+    await cache.apply(batch(snapshot, vm(B, "u-b", name_label="", is_a_template=True)))
+
+    assert cache.describe("VM", A) == "snapshot base (u-a)"
+    assert cache.describe("VM", B) == "template u-b"
+
+
+async def test_what_has_gone_is_still_called_by_its_name() -> None:
+    cache = Cache()
+    await cache.apply(batch(vm(A, "u-a", name_label="web01"), vm(B, "u-b", name_label="db")))
+
+    await cache.apply(batch(deleted=(("vm", A),)))
+    await cache.apply(batch(is_first=True))
+
+    assert cache.describe("VM", A) == "VM web01 (u-a)"
+    assert cache.describe("VM", B) == "VM db (u-b)"
+    assert not cache.vms
+
+
+async def test_only_so_many_names_of_what_has_gone_are_kept_and_none_is_endless() -> None:
+    cache = Cache()
+    refs = [Ref(f"OpaqueRef:{i}") for i in range(MOST_DEPARTED + 10)]
+    await cache.apply(batch(*(vm(ref, ref[10:], name_label="x" * 10_000) for ref in refs)))
+
+    await cache.apply(batch(deleted=tuple(("vm", ref) for ref in refs)))
+
+    assert cache.describe("VM", refs[0]) == ""
+    assert cache.describe("VM", refs[-1]).startswith("VM xxx")
+    assert len(cache.describe("VM", refs[-1])) < 200
+
+
+async def test_a_class_that_is_read_anew_keeps_its_names() -> None:
+    cache = Cache()
+    await cache.apply(batch(vm(A, "u-a", name_label="web01"), vm(B, "u-b", name_label="db")))
+
+    await cache.replace(Vm, [vm(A, "u-a", name_label="web02")])
+
+    assert cache.describe("VM", A) == "VM web02 (u-a)"
+    assert cache.describe("VM", B) == "VM db (u-b)"
+    assert list(cache.vms) == [A]

@@ -78,9 +78,7 @@ def test_busy_object_is_named_with_what_holds_it() -> None:
 
 
 def test_busy_object_without_an_operation_still_reads_well() -> None:
-    assert "VDI OpaqueRef:1 is in use (attached)" in str(
-        translate("prod", ["VDI_IN_USE", "OpaqueRef:1"])
-    )
+    assert "VDI 0d15 is in use (attached)" in str(translate("prod", ["VDI_IN_USE", "0d15"]))
 
 
 def test_refused_login_names_the_user_who_tried() -> None:
