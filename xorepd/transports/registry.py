@@ -8,7 +8,7 @@ that may hang for ever without holding up the daemon.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -17,6 +17,9 @@ from xorepd.errors import Refused
 from xorepd.transports.base import API, GROUP, Surroundings, Transport
 from xorepd.transports.guard import guarded
 from xorepd.units import format_duration
+
+OURS = {"compressed": "xorepd-compressed", "throttled": "xorepd-throttled"}
+"""Transports that we ship, and their distributions."""
 
 OPEN_S = 10.0
 """Loading and opening read files at most."""
@@ -74,16 +77,29 @@ def open_inner(name: str, options: Mapping[str, Any], surroundings: Surroundings
 def _find(name: str) -> EntryPoint:
     found = list(entry_points(group=GROUP, name=name))
     if not found:
-        near = get_close_matches(name, installed(), 1)
-        hint = f"did you mean {near[0]}?" if near else f"install xorepd-{name}"
-        have = ", ".join(installed())
-        raise Refused(f"transport {name} is not installed (there is {have}); {hint}")
+        there = installed()
+        raise Refused(
+            f"transport {name} is not installed (there is {', '.join(there)}); "
+            f"{suggest(name, there)}"
+        )
     if len(found) > 1:
         owners = ", ".join(sorted(point.dist.name if point.dist else "?" for point in found))
         raise Refused(
             f"transport {name} comes from several packages ({owners}); remove all but one"
         )
     return found[0]
+
+
+def suggest(name: str, there: Collection[str]) -> str:
+    """Return what to do where a transport is not among those that are there.
+
+    Only what is known to exist is suggested.
+    """
+    near = get_close_matches(name, {*OURS, *there}, 1)
+    if not near:
+        return "name one of those, or install the package that brings it"
+    install = "" if near[0] in there else f"install {OURS[near[0]]}"
+    return install if near[0] == name else f"did you mean {near[0]}? {install}".rstrip()
 
 
 def _open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from xorepd.extents import Extent
 from xorepd.transports import registry
 from xorepd.transports.base import Transport
 from xorepd.transports.conformance import ScriptedReader, ScriptedTarget, surroundings
-from xorepd.transports.registry import installed
+from xorepd.transports.registry import OURS, installed, suggest
 from xorepd.units import MiB
 
 GOOD = """
@@ -90,9 +91,41 @@ def test_wrong_option_is_refused_with_the_transports_own_words(site: Site) -> No
         open_transport("good-two", {"rate": "fast"})
 
 
-def test_transport_that_is_not_installed_names_its_package() -> None:
-    with pytest.raises(Refused, match=r"quantum is not installed .*direct.*install xorepd-quantum"):
-        open_transport("quantum", {})
+@pytest.mark.parametrize("name", ["quantum", "fast", "xorepd-fast", "direct-2-electric", ""])
+def test_no_package_is_suggested_that_may_not_exist(name: str) -> None:
+    with pytest.raises(Refused, match=r"is not installed \(there is .*direct.*\); ") as caught:
+        open_transport(name, {})
+
+    assert "install xorepd-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "words"),
+    [
+        ("throttled", ["direct"], "install xorepd-throttled"),
+        ("compressed", ["direct", "throttled"], "install xorepd-compressed"),
+        ("compresed", ["direct"], "did you mean compressed? install xorepd-compressed"),
+        ("throttle", ["direct", "throttled"], "did you mean throttled?"),
+        ("drect", ["direct"], "did you mean direct?"),
+        ("fast", ["direct"], "name one of those, or install the package that brings it"),
+    ],
+)
+def test_only_packages_that_exist_are_suggested(name: str, there: list[str], words: str) -> None:
+    assert suggest(name, there) == words
+
+
+def test_the_packages_that_are_suggested_are_those_in_the_repository() -> None:
+    projects = [
+        tomllib.loads(file.read_text())["project"]
+        for file in (Path(__file__).parents[3] / "plugins").glob("*/pyproject.toml")
+    ]
+
+    shipped = {
+        name: project["name"]
+        for project in projects
+        for name in project["entry-points"]["xorepd.transports"]
+    }
+    assert shipped == OURS
 
 
 def test_transport_that_is_misspelt_names_the_nearest() -> None:
