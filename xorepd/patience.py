@@ -17,13 +17,20 @@ class Patience:
 
     Args:
         stall: seconds.
-        moved: a number that changes whenever a byte has moved.
+        moved: a number that changes by the bytes that move.
+        least: bytes in `stall` seconds without which nothing moves: whoever sends one now and then
+            would hold a wait for ever.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, stall: float, moved: Callable[[], int]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stall: float,
+        moved: Callable[[], int],
+        *,
+        least: int = 1,
     ) -> None:
-        self._loop, self._stall, self._moved = loop, stall, moved
+        self._loop, self._stall, self._moved, self._least = loop, stall, moved, max(least, 1)
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waits = 0
@@ -63,7 +70,8 @@ class Patience:
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return
-        if self._seen == (self._waits, self._moved()):
+        waits, moved = self._seen
+        if waits == self._waits and abs(self._moved() - moved) < self._least:
             self._waiter.set_exception(Stalled(f"no byte moved for {self._stall:g} s"))
         else:
             self._watch()

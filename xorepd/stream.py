@@ -39,6 +39,8 @@ LARGEST_TLS_WRITE = 256 * 1024
 processor's cache still holds what goes to the kernel then."""
 HANDSHAKE_S = 30.0
 """Longest TLS handshake; asyncio's own limit is twice that."""
+SLOWEST = 2
+"""Bytes per second: a wait in which fewer move ends as if none had."""
 
 CheckPeer = Callable[[bytes | None], None]
 """Looks at the peer's certificate (DER) after the handshake; raises ssl.SSLError to refuse it."""
@@ -56,7 +58,7 @@ class ByteStream(asyncio.BufferedProtocol):
     """One connection, used by one reader and one writer at a time. Make it with `connect`.
 
     Args:
-        stall: seconds without a byte after which a read or write gives up.
+        stall: seconds after which a read or write gives up in which nothing worth it has moved.
     """
 
     def __init__(self, stall: float) -> None:
@@ -71,13 +73,14 @@ class ByteStream(asyncio.BufferedProtocol):
         self._targets: deque[memoryview] = deque()
         self._received = 0
         self._some = False
-        self._reading = Patience(self._loop, stall, lambda: self._arrivals)
-        self._writing = Patience(self._loop, stall, self._unsent)
+        least = round(stall * SLOWEST)
+        self._reading = Patience(self._loop, stall, lambda: self._arrived, least=least)
+        self._writing = Patience(self._loop, stall, self._unsent, least=least)
         self._paused = False
         self._full = False
         self._lost: BaseException | None = None
         self._at_end = False
-        self._arrivals = 0
+        self._arrived = 0
         self._broken = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self.guard: Callable[[], None] | None = None
@@ -250,7 +253,7 @@ class ByteStream(asyncio.BufferedProtocol):
         return rest if rest else self._spill[self._spilled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._arrivals += 1
+        self._arrived += nbytes
         if self._filled < len(self._target):
             self._filled += nbytes
             if not self._some and self._turn():

@@ -42,6 +42,16 @@ async def test_a_wait_outlasts_the_limit_for_as_long_as_bytes_move() -> None:
     assert next(looks, None) is None
 
 
+async def test_a_byte_now_and_then_is_nothing_that_moves() -> None:
+    looks = iter(range(100))
+    patience = Patience(asyncio.get_running_loop(), 0.01, lambda: next(looks), least=5)
+
+    with pytest.raises(Stalled):
+        await patience.wait()
+
+    assert next(looks) == 2
+
+
 async def test_a_wait_is_not_charged_with_the_time_before_it() -> None:
     loop = asyncio.get_running_loop()
     patience = Patience(loop, 0.05, lambda: 0)

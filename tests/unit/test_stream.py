@@ -174,6 +174,20 @@ def test_a_slow_peer_is_not_given_up(run: Run) -> None:
     run(body())
 
 
+def test_a_peer_that_sends_a_byte_now_and_then_is_given_up(run: Run) -> None:
+    async def body() -> None:
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.8)
+
+        async with peer(serve, stall=2) as stream:
+            with pytest.raises(Stalled):
+                await stream.read_into(memoryview(bytearray(1000)))
+
+    run(body())
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_peer_that_takes_nothing_is_given_up(run: Run, tls: bool) -> None:
     async def body() -> None:

@@ -11,6 +11,7 @@ Facts (xapi: ocaml/xapi/export_raw_vdi.ml, import_raw_vdi.ml, ocaml/libs/http-li
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -41,6 +42,8 @@ OUTCOME_S = 600.0
 _REDIRECTS = 3
 _CODE = re.compile(rb"([A-Z][A-Z0-9_]{2,}): \[ ?([^\]]*)\]")
 ERROR_PAGE_LIMIT = 4096
+PAGE_S = 30.0
+"""Longest wait for a page that says what went wrong."""
 
 
 class Keeper(Protocol):
@@ -108,8 +111,11 @@ async def respond(
             raise ProtocolViolation(what, f"{door.pool} names a host that is none") from error
         async with stream:
             try:
-                response = await exchange(stream, method, url, headers or {})
-                page = b"" if response.status == 200 else await response.text(ERROR_PAGE_LIMIT)
+                async with asyncio.timeout(STALL_S):
+                    response = await exchange(stream, method, url, headers or {})
+                page = (
+                    b"" if response.status == 200 else await response.text(ERROR_PAGE_LIMIT, PAGE_S)
+                )
             except HeadError as error:
                 raise ProtocolViolation(what, str(error)) from error
             except (OSError, EOFError) as error:
@@ -153,7 +159,7 @@ def lost(what: str, error: BaseException) -> ProtocolViolation:
     if isinstance(error, Stalled):
         reason = f"no byte moved for {STALL_S:.0f} s"
     elif isinstance(error, TimeoutError):
-        reason = "it could not be made in time"
+        reason = "it took too long"
     elif isinstance(error, ssl.SSLError):
         reason = "the host's certificate is not trusted; set ca_file or fingerprint of its pool"
         if not isinstance(error, ssl.SSLCertVerificationError) and error.reason:

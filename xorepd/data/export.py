@@ -14,6 +14,7 @@ from xorepd.data.blocks import BlockMap
 from xorepd.data.door import (
     ERROR_PAGE_LIMIT,
     OUTCOME_S,
+    PAGE_S,
     SUSPECT_S,
     Door,
     explained,
@@ -68,7 +69,7 @@ class _Export:
             return None
         page = bytes(begun)
         with suppress(OSError):
-            page += await self._response.text(ERROR_PAGE_LIMIT)
+            page += await self._response.text(ERROR_PAGE_LIMIT, PAGE_S)
         return http_failure(self._door, self._what, 500, page)
 
     async def _explained(self, error: DataError) -> XorepdError:

@@ -9,10 +9,12 @@ an HTTP library. Heads are few and small; the standard library reads them.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 
@@ -40,12 +42,14 @@ class Response:
     """Names are looked up whatever their case."""
     stream: ByteStream
 
-    async def text(self, limit: int) -> bytes:
-        """Return the body, or its first `limit` bytes."""
+    async def text(self, limit: int, within: float) -> bytes:
+        """Return the body: its first `limit` bytes, and what of them comes in `within` seconds."""
         body = memoryview(bytearray(limit))
         size = 0
-        while size < limit and (more := await self.stream.read_some(body[size:])):
-            size += more
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while size < limit and (more := await self.stream.read_some(body[size:])):
+                    size += more
         return bytes(body[:size])
 
 

@@ -7,7 +7,6 @@ reply and the task are read then, and the task decides.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -60,8 +59,7 @@ class Upload:
             DataError: it is not.
         """
         with suppress(OSError):  # the server may close as it likes: the task tells the truth
-            async with asyncio.timeout(OUTCOME_S):
-                await self._response.text(4096)  # a late error page, or nothing
+            await self._response.text(4096, OUTCOME_S)  # a late error page, or nothing
         await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
         if self._keeper is not None:
             try:

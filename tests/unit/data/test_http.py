@@ -61,7 +61,7 @@ async def test_a_head_is_read_and_what_follows_stays(version: bytes) -> None:
         assert answer.status == 200
         assert answer.headers["LOCATION"] == "https://x/"
         assert answer.headers["Content-Type"] == "a/b"
-        assert await answer.text(100) == b"body"
+        assert await answer.text(100, 5) == b"body"
 
 
 async def test_a_text_is_read_up_to_its_limit() -> None:
@@ -69,7 +69,7 @@ async def test_a_text_is_read_up_to_its_limit() -> None:
         answer = await asked(stream)
 
         assert (answer.status, answer.headers.items()) == (500, [])
-        assert await answer.text(4096) == b"x" * 4096
+        assert await answer.text(4096, 5) == b"x" * 4096
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""Servers that say what they like, on real sockets: what may stand where a pool should."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""What a server does with one connection; it is closed afterwards."""
+
+
+@asynccontextmanager
+async def serving(talk: Talk, *, limit: int = 64 * 1024) -> AsyncIterator[int]:
+    """Let a server talk while a block lasts, and provide its port.
+
+    Args:
+        limit: bytes that it takes before it reads them.
+    """
+    talks = set[asyncio.Task[None]]()
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError, EOFError):
+                await talk(reader, writer)
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.add(asyncio.get_running_loop().create_task(one(reader, writer)))
+
+    server = await asyncio.start_server(begin, "127.0.0.1", 0, limit=limit)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for each in talks:
+            each.cancel()
+        for ended in await asyncio.gather(*talks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say nothing, and wait until the other side has gone."""
+    while await reader.read(64 * 1024):
+        pass
