@@ -42,6 +42,9 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
+LONGEST = 2000
+"""Characters of a message: it goes to the log, the history and the control socket."""
+
 
 class Remedy(Enum):
     """What to do about an error, decided where it is understood and obeyed where it is handled."""
@@ -70,10 +73,18 @@ def _details(code: str, params: list[str]) -> str:
     return f"{code} ({said})" if said else code
 
 
+def shortened(text: str, most: int = LONGEST) -> str:
+    """Return a text, or its beginning and how long it is: others may write what they like in it."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
 class XorepdError(Exception):
-    """Base of everything that xorepd raises on purpose."""
+    """Base of everything that xorepd raises on purpose; its text is never long."""
 
     remedy: Remedy = Remedy.OPERATOR
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
 
     def __str__(self) -> str:
         return without_references(super().__str__())

@@ -15,10 +15,12 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from xorepd.errors import without_references
+from xorepd.errors import shortened, without_references
 from xorepd.screen import visible
 
 MASK = "***"
+LONGEST = 20_000
+"""Characters of a value: a traceback fits."""
 
 _TRACEBACKS = frozenset({"exception", "stack"})
 """Facts of several lines."""
@@ -96,7 +98,10 @@ def set_level(level: str) -> None:
 
 
 def mask_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Replace every value that is, or contains, a secret; and references, which tell nothing."""
+    """Replace every value that is, or contains, a secret; and references, which tell nothing.
+
+    What is too long for a line is cut.
+    """
     return {key: _masked(key, value) for key, value in event.items()}
 
 
@@ -128,6 +133,7 @@ def _masked(key: object, value: Any) -> Any:
         return MASK
     match value:
         case str():
+            value = shortened(value, LONGEST)
             masked = _SECRET_TEXT.sub(lambda match: match["before"] + MASK, value)
             return without_references(masked)
         case Mapping():

@@ -15,7 +15,7 @@ from datetime import datetime
 
 import structlog
 
-from xorepd.errors import XorepdError
+from xorepd.errors import XorepdError, shortened
 from xorepd.ids import RunId
 from xorepd.replication.inventory import Excluded
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
@@ -210,7 +210,7 @@ class Progress:
             disks=tuple(disk.record() for _, disk in sorted(self.disks.items(), key=_by_device)),
             restore_point=self.restore_point,
             point_in_time=self.point_in_time,
-            error=None if error is None else str(error) or type(error).__name__,
+            error=None if error is None else shortened(str(error)) or type(error).__name__,
             remedy=error.remedy.value if isinstance(error, XorepdError) else None,
             rate_bytes_per_s=rate,
             base_data=self.base_data,

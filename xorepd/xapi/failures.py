@@ -20,16 +20,23 @@ from xorepd.errors import (
     SessionLost,
     XapiError,
     XapiFailure,
+    shortened,
 )
 from xorepd.xapi.explained import Names, explain, nameless
 
 # Session references are credentials: whoever has one is logged in.
 _SECRET = re.compile(r"""(session_id["']?\s*[=:]\s*["']?)[^&\s;"']+""", re.IGNORECASE)
 
+_MOST, _LONGEST = 16, 500
+"""Parameters of a failure that are kept, and characters of each."""
+
+_NOT_FOUND = re.compile(r"\bVDI (?:(?P<vdi>\S+) )?(?:was )?not found\b", re.IGNORECASE)
+"""What the drivers of SRs say in a failure 46, "the VDI is not available", when there is none."""
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
 _BUSY = {
     "VDI_IN_USE",
     "OTHER_OPERATION_IN_PROGRESS",
-    "SR_BACKEND_FAILURE_46",
     "SR_BACKEND_FAILURE_47",
     "SR_BACKEND_FAILURE_200",
     "SR_BACKEND_FAILURE_201",
@@ -64,7 +71,8 @@ def translate(
         username: who tried to log in, where it was a login.
         names: what the pool's objects are called, for the message.
     """
-    code, *params = [_SECRET.sub(r"\1…", str(item)) for item in details] or ["UNKNOWN"]
+    texts = [shortened(redact(str(item)), _LONGEST) for item in details[:_MOST]]
+    code, *params = texts or ["UNKNOWN"]
     first, second = [*params, "", ""][:2]
     told = explain(code, params, names)
     match code:
@@ -88,12 +96,22 @@ def translate(
         case "OTHER_OPERATION_IN_PROGRESS":
             operation = params[2] if len(params) > 2 else code
             return ObjectBusy(pool, first, second, operation, said=told.text)
+        case "SR_BACKEND_FAILURE_46" if gone := _NOT_FOUND.search(second):
+            return ObjectGone(pool, "VDI", gone["vdi"] or first)
+        case "SR_BACKEND_FAILURE_46":
+            return ObjectBusy(pool, "VDI", _named(second), f"{code} {second}".strip())
         case _ if code in _BUSY:
             return ObjectBusy(pool, "object", first, f"{code} {second}".strip(), said=told.text)
         case _ if code in _NOT_ALLOWED:
             return NotAllowed(pool, code, params, said=told.text, remedy=told.remedy)
         case _:
             return XapiFailure(pool, code, params, said=told.text, remedy=told.remedy)
+
+
+def _named(text: str) -> str:
+    """Return the UUID in a text of a driver, or a word for it."""
+    found = _UUID.search(text)
+    return found[0] if found else "on that SR"
 
 
 def redact(text: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import structlog
 
-from xorepd.daemon.logs import configure
+from xorepd.daemon.logs import LONGEST, configure
 
 SECRET = "geheim-7f3a"
 REF = "OpaqueRef:3d6b2b1e-8a4f-4a57-9f3b-6c1f4d2e7a90"
@@ -58,6 +58,23 @@ def test_secret_is_masked(lines: io.StringIO, facts: dict[str, object]) -> None:
 
     assert SECRET not in lines.getvalue()
     assert "***" in lines.getvalue()
+
+
+@pytest.mark.parametrize(
+    "fact", ["x" * 50_000_000, {"said": ["x" * 1_000_000]}, ValueError("x" * 1_000_000)]
+)
+def test_a_text_of_others_is_cut(lines: io.StringIO, fact: object) -> None:
+    structlog.get_logger().warning("run.finished", error=fact)
+
+    assert len(lines.getvalue()) < 30_000
+
+
+def test_a_secret_where_a_text_is_cut_is_masked(lines: io.StringIO) -> None:
+    before = "x" * (LONGEST - len(" session_id=geh"))
+
+    structlog.get_logger().warning("x.y", error=f"{before} session_id={SECRET}")
+
+    assert "geh" not in lines.getvalue()
 
 
 def test_secret_in_a_traceback_is_masked(lines: io.StringIO) -> None:

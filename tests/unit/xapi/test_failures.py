@@ -48,6 +48,47 @@ def test_code_becomes_the_error_that_calls_for_its_reaction(
     assert type(translate("prod", details)) is expected
 
 
+DISK = "0d15c000-0000-4000-8000-000000000001"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"The VDI is not available [opterr=VDI {DISK} not found]",
+        f"The VDI is not available [opterr=vdi {DISK} not found]",
+        f"The VDI is not available [opterr=VDI {DISK} was not found on the SR]",
+    ],
+)
+def test_a_disk_that_its_storage_does_not_find_is_gone(text: str) -> None:
+    failure = translate("prod", ["SR_BACKEND_FAILURE_46", "", text, ""])
+
+    assert isinstance(failure, ObjectGone)
+    assert (failure.kind, failure.ref) == ("VDI", DISK)
+    assert str(failure) == f"pool prod: VDI {DISK} no longer exists"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (f"The VDI is not available [opterr=VDI {DISK} not detached cleanly]", f"VDI {DISK} is"),
+        (f"The VDI is not available [opterr=VDI {DISK} already attached RW]", f"VDI {DISK} is"),
+        ("The VDI is not available [opterr=the lock was not found]", "VDI on that SR is in use"),
+        ("The VDI is not available", "VDI on that SR is in use"),
+        ("", "VDI on that SR is in use"),
+    ],
+)
+def test_a_disk_that_its_storage_finds_busy_is_in_use(text: str, named: str) -> None:
+    failure = translate("prod", ["SR_BACKEND_FAILURE_46", "", text, ""])
+
+    assert isinstance(failure, ObjectBusy)
+    assert named in str(failure)
+    assert text in str(failure)
+
+
+def test_a_failure_46_without_parameters_is_in_use() -> None:
+    assert isinstance(translate("prod", ["SR_BACKEND_FAILURE_46"]), ObjectBusy)
+
+
 def test_any_other_failure_keeps_code_and_parameters() -> None:
     failure = translate("prod", ["SR_FULL", "100", 200])
 
