@@ -342,7 +342,7 @@ async def _update_interfaces(a: Assignment, replica: Ref, interfaces: Sequence[I
     present = {
         vif.device: vif
         for ref in refs
-        for vif in [Vif.parse(Ref(ref), await a.target.call("VIF.get_record", ref))]
+        for vif in [a.target.read(Vif, Ref(ref), await a.target.call("VIF.get_record", ref))]
     }
     for wanted in interfaces:
         source = f"{wanted.mac} {wanted.source_network}"

@@ -178,8 +178,12 @@ class Cache:
         return True
 
     async def wait_for_generation(self, token: str, timeout: float) -> bool:
-        """Wait until everything that a token of `event.inject` stands for has arrived."""
-        wanted = _generation(token)
+        """Wait until everything that a token of `event.inject` stands for has arrived.
+
+        Raises:
+            ValueError: it is no token.
+        """
+        wanted = generation(token)
         return await self.wait_for(lambda: self._generation > wanted, timeout)
 
     @property
@@ -207,7 +211,7 @@ class Cache:
                 self._forget(RECORDS[kind], ref)
             for record in batch.changed:
                 self._remember(record)
-            self._generation = _generation(batch.token)
+            self._generation = generation(batch.token)
             self._failure = None
             self._changed.notify_all()
         return [
@@ -261,6 +265,13 @@ def _named(kind: str, record: Vm | Vdi | Sr | Host | Network | PoolRecord | Task
     return f"{kind} {name} ({record.uuid})" if name else f"{kind} {record.uuid}"
 
 
-def _generation(token: str) -> int:
-    """Return the database generation of an event token, `%020d,%020d`."""
-    return int(token.partition(",")[0] or -1)
+def generation(token: str) -> int:
+    """Return the database generation of an event token, `%020d,%020d`.
+
+    Raises:
+        ValueError: it is no token.
+    """
+    found = token.partition(",")[0]
+    if len(found) > 20:
+        raise ValueError(f"{found[:40]!r} is no token")
+    return int(found or -1)

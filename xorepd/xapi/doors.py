@@ -22,6 +22,7 @@ from xorepd.xapi.contents import ContentKeeper, keeping_content
 from xorepd.xapi.explained import explain
 from xorepd.xapi.failures import redact
 from xorepd.xapi.pool import Pool
+from xorepd.xapi.session import is_address
 
 
 class DiskDoor:
@@ -79,7 +80,11 @@ class DiskDoor:
         hosts = {
             pbd.host for pbd in cache.pbds.values() if pbd.sr == self._sr and pbd.currently_attached
         }
-        able = [host for ref, host in cache.hosts.items() if ref in hosts and host.enabled]
+        able = [
+            host
+            for ref, host in cache.hosts.items()
+            if ref in hosts and host.enabled and is_address(host.address)
+        ]
         if not able:
             name = cache.describe("SR", self._sr) or "an SR that is gone"
             raise Refused(

@@ -12,17 +12,17 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import structlog
 
-from xorepd.errors import XapiError, XapiUnreachable
+from xorepd.errors import XapiUnreachable, XorepdError
 from xorepd.ids import Ref
-from xorepd.xapi.cache import Cache, EventBatch
-from xorepd.xapi.records import RECORDS
+from xorepd.xapi.cache import Cache, EventBatch, generation
+from xorepd.xapi.records import RECORDS, PoolRecord, read_record
 from xorepd.xapi.session import Session
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,8 @@ class EventFeed:
                 self._hurry.clear()  # whoever called until now is served by what comes next
                 try:
                     batch = await self._next(token)
-                except XapiError as error:
+                    await self._take(batch)
+                except XorepdError as error:
                     if self._stop.is_set():
                         return
                     # The next login may meet another database, or one without our tasks.
@@ -67,8 +68,6 @@ class EventFeed:
                     await self._rest(longest * random.uniform(0.7, 1.3))  # spread many daemons
                     continue
                 failures, token = 0, batch.token
-                for kind in await self._cache.apply(batch):
-                    await self._refetch(kind)
                 await self._rest(_COLLECTED_S)
         finally:
             self._stop.set()
@@ -95,36 +94,59 @@ class EventFeed:
         answer = self._session.call_blocking(
             "event.from", (list(RECORDS), token, POLL_S), POLL_S + _MARGIN_S, renew=False
         )
-        try:
-            return parse_batch(answer, is_first=token == "")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"its events are not understood: {type(error).__name__} {error}"
-            raise XapiUnreachable(self._session.pool, self._session.url, reason) from error
+        with self._understood():
+            batch = parse_batch(answer, is_first=token == "")
+            if batch.is_first and not any(isinstance(each, PoolRecord) for each in batch.changed):
+                raise ValueError("the pool itself is not among them")
+            return batch
 
-    async def _refetch(self, kind: str) -> None:
-        cls = RECORDS[kind]
-        records: Mapping[str, Any] = await self._session.call(f"{cls.kind}.get_all_records")
-        log.info("events.refetched", pool=self._session.pool, kind=cls.kind, count=len(records))
-        await self._cache.replace(cls, [cls.parse(Ref(r), raw) for r, raw in records.items()])
+    async def _take(self, batch: EventBatch) -> None:
+        """Let the cache have what came, and read what was missed."""
+        for kind in await self._cache.apply(batch):
+            cls = RECORDS[kind]
+            raws: Mapping[str, Any] = await self._session.call(f"{cls.kind}.get_all_records")
+            with self._understood():
+                records = [read_record(cls, Ref(ref), raw) for ref, raw in raws.items()]
+            log.info("events.refetched", pool=self._session.pool, kind=cls.kind, count=len(raws))
+            await self._cache.replace(cls, records)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            reason = f"its events are not understood: {error}"
+            raise XapiUnreachable(self._session.pool, self._session.url, reason) from error
 
 
 def parse_batch(answer: Mapping[str, Any], *, is_first: bool) -> EventBatch:
-    """Return one answer of `event.from` as records. Runs in the feed's thread: it may be long."""
+    """Return one answer of `event.from` as records. Runs in the feed's thread: it may be long.
+
+    Raises:
+        ValueError: it is no such answer.
+    """
     changed, deleted = [], []
-    for event in answer["events"]:
-        kind, ref = event["class"].lower(), Ref(event["ref"])
-        cls = RECORDS.get(kind)
-        if cls is None:
-            continue
-        snapshot = event.get("snapshot")
-        if event["operation"] == "del" or snapshot is None:
-            deleted.append((kind, ref))
-        else:
-            changed.append(cls.parse(ref, snapshot))
-    return EventBatch(
-        token=answer["token"],
-        changed=tuple(changed),
-        deleted=tuple(deleted),
-        counts={k.lower(): int(v) for k, v in answer.get("valid_ref_counts", {}).items()},
-        is_first=is_first,
-    )
+    try:
+        for event in answer["events"]:
+            kind, ref = event["class"].lower(), Ref(event["ref"])
+            if not isinstance(ref, str):
+                raise ValueError("a reference is no text")
+            cls = RECORDS.get(kind)
+            if cls is None:
+                continue
+            snapshot = event.get("snapshot")
+            if event["operation"] == "del" or snapshot is None:
+                deleted.append((kind, ref))
+            else:
+                changed.append(read_record(cls, ref, snapshot))
+        token, counts = str(answer["token"]), answer.get("valid_ref_counts", {})
+        generation(token)  # or it is none
+        return EventBatch(
+            token=token,
+            changed=tuple(changed),
+            deleted=tuple(deleted),
+            counts={kind.lower(): int(count) for kind, count in counts.items()},
+            is_first=is_first,
+        )
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{type(error).__name__} {error}") from error

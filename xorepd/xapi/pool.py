@@ -24,7 +24,7 @@ from xorepd.xapi.events import EventFeed
 from xorepd.xapi.explained import Names, explain, nameless
 from xorepd.xapi.failures import translate
 from xorepd.xapi.pace import Pace
-from xorepd.xapi.records import PoolRecord, Task
+from xorepd.xapi.records import BadRecord, PoolRecord, R, Task, read_record
 from xorepd.xapi.session import Guard, Session
 
 log = structlog.get_logger(__name__)
@@ -157,6 +157,17 @@ class Pool:
 
     # -- records -----------------------------------------------------------------------------
 
+    def read(self, cls: type[R], ref: Ref, raw: object) -> R:
+        """Return a record that a call gave.
+
+        Raises:
+            XapiUnreachable: it is none of its class.
+        """
+        try:
+            return read_record(cls, ref, raw)
+        except BadRecord as error:
+            raise XapiUnreachable(self.name, self.session.url, str(error)) from error
+
     async def refresh(self) -> None:
         """Return when the cache holds everything that has happened until now.
 
@@ -167,7 +178,11 @@ class Pool:
         """
         token = await self._moment.after_now(self._inject)
         self._feed.hurry()
-        if not await self.cache.wait_for_generation(token, _REFRESH_S):
+        try:
+            has_come = await self.cache.wait_for_generation(token, _REFRESH_S)
+        except ValueError as error:
+            raise XapiUnreachable(self.name, self.session.url, str(error)) from error
+        if not has_come:
             if isinstance(self.cache.failure, PasswordUnusable):
                 raise self.cache.failure
             raise XapiUnreachable(
@@ -177,8 +192,10 @@ class Pool:
 
     async def _inject(self) -> str:
         known = () if self.cache.failure else tuple(self.cache.table(PoolRecord))
-        [pool_ref] = known or await self.call("pool.get_all")
-        return str(await self.call("event.inject", "pool", pool_ref))
+        pools = known or await self.call("pool.get_all")
+        if not pools:
+            raise XapiUnreachable(self.name, self.session.url, "it knows of no pool")
+        return str(await self.call("event.inject", "pool", pools[0]))
 
     # -- tasks -------------------------------------------------------------------------------
 
@@ -257,7 +274,7 @@ class Pool:
                 known = self.cache.tasks.get(task_ref)
                 if known is None or not known.is_finished:
                     raw = await self.call("task.get_record", task_ref)
-                    known = Task.parse(task_ref, raw)
+                    known = self.read(Task, task_ref, raw)
                 if known.is_finished:
                     return known
 

@@ -10,11 +10,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, cast
 
+from xorepd.errors import shortened
 from xorepd.ids import PoolUuid, Ref, SrUuid, VdiUuid, VmUuid, is_null
 
 Raw = Mapping[str, Any]
+R = TypeVar("R", bound="Record")
+
+LONGEST_NAME = 1000
+"""Characters of a name or description that are kept: they go to log and history."""
+LONGEST_ERROR = 16
+"""Parameters of a task's error that are kept."""
 TASK_OWNER = "http:xorepd"
 """Key in `other_config` of our tasks: on behalf of what they run. XAPI makes it of the header
 `x-http-other-config-xorepd` of the call that starts a task."""
@@ -27,6 +34,8 @@ CONTENT_ID = "content_id"
 _STREAMS = ("xorepd import ", "xorepd export ")
 _IMPORT = "xorepd import "
 """How the name of a task begins that writes a disk (`data.imports`); the disk's UUID follows."""
+
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -42,16 +51,77 @@ def parse_time(value: object) -> datetime:
         return EPOCH
 
 
+class BadRecord(ValueError):
+    """A record that no XAPI gives; the text says of what, and what is wrong with it."""
+
+
+def read_record(cls: type[R], ref: Ref, raw: object) -> R:
+    """Return a record that came from a pool.
+
+    Raises:
+        BadRecord: it is none of its class.
+    """
+    if not isinstance(raw, Mapping):
+        raise BadRecord(f"a {cls.kind} record is no struct")
+    try:
+        return cast(R, cls.parse(ref, raw))
+    except ValueError as error:
+        raise BadRecord(f"of {cls.kind} {str(raw.get('uuid'))[:36]!r}, {error}") from error
+
+
+def _text(raw: Raw, field: str, default: str | None = None) -> str:
+    value = raw.get(field, default)
+    if not isinstance(value, str):
+        raise _wrong(raw, field, "text")
+    return value
+
+
+def _name(raw: Raw, field: str, default: str | None = None) -> str:
+    return shortened(_text(raw, field, default), LONGEST_NAME)
+
+
+def _flag(raw: Raw, field: str, default: bool | None = None) -> bool:
+    value = raw.get(field, default)
+    if not isinstance(value, bool):
+        raise _wrong(raw, field, "boolean")
+    return value
+
+
+def _number(raw: Raw, field: str, default: int | None = None) -> int:
+    value = raw.get(field, default)
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong(raw, field, "number")
+    return value
+
+
+def _texts(raw: Raw, field: str) -> tuple[str, ...]:
+    value = raw.get(field, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise _wrong(raw, field, "list of texts")
+    return tuple(value)
+
+
 def _refs(raw: Raw, field: str) -> tuple[Ref, ...]:
-    return tuple(Ref(r) for r in raw.get(field, ()) if not is_null(r))
+    return tuple(Ref(each) for each in _texts(raw, field) if not is_null(each))
 
 
 def _ref(raw: Raw, field: str) -> Ref:
-    return Ref(raw.get(field, ""))
+    return Ref(_text(raw, field, ""))
 
 
 def _map(raw: Raw, field: str) -> dict[str, str]:
-    return dict(raw.get(field) or {})
+    value = raw.get(field) or {}
+    if not isinstance(value, Mapping) or not all(
+        isinstance(key, str) and isinstance(each, str) for key, each in value.items()
+    ):
+        raise _wrong(raw, field, "map of texts")
+    return dict(value)
+
+
+def _wrong(raw: Raw, field: str, wanted: str) -> BadRecord:
+    return BadRecord(f"{field} is no {wanted}" if field in raw else f"{field} is missing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +154,24 @@ class Vm:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=VmUuid(raw["uuid"]),
-            name_label=raw["name_label"],
-            name_description=raw.get("name_description", ""),
-            power_state=raw["power_state"],
-            is_a_template=bool(raw["is_a_template"]),
-            is_a_snapshot=bool(raw["is_a_snapshot"]),
-            is_control_domain=bool(raw["is_control_domain"]),
+            uuid=VmUuid(_text(raw, "uuid")),
+            name_label=_name(raw, "name_label"),
+            name_description=_name(raw, "name_description", ""),
+            power_state=_text(raw, "power_state"),
+            is_a_template=_flag(raw, "is_a_template"),
+            is_a_snapshot=_flag(raw, "is_a_snapshot"),
+            is_control_domain=_flag(raw, "is_control_domain"),
             snapshot_of=_ref(raw, "snapshot_of"),
             snapshots=_refs(raw, "snapshots"),
             snapshot_time=parse_time(raw.get("snapshot_time")),
             other_config=_map(raw, "other_config"),
             blocked_operations=_map(raw, "blocked_operations"),
             current_operations=_map(raw, "current_operations"),
-            tags=tuple(raw.get("tags", ())),
+            tags=_texts(raw, "tags"),
             vbds=_refs(raw, "VBDs"),
             vifs=_refs(raw, "VIFs"),
-            ha_restart_priority=raw.get("ha_restart_priority", ""),
-            resident_on=Ref(raw.get("resident_on", "")),
+            ha_restart_priority=_text(raw, "ha_restart_priority", ""),
+            resident_on=_ref(raw, "resident_on"),
             suspend_vdi=_ref(raw, "suspend_VDI"),
         )
 
@@ -139,24 +209,24 @@ class Vdi:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=VdiUuid(raw["uuid"]),
-            name_label=raw["name_label"],
-            name_description=raw.get("name_description", ""),
+            uuid=VdiUuid(_text(raw, "uuid")),
+            name_label=_name(raw, "name_label"),
+            name_description=_name(raw, "name_description", ""),
             sr=_ref(raw, "SR"),
-            virtual_size=int(raw["virtual_size"]),
-            physical_utilisation=int(raw.get("physical_utilisation", 0)),
-            type=raw.get("type", "user"),
-            managed=bool(raw.get("managed", True)),
-            missing=bool(raw.get("missing", False)),
-            sharable=bool(raw.get("sharable", False)),
-            on_boot=raw.get("on_boot", "persist"),
-            cbt_enabled=bool(raw.get("cbt_enabled", False)),
-            is_a_snapshot=bool(raw["is_a_snapshot"]),
+            virtual_size=_number(raw, "virtual_size"),
+            physical_utilisation=_number(raw, "physical_utilisation", 0),
+            type=_text(raw, "type", "user"),
+            managed=_flag(raw, "managed", True),
+            missing=_flag(raw, "missing", False),
+            sharable=_flag(raw, "sharable", False),
+            on_boot=_text(raw, "on_boot", "persist"),
+            cbt_enabled=_flag(raw, "cbt_enabled", False),
+            is_a_snapshot=_flag(raw, "is_a_snapshot"),
             snapshot_of=_ref(raw, "snapshot_of"),
             snapshot_time=parse_time(raw.get("snapshot_time")),
             other_config=_map(raw, "other_config"),
             sm_config=_map(raw, "sm_config"),
-            tags=tuple(raw.get("tags", ())),
+            tags=_texts(raw, "tags"),
             vbds=_refs(raw, "VBDs"),
         )
 
@@ -201,15 +271,15 @@ class Vbd:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=raw["uuid"],
+            uuid=_text(raw, "uuid"),
             vm=_ref(raw, "VM"),
             vdi=_ref(raw, "VDI"),
-            userdevice=raw.get("userdevice", ""),
-            bootable=bool(raw.get("bootable", False)),
-            mode=raw.get("mode", "RW"),
-            type=raw.get("type", "Disk"),
-            empty=bool(raw.get("empty", False)),
-            currently_attached=bool(raw.get("currently_attached", False)),
+            userdevice=_text(raw, "userdevice", ""),
+            bootable=_flag(raw, "bootable", False),
+            mode=_text(raw, "mode", "RW"),
+            type=_text(raw, "type", "Disk"),
+            empty=_flag(raw, "empty", False),
+            currently_attached=_flag(raw, "currently_attached", False),
         )
 
 
@@ -229,12 +299,12 @@ class Vif:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=raw["uuid"],
+            uuid=_text(raw, "uuid"),
             vm=_ref(raw, "VM"),
             network=_ref(raw, "network"),
-            device=raw["device"],
-            mac=raw["MAC"],
-            mtu=int(raw.get("MTU", 1500)),
+            device=_text(raw, "device"),
+            mac=_text(raw, "MAC"),
+            mtu=_number(raw, "MTU", 1500),
             other_config=_map(raw, "other_config"),
         )
 
@@ -256,12 +326,12 @@ class Sr:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=SrUuid(raw["uuid"]),
-            name_label=raw["name_label"],
-            type=raw["type"],
-            content_type=raw.get("content_type", ""),
-            physical_size=int(raw.get("physical_size", 0)),
-            physical_utilisation=int(raw.get("physical_utilisation", 0)),
+            uuid=SrUuid(_text(raw, "uuid")),
+            name_label=_name(raw, "name_label"),
+            type=_text(raw, "type"),
+            content_type=_text(raw, "content_type", ""),
+            physical_size=_number(raw, "physical_size", 0),
+            physical_utilisation=_number(raw, "physical_utilisation", 0),
             pbds=_refs(raw, "PBDs"),
             sm_config=_map(raw, "sm_config"),
         )
@@ -300,10 +370,10 @@ class Pbd:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=raw["uuid"],
+            uuid=_text(raw, "uuid"),
             host=_ref(raw, "host"),
             sr=_ref(raw, "SR"),
-            currently_attached=bool(raw.get("currently_attached", False)),
+            currently_attached=_flag(raw, "currently_attached", False),
         )
 
 
@@ -320,10 +390,10 @@ class Host:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=raw["uuid"],
-            name_label=raw["name_label"],
-            address=raw["address"],
-            enabled=bool(raw.get("enabled", True)),
+            uuid=_text(raw, "uuid"),
+            name_label=_name(raw, "name_label"),
+            address=_text(raw, "address"),
+            enabled=_flag(raw, "enabled", True),
         )
 
 
@@ -337,7 +407,7 @@ class Network:
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(ref, raw["uuid"], raw["name_label"], _refs(raw, "PIFs"))
+        return cls(ref, _text(raw, "uuid"), _name(raw, "name_label"), _refs(raw, "PIFs"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +420,7 @@ class Pif:
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(ref, raw["uuid"], _ref(raw, "network"), int(raw.get("VLAN", -1)))
+        return cls(ref, _text(raw, "uuid"), _ref(raw, "network"), _number(raw, "VLAN", -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +433,9 @@ class PoolRecord:
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(ref, PoolUuid(raw["uuid"]), raw.get("name_label", ""), _ref(raw, "master"))
+        return cls(
+            ref, PoolUuid(_text(raw, "uuid")), _name(raw, "name_label", ""), _ref(raw, "master")
+        )
 
 
 def _task_owner(raw: Raw) -> str:
@@ -371,7 +443,7 @@ def _task_owner(raw: Raw) -> str:
 
     Behind it stand the run and the attempt, for people.
     """
-    label = str(raw.get("name_description", ""))
+    label = _text(raw, "name_description", "")
     if not label.startswith(OWNER_PREFIX):  # not of task.create, but of an Async call
         label = _map(raw, "other_config").get(TASK_OWNER, "")
     return label.partition(" ")[0]
@@ -393,11 +465,11 @@ class Task:
     def parse(cls, ref: Ref, raw: Raw) -> Self:
         return cls(
             ref=ref,
-            uuid=raw["uuid"],
-            name_label=raw.get("name_label", ""),
-            status=raw["status"],
-            result=raw.get("result", ""),
-            error_info=tuple(raw.get("error_info", ())),
+            uuid=_text(raw, "uuid"),
+            name_label=_name(raw, "name_label", ""),
+            status=_text(raw, "status"),
+            result=shortened(_text(raw, "result", "")),
+            error_info=tuple(map(shortened, _texts(raw, "error_info")[:LONGEST_ERROR])),
             owner=_task_owner(raw),
         )
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import ipaddress
+import re
 import ssl
 import threading
 import time
@@ -46,9 +48,10 @@ from xorepd.errors import (
     XapiUnreachable,
 )
 from xorepd.tidying import settled
-from xorepd.xapi import tls
+from xorepd.xapi import answers, tls
 from xorepd.xapi.explained import Names, nameless
 from xorepd.xapi.failures import redact, translate
+from xorepd.xapi.shapes import check_shape, most_of
 
 log = structlog.get_logger(__name__)
 
@@ -82,40 +85,42 @@ _KEEP_S = 5.0
 _REPEATABLE = frozenset({"task.cancel", "task.destroy"})
 """Changes that do no harm when they are made twice: the second finds nothing to do."""
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+
 _OWNER_HEADER = "x-http-other-config-xorepd"
 """XAPI writes its value into `other_config` of the call's task, as `records.TASK_OWNER`."""
 
 
 class _Transport(xmlrpc.client.Transport):
-    """XML-RPC over one connection with a timeout, verified, and breakable from another thread."""
+    """XML-RPC over one connection, bounded, verified, and breakable from another thread."""
+
+    accept_gzip_encoding = False
 
     def __init__(
-        self, *, secure: bool, context: ssl.SSLContext, fingerprints: Sequence[str], timeout: float
+        self, *, secure: bool, context: ssl.SSLContext, fingerprints: Sequence[str]
     ) -> None:
         super().__init__()
-        self._secure, self._context = secure, context
-        self._fingerprints, self._timeout = fingerprints, timeout
+        self._secure, self._context, self._fingerprints = secure, context, fingerprints
         self._used_at = 0.0
+        self.timeout, self.most = CALL_TIMEOUT_S, answers.LARGEST
+        """Seconds and bytes for the next call."""
         self.user_agent = ORIGINATOR
         self.owner = ""
         """Put into the task of the next call."""
         self.guard: Guard | None = None
         """Asked when the next call is about to be sent."""
 
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+    def make_connection(self, host: Any) -> tls.BreakableConnection:
         kept_host, kept = self._connection
-        if kept is not None and host == kept_host:
+        if isinstance(kept, tls.BreakableConnection) and host == kept_host:
             return kept
         connection: tls.BreakableConnection
         if self._secure:
             connection = tls.VerifiedConnection(
-                host,
-                context=self._context,
-                fingerprints=self._fingerprints,
-                timeout=self._timeout,
+                host, context=self._context, fingerprints=self._fingerprints
             )
         else:
-            connection = tls.BreakableConnection(host, timeout=self._timeout)
+            connection = tls.BreakableConnection(host)
         self._connection = host, connection
         return connection
 
@@ -143,9 +148,21 @@ class _Transport(xmlrpc.client.Transport):
         if stale or time.monotonic() - self._used_at > _KEEP_S:
             self.close()
         try:
-            return self.single_request(host, handler, request_body, verbose)
+            return self._exchange(host, handler, request_body)
+        except BaseException:
+            self.close()  # what may still come belongs to no other call
+            raise
         finally:
             self._used_at = time.monotonic()
+
+    def _exchange(self, host: Any, handler: str, body: Any) -> tuple[dict[str, Any]]:
+        connection: tls.BreakableConnection = self.make_connection(host)
+        connection.bounds = answers.Bounds(self.timeout, self.most)
+        self.send_request(host, handler, body, False)
+        with connection.getresponse() as response:
+            if response.status != http.client.OK:
+                raise xmlrpc.client.ProtocolError(handler, response.status, "", {})
+            return (answers.read_answer(response),)
 
     def abort(self) -> None:
         """End a call that waits for its answer, or for its connection, in another thread."""
@@ -204,7 +221,13 @@ class Session:
         return self._fingerprints
 
     def url_of(self, address: str) -> str:
-        """Return how to reach another host of the pool: same scheme and port, its address."""
+        """Return how to reach another host of the pool: same scheme and port, its address.
+
+        Raises:
+            ValueError: a host cannot have that address.
+        """
+        if not is_address(address):
+            raise ValueError(f"{address[:80]!r} is no address")
         parts = urlsplit(self._url)
         host = f"[{address}]" if ":" in address else address
         port = f":{parts.port}" if parts.port is not None else ""
@@ -212,7 +235,7 @@ class Session:
 
     def remember_members(self, addresses: Iterable[str]) -> None:
         """Replace the list of hosts to ask for the master when the present one is silent."""
-        self._members = list(addresses)
+        self._members = [address for address in addresses if is_address(address)]
 
     def take_times(self) -> list[float]:
         """Return how many seconds the calls took that should be quick, since the last asking."""
@@ -233,7 +256,7 @@ class Session:
         Args:
             method: such as `VM.get_record` or `Async.VM.snapshot`.
             params: without the session; integers of any size are fine.
-            timeout: seconds until the connection is given up.
+            timeout: seconds for the whole call; an answer that keeps coming may take longer.
             owner: of a task that the call starts: see `records.Task.owner`.
             guard: asked before each sending of a call that changes something.
 
@@ -294,11 +317,17 @@ class Session:
         owner: str,
         guard: Guard | None,
     ) -> Any:
-        proxy = self._proxy(self._url, timeout)
+        proxy = self._proxy(self._url, timeout, most=most_of(method))
         proxy._session = self._session_ref
         proxy.transport.owner, proxy.transport.guard = owner, guard
         began = time.monotonic()
-        answer = self._guarded(self._url, lambda: proxy.xenapi_request(method, wire))
+
+        def request() -> Any:
+            answer = proxy.xenapi_request(method, wire)
+            check_shape(method, answer)
+            return answer
+
+        answer = self._guarded(self._url, request)
         if _is_quick(method):
             self._quick.append(time.monotonic() - began)
         return answer
@@ -319,7 +348,7 @@ class Session:
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == 401:  # the SDK's word for SESSION_INVALID without a password
                 raise SessionLost(self.pool) from None
-            raise XapiUnreachable(self.pool, address, redact(fault.faultString)) from fault
+            raise XapiUnreachable(self.pool, address, redact(str(fault.faultString))) from None
         except xmlrpc.client.ProtocolError as error:
             reason = f"HTTP status {error.errcode}"
             self._drop_connection()
@@ -329,7 +358,7 @@ class Session:
         except tls.FingerprintMismatch as error:
             raise CertificateRefused(self.pool, address, str(error.args[0])) from None
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError) as error:
-            # ValueError: what came back is not XML (expat's error is one).
+            # ValueError: what came back is not understood, or what was to be sent is no XML-RPC.
             self._drop_connection()
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise XapiUnreachable(self.pool, address, reason or type(error).__name__) from error
@@ -355,7 +384,8 @@ class Session:
                 try:
                     self._session_ref = self._login_at(url, min(timeout, 30.0))
                 except NotMaster as error:
-                    candidates.insert(0, self.url_of(error.master))
+                    if is_address(error.master):
+                        candidates.insert(0, self.url_of(error.master))
                     problem = error
                 except XapiUnreachable as error:
                     problem = problem or error
@@ -379,9 +409,12 @@ class Session:
                 self._settings.username, password, "2.0", ORIGINATOR
             ),
         )
-        ref: str = proxy._session
+        ref = proxy._session
         # Only this object decides about logins: the SDK must not keep the password.
         proxy.last_login_method, proxy.last_login_params = "", None
+        if not isinstance(ref, str):
+            reason = "what came as a session is none"
+            raise XapiUnreachable(self.pool, urlsplit(url).netloc, reason)
         return ref
 
     def _forget_session(self, generation: int, error: XapiError) -> None:
@@ -390,29 +423,29 @@ class Session:
             if generation != self._generation:
                 return
             self._session_ref = ""
-            if isinstance(error, NotMaster):
+            if isinstance(error, NotMaster) and is_address(error.master):
                 self._url = self.url_of(error.master)
 
     # -- threads and connections -------------------------------------------------------------
 
-    def _proxy(self, url: str, timeout: float) -> Any:
-        """Return this thread's own connection to an address."""
+    def _proxy(self, url: str, timeout: float, *, most: int = answers.LARGEST) -> Any:
+        """Return this thread's own connection to an address, for a call within these bounds."""
         kept = getattr(self._threads, "proxies", None)
         if kept is None:
             kept = self._threads.proxies = {}
-        key = (url, timeout)
-        if key not in kept:
+        if url not in kept:
             transport = _Transport(
                 secure=url.startswith("https:"),
                 context=self._context,
                 fingerprints=self._fingerprints,
-                timeout=timeout,
             )
             self._transports.add(transport)
             session = XenAPI.Session(url + "/", transport=transport)
             session.last_login_method = ""  # None would break the SDK's logout
-            kept[key] = session, transport
-        return kept[key][0]
+            kept[url] = session, transport
+        session, transport = kept[url]
+        transport.timeout, transport.most = timeout, most
+        return session
 
     def _drop_connection(self) -> None:
         """Close this thread's connections after a failure: their state is unknown."""
@@ -449,6 +482,16 @@ class Session:
         proxy._session = session_ref
         with suppress(SessionLost):
             self._guarded(self._url, lambda: proxy.xenapi_request("session.logout", ()))
+
+
+def is_address(text: str) -> bool:
+    """Return whether a pool may call a host so: by a name, or an IPv4 or IPv6 address."""
+    if _NAME.fullmatch(text):
+        return True
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
 
 
 def _is_harmless(method: str) -> bool:

@@ -14,7 +14,11 @@ import socket
 import ssl
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from xorepd.xapi.answers import PIECE, BoundedResponse, Bounds
 
 
 class FingerprintMismatch(ssl.SSLError):
@@ -53,6 +57,9 @@ class BreakableConnection(http.client.HTTPConnection):
     """
 
     sock: socket.socket | None
+    bounds: Bounds
+    """Of the exchange that is next or under way."""
+    _used: socket.socket | None = None
     _broken = False
 
     def connect(self) -> None:
@@ -60,11 +67,11 @@ class BreakableConnection(http.client.HTTPConnection):
         for family, kind, protocol, _, address in socket.getaddrinfo(
             self.host, self.port, type=socket.SOCK_STREAM
         ):
-            self.sock = socket.socket(family, kind, protocol)
+            self.sock = self._used = socket.socket(family, kind, protocol)
             try:
                 if self._broken:
                     raise ConnectionAbortedError("the connection is being closed")
-                self.sock.settimeout(self.timeout)
+                self.sock.settimeout(self.bounds.left())
                 self.sock.connect(address)
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
@@ -73,6 +80,19 @@ class BreakableConnection(http.client.HTTPConnection):
             else:
                 return
         raise problem
+
+    def send(self, data: Any) -> None:
+        """Send bytes, which may wait for no longer than the bounds allow."""
+        if self.sock is None:
+            self.connect()
+        assert self.sock is not None
+        for start in range(0, len(data), PIECE):
+            self.sock.settimeout(self.bounds.left())
+            self.sock.sendall(data[start : start + PIECE])
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        self.response_class = partial(BoundedResponse, self.bounds)  # type: ignore[assignment]
+        return super().getresponse()
 
     @property
     def is_stale(self) -> bool:
@@ -86,7 +106,7 @@ class BreakableConnection(http.client.HTTPConnection):
     def break_off(self) -> None:
         """Let whatever waits in this connection fail."""
         self._broken = True
-        sock = self.sock
+        sock = self._used  # `sock` is None while the last answer of a connection is read
         if sock is not None:
             with suppress(OSError):  # not SSLSocket's own, which takes the TLS from under a reader
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -98,9 +118,9 @@ class VerifiedConnection(BreakableConnection):
     default_port = http.client.HTTPS_PORT
 
     def __init__(
-        self, host: str, *, context: ssl.SSLContext, fingerprints: Collection[str], timeout: float
+        self, host: str, *, context: ssl.SSLContext, fingerprints: Collection[str]
     ) -> None:
-        super().__init__(host, timeout=timeout)
+        super().__init__(host)
         self._context, self._fingerprints = context, fingerprints
 
     def connect(self) -> None:
@@ -110,7 +130,8 @@ class VerifiedConnection(BreakableConnection):
             secured = self._context.wrap_socket(
                 self.sock, server_hostname=self.host, do_handshake_on_connect=False
             )
-            self.sock = secured  # from here on `break_off` reaches the handshake, too
+            self.sock = self._used = secured  # from here on `break_off` reaches the handshake, too
+            secured.settimeout(self.bounds.left())
             secured.do_handshake()
             if self._fingerprints:
                 check_fingerprint(secured.getpeercert(binary_form=True), self._fingerprints)
