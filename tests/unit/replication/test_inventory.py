@@ -593,6 +593,16 @@ async def test_disk_with_a_mark_that_is_not_signed_is_in_no_inventory(role: Role
     assert (side.loose, side.written, side.staging, side.unmarked) == ((), (), (), {})
 
 
+@pytest.mark.parametrize("role", [Role.SOURCE, Role.REPLICA, Role.MEMORY])
+async def test_disk_of_ours_of_another_role_is_not_loose(role: Role) -> None:
+    world = TargetWorld()
+    world.mark(world.disk(), role)
+
+    side = await world.read()
+
+    assert (side.loose, side.staging) == ((), ())
+
+
 async def test_copies_of_our_disks_are_in_no_inventory() -> None:
     world = TargetWorld()
     point = world.run()
@@ -718,6 +728,38 @@ async def test_snapshot_by_a_user_after_the_swap_is_not_its_point() -> None:
     world.begin_commit(staged, "run-2")
     world.swap(staged)
     world.snapshot(world.replica, "manual, of all the new disks")
+
+    assert (await world.read()).fresh is None
+
+
+@pytest.mark.parametrize("when", ["before the commit", "before the swap", "in the swap"])
+async def test_snapshot_by_a_user_beside_a_commit_of_the_earlier_form_is_not_its_point(
+    when: str,
+) -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    if when == "before the commit":
+        world.snapshot(world.replica, "manual")
+    world.begin_commit(staged, "run-2")
+    world.all_earlier()
+    if when == "before the swap":
+        world.snapshot(world.replica, "manual")
+    world.swap(staged[:1])
+    if when == "in the swap":
+        world.snapshot(world.replica, "manual")
+
+    assert (await world.read()).fresh is None
+
+
+async def test_point_of_an_earlier_commit_of_the_same_disks_is_not_that_of_this_one() -> None:
+    world = TargetWorld()
+    world.create_replica()
+    staged = world.stage()
+    world.begin_commit(staged)
+    world.swap(staged)
+    world.take_point()
+    world.begin_commit(staged)  # begun anew, so it has old disks by now
 
     assert (await world.read()).fresh is None
 

@@ -178,6 +178,12 @@ def test_mark_with_a_member_of_another_type_is_no_mark(member: str, value: objec
     assert decode(written(MARK, **{member: value})) is None
 
 
+@pytest.mark.parametrize("value", [5, None, ["x"]])
+@pytest.mark.parametrize("member", [each.name for each in fields(Mark) if each.type == "str"])
+def test_mark_whose_text_is_none_is_no_mark(member: str, value: object) -> None:
+    assert decode(written(MARK, **{member: value})) is None
+
+
 @pytest.mark.parametrize("member", ["role", "stream", "run"])
 def test_mark_without_what_every_mark_has_is_no_mark(member: str) -> None:
     plain = json.loads(MARK.encode())

@@ -51,6 +51,13 @@ async def test_replica_at_rest_needs_nothing() -> None:
     assert decide_commit(await world.read()) is None
 
 
+async def test_replica_of_a_vm_without_disks_at_rest_needs_nothing() -> None:
+    world = TargetWorld()
+    world.run(contents=())
+
+    assert decide_commit(await world.read()) is None
+
+
 async def test_replica_that_never_came_to_its_first_commit_is_destroyed() -> None:
     world = TargetWorld()
     world.stage()
@@ -347,6 +354,16 @@ async def test_wanted_snapshot_that_no_point_holds_is_released() -> None:
 
     assert refs(found.release) == [made]
     assert found.hold == ()
+
+
+async def test_snapshot_from_which_an_interrupted_run_goes_on_is_spared() -> None:
+    source = SourceWorld()
+    lost = source.source_snapshot("run-1", **WANTED)
+    begun = source.source_snapshot("run-2", **WANTED)
+
+    found = decide_source(await source.read(), NOTHING, US, spared=source.uuid(begun))
+
+    assert refs(found.release) == [lost]
 
 
 async def test_snapshot_that_is_wanted_for_others_only_is_left_to_them() -> None:
@@ -652,7 +669,7 @@ async def test_base_whose_age_cannot_be_told_is_not_given_up(which: str) -> None
 async def test_now_is_when_the_newest_snapshot_was_taken_whatever_older_ones_say() -> None:
     source = SourceWorld()
     old = source.source_snapshot("run-1", sr_2="held")
-    base = source.source_snapshot("run-2", **HELD)
+    base = source.source_snapshot("run-2", **HELD, sr_2="wanted")
     moved(source, old, moment="2056-03-02T12:00:00+00:00")
 
     assert await pruned(source, await newest(source, base), SHORT) == []
