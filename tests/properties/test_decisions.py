@@ -3,69 +3,126 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xorepd.replication.markers import KEY, Commit, Mark, Role, Stream, decode, next_time, signed
+from tests.unit.xapi import raws
+from xorepd.ids import Ref
+from xorepd.replication.markers import (
+    KEY,
+    Commit,
+    Mark,
+    Role,
+    Stream,
+    decode,
+    is_from_the_future,
+    next_order,
+)
+from xorepd.replication.ownership import Content, own_mark
 from xorepd.replication.plan import (
     Delta,
     Full,
     Point,
     PointDisk,
+    Resync,
+    ResyncReason,
     SourceBase,
     SourceDisk,
     choose_base,
 )
+from xorepd.xapi.records import Vm
 
 DISKS = st.sampled_from(["d-0", "d-1"])
-CONTENTS = st.sampled_from(["s-1", "s-2", "s-3", "s-4"])
+SNAPSHOTS = st.sampled_from(["s-1", "s-2", "s-3", "s-4"])
+CONTENTS = st.sampled_from(Content)
 POINT_DISKS = st.builds(
     PointDisk,
     uuid=st.uuids().map(str),
     disk=DISKS,
-    content=CONTENTS,
+    snapshot=SNAPSHOTS,
     virtual_size=st.sampled_from([900, 1000, 1100]),
     is_usable=st.booleans(),
+    content=CONTENTS,
+    device=st.sampled_from(["0", "1"]),
+) | st.builds(
+    PointDisk,
+    uuid=st.uuids().map(str),
+    disk=st.just(""),
+    snapshot=st.just(""),
+    virtual_size=st.sampled_from([0, 1000]),
+    is_usable=st.booleans(),
+    content=st.just(Content.UNKNOWN),
+    device=st.sampled_from(["0", "1"]),
+    is_lost=st.just(True),
 )
 POINTS = st.lists(
     st.builds(Point, st.uuids().map(str), st.lists(POINT_DISKS, max_size=3).map(tuple)), max_size=5
 )
-BASES = st.lists(st.builds(SourceBase, uuid=CONTENTS, disk=DISKS), max_size=5)
+BASES = st.lists(
+    st.builds(SourceBase, uuid=SNAPSHOTS, disk=DISKS, content=CONTENTS),
+    max_size=4,
+    unique_by=lambda base: base.uuid,
+)
 DISK = SourceDisk("d-0", "0", "root", 1000)
 
 
-@given(POINTS, BASES)
-def test_base_of_a_delta_is_held_on_both_sides(
-    points: list[Point], bases: list[SourceBase]
+def serves(copy: PointDisk, bases: list[SourceBase]) -> bool:
+    """Return whether both sides prove that a copy is a base of the disk."""
+    return (
+        copy.is_usable
+        and copy.content is Content.PROVEN
+        and copy.virtual_size <= DISK.virtual_size
+        and any(
+            base.uuid == copy.snapshot
+            and base.disk == DISK.uuid
+            and base.content is not Content.CHANGED
+            for base in bases
+        )
+    )
+
+
+@given(POINTS, BASES, st.booleans())
+def test_base_of_a_delta_is_proven_on_both_sides(
+    points: list[Point], bases: list[SourceBase], resync: bool
 ) -> None:
-    found = choose_base(DISK, points, bases)
+    found = choose_base(DISK, points, bases, resync=resync)
 
     if isinstance(found, Delta):
         copies = {copy.uuid: copy for point in points for copy in point.disks}
-        assert SourceBase(found.base, DISK.uuid) in bases
-        assert copies[found.onto].content == found.base
-        assert copies[found.onto].is_usable
-        assert copies[found.onto].virtual_size <= DISK.virtual_size
+        assert copies[found.onto].snapshot == found.base
+        assert serves(copies[found.onto], bases)
+
+
+@given(POINTS, BASES, st.booleans())
+def test_less_than_a_delta_is_planned_only_where_no_delta_is_possible(
+    points: list[Point], bases: list[SourceBase], resync: bool
+) -> None:
+    found = choose_base(DISK, points, bases, resync=resync)
+
+    if not isinstance(found, Delta):
+        assert not any(serves(copy, bases) for point in points for copy in point.disks)
 
 
 @given(POINTS, BASES)
-def test_full_copy_is_sent_only_where_no_delta_is_possible(
+def test_comparison_is_with_a_copy_that_can_be_cloned_and_with_a_proven_one_if_there_is_any(
     points: list[Point], bases: list[SourceBase]
 ) -> None:
-    found = choose_base(DISK, points, bases)
+    found = choose_base(DISK, points, bases, resync=True)
 
-    if isinstance(found, Full):
-        assert not any(
-            copy.disk == "d-0"
-            and copy.is_usable
-            and copy.virtual_size <= DISK.virtual_size
-            and SourceBase(copy.content, "d-0") in bases
-            for point in points
-            for copy in point.disks
+    if isinstance(found, Resync):
+        copies = {copy.uuid: copy for point in points for copy in point.disks}
+        onto = copies[found.onto]
+        assert onto.is_usable
+        assert onto.virtual_size <= DISK.virtual_size
+        assert found.reason.value == getattr(choose_base(DISK, points, bases), "reason", "") or (
+            onto.disk != DISK.uuid and found.reason is ResyncReason.DISK_MOVED
         )
+        alike = [copy for copy in copies.values() if copy.disk == DISK.uuid and copy.is_usable]
+        if any(c.content is Content.PROVEN and c.virtual_size <= 1000 for c in alike):
+            assert onto.content is Content.PROVEN
 
 
 @given(POINTS, BASES)
@@ -80,23 +137,35 @@ def test_no_newer_point_could_have_been_the_base(
 
 
 TEXTS = st.text(max_size=20)
+NUMBERS = st.integers(0, 2**53 - 1)
+MAPS = st.dictionaries(TEXTS, TEXTS, max_size=3)
+TIMES = st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat)
 MARKS = st.builds(
     Mark,
     role=st.sampled_from(Role),
     stream=st.builds(Stream, TEXTS, TEXTS, TEXTS),
     run=st.text(min_size=1, max_size=20),
     self=TEXTS,
+    ref=TEXTS,
+    attempt=TEXTS,
+    lineage=TEXTS,
+    epoch=NUMBERS,
     job=TEXTS,
     snapshot=TEXTS,
     disk=TEXTS,
     device=TEXTS,
-    time=TEXTS,
-    deltas=st.integers(0, 2**53 - 1),
+    order=NUMBERS,
+    moment=TEXTS | TIMES,
+    offset=st.integers(1 - 2**53, 2**53 - 1),
+    arrived=TEXTS | TIMES,
+    content=TEXTS,
+    disks=MAPS,
+    deltas=NUMBERS,
     confirmed=st.booleans(),
-    commit=st.none()
-    | st.builds(
-        Commit, TEXTS, st.dictionaries(TEXTS, TEXTS), st.dictionaries(TEXTS, TEXTS, max_size=3)
-    ),
+    commit=st.none() | st.builds(Commit, TEXTS, MAPS, MAPS, TEXTS, TEXTS),
+    onto=TEXTS,
+    base=TEXTS,
+    reason=TEXTS,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
@@ -117,24 +186,60 @@ def test_unknown_members_are_ignored(mark: Mark, members: dict[str, object]) -> 
     assert decode({KEY: text}) == mark
 
 
-@given(MARKS, TEXTS)
-def test_mark_counts_on_no_object_but_its_own(mark: Mark, uuid: str) -> None:
-    found = signed({KEY: mark.encode()}, uuid)
+@given(MARKS, TEXTS, TEXTS)
+def test_mark_counts_on_no_object_but_its_own(mark: Mark, uuid: str, ref: str) -> None:
+    raw = raws.vm(uuid, other_config={KEY: mark.encode()})
 
-    assert found == (mark if uuid == mark.self else None)
+    found = own_mark(Vm.parse(Ref(ref), raw))
+
+    assert found == (mark if (uuid, mark.ref or ref) == (mark.self, ref) else None)
 
 
-MOMENTS = st.integers(0, 9).map(lambda second: datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC))
+@given(MARKS, st.datetimes(timezones=st.just(UTC)))
+def test_moments_of_any_mark_can_be_told(mark: Mark, arrived: datetime) -> None:
+    told = mark.taken_at
+
+    assert told is None or told.tzinfo is not None
+    assert is_from_the_future(mark, arrived) in (True, False)
+    if told is not None and not mark.arrived and told <= arrived:
+        assert not is_from_the_future(mark, arrived)
 
 
-@given(st.lists(MOMENTS, max_size=12))
-def test_marks_are_ordered_as_they_were_written_whatever_the_clock(clock: list[datetime]) -> None:
-    times: list[str] = []
+@given(st.lists(NUMBERS, max_size=12))
+def test_new_order_is_after_all_that_are_known(known: list[int]) -> None:
+    assert all(order < next_order(known) for order in known)
 
-    for moment in clock:
-        times.append(next_time(moment, times[-2:]))
 
-    assert all(one < other for one, other in pairwise(times))
+SECONDS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 -- the bounds have to be without
+
+
+@given(MARKS, SECONDS)
+def test_mark_of_the_earlier_version_says_what_it_said_and_no_more(
+    mark: Mark, time: datetime
+) -> None:
+    plain = json.loads(mark.encode()) | {"v": 1, "time": time.isoformat()}
+    if mark.commit is not None:
+        plain["commit"] = {key: plain["commit"][key] for key in ("run", "old", "new")}
+    blank = Mark(mark.role, mark.stream, mark.run)
+
+    found = decode({KEY: json.dumps(plain)})
+
+    assert found is not None
+    later = ("ref", "attempt", "lineage", "epoch", "offset", "arrived", "content", "disks")
+    said = replace(mark, **{name: getattr(blank, name) for name in later})
+    commit = mark.commit and replace(mark.commit, point="", title="")
+    assert found == replace(said, moment=time.isoformat(), order=found.order, commit=commit)
+
+
+@given(SECONDS, SECONDS)
+def test_orders_of_the_earlier_version_are_as_its_times(one: datetime, other: datetime) -> None:
+    def order(time: datetime) -> int:
+        plain = {"role": "point", "stream": {"pool": "p", "vm": "v", "sr": "s"}, "run": "r"}
+        mark = decode({KEY: json.dumps({"v": 1, **plain, "time": time.isoformat()})})
+        assert mark is not None
+        return mark.order
+
+    assert (order(one) < order(other)) == (one < other)
 
 
 @given(st.text())
@@ -152,4 +257,4 @@ def test_damaged_member_never_raises_and_what_is_understood_can_be_used(
 
     if found is not None:
         assert decode({KEY: found.encode()}) == found
-        assert hash((found.stream, found.self, found.snapshot, found.time))
+        assert hash((found.stream, found.self, found.ref, found.snapshot, found.order))
