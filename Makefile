@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep sweep docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout clean
+.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout clean
 
 setup: .venv/ready
 
@@ -46,6 +46,13 @@ test-sweep: setup
 # cores. EVERY=25 takes every 25th and some minutes. The last line is one JSON object.
 sweep: setup
 	$(BIN)/python -m tests.sweep $(if $(EVERY),--every $(EVERY))
+
+# People do what they want to both pools while a job runs: N sequences of that from SEED on. A
+# violation is told with the fewest deeds that lead to it; SEQUENCE=K plays one again. The last line
+# is one JSON object.
+mischief: setup
+	$(BIN)/python -m tests.mischief $(if $(N),--n $(N)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(SEQUENCE),--sequence $(SEQUENCE))
 
 # The tables in docs/lab.md, from the lab's own code.
 docs: setup

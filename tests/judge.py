@@ -64,6 +64,11 @@ class Disk:
         stats = [path.stat() for path in self._paths]
         return tuple(Stamp(s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
 
+    def read(self, offset: int, size: int) -> bytes:
+        """Return so many bytes of what a guest would read there; fewer at the end of the disk."""
+        self._files[0].seek(offset)
+        return bytes(self._files[0].read(size))
+
     def sha256(self, advance: Callable[[int], None] = lambda size: None) -> str:
         """Return the SHA-256 of everything that a guest could read."""
         return self._digest(hashlib.sha256(), advance)
