@@ -144,6 +144,59 @@ async def test_a_first_run_onto_a_copy_of_others_goes_on_where_it_was_cut(
     assert await two_pools.ask("dr", state_of(vm)) == before
 
 
+@pytest.mark.parametrize("era", ["6.2", "6.3", "6.5"])
+@pytest.mark.parametrize("verify", ["sample", "full"])
+async def test_a_clone_that_was_worked_on_is_never_taken_for_the_copy(
+    two_pools: World, era: str, verify: str
+) -> None:
+    """Snapshots of the clone say that they are copies of the same snapshot, as the copy does."""
+    vm = await bring(two_pools, era)
+
+    def clone(xenapi: Any) -> tuple[str, str]:
+        origin = next(iter(sorted(xenapi.VM.get_snapshots(vm))), vm)
+        made = xenapi.VM.clone(origin, "a drill")
+        xenapi.VM.set_is_a_template(made, False)
+        return made, xenapi.VDI.get_uuid(hands.disks_of(xenapi, made)["1"])
+
+    made, disk = await two_pools.ask("dr", clone)
+    await carried.overwrite(two_pools, "dr", disk, 8 * MiB, b"work of a person" * 4096)
+    await two_pools.ask("dr", lambda xenapi: xenapi.VM.snapshot(made, "before the next try"))
+
+    for seed in range(2):
+        record = await two_pools.replicate(verify=verify)
+        assert record.outcome is Outcome.DELTA
+        await two_pools.newest_equals_its_source()
+        await two_pools.lab.guest_write("web01", 1, random=2, seed=seed)
+
+
+async def test_what_tracking_kept_of_a_base_of_others_is_a_base(two_pools: World) -> None:
+    """Xen Orchestra purged the data of its snapshot; changed-block tracking still tells."""
+
+    def track(xenapi: Any) -> None:
+        for vdi in hands.disks_of(xenapi, hands.vm_of(xenapi, "web01")).values():
+            xenapi.VDI.enable_cbt(vdi)
+
+    def purge(xenapi: Any) -> None:
+        [snapshot] = xenapi.VM.get_snapshots(hands.vm_of(xenapi, "web01"))
+        disks = hands.disks_of(xenapi, snapshot).values()
+        xenapi.VM.destroy(snapshot)
+        for vdi in disks:
+            xenapi.VDI.data_destroy(vdi)
+
+    await serve_nbd(two_pools, "prod")
+    await two_pools.ask("prod", track)
+    await bring(two_pools, "6.5")
+    await two_pools.ask("prod", purge)
+    touched = await two_pools.lab.guest_write("web01", 1, sequential=(MiB, 2 * MiB), seed=1)
+
+    record = await two_pools.replicate(verify="sample")
+
+    assert {disk.mode for disk in record.disks} == {"delta"}
+    assert sum(disk.sent_bytes for disk in record.disks) == sum(size for _, size in touched)
+    assert all(disk.compared_bytes is None for disk in record.disks)
+    await two_pools.newest_equals_its_source()
+
+
 async def test_a_copy_whose_transfer_never_ended_is_no_base(two_pools: World) -> None:
     vm = await bring(two_pools, "6.2")
 
