@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.steered import steered
 from xorepd.patience import Patience, Stalled
 
 
@@ -25,11 +26,14 @@ async def test_waits_that_follow_each_other_share_one_timer() -> None:
     patience.close()
 
 
-async def test_nothing_that_moves_ends_the_wait() -> None:
-    patience = Patience(asyncio.get_running_loop(), 0.02, lambda: 0)
+def test_nothing_that_moves_ends_the_wait() -> None:
+    async def body() -> None:
+        patience = Patience(asyncio.get_running_loop(), 20, lambda: 0)
 
-    with pytest.raises(Stalled, match=r"no byte moved for 0\.02 s"):
-        await patience.wait()
+        with pytest.raises(Stalled, match="no byte moved for 20 s"):
+            await patience.wait()
+
+    steered(body())
 
 
 async def test_a_wait_outlasts_the_limit_for_as_long_as_bytes_move() -> None:
@@ -52,17 +56,20 @@ async def test_a_byte_now_and_then_is_nothing_that_moves() -> None:
     assert next(looks) == 2
 
 
-async def test_a_wait_is_not_charged_with_the_time_before_it() -> None:
-    loop = asyncio.get_running_loop()
-    patience = Patience(loop, 0.05, lambda: 0)
-    loop.call_soon(patience.end)
-    await patience.wait()
-    await asyncio.sleep(0.04)  # nobody waits: the timer goes on
-    loop.call_later(0.03, patience.end)
+def test_a_wait_is_not_charged_with_the_time_before_it() -> None:
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        patience = Patience(loop, 50, lambda: 0)
+        loop.call_soon(patience.end)
+        await patience.wait()
+        await asyncio.sleep(40)  # nobody waits: the timer goes on
+        loop.call_later(30, patience.end)
 
-    await patience.wait()
+        await patience.wait()
 
-    patience.close()
+        patience.close()
+
+    steered(body())
 
 
 async def test_closing_ends_the_wait_and_the_timer() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import selectors
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.steered import steered
 from xorepd.data.reader import Piece
 from xorepd.extents import Extent
 from xorepd.transports.base import Surroundings
@@ -24,30 +24,6 @@ from xorepd_throttled.transport import Throttled, ThrottledFactory
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 RATE = 12_500_000
 """100 Mbit/s."""
-
-
-class _Jumping(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
-    """Instead of waiting, moves the clock on by as long as it would have waited."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        self.now += timeout or 0.0
-        return super().select(0)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._clock = _Jumping()
-        super().__init__(self._clock)
-
-    def time(self) -> float:
-        return self._clock.now
-
-
-def steered(work: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=_Loop) as runner:
-        runner.run(work)
 
 
 def now() -> float:
