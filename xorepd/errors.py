@@ -15,7 +15,9 @@
      │   ├─ NotAllowed             by code    code, params
      │   └─ XapiFailure            by code    code, params: any code not named above
      ├─ Refused                    OPERATOR   preflight found a reason not to start
-     │   └─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them
+     │   ├─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them
+     │   └─ WrittenTo              RETRY      something wrote to a disk of ours during the run
+     ├─ Frozen                     OPERATOR   source and replica are at odds about who is current
      ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
      ├─ LeaseLost                  RETRY      a run may write no more
      ├─ HookFailed                OPERATOR   command, reason

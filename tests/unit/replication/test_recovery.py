@@ -12,7 +12,9 @@ from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld, Wo
 from xorepd.ids import Ref
 from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
 from xorepd.replication.markers import KEY, SNAPSHOTTING, Commit, Role
+from xorepd.replication.ownership import temporary_name
 from xorepd.replication.recovery import (
+    CancelCommit,
     DestroyReplica,
     FinishCommit,
     SourceCleaning,
@@ -98,10 +100,39 @@ async def test_first_commit_whose_point_exists_is_finished() -> None:
     assert found.point.vm.ref == point
 
 
-async def test_commit_before_its_swap_is_undone() -> None:
+async def test_commit_before_its_swap_is_cancelled() -> None:
+    world = TargetWorld()
+    world.run()
+    world.begin_commit(world.stage("run-2"), "run-2")
+
+    assert decide_commit(await world.read()) == CancelCommit()
+
+
+async def test_commit_before_its_swap_is_cancelled_beside_a_disk_of_others() -> None:
+    world = TargetWorld()
+    world.run()
+    world.begin_commit(world.stage("run-2"), "run-2")
+    world.attach(world.replica, world.disk(), "7")
+
+    assert decide_commit(await world.read()) == CancelCommit()
+
+
+@pytest.mark.parametrize("device", [0, 1])
+async def test_commit_that_has_begun_to_detach_is_undone(device: int) -> None:
     world = TargetWorld()
     world.run()
     commit = world.begin_commit(world.stage("run-2"), "run-2")
+    world.detach(world.raw(world.replica)["VBDs"][device])
+
+    assert decide_commit(await world.read()) == UndoCommit(commit)
+
+
+async def test_commit_whose_old_disks_are_at_other_devices_by_now_is_undone() -> None:
+    world = TargetWorld()
+    world.run()
+    commit = world.begin_commit(world.stage("run-2"), "run-2")
+    first, second = world.raw(world.replica)["VBDs"]
+    world.raw(first)["userdevice"], world.raw(second)["userdevice"] = "1", "0"
 
     assert decide_commit(await world.read()) == UndoCommit(commit)
 
@@ -171,9 +202,9 @@ async def test_point_of_an_earlier_run_does_not_finish_a_commit() -> None:
     world = TargetWorld()
     world.run("run-1")
     world.run("run-2")
-    commit = world.begin_commit(world.stage("run-3"), "run-3")
+    world.begin_commit(world.stage("run-3"), "run-3")
 
-    assert decide_commit(await world.read()) == UndoCommit(commit)
+    assert decide_commit(await world.read()) == CancelCommit()
 
 
 async def test_snapshot_by_a_user_in_the_middle_of_a_swap_does_not_finish_the_commit() -> None:
@@ -214,9 +245,11 @@ async def test_replica_without_points_keeps_the_disks_that_somebody_gave_it() ->
 async def test_clone_of_a_replica_in_its_commit_decides_nothing() -> None:
     world = TargetWorld()
     world.run()
-    commit = world.begin_commit(world.stage("run-2"), "run-2")
-    clone = world.clone(world.replica, "failover")
-    world.snapshot(clone, "of the clone")
+    staged = world.stage("run-2")
+    commit = world.begin_commit(staged, "run-2")
+    world.swap(staged)
+    clone = world.clone(world.replica, temporary_name("run-2"))
+    world.snapshot(clone, temporary_name("run-2"))
 
     side = await world.read()
 
