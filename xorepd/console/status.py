@@ -13,8 +13,12 @@ from xorepd.screen import Rows, Words
 from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_size
 
-EXPLAINED = (Outcome.FAILED, Outcome.HELD, Outcome.INTERRUPTED)
+EXPLAINED = (Outcome.FAILED, Outcome.HELD, Outcome.FROZEN, Outcome.INTERRUPTED)
 """What the status says more of than the word."""
+
+
+NOTABLE_CLOCK_S = 30
+"""Seconds by which a pool's clock may be off before the status tells of it."""
 
 
 def status_view(reply: StatusReply, now: datetime) -> RenderableType:
@@ -138,7 +142,15 @@ def _waits(reply: StatusReply) -> Iterator[Words]:
 
 
 def _pool_lines(pool: PoolStatus) -> Iterator[Words]:
-    """Tell of a pool that is slow, or where VMs wait for their turn."""
+    """Tell of a pool that is slow, whose clock is wrong, or where VMs wait for their turn."""
+    ahead = pool.clock_ahead_s or 0
+    if abs(ahead) >= NOTABLE_CLOCK_S:
+        direction = "ahead of" if ahead > 0 else "behind"
+        yield Words(
+            f"pool {pool.name}: its clock is {format_duration(abs(ahead))} {direction} the "
+            "daemon's; ages are corrected by that. Set the time on its hosts",
+            style="yellow",
+        )
     if not pool.is_slow and not pool.waiting:
         return
     line = f"pool {pool.name}: "

@@ -30,6 +30,7 @@ STYLES = {
     Outcome.FAILED: "bold red",
     Outcome.CANCELLED: "yellow",
     Outcome.HELD: "yellow",
+    Outcome.FROZEN: "bold red",
     Outcome.EMPTY: "yellow",
     Outcome.INTERRUPTED: "yellow",
 }
@@ -169,6 +170,7 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
         parts += [
             Words(f"disk {disk.device}: {said}") for disk in record.disks for said in _way(disk)
         ]
+        parts += [Words(f"warning: {each}", style="yellow") for each in record.warnings]
         if record.base_data:
             because = f" because {record.base_data_reason}" if record.base_data_reason else ""
             parts.append(Words(f"data of the next base: {record.base_data}{because}"))

@@ -126,6 +126,8 @@ class PoolStatus(Reply):
     at_work: int
     waiting: int
     """VMs that wait for their turn, there or elsewhere."""
+    clock_ahead_s: int | None = None
+    """By how much its clock is ahead of the daemon's; negative: behind; null: not measured yet."""
 
 
 class MemoryStatus(Reply):

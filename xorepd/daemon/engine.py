@@ -118,6 +118,7 @@ class Engine:
                     at_once=min((each for each in limits if each is not None), default=None),
                     at_work=self._limits.at_work(key),
                     waiting=self._limits.waiting(key),
+                    clock_ahead_s=pool.clock.offset,
                 )
             )
         return tuple(states)
