@@ -79,8 +79,8 @@ async def test_a_task_of_our_own_is_still_removed_and_those_of_a_successor_are_n
 async def test_no_byte_of_a_disk_is_written_any_more(dr: Pool) -> None:
     gate = Gate()
     (sr,) = [sr for sr in dr.cache.srs.values() if sr.name_label == "dr-storage"]
-    ref = await create_disk(dr, sr.ref, 8 << 20, "disk", "", {})
-    await dr.refresh()
+    async with create_disk(dr, sr.ref, 8 << 20, "disk", "", {}) as ref:
+        await dr.refresh()
     disk = dr.cache.table(Vdi)[ref]
     door = DiskDoor(dr.guarded(gate), sr.ref)
 

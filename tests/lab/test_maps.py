@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.lab import hands
+from tests.lab.test_resume import has_its_content
 from tests.lab.test_resync import units
 from tests.lab.test_targets import BOTH, THREE_POOLS
 from tests.lab.world import World, clock, new_run, serve_nbd, world
@@ -211,11 +212,12 @@ async def test_a_killed_daemon_is_continued_and_its_map_as_well(
     keep: dict[str, Any] = COARSE | {"resume": "1d"}
     loop = asyncio.get_running_loop()
     stall = two_pools.lab.faults.add(
-        Fault("import", "raw", object="[Importing] web01-data", skip=5, stall=True)
+        Fault("import", "raw", object="[Importing] web01-data", skip=5, stall=True, stall_at=MiB)
     )
     async with daemon(two_pools, file) as context:
         run = loop.create_task(two_pools.run(context, **keep), name="run")
         await stall.stalled.wait()
+        await has_its_content(two_pools)
         for where in ("rpc", "export", "import"):
             two_pools.lab.faults.add(Fault(where, times=None, reset=True))
         run.cancel()

@@ -212,7 +212,7 @@ async def test_a_disk_cut_five_times_at_nine_tenths_is_not_sent_twice(
 @pytest.mark.leaves("session")
 async def test_a_killed_daemon_is_continued_by_the_next_one(full: World) -> None:
     loop = asyncio.get_running_loop()
-    stall = full.lab.faults.add(Fault("import", RAW, object=DISK, skip=4, stall=True))
+    stall = full.lab.faults.add(Fault("import", RAW, object=DISK, skip=4, stall=True, stall_at=MiB))
     async with full.daemon() as context:
         run = loop.create_task(full.run(context, **KEEP), name="run")
         await stall.stalled.wait()

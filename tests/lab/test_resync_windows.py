@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.lab import carried, hands
+from tests.lab.test_resume import unseen
 from tests.lab.world import World, serve_nbd
 from xorepd.data import nbd_reader
 from xorepd.lab.faults import Fault
@@ -167,6 +168,7 @@ async def cut_and_damaged(world: World, context: Context) -> None:
     assert record.resumable
     uuid = await world.ask("dr", lambda x: x.VDI.get_uuid(x.VDI.get_by_name_label(name)[0]))
     await carried.overwrite(world, "dr", uuid, 5 * MiB, b"damage!!" * 64)
+    await world.ask("dr", unseen(uuid))
 
 
 async def test_a_job_that_checks_everything_compares_again_what_an_earlier_run_left(

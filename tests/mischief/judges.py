@@ -284,7 +284,7 @@ def _leavings_of_runs(scene: Scene, look: Look) -> Iterator[Violation]:
             known = scene.theirs.get(key)
             theirs = known.facts["other_config"] if known else {}
             names = {name for name in record["other_config"] if name.startswith("xorepd:")}
-            for name in sorted(names - theirs.keys() - {"xorepd:cbt"}):
+            for name in sorted(names - theirs.keys() - {"xorepd:cbt", "xorepd:current"}):
                 yield Violation(f"leak key {name}", f"{name} stays on {look.thing(key)}")
         for operation, text in source["blocked_operations"].items():
             if "xorepd" in text:

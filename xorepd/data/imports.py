@@ -22,9 +22,19 @@ from xorepd.data.door import (
 from xorepd.data.http import Response
 from xorepd.data.vhd.encoder import VhdStreamEncoder
 from xorepd.data.vhd.layout import VhdError
-from xorepd.errors import OutcomeUnknown, ProtocolViolation, TransferFailed, XapiError
+from xorepd.errors import (
+    OutcomeUnknown,
+    ProtocolViolation,
+    TransferFailed,
+    XapiError,
+    XorepdError,
+)
 from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
+from xorepd.tidying import to_the_end
+
+LATE_S = 5.0
+"""How long a host is given to let go of a disk whose stream broke; a later run looks again."""
 
 IMPORT_LABEL = "xorepd import "
 """How the name of the task of such a request begins; the disk's UUID follows."""
@@ -108,8 +118,20 @@ async def open_upload(
                 raise
             yield Upload(door, task_ref, response, what, keeper)
     finally:
+        if keeper is not None and not keeper.is_settled:
+            with suppress(XorepdError, TimeoutError):
+                await to_the_end(_settle_late(door, task_ref, keeper), LATE_S)
         if keeper is None or keeper.is_settled:
             await door.discard(task_ref)
+
+
+async def _settle_late(door: Door, task_ref: Ref, keeper: Keeper) -> None:
+    """Give a disk its content id back when its host is done with a stream that broke.
+
+    The task tells when: it ends when the disk has been detached.
+    """
+    await door.outcome(task_ref, LATE_S)
+    await keeper.settle()
 
 
 class ImportWriter:

@@ -23,6 +23,9 @@ from xorepd.xapi.vms import destroy_vm, rewrite_other_config, update_keys
 
 log = structlog.get_logger(__name__)
 
+GONE_S = 5.0
+"""Longest wait for the news that a disk is gone."""
+
 NOT_AGREED = "another daemon has written on it that it needs its data"
 
 
@@ -99,6 +102,8 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = Fals
     was_stuck = pool.is_stuck(vdi.ref)
     try:
         await destroy_disk(pool, vdi)
+        if vdi.is_bare:  # newer ones wait for it
+            await pool.cache.wait_for(lambda: vdi.ref not in pool.cache.vdis, GONE_S)
     except XapiError as error:
         tell = log.debug if was_stuck else log.warning  # it has been said
         tell("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
@@ -142,7 +147,8 @@ async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
                 else:
                     await destroy_group(pool, what)
             case Marked(vdi=vdi):
-                if await _is_for_others(pool, "VDI", vdi, sr):
+                is_held = older_metadata(pool.cache, vdi) is not None  # then any run may take it
+                if await _is_for_others(pool, "VDI", vdi, sr) or is_held:
                     await _strike_off(pool, "VDI", vdi, sr)
                 else:
                     await try_destroy_disk(pool, vdi)
