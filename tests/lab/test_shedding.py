@@ -294,7 +294,9 @@ async def test_a_target_that_was_off_gets_one_delta_from_metadata(three_pools: W
         await three_pools.lab.guest_write("web01", 1, random=2, seed=seed)
         await replicate_to_both(three_pools)
     assert off.fired
-    assert await kept(three_pools) == bare("far-storage") + bare("dr-storage")
+    # Those in between are of no use, and wait for the oldest: their logs lead to it.
+    used = [each for each in await kept(three_pools) if each[3]]
+    assert used == bare("far-storage") + bare("dr-storage")
     three_pools.lab.faults.clear()
 
     records = await replicate_to_both(three_pools)

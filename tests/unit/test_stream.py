@@ -163,13 +163,13 @@ def test_a_slow_peer_is_not_given_up(run: Run) -> None:
 
         async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             for _ in range(10):
-                writer.write(b"x")
+                writer.write(b"x" * 1000)  # more than what counts as nothing
                 await asyncio.sleep(stall / 5)
 
         async with peer(serve, stall=stall) as stream:
-            buffer = bytearray(10)
+            buffer = bytearray(10_000)
             await stream.read_into(memoryview(buffer))
-            assert buffer == b"x" * 10
+            assert buffer == b"x" * 10_000
 
     run(body())
 
