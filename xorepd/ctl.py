@@ -143,9 +143,13 @@ def run(
 
 @app.command()
 def cancel(job: Job, as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
-    """Cancel the run of a job that is under way; it cleans up after itself."""
+    """Cancel the run of a job that is under way; the next one goes on with what it has sent."""
     reply = ask(socket, config, lambda client: client.cancel_run(job))
-    show_reply(reply, f"job {job}: run {reply.run_id} is being cancelled", as_json=as_json)
+    left = "what the next run can go on with stays, the rest of it is removed from both pools"
+    if not reply.keeps:
+        left = "all of it is removed from both pools"
+    text = f"job {job}: run {reply.run_id} is being cancelled; {left}"
+    show_reply(reply, text, as_json=as_json)
 
 
 @app.command()

@@ -81,8 +81,13 @@ class Words(Text):
         return self
 
 
+def stacked(*lines: str) -> Text:
+    """Return texts below each other, as one cell."""
+    return Text("\n").join(Words(line) for line in lines)
+
+
 class Rows(Table):
-    """A table in our style; its cells are `Words`, or become such."""
+    """A table in our style; texts in its cells become `Words`."""
 
     def __init__(self, *columns: str, together: frozenset[str] = frozenset()) -> None:
         """Make an empty one.
@@ -96,20 +101,21 @@ class Rows(Table):
             # Names fold, so that a long one costs a line and is not cut; numbers keep together.
             self.add_column(Words(column), overflow="fold", no_wrap=column in together)
 
-    def add(self, *cells: str | Words) -> None:
+    def add(self, *cells: str | Text) -> None:
         """Add a row."""
         self.add_row(*(Words(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 class Told(ProgressColumn):
-    """A column of a progress display that shows one of the task's fields, such as its title."""
+    """A column of a progress display that shows one of the task's fields: a text, or its lines."""
 
     def __init__(self, field: str) -> None:
         super().__init__(Column(no_wrap=True))
         self._field = field
 
-    def render(self, task: Task) -> Words:
-        return Words(str(task.fields[self._field]))
+    def render(self, task: Task) -> Text:
+        told = task.fields[self._field]
+        return Words(told) if isinstance(told, str) else stacked(*told)
 
 
 class Screen(Console):

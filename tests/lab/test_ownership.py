@@ -121,7 +121,7 @@ async def test_a_restore_point_that_was_written_to_is_no_base_and_is_named(
     assert record.outcome is Outcome.DELTA, record.error
     modes = {disk.device: (disk.mode, disk.reason) for disk in record.disks}
     assert modes == {"0": ("delta", ""), "1": ("resync", "point-changed")}
-    assert any("was written to since it was taken" in text for text in record.warnings)
+    assert any("was written to since it was taken" in text for text in record.remarks)
     await replicated.newest_equals_its_source()
     assert [doubt.kind for doubt in await doubts(replicated, "dr")] == ["VM"]
 

@@ -52,11 +52,12 @@ def test_curl_sees_bytes_and_rate_while_a_transfer_runs(stage: Stage) -> None:
     started = stage.ctl("run", "web")
 
     for event in stage.events(started["run_id"]):
-        if event["moved_bytes"] and event["rate_bytes_per_s"]:
+        if event["sent_bytes"] and event["rate_bytes_per_s"] and event["sent_rate_bytes_per_s"]:
             break
 
     [running] = curl(stage, "/status")["running"]  # type: ignore[misc]
     assert 0 < running["moved_bytes"] < running["planned_bytes"]
+    assert 0 < running["sent_bytes"] <= running["moved_bytes"]
     assert running["rate_bytes_per_s"] > 0
     stage.fault("clear")
     for event in stage.events(started["run_id"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -30,8 +30,8 @@ def displayed(console: Console) -> Iterator[Display]:
         Told("title"),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
-        Told("moved"),
-        Told("rate"),
+        Told("work"),
+        Told("rates"),
         console=console,
         expand=True,
     )
@@ -45,7 +45,7 @@ def _identity(record: RunRecord) -> tuple[str, str]:
 
 
 class _Bars:
-    """One bar per VM, and one under it per disk."""
+    """One bar per VM, with what is read and what is sent, and one under it per disk."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -53,27 +53,37 @@ class _Bars:
 
     def show(self, record: RunRecord) -> None:
         vm = _identity(record)
-        rate = f"{format_size(record.rate_bytes_per_s)}/s"
         title = f"{record.vm_name} {record.step}"
         works = [_work(disk) for disk in record.disks]
         done, planned = sum(work[0] for work in works), sum(work[1] for work in works)
-        self._set(vm, title, planned, done, rate)
+        rates = record.rate_bytes_per_s, record.sent_rate_bytes_per_s
+        sent = [f"{format_size(record.sent_bytes)} sent"] if planned else []
+        self._set(vm, title, planned, done, sent, [f"{format_size(rate)}/s" for rate in rates])
         if len(record.disks) < 2:
             return  # the VM's bar says it all
         for disk in record.disks:
             done, planned = _work(disk)
-            self._set((*vm, disk.device), f"  disk {disk.device} {_doing(disk)}", planned, done, "")
+            title = f"  disk {disk.device} {_doing(disk)}"
+            self._set((*vm, disk.device), title, planned, done)
 
-    def _set(self, key: tuple[str, ...], title: str, planned: int, moved: int, rate: str) -> None:
+    def _set(
+        self,
+        key: tuple[str, ...],
+        title: str,
+        planned: int,
+        read: int,
+        below: Sequence[str] = (),
+        rates: Sequence[str] = (),
+    ) -> None:
         if key not in self._bars:
-            self._bars[key] = self._progress.add_task("", total=None, title="", moved="", rate="")
+            self._bars[key] = self._progress.add_task("", total=None, title="", work=(), rates=())
         self._progress.update(
             self._bars[key],
             title=title,
             total=planned or None,  # none: the bar pulses until the plan is known
-            completed=min(moved, planned),
-            moved=f"{format_size(moved)} of {format_size(planned)}" if planned else "",
-            rate=rate,
+            completed=min(read, planned),
+            work=(f"{format_size(read)} of {format_size(planned)} read", *below) if planned else (),
+            rates=rates if planned else rates[:1],
         )
 
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 
 from xorepd.console.tables import STYLES, failure_text, named, outcome_text, table_of
 from xorepd.control.protocol import HistoryStatus, JobStatus, PoolStatus, StatusReply, VmStatus
-from xorepd.screen import Rows, Words
+from xorepd.screen import Rows, Words, stacked
 from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_size
 
@@ -62,14 +62,22 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
 
 
 def running_table(records: Iterable[RunRecord]) -> Rows:
-    """Show runs under way: step, how much of what is planned, and how fast."""
+    """Show runs under way: step, how much of what is planned, what of it is sent, and how fast."""
     table = table_of("RUNNING", "VM", "STEP", "DONE", "MOVED", "RATE")
     for record in records:
-        planned, moved = record.planned_bytes, record.moved_bytes
-        share = f"{min(moved / planned, 1.0):.0%}" if planned else "-"
-        of = f"{format_size(moved)} of {format_size(planned)}" if planned else format_size(moved)
-        rate = f"{format_size(record.rate_bytes_per_s)}/s"
-        table.add(record.job, record.vm_name, record.step, share, of, rate)
+        planned, read = record.planned_bytes, record.moved_bytes
+        of = f"{format_size(read)} of {format_size(planned)}" if planned else format_size(read)
+        table.add(
+            record.job,
+            record.vm_name,
+            record.step,
+            f"{min(read / planned, 1.0):.0%}" if planned else "-",
+            stacked(f"{of} read", f"{format_size(record.sent_bytes)} sent"),
+            stacked(
+                f"{format_size(record.rate_bytes_per_s)}/s read",
+                f"{format_size(record.sent_rate_bytes_per_s)}/s sent",
+            ),
+        )
     return table
 
 
@@ -172,14 +180,18 @@ def _unwritten(history: HistoryStatus) -> Words:
 
 
 def _left_out(reply: StatusReply) -> list[Words]:
-    """Return a line for each disk, or memory, that did not travel, once for all targets."""
-    lines = {
-        f"{vm.name} ({job.name}): {what} stays behind, {disk.reason}": None
-        for job in reply.jobs
-        for vm in job.vms
-        for disk in (vm.last.disks if vm.last else ())
-        if (what := _left(disk))
-    }
+    """Return a line for each disk, or memory, that did not travel, and for each remark.
+
+    Once for all targets.
+    """
+    lines: dict[str, None] = {}
+    for job in reply.jobs:
+        for vm in job.vms:
+            for disk in vm.last.disks if vm.last else ():
+                if what := _left(disk):
+                    lines[f"{vm.name} ({job.name}): {what} stays behind, {disk.reason}"] = None
+            for remark in vm.last.remarks if vm.last else ():
+                lines[f"{vm.name} ({job.name}): {remark}"] = None
     return [Words(line) for line in lines]
 
 

@@ -129,7 +129,7 @@ def links_table(reply: LinksReply) -> RenderableType:
 
 def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
     """Show finished runs, the newest first, and the errors of those that failed."""
-    table = table_of("STARTED", "JOB", "VM", "OUTCOME", "MOVED", "TOOK")
+    table = table_of("STARTED", "JOB", "VM", "OUTCOME", "READ", "SENT", "TOOK")
     for record in reply.records:
         table.add(
             _moment(record.started_at, now),
@@ -137,6 +137,7 @@ def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
             record.vm_name,
             outcome_text(record),
             format_size(record.moved_bytes),
+            format_size(record.sent_bytes),
             _took(record),
         )
     errors = [failure_text(record, whom) for record, whom in named(reply.records) if record.error]
@@ -170,7 +171,7 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
         parts += [
             Words(f"disk {disk.device}: {said}") for disk in record.disks for said in _way(disk)
         ]
-        parts += [Words(f"warning: {each}", style="yellow") for each in record.warnings]
+        parts += [Words(remark) for remark in record.remarks]
         if record.base_data:
             because = f" because {record.base_data_reason}" if record.base_data_reason else ""
             parts.append(Words(f"data of the next base: {record.base_data}{because}"))
@@ -193,7 +194,9 @@ def _way(disk: DiskRecord) -> Iterator[str]:
     if disk.unchanged_bytes:
         yield f"{format_size(disk.unchanged_bytes)} read and not sent: the target holds them"
     if disk.resumed_from:
-        yield f"went on at {format_size(disk.resumed_from)}, which an earlier run had sent"
+        is_whole = disk.resumed_from >= disk.virtual_size
+        end = "its end" if is_whole else format_size(disk.resumed_from)
+        yield f"an earlier run had come to {end}, and this one went on from there"
     if disk.breaks:
         yield f"its stream broke and was taken up again, {disk.breaks} times"
 
@@ -216,8 +219,12 @@ def _disks_table(record: RunRecord) -> Rows:
 
 
 def finished_view(records: Iterable[RunRecord]) -> RenderableType:
-    """Show how a run ended, one line per VM and target."""
-    return Group(*(_finished(*named) for named in named(records)))
+    """Show how a run ended, one line per VM and target, and what there is to remark."""
+    parts = []
+    for record, whom in named(records):
+        parts.append(_finished(record, whom))
+        parts += [Words(f"{whom}: {remark}") for remark in record.remarks]
+    return Group(*parts)
 
 
 def named(records: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, str]]:
@@ -236,11 +243,18 @@ def _finished(record: RunRecord, whom: str) -> Words:
         return Words(f"{whom}: {record.step}")
     text = Words(f"{whom}: ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
-    text.append(f", {format_size(record.moved_bytes)} in {_took(record)}")
+    text.append(f", {read_and_sent(record)} in {_took(record)}")
     if record.outcome is Outcome.FULL:
         reasons = sorted({disk.reason for disk in record.disks if disk.mode == "full"})
         text.append(f" (full because: {', '.join(reasons)})" if any(reasons) else "")
     return text
+
+
+def read_and_sent(record: RunRecord) -> str:
+    """Return how much of the source was read and how much of that went to the target."""
+    text = f"{format_size(record.moved_bytes)} read, {format_size(record.sent_bytes)} sent"
+    compared = record.compared_bytes
+    return f"{format_size(compared)} compared, {text}" if compared else text
 
 
 def failure_text(record: RunRecord, whom: str) -> Words:
@@ -248,7 +262,7 @@ def failure_text(record: RunRecord, whom: str) -> Words:
     text = Words(f"{whom} ({record.job}): ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
     text.append(f" in {record.step}: {record.error or 'no reason given'}")
-    return text.append("; the next run goes on with what was sent") if record.resumable else text
+    return text.append("; the next run goes on from there") if record.resumable else text
 
 
 def table_of(*columns: str) -> Rows:

@@ -192,6 +192,8 @@ class RunAccepted(Reply):
     run_id: str
     left_out: tuple[str, ...] = ()
     """Targets, as pool/SR, with which an earlier run of the job is still busy."""
+    keeps: bool = False
+    """Of one that is cancelled: what the next run can go on with stays (`resume` of the job)."""
 
 
 class RunReply(Reply):

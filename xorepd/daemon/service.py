@@ -231,7 +231,7 @@ class Service:
             raise ControlError(f"job {self._job(job).name} is not running", status=409)
         for run in runs:
             self._runs.cancel(run, because="cancelled by command")
-        return RunAccepted(run_id=runs[-1].id)
+        return RunAccepted(run_id=runs[-1].id, keeps=runs[-1].job.resume > 0)
 
     async def run(self, run_id: str) -> RunReply:
         if run := self._runs.of_id(run_id):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
@@ -27,6 +28,15 @@ log = structlog.get_logger(__name__)
 
 _RATE_WINDOW_S = 5.0
 _SAMPLE_S = 0.25
+
+
+class Sending(Protocol):
+    """A stream that is being sent."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes of data sent so far."""
+        ...
 
 
 @dataclass(slots=True)
@@ -45,6 +55,9 @@ class DiskProgress:
     planned_bytes: int = 0
     moved_bytes: int = 0
     sent_bytes: int = 0
+    """By streams that have ended, and what the transport itself tells."""
+    sending: Sending | None = None
+    """The stream under way."""
     shared_bytes: int = 0
     unchanged_bytes: int = 0
     confirmed_to: int = 0
@@ -54,6 +67,11 @@ class DiskProgress:
     resumed_from: int = 0
     breaks: int = 0
     waits_for: str = ""
+
+    @property
+    def sent(self) -> int:
+        """Bytes sent so far."""
+        return self.sent_bytes + (self.sending.sent if self.sending else 0)
 
     def record(self) -> DiskRecord:
         return DiskRecord(
@@ -68,7 +86,7 @@ class DiskProgress:
             changed_bytes=self.changed_bytes,
             planned_bytes=self.planned_bytes,
             moved_bytes=self.moved_bytes,
-            sent_bytes=self.sent_bytes,
+            sent_bytes=self.sent,
             shared_bytes=self.shared_bytes,
             unchanged_bytes=self.unchanged_bytes,
             compared_bytes=self.compared_bytes,
@@ -112,8 +130,10 @@ class Progress:
         self.restore_point: str | None = None
         self.point_in_time: datetime | None = None
         self.base_data = self.base_data_reason = ""
-        self.warnings: list[str] = []
-        self._samples: deque[tuple[float, int]] = deque()
+        self.remarks: list[str] = []
+        """What an operator should know though nothing has failed."""
+        self._samples: deque[tuple[float, int, int]] = deque()
+        """Moments, what had been read by then, and what had been sent."""
 
     def begin(self, now: datetime) -> None:
         """Say that its turn has come: until then it was waiting."""
@@ -127,9 +147,9 @@ class Progress:
 
     def warn(self, sentence: str) -> None:
         """Tell what a person should know, once."""
-        if sentence not in self.warnings:
-            self.warnings.append(sentence)
-            log.warning("run.warning", reason=sentence)
+        if sentence not in self.remarks:
+            self.remarks.append(sentence)
+            log.warning("run.remark", reason=sentence)
 
     def exclude(self, disk: Excluded) -> None:
         """Say that a disk stays behind."""
@@ -168,30 +188,40 @@ class Progress:
         """Take a sample for the rate, if it is time, and let those know who watch."""
         now = time.monotonic()
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_S:
-            done = sum(d.moved_bytes + (d.compared_bytes or 0) for d in self.disks.values())
-            self._samples.append((now, done))
+            read = sum(d.moved_bytes + (d.compared_bytes or 0) for d in self.disks.values())
+            self._samples.append((now, read, self._sent()))
             while now - self._samples[0][0] > _RATE_WINDOW_S:
                 self._samples.popleft()
             self._board.touch()
 
     def running(self) -> RunRecord:
         """Return how it stands now."""
-        return self._record(Outcome.RUNNING, None, None, self._current_rate())
+        return self._record(Outcome.RUNNING, None, None, *self._current_rates())
 
     def finished(self, outcome: Outcome, error: BaseException | None, now: datetime) -> RunRecord:
         """Return how it ended."""
-        total = sum(disk.moved_bytes for disk in self.disks.values())
-        rate = total / max(time.monotonic() - self._started, 1e-3)
-        return self._record(outcome, now, error, rate)
+        read = sum(disk.moved_bytes for disk in self.disks.values())
+        took = max(time.monotonic() - self._started, 1e-3)
+        return self._record(outcome, now, error, read / took, self._sent() / took)
 
-    def _current_rate(self) -> float:
+    def _sent(self) -> int:
+        return sum(disk.sent for disk in self.disks.values())
+
+    def _current_rates(self) -> tuple[float, float]:
+        """Return how fast it is read and sent."""
         if len(self._samples) < 2:
-            return 0.0
-        (t0, n0), (t1, n1) = self._samples[0], self._samples[-1]
-        return (n1 - n0) / max(t1 - t0, 1e-3)
+            return 0.0, 0.0
+        (t0, read0, sent0), (t1, read1, sent1) = self._samples[0], self._samples[-1]
+        took = max(t1 - t0, 1e-3)
+        return (read1 - read0) / took, (sent1 - sent0) / took
 
     def _record(
-        self, outcome: Outcome, ended: datetime | None, error: BaseException | None, rate: float
+        self,
+        outcome: Outcome,
+        ended: datetime | None,
+        error: BaseException | None,
+        read_rate: float,
+        sent_rate: float,
     ) -> RunRecord:
         return RunRecord(
             run_id=self._run_id,
@@ -212,10 +242,11 @@ class Progress:
             point_in_time=self.point_in_time,
             error=None if error is None else shortened(str(error)) or type(error).__name__,
             remedy=error.remedy.value if isinstance(error, XorepdError) else None,
-            rate_bytes_per_s=rate,
+            rate_bytes_per_s=read_rate,
+            sent_rate_bytes_per_s=sent_rate,
             base_data=self.base_data,
             base_data_reason=self.base_data_reason,
-            warnings=tuple(self.warnings),
+            remarks=tuple(self.remarks),
         )
 
 

@@ -24,6 +24,7 @@ from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.current import KEY as CURRENT
 from xorepd.replication.current import Current, State, own_current
+from xorepd.replication.interfaces import Interface, update_interfaces
 from xorepd.replication.inventory import Group, TargetSide, disks_of, is_live, read_target
 from xorepd.replication.markers import (
     BLOCK_TEXT,
@@ -39,28 +40,21 @@ from xorepd.replication.markers import (
     xo_point,
 )
 from xorepd.replication.ownership import Content, content_of, own_mark, temporary_name
-from xorepd.replication.preflight import Interface
 from xorepd.replication.record import bios_strings_of, new_replica, other_config_of, update_replica
 from xorepd.replication.snapshot import replica_name
 from xorepd.replication.staging import Staged
 from xorepd.replication.vtpm import carry_vtpm
 from xorepd.units import format_size
-from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi, Vif, Vm
+from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi, Vm
 from xorepd.xapi.vms import (
     create_disk_vbd,
-    create_vif,
     destroy_vbd,
-    destroy_vif,
     rewrite_other_config,
     take_snapshot,
     update_keys,
 )
 
 log = structlog.get_logger(__name__)
-
-VIF_SOURCE = "xorepd:source"
-"""On the replica's interfaces: what the source had. While it has the same, changes that somebody
-made to the replica's interface stay."""
 
 
 async def commit(
@@ -124,7 +118,7 @@ async def commit(
     await update_replica(a.target, replica, raw, previous)
     await carry_vtpm(a.source, raw, a.target, replica)
     await _describe(a, replica, raw, previous, snapshot)
-    await _update_interfaces(a, replica, interfaces)
+    a.progress.remarks += await update_interfaces(a, replica, interfaces)
     began = a.clock()
     point = await take_snapshot(a.target, replica, name, without=staying)
     ended = a.clock()
@@ -334,35 +328,6 @@ async def _describe(
         await a.target.call("VM.add_tags", replica, tag)
     keys = other_config_of(raw).items() - other_config_of(known).items()
     await rewrite_other_config(a.target, "VM", replica, dict(keys))
-
-
-async def _update_interfaces(a: Assignment, replica: Ref, interfaces: Sequence[Interface]) -> None:
-    """Give the replica the source's interfaces, with their MACs; unchanged ones are not touched."""
-    refs = await a.target.call("VM.get_VIFs", replica)
-    present = {
-        vif.device: vif
-        for ref in refs
-        for vif in [a.target.read(Vif, Ref(ref), await a.target.call("VIF.get_record", ref))]
-    }
-    for wanted in interfaces:
-        source = f"{wanted.mac} {wanted.source_network}"
-        vif = present.pop(wanted.device, None)
-        if vif is not None and vif.other_config.get(VIF_SOURCE) == source:
-            continue
-        if vif is not None:
-            await destroy_vif(a.target, vif.ref)
-        await create_vif(
-            a.target,
-            replica,
-            wanted.network,
-            wanted.device,
-            wanted.mac,
-            wanted.mtu,
-            {VIF_SOURCE: source},
-        )
-    for vif in present.values():
-        if VIF_SOURCE in vif.other_config:  # the source has it no more; others' own ones stay
-            await destroy_vif(a.target, vif.ref)
 
 
 async def _release(a: Assignment, replica: Vm, mark: Mark | None) -> None:

@@ -22,10 +22,10 @@ from xorepd.errors import Refused
 from xorepd.ids import JobName, RunId
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import Clock, Progress
-from xorepd.replication.commit import VIF_SOURCE
 from xorepd.replication.current import KEY as CURRENT
 from xorepd.replication.current import own_current, source_of
 from xorepd.replication.forgetting import Terms, use_objections
+from xorepd.replication.interfaces import VIF_NETWORK, VIF_SOURCE
 from xorepd.replication.inventory import (
     Group,
     Marked,
@@ -271,7 +271,7 @@ async def _set_free(f: Forgetting, side: TargetSide, replica: Vm) -> None:
         if is_live(vdi, f.stream):
             await _strike(pool, vdi, [CONFIRMED, *_XO_KEYS, KEY])
     for vif in cache.present(Vif, replica.vifs):
-        await _strike(pool, vif, [VIF_SOURCE])
+        await _strike(pool, vif, [VIF_SOURCE, VIF_NETWORK])
     if REPLICA_TAG in replica.tags:
         await pool.call("VM.remove_tags", replica.ref, REPLICA_TAG)
     if (prefix := f"[XO Backup {f.job}] ") and replica.name_label.startswith(prefix):

@@ -30,6 +30,7 @@ from xorepd.replication.assignment import Assignment
 from xorepd.replication.board import DiskProgress
 from xorepd.replication.commit import protect
 from xorepd.replication.confirming import Confirmations
+from xorepd.replication.interfaces import Interface
 from xorepd.replication.inventory import (
     Group,
     Marked,
@@ -46,7 +47,6 @@ from xorepd.replication.markers import (
 )
 from xorepd.replication.ownership import temporary_name
 from xorepd.replication.plan import Full, FullReason
-from xorepd.replication.preflight import Interface
 from xorepd.replication.record import bios_strings_of, new_replica
 from xorepd.replication.snapshot import HAS_MEMORY, block_migration, replica_name
 from xorepd.replication.staging import DiskPlan, Staged, base_disk
@@ -190,9 +190,10 @@ async def _build(
             plugged = vbd.currently_attached
             await create_empty_drive(a.target, vm, vbd.userdevice, attached=plugged)
     for each in interfaces:
-        await create_vif(
-            a.target, vm, each.network, each.device, each.mac, each.mtu, {}, attached=True
-        )
+        if each.network is not None:
+            await create_vif(
+                a.target, vm, each.network, each.device, each.mac, each.mtu, {}, attached=True
+            )
     await a.target.call("VDI.set_name_label", staged.ref, f"memory of {a.vm.name_label}")
     for disk in (*disks, (staged.ref, staged.mark)):
         await sign_disk(a.target, disk, Role.MEMORY)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from xorepd.errors import Refused
 from xorepd.ids import Ref
@@ -59,6 +60,18 @@ def map_network(
         t for t in targets if t.name == source.name and _vlan_fits(source.vlan, t.vlan)
     ]
     return _the_one(same, f"a network like {source.name} (VLAN {source.vlan})", target_pool)
+
+
+def strangers(names: Iterable[str], networks: Collection[Candidate], pool: str) -> list[str]:
+    """Return what to say of names and UUIDs in a job's `networks` that no network of a pool has."""
+    known = {text for network in networks for text in (network.name, network.uuid)}
+    said = []
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            said.append(f"pool {pool} has no network {name}, which the job's networks name{hint}")
+    return said
 
 
 def _vlan_fits(one: int | None, other: int | None) -> bool:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 import structlog
 
 from xorepd.config.models import Diverged
 from xorepd.errors import Frozen, ObjectBusy, Refused
-from xorepd.ids import Ref
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.chains import CLOSE, MAX_DEPTH, deepest
 from xorepd.replication.current import at_odds, own_current
 from xorepd.replication.divergence import find_divergence
+from xorepd.replication.interfaces import Interface
 from xorepd.replication.inventory import SourceSide, TargetSide
 from xorepd.replication.markers import (
     BLOCK_TEXT,
@@ -22,7 +21,7 @@ from xorepd.replication.markers import (
     REPLICA_TAG,
     Role,
 )
-from xorepd.replication.networks import Candidate, map_network, networks_of
+from xorepd.replication.networks import map_network, networks_of, strangers
 from xorepd.replication.ownership import own_mark
 from xorepd.units import GiB
 from xorepd.xapi.cache import Cache
@@ -39,19 +38,6 @@ MIGRATION_S = 1800.0
 
 NOT_VHD = frozenset({"zfs-vol", "rawhba", "udev", "iso"})
 """SR types whose drivers keep disks in something else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """A network interface that the replica is to have."""
-
-    device: str
-    mac: str
-    mtu: int
-    source_network: str
-    """UUID, to tell a change of the source from a change that someone made on the replica."""
-    network: Ref
-    """On the target pool."""
 
 
 def find_vm(cache: Cache, pool: str, wanted: str) -> Vm:
@@ -254,23 +240,27 @@ def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) 
 
 
 def plan_interfaces(a: Assignment, vm: Vm) -> list[Interface]:
-    """Return the interfaces of the replica; those mapped to no network are left out.
+    """Return what interfaces the replica is to have.
+
+    What the job's `networks` name and neither pool has is said, in the log and in the run's record.
 
     Raises:
         Refused: a network cannot be mapped without guessing.
     """
-    sources = {network.ref: network for network in networks_of(a.source.cache)}
+    sources = networks_of(a.source.cache)
     targets = networks_of(a.target.cache)
+    explicit = a.job.networks
+    remarks = strangers(explicit.keys(), sources, a.source.name)
+    if len({to.pool for to in a.job.targets}) == 1:  # else each pool may have its own
+        remarks += strangers(filter(None, explicit.values()), targets, a.target.name)
+    if remarks:
+        log.warning("networks.unknown", remarks=remarks)
+        a.progress.remarks += remarks
+    by_ref = {network.ref: network for network in sources}
     interfaces = []
     for vif in a.source.cache.present(Vif, vm.vifs):
-        network = sources.get(vif.network)
-        if network is None:
-            continue
-        ref = _mapped(a, network, targets)
-        if ref is not None:
+        network = by_ref.get(vif.network)
+        if network is not None:
+            ref = map_network(network, targets, explicit, a.target.name)
             interfaces.append(Interface(vif.device, vif.mac, vif.mtu, network.uuid, ref))
     return interfaces
-
-
-def _mapped(a: Assignment, network: Candidate, targets: list[Candidate]) -> Ref | None:
-    return map_network(network, targets, a.job.networks, a.target.name)

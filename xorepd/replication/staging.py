@@ -198,9 +198,11 @@ class StagingTarget:
                 )
                 writer = await stack.enter_async_context(vhd)
                 progress.writer = VHD
+            progress.sending = writer
             try:
                 yield writer
             finally:
+                progress.sending = None
                 progress.sent_bytes += writer.sent
                 if self._a.job.resume and isinstance(writer, ChunkedWriter):
                     with suppress(XorepdError, TimeoutError):

@@ -65,7 +65,8 @@ class DiskRecord:
     changed_bytes: int | None = None
     """What changed since the base, in blocks of 64 KiB; None where the source does not track it."""
     sent_bytes: int = 0
-    """What was sent to the target: zeroes are left out on a fresh disk. Known at the end."""
+    """What of it has been sent to the target. Left out is what that holds already, where a map
+    tells, and zeroes on a fresh disk; some transports compress the rest."""
     shared_bytes: int = 0
     """What of `moved_bytes` came of a read that other targets shared. Known at the end."""
     unchanged_bytes: int = 0
@@ -122,8 +123,10 @@ class RunRecord:
     error: str | None = None
     remedy: str | None = None
     rate_bytes_per_s: float = 0.0
-    """While running: moved or compared over the last seconds; afterwards: moved over the whole
-    run."""
+    """How fast it is read. While running: moved or compared over the last seconds; afterwards:
+    moved over the whole run."""
+    sent_rate_bytes_per_s: float = 0.0
+    """The same of what is sent."""
     resumable: bool = False
     """It failed, and what it has sent is kept for the next run."""
     sr_uuid: str = ""
@@ -133,11 +136,13 @@ class RunRecord:
     came to no base."""
     base_data_reason: str = ""
     """Why it was kept, for people."""
-    warnings: tuple[str, ...] = ()
-    """What the run found that a person should know, one sentence each."""
+    remarks: tuple[str, ...] = ()
+    """What an operator should know though nothing has failed, one sentence each."""
 
     def __post_init__(self) -> None:
         _clear_sentences(self, "error", "base_data_reason")
+        remarks = tuple(without_references(remark) for remark in self.remarks)
+        object.__setattr__(self, "remarks", remarks)
 
     def is_to(self, pool: str, sr: str) -> bool:
         """Return whether it was to a target, whose SR may be given by name or by UUID."""
@@ -152,6 +157,14 @@ class RunRecord:
         return sum(disk.moved_bytes for disk in self.disks)
 
     @property
+    def sent_bytes(self) -> int:
+        return sum(disk.sent_bytes for disk in self.disks)
+
+    @property
+    def compared_bytes(self) -> int:
+        return sum(disk.compared_bytes or 0 for disk in self.disks)
+
+    @property
     def virtual_size(self) -> int:
         return sum(disk.virtual_size for disk in self.disks)
 
@@ -162,7 +175,7 @@ class RunRecord:
             if isinstance(value, datetime):
                 plain[key] = value.isoformat()
         plain["disks"] = [asdict(disk) for disk in self.disks]
-        for name in ("planned_bytes", "moved_bytes", "virtual_size"):
+        for name in ("planned_bytes", "moved_bytes", "sent_bytes", "virtual_size"):
             plain[name] = getattr(self, name)
         return plain
 
@@ -176,7 +189,7 @@ class RunRecord:
             if values.get(key):
                 values[key] = datetime.fromisoformat(values[key])
         values["outcome"] = Outcome(values["outcome"])
-        values["warnings"] = tuple(values.get("warnings", ()))
+        values["remarks"] = tuple(values.get("remarks", ()))
         values["disks"] = tuple(
             DiskRecord(**{k: v for k, v in disk.items() if k in disk_known})
             for disk in values.get("disks", ())

@@ -214,7 +214,7 @@ def test_end_of_a_full_run_says_why_it_was_full() -> None:
 
     text = shown(finished_view([record(outcome=Outcome.FULL, disks=(disk,))]))
 
-    assert text == "web01: full, 4.0 KiB in 30 s (full because: no-base)\n"
+    assert text == "web01: full, 4.0 KiB read, 0 B sent in 30 s (full because: no-base)\n"
 
 
 def test_disk_that_stays_behind_is_no_reason_for_a_full() -> None:
@@ -280,7 +280,7 @@ def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
     assert "1.00" in text
     assert "disk 1: export because no network of pool prod has the purpose nbd" in text
     assert "disk 1: 7.0 GiB compared with the target" in text
-    assert "disk 1: went on at 5.0 GiB, which an earlier run had sent" in text
+    assert "disk 1: an earlier run had come to 5.0 GiB, and this one went on from there" in text
     assert "disk 1: its stream broke and was taken up again, 2 times" in text
     assert "disk 0: " not in text
 
@@ -304,7 +304,78 @@ def test_a_run_says_what_became_of_the_data_of_its_base(
 def test_a_run_that_can_be_continued_says_so() -> None:
     failed = record(outcome=Outcome.FAILED, step="transfer", error="cut", resumable=True)
 
-    assert "cut; the next run goes on with what was sent" in shown(run_view([failed]))
+    assert "cut; the next run goes on from there" in shown(run_view([failed]))
+
+
+def test_a_disk_that_an_earlier_run_had_finished_is_not_said_to_be_sent() -> None:
+    """It was unchanged: there was nothing to send."""
+    disk = DiskRecord("0", "root", 32 << 20, "delta", reader="unchanged", resumed_from=32 << 20)
+
+    text = shown(run_view([record(disks=(disk,))]))
+
+    assert "disk 0: an earlier run had come to its end" in text
+    assert "had sent" not in text
+    assert text.startswith("web01: delta, 0 B read, 0 B sent in 30 s")
+
+
+COARSE = DiskRecord(
+    device="0",
+    name="root",
+    virtual_size=8 << 30,
+    mode="delta",
+    planned_bytes=586 << 20,
+    moved_bytes=586 << 20,
+    sent_bytes=18 << 20,
+    unchanged_bytes=568 << 20,
+)
+"""A delta in blocks of 2 MiB, of which a map left most out."""
+
+
+def test_what_was_read_and_what_was_sent_are_told_apart_everywhere() -> None:
+    ended = record(disks=(COARSE,))
+    rates = {"rate_bytes_per_s": 80 << 20, "sent_rate_bytes_per_s": 3 << 20}
+    running = record(outcome=Outcome.RUNNING, step="transfer", disks=(COARSE,), **rates)
+
+    for text in (
+        shown(run_view([ended])),
+        shown(finished_view([ended])),
+    ):
+        assert "586.0 MiB read, 18.0 MiB sent in 30 s" in text
+    table = shown(history_table(HistoryReply(records=(ended,)), LATER)).splitlines()
+    assert table[0].split()[-3:] == ["READ", "SENT", "TOOK"]
+    assert "586.0 MiB   18.0 MiB   30 s" in table[2]
+    text = shown(status_view(status(running=(running,)), LATER))
+    assert all(
+        words in text
+        for words in (
+            "586.0 MiB of 586.0 MiB read",
+            "18.0 MiB sent",
+            "80.0 MiB/s read",
+            "3.0 MiB/s sent",
+        )
+    )
+
+
+def test_progress_tells_what_is_read_and_what_is_sent() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, highlight=False)
+
+    with displayed(console) as display:
+        display.show(
+            record(
+                outcome=Outcome.RUNNING,
+                step="transfer",
+                disks=(COARSE,),
+                rate_bytes_per_s=80 << 20,
+                sent_rate_bytes_per_s=3 << 20,
+            )
+        )
+
+    text = out.getvalue()
+    assert "586.0 MiB of 586.0 MiB read" in text
+    assert "18.0 MiB sent" in text
+    assert "80.0 MiB/s" in text
+    assert "3.0 MiB/s" in text
 
 
 @pytest.mark.parametrize("terminal", [False, True])

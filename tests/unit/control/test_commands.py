@@ -297,6 +297,27 @@ async def test_run_can_be_cancelled(on: Stage) -> None:
     assert (await refusal(on.client.cancel_run("web")))[0] == 409
 
 
+@pytest.mark.parametrize(
+    ("resume", "says"),
+    [
+        ("1d", "what the next run can go on with stays, the rest of it is removed"),
+        ("0s", "all of it is removed from both pools"),
+    ],
+)
+async def test_cancelling_says_what_stays_and_what_is_removed(
+    tmp_path: Path, resume: str, says: str
+) -> None:
+    async with stage(tmp_path, POOLS + JOB + f'resume = "{resume}"\n') as on:
+        await on.client.start_run("web")
+        await on.begun()
+
+        command = ["cancel", "web", "--socket", str(on.socket)]
+        result = await asyncio.to_thread(CliRunner().invoke, app, command)
+
+    assert result.exit_code == 0, result.output
+    assert says in " ".join(result.output.split())
+
+
 async def test_history_can_be_of_one_job_and_is_bounded(on: Stage) -> None:
     for n in range(3):
         on.history.add(record(run_id=str(n), job="web" if n else "db"))

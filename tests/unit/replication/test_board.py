@@ -202,3 +202,29 @@ async def test_first_moved_bytes_wake_the_watcher() -> None:
     shown.moved("0", 1)
 
     assert await board.changed(0) == 1
+
+
+class Stream:
+    sent = 0
+
+
+def test_what_is_being_sent_shows_before_its_stream_ends() -> None:
+    found = with_disks(Board())
+    stream = found.disks["1"].sending = Stream()
+    found.disks["1"].sent_bytes = 10
+    stream.sent = 40
+
+    record = found.running()
+
+    assert [disk.sent_bytes for disk in record.disks] == [0, 50]
+    assert record.sent_bytes == 50
+    assert record.to_json()["sent_bytes"] == 50
+
+
+def test_rates_of_reading_and_of_sending_are_told_apart() -> None:
+    found = with_disks(Board())
+    found.disks["0"].moved_bytes, found.disks["0"].sent_bytes = 800, 20
+
+    record = found.finished(Outcome.DELTA, None, LATER)
+
+    assert record.rate_bytes_per_s == pytest.approx(record.sent_rate_bytes_per_s * 40)
