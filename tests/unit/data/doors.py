@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import count
 
 from yarl import URL
 
-from xorepd.errors import Remedy
-from xorepd.ids import Ref
+from xorepd.errors import Remedy, XapiError
+from xorepd.ids import Ref, VdiUuid
 from xorepd.stream import ByteStream
 from xorepd.xapi.explained import explain
+
+
+@dataclass
+class ScriptedKeeper:
+    """Implements `data.door.Keeper`."""
+
+    is_settled: bool = False
+    error: XapiError | None = None
+    """What setting the content id fails with."""
+
+    async def settle(self) -> None:
+        if self.error is not None:
+            raise self.error
+        self.is_settled = True
 
 
 class ScriptedDoor:
@@ -30,6 +46,14 @@ class ScriptedDoor:
         self.begun: list[Ref] = []
         self.discarded: list[Ref] = []
         self.renewed = 0
+        self.keeper = ScriptedKeeper()
+        self.kept: list[tuple[VdiUuid, str]] = []
+        """Disks whose content ids were to be kept, and these."""
+
+    @asynccontextmanager
+    async def keeping(self, vdi: VdiUuid, content: str) -> AsyncIterator[ScriptedKeeper]:
+        self.kept.append((vdi, content))
+        yield self.keeper
 
     async def connect(self, url: URL, stall: float) -> ByteStream:
         return await ByteStream.connect("127.0.0.1", self._port, stall=stall)

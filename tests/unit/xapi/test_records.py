@@ -6,6 +6,7 @@ from xmlrpc.client import DateTime
 import pytest
 
 from tests.unit.xapi import raws
+from xorepd.data.imports import IMPORT_LABEL
 from xorepd.ids import Ref
 from xorepd.xapi.records import (
     EPOCH,
@@ -150,6 +151,9 @@ def test_task_is_finished_with_each_final_state(status: str, is_finished: bool) 
         ({}, ""),
         ({"name_description": "made by hand"}, ""),
         ({"name_description": "xorepd:a/b/c"}, "xorepd:a/b/c"),
+        ({"name_description": "xorepd:a/b/c run-1 attempt-1"}, "xorepd:a/b/c"),
+        ({"other_config": {"http:xorepd": "xorepd:a/b/c run-1 attempt-1"}}, "xorepd:a/b/c"),
+        ({"other_config": {"xorepd": "xorepd:a/b/c"}}, ""),
     ],
 )
 def test_task_knows_on_whose_behalf_it_runs(changes: dict[str, str], owner: str) -> None:
@@ -159,6 +163,44 @@ def test_task_knows_on_whose_behalf_it_runs(changes: dict[str, str], owner: str)
 def test_task_of_a_call_is_told_from_one_of_a_request() -> None:
     assert Task.parse(REF, raws.task("u", name_label="Async.VDI.clone")).is_call
     assert not Task.parse(REF, raws.task("u", name_label="xorepd import")).is_call
+
+
+@pytest.mark.parametrize("call", ["Async.VDI.create", "Async.VDI.clone"])
+def test_task_of_a_call_that_made_a_disk_tells_which(call: str) -> None:
+    raw = raws.task("u", name_label=call, status="success", result="<value>OpaqueRef:v</value>")
+
+    assert Task.parse(REF, raw).made == "OpaqueRef:v"
+    assert Task.parse(REF, raw).wrote is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "pending", "result": ""},
+        {"status": "failure"},
+        {"status": "cancelled"},
+        {"name_label": "Async.VDI.snapshot"},
+        {"name_label": "Async.VM.clone"},
+        {"name_label": "VDI.clone"},
+    ],
+)
+def test_task_that_made_no_disk_of_ours_tells_of_none(changes: dict[str, str]) -> None:
+    plain = {"name_label": "Async.VDI.clone", "status": "success"}
+    raw = raws.task("u", **(plain | {"result": "<value>OpaqueRef:v</value>"} | changes))
+
+    assert Task.parse(REF, raw).made is None
+
+
+@pytest.mark.parametrize("status", ["pending", "success", "failure", "cancelled"])
+def test_task_of_a_request_that_writes_a_disk_tells_which_however_it_ended(status: str) -> None:
+    found = Task.parse(REF, raws.task("u", name_label=f"{IMPORT_LABEL}the-vdi", status=status))
+
+    assert (found.wrote, found.made) == ("the-vdi", None)
+
+
+@pytest.mark.parametrize("label", ["xorepd export the-vdi", "Async.VDI.clone", "import the-vdi"])
+def test_task_of_anything_else_wrote_to_no_disk(label: str) -> None:
+    assert Task.parse(REF, raws.task("u", name_label=label)).wrote is None
 
 
 def test_every_other_class_is_read() -> None:
