@@ -31,6 +31,9 @@ from xorepd.replication.ownership import (
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import EPOCH, Vdi, Vm
 
+SETTLED = "none"
+"""What an operator writes in place of a mark: an object without any may have lost its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
@@ -73,8 +76,6 @@ def _disks(pool: str, cache: Cache) -> Iterator[Doubt]:
         why = _about_disk(cache, vdi, named)
         if why:
             sr = cache.srs.get(vdi.sr)
-            is_torn = KEY not in vdi.other_config and SNAPSHOTTING in vdi.other_config
-            key = SNAPSHOTTING if is_torn else KEY
             yield Doubt(
                 pool=pool,
                 kind="VDI",
@@ -85,9 +86,7 @@ def _disks(pool: str, cache: Cache) -> Iterator[Doubt]:
                 since=vdi.snapshot_time if vdi.snapshot_time != EPOCH else None,
                 why=why,
                 remove=f"xe vdi-destroy uuid={vdi.uuid}",
-                keep=f"xe vdi-param-remove uuid={vdi.uuid} param-name=other-config param-key={key}"
-                if key in vdi.other_config
-                else f"xe vdi-param-set uuid={vdi.uuid} other-config:{KEY}=none",
+                keep=f"xe vdi-param-set uuid={vdi.uuid} other-config:{KEY}={SETTLED}",
             )
 
 
@@ -96,6 +95,8 @@ def _about_disk(cache: Cache, vdi: Vdi, named: Mapping[str, str]) -> str:
     mark, own = decode(vdi.other_config), own_mark(vdi)
     if used_by_vms(cache, vdi):
         return ""  # its VM is looked at
+    if mark is None and KEY in vdi.other_config:
+        return ""  # settled
     if own is not None:
         is_streaming = not vdi.content_id  # a run is writing it
         if content_of(vdi, own) is Content.CHANGED and not is_streaming:
@@ -110,7 +111,7 @@ def _about_disk(cache: Cache, vdi: Vdi, named: Mapping[str, str]) -> str:
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
     if vdi.type == "suspend" and vdi.is_a_snapshot:
         return "is the memory of a snapshot that no VM has"
-    if KEY not in vdi.other_config and vdi.uuid in named:
+    if vdi.uuid in named:
         return f"was the disk of {named[vdi.uuid]}, and has lost its marks"
     return ""
 
@@ -138,9 +139,7 @@ def _vms(pool: str, cache: Cache) -> Iterator[Doubt]:
                 since=vm.snapshot_time if vm.snapshot_time != EPOCH else None,
                 why=why,
                 remove=f"xe {'snapshot' if vm.is_a_snapshot else 'vm'}-uninstall uuid={vm.uuid}",
-                keep=f"xe vm-param-remove uuid={vm.uuid} param-name=other-config param-key={KEY}"
-                if KEY in vm.other_config
-                else f"xe vm-param-set uuid={vm.uuid} other-config:{KEY}=none",
+                keep=f"xe vm-param-set uuid={vm.uuid} other-config:{KEY}={SETTLED}",
             )
 
 
@@ -157,7 +156,7 @@ def _about_vm(cache: Cache, vm: Vm) -> str:
     if mark is not None and mark.self == vm.uuid:
         return f"bears the UUID of our {mark.role.value}, and is another object: it was imported"
     if vm.is_a_snapshot or KEY in vm.other_config:
-        return ""
+        return ""  # of others, or settled
     for point in cache.present(Vm, vm.snapshots):
         theirs = own_mark(point)
         if theirs is not None and theirs.role is Role.POINT:

@@ -52,6 +52,9 @@ class World:
         self._raws[ref] = cls, raw
         return ref
 
+    def __contains__(self, ref: Ref) -> bool:
+        return ref in self._raws
+
     def raw(self, ref: Ref) -> raws.Raw:
         return self._raws[ref][1]
 
