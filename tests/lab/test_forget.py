@@ -241,17 +241,18 @@ async def test_killed_at_any_change_it_is_finished_by_doing_it_again(
         await nothing_is_left(replicated, but="a task")  # XAPI forgets what has ended in a day
 
 
-async def test_vm_that_is_gone_from_the_source_leaves_nothing_either(replicated: World) -> None:
-    def destroy(xenapi: Any) -> None:
-        vm = hands.vm_of(xenapi, "web01")
-        disks = hands.disks_of(xenapi, vm).values()
-        if xenapi.VM.get_power_state(vm) != "Halted":
-            xenapi.VM.hard_shutdown(vm)
-        xenapi.VM.destroy(vm)
-        for disk in disks:
-            xenapi.VDI.destroy(disk)
+def destroy_source(xenapi: Any) -> None:
+    vm = hands.vm_of(xenapi, "web01")
+    disks = hands.disks_of(xenapi, vm).values()
+    if xenapi.VM.get_power_state(vm) != "Halted":
+        xenapi.VM.hard_shutdown(vm)
+    xenapi.VM.destroy(vm)
+    for disk in disks:
+        xenapi.VDI.destroy(disk)
 
-    await replicated.ask("prod", destroy)
+
+async def test_vm_that_is_gone_from_the_source_leaves_nothing_either(replicated: World) -> None:
+    await replicated.ask("prod", destroy_source)
     async with daemon(replicated) as on:
         [orphan] = await on.orphans()
         assert (orphan.exists, orphan.source, orphan.snapshots) == (False, "prod", 1)
@@ -368,6 +369,32 @@ async def test_commit_that_was_cut_off_is_brought_to_an_end_first(
     uuid = await replicated.ask("dr", lambda x: x.VM.get_uuid(hands.vm_of(x, "web01")))
     found = await replicated.hashes("dr", uuid)
     assert found.keys() == hashes.keys()
+
+
+@pytest.mark.leaves("session", "result")
+async def test_point_of_a_commit_that_was_cut_off_goes_as_well_where_the_vm_is_gone(
+    replicated: World,
+) -> None:
+    await replicated.lab.guest_write("web01", 0, sequential=(1 << 20, 1 << 20), seed=1)
+    taken = Fault("rpc", pool="dr", match="VM.snapshot", stall=True, moment="after")
+    replicated.lab.faults.add(taken)
+    async with replicated.daemon() as context:
+        run = start(run_job(replicated.job(verify="off"), new_run(), context))
+        await taken.stalled.wait()
+        replicated.lab.faults.add(Fault("any", times=None, reset=True))
+        run.cancel()
+        taken.release()
+        await asyncio.gather(run, return_exceptions=True)
+    replicated.lab.faults.clear()
+    await replicated.ask("prod", destroy_source)
+    deaths = 0
+    while await dies_after(replicated, 1, AGREED):
+        deaths += 1
+
+    assert deaths > 5
+    assert await ours_on(replicated, "prod") + await ours_on(replicated, "dr") == []
+    assert await vms_on(replicated, "dr") == set()
+    assert [line for line in await replicated.left_over() if "a task" not in line] == []
 
 
 async def test_disk_that_is_held_is_told_of_and_goes_the_next_time(replicated: World) -> None:

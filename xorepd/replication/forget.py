@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import structlog
@@ -155,7 +155,8 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
             "VM is gone, so the replica is not whole; clone its newest restore point instead"
         )
     if side.fresh is not None:
-        await destroy_unsigned(f.target, side.fresh)
+        mark = replace(side.fresh.mark, role=Role.POINT, commit=None)
+        await destroy_unsigned(f.target, replace(side.fresh, mark=mark))
     for shell in side.shells:
         await destroy_record(f.target, shell)
     for vdi in side.loose:

@@ -61,11 +61,17 @@ async def destroy_group(pool: Pool, group: Group, *, even_if_changed: bool = Fal
 async def destroy_unsigned(pool: Pool, group: Group) -> None:
     """Destroy a snapshot that a run took and never came to sign: its name proves it.
 
-    Its disks and its memory are signed first: once its record is gone, nothing else tells of them.
+    All of it is signed first: once its record is gone, nothing else tells of its disks. What the
+    disks held when they were made is what their marks here say, as far as that is known. So one
+    that something has written to is kept, as in any other snapshot of ours.
     """
-    everything = [disk.vdi for disk in group.disks] + ([group.image] if group.image else [])
-    for vdi in everything:
-        await sign_disk(pool, vdi, group.mark)
+    for disk in group.disks:
+        await sign_disk(pool, disk.vdi, replace(group.mark, content=disk.mark.content))
+    if group.image is not None:
+        await sign_disk(pool, group.image, group.mark)
+    signed = group.mark.on(group.vm.uuid, group.vm.ref)
+    with suppress(ObjectGone):
+        await rewrite_other_config(pool, "VM", group.vm.ref, {KEY: signed.encode()})
     await pool.refresh()
     marked = [
         Marked(pool.cache.vdis.get(disk.vdi.ref, disk.vdi), disk.mark) for disk in group.disks
@@ -74,10 +80,15 @@ async def destroy_unsigned(pool: Pool, group: Group) -> None:
 
 
 async def sign_disk(pool: Pool, vdi: Vdi, mark: Mark) -> None:
-    """Sign a disk that was proven ours otherwise, with what it holds now."""
-    content = vdi.content_id or f"xorepd-{vdi.uuid}"
-    signed = replace(mark.on(vdi.uuid, vdi.ref), content=content)
-    keys = {KEY: signed.encode(), CONTENT_ID: content}
+    """Sign a disk that was proven ours otherwise, and that nothing has attached for writing.
+
+    Args:
+        mark: with the content id that it had when it was made; else what it holds now counts.
+    """
+    content = mark.content or vdi.content_id or f"xorepd-{vdi.uuid}"
+    keys = {KEY: replace(mark.on(vdi.uuid, vdi.ref), content=content).encode()}
+    if not vdi.content_id:
+        keys |= {CONTENT_ID: content}
     with suppress(ObjectGone):
         await rewrite_other_config(pool, "VDI", vdi.ref, keys, [CONFIRMED])
 
