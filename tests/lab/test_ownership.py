@@ -205,6 +205,37 @@ async def test_clones_that_people_made_around_a_crash_stay(replicated: World, me
 
 
 @pytest.mark.leaves(*DEAD)
+@pytest.mark.parametrize("made", ["cloned", "created"])
+async def test_work_on_a_disk_that_was_never_signed_stays_and_is_listed(
+    two_pools: World, made: str
+) -> None:
+    if made == "cloned":
+        await two_pools.replicate(verify="off")
+        await two_pools.lab.guest_write("web01", 1, random=2, seed=1)
+    before = await two_pools.ask("dr", contents)
+    await killed_at(two_pools, ("dr", "VDI.set_other_config", 0))
+    unsigned = (await two_pools.ask("dr", contents)).keys() - before.keys()
+    assert unsigned
+    for vdi in unsigned:
+        await carried.overwrite(two_pools, "dr", vdi, 8 * MiB, WORK)
+    worked = await two_pools.ask("dr", contents)
+
+    record = await run(two_pools)
+
+    assert record.error is None
+    await two_pools.newest_equals_its_source()
+    now = await two_pools.ask("dr", contents)
+    assert {vdi: now.get(vdi) for vdi in unsigned} == {vdi: worked[vdi] for vdi in unsigned}
+    assert {doubt.uuid for doubt in await doubts(two_pools, "dr")} == unsigned
+
+
+def contents(xenapi: Any) -> dict[str, str]:
+    """Return the content ids of all disks of a pool, by UUID."""
+    disks = [vdi for vdi in xenapi.VDI.get_all_records().values() if vdi["managed"]]
+    return {vdi["uuid"]: vdi["other_config"].get("content_id", "") for vdi in disks}
+
+
+@pytest.mark.leaves(*DEAD)
 async def test_a_snapshot_that_a_person_took_of_a_source_disk_meanwhile_stays(
     replicated: World,
 ) -> None:

@@ -246,7 +246,7 @@ def read_target(cache: Cache, stream: Stream, sr: Ref) -> TargetSide:
         staging=tuple(
             Marked(vdi, mark)
             for vdi in loose
-            if (mark := is_of(vdi, Role.DISK, stream)) and not _is_attached(cache, vdi)
+            if (mark := is_of(vdi, Role.DISK, stream)) and not is_attached(cache, vdi)
         ),
         shells=tuple(shells),
         memories=tuple(memories),
@@ -267,7 +267,7 @@ def disks_of(cache: Cache, vm: Vm) -> Iterator[tuple[Vbd, Vdi]]:
             yield vbd, vdi
 
 
-def _is_attached(cache: Cache, vdi: Vdi) -> bool:
+def is_attached(cache: Cache, vdi: Vdi) -> bool:
     """Return whether something has a disk open, control domains included."""
     return any(vbd.currently_attached for vbd in cache.present(Vbd, vdi.vbds))
 

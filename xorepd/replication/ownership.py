@@ -78,6 +78,18 @@ def content_of(vdi: Vdi, mark: Mark, twin: Vdi | None = None) -> Content:
     return Content.UNKNOWN
 
 
+def is_as_made(vdi: Vdi) -> bool:
+    """Return whether a disk that was never signed holds what it held when our call made it.
+
+    A new disk has no content id then. A copy has that of its origin, which the mark that it
+    inherited names; where that does not say, the disk is believed.
+    """
+    inherited = decode(vdi.other_config)
+    if inherited is None or (inherited.self and not inherited.content):
+        return True
+    return vdi.content_id == (inherited.content if inherited.self else "")
+
+
 def is_changed(vdi: Vdi) -> bool:
     """Return whether a disk of ours is known to have been written to since we signed it."""
     mark = own_mark(vdi)

@@ -17,7 +17,13 @@ from xorepd.ids import Ref
 from xorepd.replication.adoption import of_others
 from xorepd.replication.assignment import Assignment
 from xorepd.replication.commit import cancel_commit, finish_commit, undo_commit
-from xorepd.replication.inventory import SourceSide, TargetSide, read_source, read_target
+from xorepd.replication.inventory import (
+    SourceSide,
+    TargetSide,
+    is_attached,
+    read_source,
+    read_target,
+)
 from xorepd.replication.markers import (
     BLOCKED_WHILE_READ,
     CONFIRMED,
@@ -26,7 +32,7 @@ from xorepd.replication.markers import (
     Mark,
     Role,
 )
-from xorepd.replication.ownership import Content, content_of, own_mark, used_by_vms
+from xorepd.replication.ownership import Content, content_of, is_as_made, own_mark, used_by_vms
 from xorepd.replication.preflight import refuse_divergence
 from xorepd.replication.quiet import RESTART, start_if_left_down
 from xorepd.replication.recovery import (
@@ -51,7 +57,7 @@ from xorepd.replication.suspended import sweep_memories
 from xorepd.replication.visit import owner_of_shared
 from xorepd.xapi.contents import put_content
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import OWNER_PREFIX, Task, Vbd, Vdi, parse_time
+from xorepd.xapi.records import OWNER_PREFIX, Task, Vdi, parse_time
 from xorepd.xapi.vdis import detached, unplug_left
 from xorepd.xapi.vms import update_keys
 
@@ -174,8 +180,9 @@ def check_replica(a: Assignment, target: TargetSide) -> None:
 async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
     """Put on disks what only the tasks of our own calls tell of them, and remove the tasks.
 
-    A disk that a call has made is signed. One that a request was writing to gets its content id
-    back, and counts as not written at all: where the request ended, nobody knows.
+    A disk that a call has made is signed, unless something has written to it since: then it is
+    left, as a doubtful one. One that a request was writing to gets its content id back, and counts
+    as not written at all: where the request ended, nobody knows.
 
     Args:
         mark: what the marks of this run say.
@@ -184,8 +191,13 @@ async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
         if task.made is not None:
             made = pool.cache.vdis.get(task.made)
             if made is not None and own_mark(made) is None:
-                log.info("disk.claimed", pool=pool.name, vdi=made.uuid, task=task.name_label)
-                await sign_disk(pool, made, mark)
+                if is_attached(pool.cache, made):
+                    continue  # the next sweep looks again
+                if is_as_made(made):
+                    log.info("disk.claimed", pool=pool.name, vdi=made.uuid, task=task.name_label)
+                    await sign_disk(pool, made, mark)
+                else:
+                    log.warning("disk.not_claimed", pool=pool.name, vdi=made.uuid)
         elif not await _reclaim(pool, pool.cache.by_uuid(Vdi, task.wrote or "")):
             continue  # the next sweep looks again
         await pool.discard_told(task)
@@ -220,7 +232,7 @@ async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:
         return True
     if content_of(now, mark) is not Content.CHANGED:
         return True
-    if any(vbd.currently_attached for vbd in pool.cache.present(Vbd, now.vbds)):
+    if is_attached(pool.cache, now):
         return False
     await update_keys(pool, "VDI", now.ref, "other_config", {}, [CONFIRMED])
     try:

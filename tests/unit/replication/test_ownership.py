@@ -12,6 +12,7 @@ from xorepd.replication.markers import KEY, Mark, Role
 from xorepd.replication.ownership import (
     Content,
     content_of,
+    is_as_made,
     is_changed,
     is_of,
     objection,
@@ -274,6 +275,55 @@ async def test_only_a_disk_that_is_ours_is_known_to_be_changed() -> None:
 
     assert not is_changed(await disk_of(world, clone))
     assert not is_changed(await disk_of(world, stranger))
+
+
+# -- before anything was signed -------------------------------------------------------------------
+
+
+async def made_by_a_clone(
+    world: World, *, is_written: bool = False, is_earlier: bool = False
+) -> Vdi:
+    origin = world.disk()
+    world.mark(origin, Role.POINT)
+    if is_earlier:
+        world.mark_earlier(origin)
+    clone = world.clone_disk(origin)
+    if is_written:
+        world.write(clone)
+    return await disk_of(world, clone)
+
+
+async def test_clone_has_the_content_of_its_origin_until_something_writes_to_it() -> None:
+    assert is_as_made(await made_by_a_clone(World()))
+    assert not is_as_made(await made_by_a_clone(World(), is_written=True))
+
+
+async def test_clone_whose_origin_does_not_say_what_it_held_is_believed() -> None:
+    assert is_as_made(await made_by_a_clone(World(), is_earlier=True))
+    assert is_as_made(await made_by_a_clone(World(), is_written=True, is_earlier=True))
+    world = World()
+    assert is_as_made(await disk_of(world, world.clone_disk(world.disk())))
+
+
+async def test_clone_of_a_disk_that_had_been_written_to_is_not_as_it_says() -> None:
+    world = World()
+    origin = world.disk()
+    world.mark(origin, Role.POINT)
+    world.write(origin)
+
+    assert not is_as_made(await disk_of(world, world.clone_disk(origin)))
+
+
+async def test_new_disk_has_no_content_until_something_writes_to_it() -> None:
+    world = World()
+    disk = world.disk()
+    world.mark(disk, Role.DISK, unsigned=True, content="content-of-ours")
+    del world.raw(disk)["other_config"][CONTENT_ID]
+    assert is_as_made(await disk_of(world, disk))
+
+    world.write(disk)
+
+    assert not is_as_made(await disk_of(world, disk))
 
 
 # -- use -----------------------------------------------------------------------------------------
