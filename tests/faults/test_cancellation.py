@@ -15,6 +15,7 @@ from tests.patience import patience
 from xorepd.config.models import PoolSettings
 from xorepd.lab.faults import Fault
 from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.selection import LeftOut
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pool import Pool
 
@@ -182,7 +183,7 @@ class Told:
         self.records: list[RunRecord] = []
         self.first = asyncio.Event()
 
-    def expects(self, records: Sequence[RunRecord]) -> None:
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
         self.expected = list(records)
 
     def ended(self, record: RunRecord) -> None:

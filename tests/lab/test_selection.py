@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,13 +11,28 @@ from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.lab.faults import Fault
 from xorepd.replication.jobs import run_job
+from xorepd.replication.selection import LeftOut
 from xorepd.state.records import Outcome, RunRecord
 
 
-async def run(two_pools: World, **changes: Any) -> dict[str, RunRecord]:
+class Told:
+    """What a run tells (`replication.jobs.Report`)."""
+
+    def __init__(self) -> None:
+        self.replicas: list[LeftOut] = []
+
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+        self.replicas = list(replicas)
+
+    def ended(self, record: RunRecord) -> None:
+        pass
+
+
+async def run(two_pools: World, told: Told | None = None, **changes: Any) -> dict[str, RunRecord]:
     """Run the job with a new daemon; the records by the names of their VMs."""
     async with two_pools.daemon() as context:
-        records = await run_job(two_pools.job(verify="off", **changes), new_run(), context)
+        job = two_pools.job(verify="off", **changes)
+        records = await run_job(job, new_run(), context, told)
     by_name = {record.vm_name: record for record in records}
     assert len(by_name) == len(records)
     return by_name
@@ -40,27 +56,90 @@ async def test_patterns_and_tags_find_vms_and_what_is_named_twice_runs_once(
     assert await two_pools.left_over() == []
 
 
-async def test_everything_of_a_pool_leaves_out_replicas_and_their_clones(
+EVERYTHING: dict[str, Any] = {
+    "vms": ("*",),
+    "exclude": ("web*",),
+    "target": {"pool": "prod", "sr": "prod-shared"},
+}
+"""Of a pool whose replicas are in that pool."""
+
+
+async def test_everything_of_a_pool_leaves_out_its_replicas_and_names_them(
     two_pools: World,
 ) -> None:
-    def clone(xenapi: Any) -> str:
-        vm = xenapi.VM.clone(hands.replica_of(xenapi), "test failover")
-        xenapi.VM.remove_tags(vm, "Continuous Replication")
+    told = Told()
+    assert set(await run(two_pools, **EVERYTHING)) == {"db01"}
+
+    records = await run(two_pools, told, **EVERYTHING)
+
+    assert {name: record.outcome for name, record in records.items()} == {"db01": Outcome.DELTA}
+    [left] = told.replicas
+    assert (left.vm.name_label, left.because) == ("[XO Backup web] db01", "it is a replica")
+
+
+@pytest.mark.parametrize("of", ["replica", "restore point"])
+async def test_vm_that_a_failover_made_is_found_like_others_and_its_replica_is_whole(
+    two_pools: World, of: str
+) -> None:
+    def fail_over(xenapi: Any) -> str:
+        replica = hands.replica_of(xenapi)
+        origin = replica if of == "replica" else xenapi.VM.get_snapshots(replica)[0]
+        vm = xenapi.VM.clone(origin, "shop")
+        if of == "restore point":
+            xenapi.VM.set_is_a_template(vm, False)
+        xenapi.VM.start(vm, False, False)
+        other, tags = xenapi.VM.get_other_config(vm), xenapi.VM.get_tags(vm)
+        assert "xorepd:mark" in other
+        assert "Continuous Replication" in tags
         uuid: str = xenapi.VM.get_uuid(vm)
         return uuid
 
-    everything: dict[str, Any] = {
+    await two_pools.replicate(verify="off")
+    uuid = await two_pools.ask("dr", fail_over)
+
+    back: dict[str, Any] = {
+        "source": "dr",
         "vms": ("*",),
-        "exclude": ("web*",),
         "target": {"pool": "prod", "sr": "prod-shared"},
     }
-    assert set(await run(two_pools, **everything)) == {"db01"}
-    ours = await two_pools.ask("prod", clone)
+    for outcome in (Outcome.FULL, Outcome.DELTA):
+        told = Told()
+        records = await run(two_pools, told, **back)
+        assert {(r.vm_uuid, r.outcome) for r in records.values()} == {(uuid, outcome)}
+        assert [left.vm.name_label for left in told.replicas] == ["[XO Backup web] web01"]
 
-    records = await run(two_pools, **everything)
+    def points(xenapi: Any) -> list[str]:
+        vms = xenapi.VM.get_all_records().values()
+        return [
+            vm["uuid"]
+            for vm in vms
+            if vm["is_a_snapshot"] and '"role":"point"' in vm["other_config"].get("xorepd:mark", "")
+        ]
 
-    assert {name: record.outcome for name, record in records.items()} == {"db01": Outcome.DELTA}
-    assert await two_pools.ask("prod", lambda x: x.VM.get_snapshots(x.VM.get_by_uuid(ours))) == []
+    newest = (await two_pools.ask("prod", points))[-1]
+    snapshots = await two_pools.ask("dr", lambda x: x.VM.get_snapshots(x.VM.get_by_uuid(uuid)))
+    taken = await two_pools.ask("dr", lambda x: x.VM.get_uuid(snapshots[-1]))
+    assert await two_pools.hashes("prod", newest) == await two_pools.hashes("dr", taken)
+
+
+async def test_replica_that_was_started_by_force_is_left_out_and_says_what_to_do(
+    replicated: World,
+) -> None:
+    def start(xenapi: Any) -> None:
+        replica = hands.replica_of(xenapi)
+        xenapi.VM.set_blocked_operations(replica, {})
+        xenapi.VM.start(replica, False, False)
+
+    await replicated.ask("dr", start)
+    told = Told()
+
+    back = {"source": "dr", "vms": ("*",), "target": {"pool": "prod", "sr": "prod-shared"}}
+    records = await run(replicated, told, **back)
+
+    assert {record.outcome for record in records.values()} == {Outcome.EMPTY}
+    [left] = told.replicas
+    assert "though it is running; `xorepctl forget --keep-replica`" in left.because
+    assert "1 left out: it is a replica" in (records["*"].error or "")
 
 
 @pytest.mark.parametrize(("empty", "outcome"), [("warn", Outcome.EMPTY), ("fail", Outcome.FAILED)])

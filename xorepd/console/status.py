@@ -20,6 +20,9 @@ EXPLAINED = (Outcome.FAILED, Outcome.HELD, Outcome.FROZEN, Outcome.INTERRUPTED)
 NOTABLE_CLOCK_S = 30
 """Seconds by which a pool's clock may be off before the status tells of it."""
 
+NAMED = 5
+"""Most VMs that are named where they have something in common."""
+
 
 def status_view(reply: StatusReply, now: datetime) -> RenderableType:
     """Show how every VM stands, what runs, and why the last run of a VM failed."""
@@ -56,6 +59,8 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
         parts += [Words(), *pools]
     if left_out := _left_out(reply):
         parts += [Words(), *left_out]
+    if replicas := list(_replicas(reply)):
+        parts += [Words(), *replicas]
     if reply.history is not None:
         parts += [Words(), _unwritten(reply.history)]
     return Group(*parts)
@@ -168,6 +173,17 @@ def _pool_lines(pool: PoolStatus) -> Iterator[Words]:
         line += f"{pool.at_once} VM{'' if pool.at_once == 1 else 's'} at once; "
     line += f"{pool.at_work} at work, {pool.waiting} waiting"
     yield Words(line, style="yellow" if pool.is_slow else "")
+
+
+def _replicas(reply: StatusReply) -> Iterator[Words]:
+    """Tell of each job which VMs it means that are replicas, a few by name."""
+    for job in reply.jobs:
+        by_reason: dict[str, list[str]] = {}
+        for left in job.replicas:
+            by_reason.setdefault(left.because, []).append(left.name)
+        for because, names in by_reason.items():
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            yield Words(f"{job.name} leaves out {', '.join(names[:NAMED])}{more}: {because}")
 
 
 def _unwritten(history: HistoryStatus) -> Words:

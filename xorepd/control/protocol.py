@@ -100,6 +100,15 @@ class VmStatus(Reply):
     """It is so old that the schedule has missed a whole turn."""
 
 
+class LeftOutVm(Reply):
+    """A VM that patterns or tags of a job mean, and that is not replicated."""
+
+    vm: str
+    """UUID."""
+    name: str
+    because: str
+
+
 class JobStatus(Reply):
     name: str
     enabled: bool
@@ -111,6 +120,8 @@ class JobStatus(Reply):
     """The run that is under way."""
     vms: tuple[VmStatus, ...]
     """One for each VM and target."""
+    replicas: tuple[LeftOutVm, ...] = ()
+    """That its last run met and left out: a replica is not replicated again."""
 
 
 class PoolStatus(Reply):

@@ -26,6 +26,7 @@ from xorepd.config.names import as_uuid
 from xorepd.errors import Broken, ControlError, Remedy, XorepdError
 from xorepd.ids import JobName, RunId
 from xorepd.replication.jobs import Report
+from xorepd.replication.selection import LeftOut
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.tasks import background, first_of, lone_error
@@ -36,6 +37,10 @@ STOPPED = "the daemon was stopped"
 
 LAST_WRITE_S = 30.0
 """How long a daemon that stops goes on trying to write what its runs came to."""
+
+
+NAMED = 20
+"""Most VMs that are named in one line of the log."""
 
 
 class JobRunner(Protocol):
@@ -105,6 +110,7 @@ class Runs:
         self._group = asyncio.TaskGroup()
         self._writing = AsyncExitStack()
         self._running: list[Run] = []
+        self._replicas: dict[str, tuple[LeftOut, ...]] = {}
         self._closed = False
         self.on_end: Callable[[JobName], None] = lambda job: None
         """Called when a run has ended and its job may start again."""
@@ -259,9 +265,22 @@ class Runs:
         _log_finished(record)
         self._history.add(record)
 
-    def expects(self, run: Run, records: Sequence[RunRecord]) -> None:
-        """Remember whom a run is about to serve."""
+    def expects(self, run: Run, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+        """Remember whom a run is about to serve, and which replicas it leaves out."""
         self._history.expect(run.job.name, run.id, records)
+        known = {left.vm.uuid for left in self.replicas_of(run.job.name)}
+        self._replicas[run.job.name] = tuple(replicas)
+        if fresh := [left for left in replicas if left.vm.uuid not in known]:
+            log.warning(
+                "vms.replicas_left_out",
+                job=run.job.name,
+                count=len(fresh),
+                vms=[f"{left.vm.name_label}: {left.because}" for left in fresh[:NAMED]],
+            )
+
+    def replicas_of(self, job: str) -> tuple[LeftOut, ...]:
+        """Return the replicas that the last run of a job meant and left out."""
+        return self._replicas.get(job, ())
 
 
 class _Telling:
@@ -270,8 +289,8 @@ class _Telling:
     def __init__(self, runs: Runs, run: Run) -> None:
         self._runs, self._run = runs, run
 
-    def expects(self, records: Sequence[RunRecord]) -> None:
-        self._runs.expects(self._run, records)
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+        self._runs.expects(self._run, records, replicas)
 
     def ended(self, record: RunRecord) -> None:
         self._runs.vm_ended(self._run, record)

@@ -184,6 +184,7 @@ class Service:
                     next_run_at=self._scheduler.next_run_at(job.name),
                     run_id=runs[-1].id if (runs := self._runs.of_job(job.name)) else None,
                     now=now,
+                    replicas=self._runs.replicas_of(job.name),
                 )
                 for job in self.settings.jobs.values()
             ),

@@ -8,8 +8,9 @@ from itertools import product
 
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import names
-from xorepd.control.protocol import JobReply, JobStatus, TargetReply, VmStatus
+from xorepd.control.protocol import JobReply, JobStatus, LeftOutVm, TargetReply, VmStatus
 from xorepd.daemon.calendar import next_fire
+from xorepd.replication.selection import LeftOut
 from xorepd.state.history import Latest
 
 
@@ -45,6 +46,7 @@ def job_status(
     next_run_at: datetime | None,
     run_id: str | None,
     now: datetime,
+    replicas: Iterable[LeftOut] = (),
 ) -> JobStatus:
     """Return how one job stands.
 
@@ -54,6 +56,7 @@ def job_status(
         next_run_at: When it is next due.
         run_id: Its run that is under way.
         now: The moment that ages are counted to.
+        replicas: What its last run left out because it is a replica.
     """
     own = [entry for entry in latest if entry.record.job == job.name]
     return JobStatus(
@@ -67,6 +70,10 @@ def job_status(
         vms=tuple(
             _vm_status(job, vm, target, own, now)
             for vm, target in product(_vms(job, own), job.targets)
+        ),
+        replicas=tuple(
+            LeftOutVm(vm=left.vm.uuid, name=left.vm.name_label, because=left.because)
+            for left in replicas
         ),
     )
 

@@ -37,7 +37,7 @@ from xorepd.replication.muster import find_missing, muster
 from xorepd.replication.preflight import find_sr, find_vm
 from xorepd.replication.room import Room
 from xorepd.replication.run import replicate
-from xorepd.replication.selection import Selection
+from xorepd.replication.selection import LeftOut, Selection
 from xorepd.replication.visit import SourceVm, Visit
 from xorepd.state.maps import Maps
 from xorepd.state.records import Outcome, RunRecord
@@ -81,8 +81,12 @@ class Context:
 class Report(Protocol):
     """Told how a run gets on; it neither waits nor fails."""
 
-    def expects(self, records: Sequence[RunRecord]) -> None:
-        """Hear which VMs and targets the run is about to serve, as each stands now."""
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+        """Hear which VMs and targets the run is about to serve, as each stands now.
+
+        Args:
+            replicas: that its patterns and tags mean, and that it leaves out.
+        """
         ...
 
     def ended(self, record: RunRecord) -> None:
@@ -150,7 +154,7 @@ async def run_job(
                 name = f"{job.name} {wanted} to {to.place}"
                 tasks.append(group.create_task(serve(vm, to, progress), name=name))
         if report is not None:
-            report.expects(expected)
+            report.expects(expected, selection.replicas if selection else ())
         for record in mustered.records:
             tell(record)
     served = [task.result() for task in tasks]

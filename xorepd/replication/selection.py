@@ -1,11 +1,12 @@
 """Which VMs of a pool a job means now, and which of their disks stay behind. Pure.
 
     named one by one (UUID, exact name)      always: what is wrong with it, its own run says
-    found by a pattern or a tag              unless it is excluded, or looks like a replica
+    found by a pattern or a tag              unless it is excluded, or is a replica
 
-A replica, and whatever was cloned from one, is found by nothing: its copy would be found again by
-the next run, and that one's copy by the run after it. What gives one away stays on clones: marks of
-ours, keys and tags of Xen Orchestra, the text of the block on its start.
+A replica is found by nothing: its copy would be found again by the next run, and that one's copy by
+the run after it. A replica is what proves to be one: a mark of ours that names this very VM, or a
+block on its start as replicas have it, which no clone inherits. Keys and tags are copied by clones,
+so they prove nothing: a VM that a failover has made of a restore point is a VM like others.
 """
 
 from __future__ import annotations
@@ -18,18 +19,12 @@ from dataclasses import dataclass, replace
 from xorepd.config.models import JobSettings
 from xorepd.config.names import is_pattern, names
 from xorepd.replication.inventory import Excluded, SourceSide
-from xorepd.replication.markers import BLOCK_TEXT, REPLICA_TAG, Role, decode
+from xorepd.replication.markers import BLOCK_TEXT, Role, signed
 from xorepd.xapi.records import Vbd, Vdi, Vm
 
 NO_BACKUP = "[NOBAK]"
 """In the name of a disk: Xen Orchestra leaves it out of backups and replicas. Its `[NOSNAP]` is for
 snapshots that people take, and says nothing here."""
-
-_COPY_TAGS = (REPLICA_TAG, "Disaster Recovery")
-"""What Xen Orchestra tags its replicas and copies with."""
-
-_COPY_KEYS = ("xo:backup:sr", "xo:copy_of", "xo:source_vm")
-"""What Xen Orchestra, of any version, leaves on a replica for as long as it is one."""
 
 _NO_BACKUP_TAG = re.compile(r"xo:no-bak(=.*)?", re.DOTALL)
 
@@ -40,6 +35,7 @@ class LeftOut:
 
     vm: Vm
     because: str
+    is_replica: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +50,11 @@ class Selection:
     def wanted(self) -> tuple[str, ...]:
         """Names and UUIDs, one for each VM to replicate."""
         return self.named + tuple(vm.uuid for vm in self.found)
+
+    @property
+    def replicas(self) -> tuple[LeftOut, ...]:
+        """Those that were left out because they are replicas."""
+        return tuple(left for left in self.left_out if left.is_replica)
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -73,11 +74,12 @@ def select_vms(job: JobSettings, vms: Iterable[Vm]) -> Selection:
             continue
         if not _is_meant(job, vm):
             continue
-        because = _objection(job, vm)
-        if because is None:
-            found.append(vm)
-        else:
+        if because := replica_trait(vm):
+            left_out.append(LeftOut(vm, because, is_replica=True))
+        elif because := _objection(job, vm):
             left_out.append(LeftOut(vm, because))
+        else:
+            found.append(vm)
     return Selection(job.named, tuple(found), tuple(left_out))
 
 
@@ -86,15 +88,21 @@ def is_excluded(job: JobSettings, uuid: str, name: str) -> bool:
     return any(names(text, uuid, name) for text in job.exclude)
 
 
-def copy_trait(vm: Vm) -> str:
-    """Return what gives a VM away as a replica or a clone of one; empty if nothing does."""
-    mark = decode(vm.other_config)
+def has_namesake(vms: Iterable[Vm], name: str) -> bool:
+    """Return whether a VM of a pool has the name of one that is gone."""
+    return any(vm.is_ordinary and vm.name_label == name for vm in vms)
+
+
+def replica_trait(vm: Vm) -> str:
+    """Return what makes a VM a replica; empty if nothing does."""
+    mark = signed(vm.other_config, vm.uuid)
     if mark is not None and mark.role in (Role.REPLICA, Role.POINT, Role.MEMORY):
-        return "it is a replica, or was cloned from one"
-    if tag := next((tag for tag in _COPY_TAGS if tag in vm.tags), None):
-        return f"it has the tag {tag} of replicas"
-    if key := next((key for key in _COPY_KEYS if key in vm.other_config), None):
-        return f"it has the key {key} of replicas"
+        if vm.power_state == "Halted" or mark.role is not Role.REPLICA:
+            return "it is a replica"
+        return (
+            f"it is a replica, though it is {vm.power_state.lower()}; "
+            "`xorepctl forget --keep-replica` makes it an ordinary VM"
+        )
     if BLOCK_TEXT in vm.blocked_operations.values():
         return "its start is blocked as a replica's is"
     return ""
@@ -134,9 +142,7 @@ def _is_meant(job: JobSettings, vm: Vm) -> bool:
     )
 
 
-def _objection(job: JobSettings, vm: Vm) -> str | None:
-    if trait := copy_trait(vm):
-        return trait
+def _objection(job: JobSettings, vm: Vm) -> str:
     if is_excluded(job, vm.uuid, vm.name_label):
         return "excluded by name"
     if tag := next((tag for tag in job.exclude_tags if tag in vm.tags), None):
@@ -145,4 +151,4 @@ def _objection(job: JobSettings, vm: Vm) -> str | None:
         return f"excluded by tag {tag}"
     if job.power_states and vm.power_state.lower() not in job.power_states:
         return f"it is {vm.power_state.lower()}"
-    return None
+    return ""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,11 +12,13 @@ from typer.testing import CliRunner
 
 from tests.unit.control.stage import Stage, stage
 from tests.unit.parts import JOB, NOON, POOLS, record, write
+from tests.unit.replication.test_selection import vm
 from xorepd.config.choices import Fulls
 from xorepd.config.keep import Keep
 from xorepd.control.protocol import Finished
 from xorepd.ctl import app
 from xorepd.errors import ControlError
+from xorepd.replication.selection import LeftOut
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 
@@ -112,6 +116,38 @@ async def test_status_shows_what_a_job_found_even_when_it_is_not_found_any_more(
         ("vm-2", "web01", Outcome.DELTA),
         ("vm-1", "web02", Outcome.FAILED),
     ]
+
+
+async def test_status_names_the_replicas_that_a_job_means(on: Stage) -> None:
+    await on.client.start_run("web")
+    begun = await on.begun()
+    names = [f"r{n}" for n in range(7)]
+    replicas = [LeftOut(vm(name), "it is a replica", is_replica=True) for name in names]
+    begun.report.expects([], replicas)
+    begun.succeed()
+
+    reply = await on.client.status()
+
+    assert [left.name for left in reply.jobs[0].replicas] == names
+    shown = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--socket", str(on.socket)])
+    said = " ".join(shown.output.split())
+    assert "web leaves out r0, r1, r2, r3, r4 and 2 more: it is a replica" in said
+
+
+async def test_status_says_what_cannot_be_written(on: Stage) -> None:
+    assert (await on.client.status()).history is None
+    with closing(sqlite3.connect(on.directory / "history.db")) as rival:
+        rival.execute("BEGIN IMMEDIATE")
+        on.history.add(record())
+        await on.history.settled()
+
+        reply = await on.client.status()
+
+    assert reply.history is not None
+    assert (reply.history.unwritten, reply.history.lost) == (1, 0)
+    assert "another program holds it" in reply.history.problem
+    [shown] = reply.jobs[0].vms
+    assert (shown.last and shown.last.outcome) == Outcome.DELTA
 
 
 async def test_vm_is_the_same_by_uuid_and_by_name(on: Stage) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.unit.parts import NOON, Begun, Clock, OpenBoard, Runner, job, record
+from tests.unit.replication.test_selection import vm
 from xorepd.config.models import JobSettings
 from xorepd.daemon.runs import AlreadyRunning, Runs
 from xorepd.errors import ControlError, XapiUnreachable
 from xorepd.ids import RunId
 from xorepd.replication.jobs import Report
+from xorepd.replication.selection import LeftOut
 from xorepd.state.history import History
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.state.store import open_store
@@ -150,6 +152,30 @@ async def test_each_vm_is_remembered_when_it_ends_and_not_with_the_last_of_its_r
         begun.outcome.set_result([record(run_id=run.id, vm_uuid="vm-2", vm_name="web02")])
         await run.ended.wait()
         assert [r.vm_name for r in await on.history.of_run(run.id)] == ["web01", "web02"]
+
+
+async def test_replicas_that_a_job_means_are_named_in_a_warning_and_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def left_out(name: str) -> LeftOut:
+        return LeftOut(vm(name), "it is a replica", is_replica=True)
+
+    warned = []
+    async with stage(tmp_path) as on:
+        for names in (["a"], ["a", "b"], ["b", "a"], []):
+            run = on.runs.start(job(), cause="schedule")
+            begun = await on.begun()
+            begun.report.expects([], [left_out(name) for name in names])
+            assert [left.vm.name_label for left in on.runs.replicas_of("web")] == names
+            begun.succeed()
+            await run.ended.wait()
+            lines = capsys.readouterr().out.splitlines()
+            warned.append([line for line in lines if "vms.replicas_left_out" in line])
+    first, second, *others = warned
+    assert "a: it is a replica" in first[0]
+    assert "b: it is a replica" in second[0]
+    assert "a: it is a replica" not in second[0]
+    assert others == [[], []]
 
 
 async def test_vm_that_is_broken_off_is_recorded_as_far_as_it_came_and_why(tmp_path: Path) -> None:

@@ -74,26 +74,59 @@ def test_what_is_named_is_wanted_whatever_excludes_it_and_only_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "traits",
+    ("traits", "because"),
+    [
+        ({"blocked_operations": {"start": BLOCK_TEXT}}, "its start is blocked as a replica's is"),
+        (marked(Role.REPLICA, self="uuid-of-web03"), "it is a replica"),
+        (marked(Role.MEMORY, self="uuid-of-web03"), "it is a replica"),
+        (
+            {"power_state": "Running"} | marked(Role.REPLICA, self="uuid-of-web03"),
+            "it is a replica, though it is running; `xorepctl forget --keep-replica` makes it an "
+            "ordinary VM",
+        ),
+    ],
+)
+def test_replica_is_found_by_nothing_and_named(traits: dict[str, Any], because: str) -> None:
+    replica = vm("web03", **traits)
+
+    selection = select_vms(job(vms=["web*"]), [*POOL, replica])
+
+    assert replica not in selection.found
+    assert [(left.vm, left.because) for left in selection.replicas] == [(replica, because)]
+
+
+@pytest.mark.parametrize("power_state", ["Running", "Halted"])
+@pytest.mark.parametrize(
+    "inherited",
     [
         {"tags": ["Continuous Replication"]},
         {"tags": ["Disaster Recovery"]},
         {"other_config": {"xo:backup:sr": "sr-1"}},
         {"other_config": {"xo:copy_of": "vm-1"}},
         {"other_config": {"xo:source_vm": "vm-1"}},
-        {"blocked_operations": {"start": BLOCK_TEXT}},
-        marked(Role.REPLICA, self="uuid-of-web03"),
+        {"blocked_operations": {"start": "not on Sundays"}},
         marked(Role.REPLICA),
         marked(Role.POINT),
+        marked(Role.MEMORY),
+        {"tags": ["Continuous Replication"]} | marked(Role.POINT),
     ],
 )
-def test_replica_or_clone_of_one_is_found_by_nothing(traits: dict[str, Any]) -> None:
-    copy = vm("web03", **traits)
+def test_clone_of_a_replica_is_a_vm_like_others(
+    inherited: dict[str, Any], power_state: str
+) -> None:
+    clone = vm("web03", power_state=power_state, **inherited)
 
-    selection = select_vms(job(vms=["web*"]), [*POOL, copy])
+    selection = select_vms(job(vms=["web*"]), [*POOL, clone])
 
-    assert copy not in selection.found
-    assert [left.vm for left in selection.left_out] == [copy]
+    assert clone in selection.found
+    assert selection.left_out == ()
+
+
+def test_what_the_configuration_leaves_out_is_no_replica() -> None:
+    selection = select_vms(job(vms=["*"], exclude=["web*"], power_states=["running"]), POOL)
+
+    assert len(selection.left_out) == 3
+    assert selection.replicas == ()
 
 
 def test_replica_is_wanted_when_it_is_named() -> None:
