@@ -264,6 +264,46 @@ async def test_vm_that_is_gone_from_the_source_leaves_nothing_either(replicated:
     assert await replicated.left_over() == []
 
 
+def rebuild(xenapi: Any) -> None:
+    """Have another VM in place of web01, under its name."""
+    vm = hands.vm_of(xenapi, "web01")
+    xenapi.VM.hard_shutdown(vm)
+    hands.destroy_with_disks(xenapi, vm)
+    xenapi.VM.set_name_label(hands.vm_of(xenapi, "db01"), "web01")
+
+
+async def test_vm_that_was_rebuilt_under_its_name_is_kept_and_the_former_one_is_forgotten(
+    replicated: World,
+) -> None:
+    await replicated.ask("prod", rebuild)
+    job = replicated.job(verify="off")
+    async with daemon(replicated, job) as on:
+        [former] = await on.orphans()
+        assert (former.exists, former.name) == (False, "[XO Backup web] web01")
+        assert (await replicated.replicate(verify="off")).outcome is Outcome.FULL
+        assert await on.orphans() == (former,)
+
+        await on.leavings.forget(former.stream, AGREED, (), on.told.append)
+        assert await on.orphans() == ()
+
+    assert len(await replicated.points()) == len(await replicated.bases()) == 1
+    assert (await replicated.replicate(verify="off")).outcome is Outcome.DELTA
+
+
+async def test_run_that_misses_a_vm_says_that_another_one_has_its_name(replicated: World) -> None:
+    await replicated.ask("prod", rebuild)
+    [point] = await replicated.points()
+
+    async with replicated.daemon() as context:
+        records = await run_job(replicated.job(vms=("web*",), verify="off"), new_run(), context)
+
+    by_vm = {record.vm_uuid: record for record in records}
+    gone = by_vm.pop(point["stream"]["vm"])
+    assert [record.outcome for record in by_vm.values()] == [Outcome.FULL]
+    assert "is gone, and another one has its name" in (gone.error or "")
+    assert f"`xorepctl forget {gone.vm_uuid}` removes that" in (gone.error or "")
+
+
 async def test_used_replica_is_kept_until_it_is_said_that_it_may_go(replicated: World) -> None:
     def use(xenapi: Any) -> None:
         replica = hands.replica_of(xenapi)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 
+from xorepd.config.names import as_uuid
 from xorepd.console.asking import EXIT_REFUSED, AsJson, Config, Socket, ask, console
 from xorepd.control.client import Client, typed
-from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply, StatusReply
+from xorepd.control.protocol import (
+    ForgetPlanReply,
+    OrphanReply,
+    OrphansReply,
+    StatusReply,
+    VmStatus,
+)
 from xorepd.errors import ControlError
 from xorepd.screen import Words, say_json
 
@@ -28,39 +35,100 @@ def select_orphans(
         target: `pool/SR`, where only that one is meant.
 
     Raises:
-        ControlError: one of them means nothing that can be forgotten, and why.
+        ControlError: one of them means nothing that can be forgotten, or more than one VM.
     """
     chosen: dict[str, OrphanReply] = {}
     for text in map(typed, wanted):
-        found = [orphan for orphan in reply.orphans if _is_meant(orphan, text, target)]
+        there = [orphan for orphan in reply.orphans if _is_on(orphan, target)]
+        others: list[str] = []
+        found = [each for each in there if text in {each.stream, each.replica, each.vm}]
+        if not found:
+            found = [orphan for orphan in there if text in _names(orphan)]
+            others = list(_namesakes(found, status, text, target))
         if not found:
             raise ControlError(_not_found(reply, status, text, target))
+        _check_is_one(text, found, others)
         chosen |= {orphan.stream: orphan for orphan in found}
     return list(chosen.values())
 
 
-def _is_meant(orphan: OrphanReply, text: str, target: str | None) -> bool:
-    if target is not None and target != f"{orphan.pool}/{orphan.sr}":
-        return False
-    return text in {
-        orphan.stream,
-        orphan.replica,
-        orphan.vm,
-        orphan.name,
-        orphan.name.removeprefix(f"[XO Backup {orphan.job}] "),
-    }
+def _is_on(orphan: OrphanReply, target: str | None) -> bool:
+    return target in (None, f"{orphan.pool}/{orphan.sr}")
+
+
+def _names(orphan: OrphanReply) -> set[str]:
+    return {orphan.name, orphan.name.removeprefix(f"[XO Backup {orphan.job}] ")}
+
+
+def _check_is_one(text: str, found: Sequence[OrphanReply], others: Sequence[str]) -> None:
+    """Refuse what several VMs have or had for a name: somebody may mean either.
+
+    Args:
+        others: VMs beside those that were found.
+
+    Raises:
+        ControlError: it is one, with what to say instead.
+    """
+    by_vm: dict[str, list[OrphanReply]] = {}
+    for orphan in found:
+        by_vm.setdefault(orphan.stream.rpartition("/")[0], []).append(orphan)
+    uuids = [orphans[0].vm for orphans in by_vm.values()]
+    things = []
+    for (first, *rest), uuid in zip(by_vm.values(), uuids, strict=True):
+        word = uuid if uuids.count(uuid) == 1 else first.stream  # one VM that was moved
+        gone = "" if first.exists else "gone, "
+        places = " and ".join(f"{orphan.pool}/{orphan.sr}" for orphan in (first, *rest))
+        things.append(f"{word} ({gone}replicated to {places})")
+    things += others
+    if len(things) > 1:
+        raise ControlError(
+            f"{text} means {len(things)} VMs; say which one by its UUID: {', '.join(things)}"
+        )
+
+
+def _namesakes(
+    found: Sequence[OrphanReply], status: StatusReply, text: str, target: str | None
+) -> Iterator[str]:
+    """Return the VMs that jobs keep up under a name of VMs without a job."""
+    for job, vm in _kept_up(status, text, target):
+        if _is_another(vm, found):
+            yield f"{_uuid(vm) or 'the one'} that job {job} keeps up"
+
+
+def _kept_up(status: StatusReply, text: str, target: str | None) -> Iterator[tuple[str, VmStatus]]:
+    """Return the VMs of jobs that have a name or UUID."""
+    for job in status.jobs:
+        for vm in job.vms:
+            names = {vm.vm, vm.name, f"[XO Backup {job.name}] {vm.name}", _uuid(vm)}
+            if text in names and target in (None, f"{vm.pool}/{vm.sr}"):
+                yield job.name, vm
+
+
+def _is_another(vm: VmStatus, found: Sequence[OrphanReply]) -> bool:
+    """Return whether a job's VM is none of those without a job that have its name.
+
+    What a job means by name is not what no job means at the same place, whatever was replicated
+    under that name before.
+    """
+    uuid, srs = _uuid(vm), {vm.sr, vm.last.sr if vm.last else vm.sr}
+    if vm.vm != uuid and any(each.pool == vm.pool and each.sr in srs for each in found):
+        return True
+    if uuid:
+        return uuid not in {orphan.vm for orphan in found}
+    return not all(orphan.exists for orphan in found)
+
+
+def _uuid(vm: VmStatus) -> str:
+    return as_uuid(vm.vm) or (vm.last.vm_uuid if vm.last else "")
 
 
 def _not_found(reply: OrphansReply, status: StatusReply, text: str, target: str | None) -> str:
     where = f" on {target}" if target else ""
-    for job in status.jobs:
-        for vm in job.vms:
-            names = {vm.vm, vm.name, f"[XO Backup {job.name}] {vm.name}"}
-            if text in names and target in (None, f"{vm.pool}/{vm.sr}"):
-                return (
-                    f"job {job.name} keeps {text} up; take the VM out of that job and "
-                    "`xorepctl reload`, then forget it"
-                )
+    for job, _ in _kept_up(status, text, target):
+        return (
+            f"job {job} keeps {text} up; take the VM out of that job and `xorepctl reload`, then "
+            "forget it"
+        )
     silent = "".join(f"; {pool} was not asked: {why}" for pool, why in reply.not_asked.items())
     return f"there is nothing to forget of {text}{where}; `xorepctl orphans` lists what is{silent}"
 

@@ -97,10 +97,18 @@ async def find_missing(
         number = stray.snapshots
         ours = f", and so do our {number} snapshots of it" if number > 1 else ""
         ours = ", and so does our snapshot of it" if number == 1 else ours
+        if stray.is_replaced:
+            which = f"VM {stray.name} ({stray.vm}) is gone, and another one has its name"
+            advice = f"`xorepctl forget {stray.vm}` removes that"
+        else:
+            which = f"VM {stray.name} is gone"
+            advice = (
+                f"Name the VM in exclude of job {job.name}; then `xorepctl forget` removes what "
+                "nobody needs any more"
+            )
         gone = Refused(
-            f"pool {source.name}: VM {stray.name} is gone; its replica on pool {target.name} stays "
-            f"as it is{ours}. Name the VM in exclude of job {job.name}; then `xorepctl forget` "
-            "removes what nobody needs any more"
+            f"pool {source.name}: {which}; its replica on pool {target.name} stays as it is{ours}. "
+            f"{advice}"
         )
         log.warning(
             "vm.gone", job=job.name, vm=stray.vm, name=stray.name, replica=stray.replica.uuid

@@ -19,7 +19,7 @@ from xorepd.replication.divergence import find_divergence
 from xorepd.replication.inventory import TargetSide, is_live, is_taken, read_target
 from xorepd.replication.markers import Mark, Role, Stream, decode, uses_of
 from xorepd.replication.ownership import own_mark
-from xorepd.replication.selection import Selection, is_excluded, select_vms
+from xorepd.replication.selection import Selection, has_namesake, is_excluded, select_vms
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import Sr, Vdi, Vm
 
@@ -245,6 +245,8 @@ def _means(
 ) -> bool:
     """Return whether a job means the VM of a replica; one that is gone is missed by its job.
 
+    But not where another VM has its name by now: then the job means that one.
+
     Args:
         replica: its name.
     """
@@ -255,7 +257,10 @@ def _means(
     vm = source.by_uuid(Vm, mark.stream.vm)
     if vm is None:
         name = replica.removeprefix(f"[XO Backup {job.name}] ")
-        is_named = name in job.named or mark.stream.vm in job.named
-        is_missed = is_named or bool(job.found_by)
-        return job.name == mark.job and is_missed and not is_excluded(job, mark.stream.vm, name)
+        if job.name != mark.job or is_excluded(job, mark.stream.vm, name):
+            return False
+        if mark.stream.vm in job.named:
+            return True
+        is_missed = name in job.named or bool(job.found_by)
+        return is_missed and not has_namesake(source.vms.values(), name)
     return vm in selection.found or not {vm.uuid, vm.name_label}.isdisjoint(job.named)

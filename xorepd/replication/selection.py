@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from xorepd.config.models import JobSettings
 from xorepd.config.names import is_pattern, names
 from xorepd.replication.inventory import Excluded, SourceSide
-from xorepd.replication.markers import BLOCK_TEXT, Role, signed
+from xorepd.replication.markers import BLOCK_TEXT, Role
+from xorepd.replication.ownership import own_mark
 from xorepd.xapi.records import Vbd, Vdi, Vm
 
 NO_BACKUP = "[NOBAK]"
@@ -95,7 +96,7 @@ def has_namesake(vms: Iterable[Vm], name: str) -> bool:
 
 def replica_trait(vm: Vm) -> str:
     """Return what makes a VM a replica; empty if nothing does."""
-    mark = signed(vm.other_config, vm.uuid)
+    mark = own_mark(vm)
     if mark is not None and mark.role in (Role.REPLICA, Role.POINT, Role.MEMORY):
         if vm.power_state == "Halted" or mark.role is not Role.REPLICA:
             return "it is a replica"

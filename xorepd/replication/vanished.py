@@ -19,7 +19,7 @@ from xorepd.config.models import JobSettings
 from xorepd.ids import VmUuid
 from xorepd.replication.markers import Role, Stream
 from xorepd.replication.ownership import own_mark
-from xorepd.replication.selection import Selection, is_excluded
+from xorepd.replication.selection import Selection, has_namesake, is_excluded
 from xorepd.xapi.records import Vm
 
 
@@ -36,6 +36,8 @@ class Stray:
     """The source VM is still in its pool, and the job does not mean it now."""
     snapshots: int = 0
     """Ours of the source VM that are still in its pool."""
+    is_replaced: bool = False
+    """It is gone, and another VM has its name."""
 
 
 def find_strays(
@@ -66,7 +68,8 @@ def find_strays(
         former = replica.name_label.removeprefix(f"[XO Backup {job.name}] ")
         name = found.name_label if found else former
         if {uuid, name}.isdisjoint(selection.named) and not is_excluded(job, uuid, name):
-            yield Stray(uuid, name, replica, found is not None, snapshots[uuid])
+            replaced = found is None and has_namesake(vms, name)
+            yield Stray(uuid, name, replica, found is not None, snapshots[uuid], replaced)
 
 
 def _snapshotted(vms: Iterable[Vm], pool: str) -> Iterator[str]:

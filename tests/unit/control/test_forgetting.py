@@ -59,6 +59,87 @@ async def test_what_is_meant_may_be_said_by_any_of_its_names(on: Stage, what: st
     assert "[XO Backup old] db01: forgotten" in result.output
 
 
+def other(orphan: OrphanReply, vm: str, **changes: object) -> OrphanReply:
+    """Return what is left of another VM of the same name."""
+    pool, _, sr = orphan.stream.split("/")
+    plain = {"vm": vm, "stream": f"{pool}/{vm}/{sr}", "replica": f"replica of {vm}"}
+    return orphan.model_copy(update=plain | changes)
+
+
+@pytest.mark.parametrize("what", ["db01", "[XO Backup old] db01"])
+async def test_name_of_two_vms_is_refused_with_their_uuids_and_one_of_these_is_taken(
+    on: Stage, what: str
+) -> None:
+    rebuilt = other(ORPHAN, "vm-8", exists=True)
+    on.leavings.orphans = (ORPHAN, rebuilt)
+
+    refused = await command(on, what, "--yes")
+
+    assert (refused.exit_code, on.leavings.forgotten) == (1, [])
+    assert (
+        f"{what} means 2 VMs; say which one by its UUID: vm-9 (gone, replicated to dr/dr-storage), "
+        "vm-8 (replicated to dr/dr-storage)"
+    ) in refused.output
+    taken = await command(on, "vm-9", "--yes")
+    assert taken.exit_code == 0, taken.output
+    assert on.leavings.forgotten == [(ORPHAN.stream, Terms())]
+
+
+async def test_vm_on_two_targets_is_one_vm(on: Stage) -> None:
+    far = ORPHAN.model_copy(update={"stream": "pool-1/vm-9/sr-2", "sr": "tape", "replica": "r"})
+    on.leavings.orphans = (ORPHAN, far)
+
+    assert (await command(on, "db01", "--yes")).exit_code == 0
+
+    assert [stream for stream, _ in on.leavings.forgotten] == [ORPHAN.stream, far.stream]
+
+
+async def test_vm_that_was_moved_to_another_pool_is_told_by_its_streams(on: Stage) -> None:
+    moved = ORPHAN.model_copy(update={"stream": "pool-2/vm-9/sr-1", "replica": "r"})
+    on.leavings.orphans = (ORPHAN, moved)
+
+    for what in ("db01", "vm-9"):
+        refused = await command(on, what, "--yes")
+        assert (refused.exit_code, on.leavings.forgotten) == (1, [])
+        assert "pool-1/vm-9/sr-1 (gone, replicated" in refused.output
+        assert "pool-2/vm-9/sr-1 (gone, replicated" in refused.output
+
+    assert (await command(on, moved.stream, "--yes")).exit_code == 0
+    assert [stream for stream, _ in on.leavings.forgotten] == [moved.stream]
+
+
+WEB = other(ORPHAN, "vm-0", name="[XO Backup web] web01", job="web")
+
+
+@pytest.mark.parametrize("last", [None, "vm-1", "vm-0"])
+async def test_name_that_a_job_keeps_up_is_no_name_of_what_is_gone(
+    on: Stage, last: str | None
+) -> None:
+    on.leavings.orphans = (WEB,)
+    if last is not None:
+        on.history.add(record(vm_uuid=last))
+
+    refused = await command(on, "web01", "--yes")
+
+    assert (refused.exit_code, on.leavings.forgotten) == (1, [])
+    assert "web01 means 2 VMs; say which one by its UUID: vm-0 (gone," in refused.output
+    assert f"{last or 'the one'} that job web keeps up" in refused.output
+    assert (await command(on, "vm-0", "--yes")).exit_code == 0
+    assert on.leavings.forgotten == [(WEB.stream, Terms())]
+
+
+async def test_former_target_of_a_vm_that_a_job_keeps_up_elsewhere_needs_no_uuid(
+    on: Stage,
+) -> None:
+    on.history.add(record(vm_uuid="vm-0"))
+    on.leavings.orphans = (WEB.model_copy(update={"sr": "former", "exists": True}),)
+
+    taken = await command(on, "web01", "--yes")
+
+    assert taken.exit_code == 0, taken.output
+    assert on.leavings.forgotten == [(WEB.stream, Terms())]
+
+
 async def test_it_says_what_it_would_do_and_asks(on: Stage) -> None:
     refused = await command(on, "db01", answer="n\n")
     assert "destroy it" in refused.output

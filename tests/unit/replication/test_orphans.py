@@ -118,6 +118,21 @@ async def test_replica_whose_vm_is_gone_belongs_to_the_job_that_misses_it() -> N
     assert len(await orphans([job(vms=["web02"])], replica("web01"), **gone)) == 1
 
 
+@pytest.mark.parametrize(
+    "means", [{"vms": ["web01"]}, {"vms": ["w*"]}, {"vms": ["-*"], "tags": ["gold"]}]
+)
+async def test_vm_that_is_gone_is_gone_whatever_has_its_name_by_now(means: dict[str, Any]) -> None:
+    rebuilt = vm("web01", uuid="another", tags=["gold"])
+
+    [orphan] = await orphans([job(**means)], replica("web01"), sources=[rebuilt])
+
+    assert (orphan.vm, orphan.exists) == ("uuid-of-web01", False)
+    by_uuid = job(vms=["uuid-of-web01"])
+    assert await orphans([by_uuid], replica("web01"), sources=[rebuilt]) == []
+    template = vm("web01", uuid="another", is_a_template=True)
+    assert await orphans([job(**means)], replica("web01"), sources=[template]) == []
+
+
 async def test_source_that_does_not_answer_makes_no_orphans() -> None:
     assert await orphans([job(vms=["w*"])], replica("web01"), answers=False) == []
     assert len(await orphans([job("other")], replica("web01"), answers=False)) == 1

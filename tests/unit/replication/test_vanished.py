@@ -34,6 +34,14 @@ def test_replica_whose_vm_is_gone_is_found_with_the_name_that_it_had() -> None:
     assert (stray.vm, stray.name, stray.exists) == ("uuid-of-web01", "web01", False)
 
 
+def test_vm_whose_name_another_one_has_by_now_is_replaced() -> None:
+    [stray] = strays([vm("web01", uuid="another")], replica("web01"))
+
+    assert (stray.vm, stray.exists, stray.is_replaced) == ("uuid-of-web01", False, True)
+    [missed] = strays([vm("web02")], replica("web01"))
+    assert not missed.is_replaced
+
+
 def test_snapshots_of_a_vm_that_is_gone_are_counted() -> None:
     def snapshot(name: str, role: Role = Role.SOURCE, stream: Stream = STREAM) -> Vm:
         of_source = replace(stream, vm="uuid-of-web01", sr="")
