@@ -135,7 +135,8 @@ async def test_a_copy_that_finds_the_sr_full_leaves_nothing(lab: Lab, api: Api) 
     repository.shrink_capacity(repository.store.spent() + MIB)
     before = set(await api("VDI.get_all"))
 
-    assert await api.failure("VDI.copy", disk, sr) == ["VDI_IO_ERROR", "Device I/O error"]
+    failure = await api.failure("VDI.copy", disk, sr)
+    assert failure == ["VDI_COPY_FAILED", 'Failure("sparse_dd")']
 
     assert set(await api("VDI.get_all")) == before
 

@@ -1,14 +1,17 @@
 """Disks that move to another SR of their pool: what becomes of them, of snapshots and of VBDs."""
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab.labclient import NULL, Api, exchange, get, logged_in, vdi_record
+from tests.lab.labclient import FAST, NULL, Api, exchange, get, logged_in, vdi_record
 from tests.lab.vmwatch import empty_drive, messages
 from xorepd.lab.faults import Fault
 from xorepd.lab.lab import Lab
+from xorepd.lab.topology import SMALL
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("result", "session")]
@@ -156,7 +159,7 @@ async def test_the_snapshots_of_a_vm_follow_their_disk(lab: Lab, api: Api, other
 
     moved = await api("VDI.pool_migrate", disk, other_sr, {})
 
-    assert await api("VDI.get_tags", moved) == ["gold"]
+    assert await api("VDI.get_tags", moved) == []
     for point in (first, second):
         new = await api("VBD.get_VDI", drives[point])
         record = await api("VDI.get_record", new)
@@ -178,6 +181,19 @@ async def test_the_snapshots_of_a_vm_follow_their_disk(lab: Lab, api: Api, other
     assert await api("VDI.get_snapshot_of", alone) == disk
     assert await api("VDI.get_SR", alone) != other_sr
     assert (await api("VDI.get_other_config", alone))["xorepd-test"] == "mine"
+
+
+async def test_later_releases_take_the_tags_of_a_disk_along(tmp_path: Path) -> None:
+    pools = tuple(replace(pool, release="26") for pool in SMALL.pools)
+    topology = replace(SMALL, pools=pools)
+    async with Lab.start(tmp_path, topology, time_scale=FAST) as lab, logged_in(lab) as api:
+        disk = await api.disk("db01-data")
+        await api("VDI.add_tags", disk, "gold")
+        (shared,) = await api("SR.get_by_name_label", "prod-shared")
+
+        moved = await api("VDI.pool_migrate", disk, shared, {})
+
+        assert await api("VDI.get_tags", moved) == ["gold"]
 
 
 async def test_a_snapshot_without_a_content_id_gets_the_uuid_it_had(

@@ -25,7 +25,7 @@ from xorepd.lab.classes.vm_domain import announce, host_text
 from xorepd.lab.classes.vm_migrate import send_memory, switch
 from xorepd.lab.classes.vm_power import destroy_quietly, reserved
 from xorepd.lab.dispatch import Call, perform, rpc
-from xorepd.lab.failures import NULL, ApiError
+from xorepd.lab.failures import NULL, ApiError, incompatible_type
 from xorepd.lab.operations import Claim
 from xorepd.lab.rules import features, hosts_of
 from xorepd.lab.schema import words
@@ -106,7 +106,7 @@ async def pool_migrate(call: Call, vdi: str, sr: str, options: dict[str, str]) -
     vm = db.get("VBD", vbd, "VM")
     async with call.pool.operations.hold(call.task, Claim("VM", vm, "migrate_send")):
         if db.get("VDI", vdi, "type") == "cbt_metadata":
-            raise ApiError("VDI_INCOMPATIBLE_TYPE", vdi, "CBT metadata")
+            raise incompatible_type(vdi, "cbt_metadata")
         _check_untracked(call, vdi)
         full = [each for each in db.get("VM", vm, "VBDs") if not db.get("VBD", each, "empty")]
         kept = [db.get("VBD", each, "VDI") for each in full]
@@ -234,6 +234,7 @@ async def _send(call: Call, vm: str, host: str, wanted: Mapping[str, str]) -> No
     except Exception:
         for made in (*bases.values(), *new.values()):
             await destroy_quietly(call, made)
+        call.pool.tasks.check_cancelled(call.task)
         raise
     for old in (*bases.values(), *new):
         await perform(call, "VDI.destroy", old)
@@ -336,9 +337,10 @@ def _discs_to_eject(call: Call, vm: str, wanted: Mapping[str, str]) -> list[str]
 
 
 def _told(call: Call, move: Move) -> dict[str, Any]:
-    record = call.pool.db.record("VDI", move.vdi)
+    db = call.pool.db
+    record = db.record("VDI", move.vdi)
     told = {name: record[name] for name in TOLD}
-    told["tags"] = record["tags"] if move.mirrored else []
+    told["tags"] = record["tags"] if move.mirrored and db.release != "8.3" else []
     return {**told, "SR": move.sr, "sharable": False, "other_config": {}}
 
 

@@ -27,7 +27,8 @@ COPIED = words(
 )
 """What a VDI made for the copy takes over. Locks and parents are in `sm_config`, so not that."""
 WHOLE = (0.0, 1.0)
-IO_ERROR = ApiError("VDI_IO_ERROR", "Device I/O error")
+IO_ERROR = ApiError("VDI_COPY_FAILED", 'Failure("sparse_dd")')
+"""What is left of any failure of the copying program: xapi: ocaml/xapi/sparse_dd_wrapper.ml."""
 
 
 @rpc(
@@ -85,8 +86,8 @@ async def copy_data(
         span: Where in its task the copy begins, and what part of it it is.
 
     Raises:
-        ApiError: VDI_COPY_FAILED when it is cancelled, VDI_IO_ERROR, or what stands in the way of
-            attaching them.
+        ApiError: VDI_COPY_FAILED, also when it is cancelled, or what stands in the way of attaching
+            them.
     """
     pool, db = call.pool, call.pool.db
     host, target_host = _hosts(call, db.get("VDI", vdi, "SR"), db.get("VDI", target, "SR"))
