@@ -75,8 +75,9 @@ async def test_what_was_destroyed_since_is_back_without_its_data(lab: Lab, api: 
     async with logged_in(lab) as later:
         assert await later("VBD.get_VDI", vbd) == vdi
         assert await later("VDI.get_other_config", vdi) == {"xorepd-test": "mine"}
-        failure = await later.failure("VDI.snapshot", vdi)
-        assert failure[0].startswith("SR_BACKEND_FAILURE_")
+        code, _, text, _ = await later.failure("VDI.snapshot", vdi)
+        assert code == "SR_BACKEND_FAILURE_46"
+        assert text.endswith(f"[opterr=VDI {await later('VDI.get_uuid', vdi)} not found]")
         await scan(later)
         assert await later.failure("VDI.get_record", vdi) == ["HANDLE_INVALID", "VDI", vdi]
         await later("VM.destroy", vm)

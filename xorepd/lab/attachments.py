@@ -53,10 +53,8 @@ def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
     sr = db.get("VDI", vdi, "SR")
     if host not in hosts_of(db, sr):
         raise ApiError("SR_HAS_NO_PBDS", sr)
-    uuid = db.get("VDI", vdi, "uuid")
-    repository = pool.storage.repositories.get(sr)
-    if repository is not None and not repository.store.exists(uuid):
-        raise backend_failure(46, f"VDI {uuid} not found")
+    if sr in pool.storage.repositories:
+        pool.storage.repositories[sr].check_file(vdi)
     present: set[str] = set()
     for vbd in db.select("VBD", VDI=vdi, currently_attached=True):
         vm = db.get("VBD", vbd, "VM")
@@ -66,6 +64,7 @@ def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
         if db.get("VM", vm, "resident_on") == host:
             present.add(there)
         elif "RW" in (mode, there):
+            uuid = db.get("VDI", vdi, "uuid")
             raise backend_failure(46, f"VDI {uuid} not detached cleanly")
     if mode == "RW" and present == {"RO"}:
         raise internal_error(

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from xorepd.lab.chain import UNAVAILABLE
 from xorepd.lab.disks import DiskError, DiskStore, Node
 from xorepd.lab.failures import ApiError, backend_failure
 from xorepd.lab.garbage import GarbageCollector
@@ -74,6 +75,15 @@ class Repository:
                 raise backend_failure(error.backend, str(error)) from error
             except OSError as error:
                 raise backend_failure(200, error.strerror or "") from error
+
+    def check_file(self, vdi: str) -> None:
+        """Raise SR_BACKEND_FAILURE_46 for a VDI of which nothing is on the SR, not even a log.
+
+        Source: sm: libs/sm/drivers/FileSR.py (load).
+        """
+        uuid = self._pool.db.get("VDI", vdi, "uuid")
+        if not (self.store.exists(uuid) or self.store.logs.has(uuid)):
+            raise backend_failure(UNAVAILABLE, f"VDI {uuid} not found")
 
     async def follow(self, uuid: str) -> None:
         """Make one VDI's record and the totals follow its file, without a look at the others."""

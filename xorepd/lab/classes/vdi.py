@@ -7,6 +7,7 @@ from typing import Any
 
 from xorepd.lab.attachments import active_hosts
 from xorepd.lab.classes.vdi_copy import copy_data
+from xorepd.lab.classes.vdi_fields import check_known
 from xorepd.lab.dispatch import Call, perform, rpc
 from xorepd.lab.failures import NULL, ApiError, backend_failure, incompatible_type, internal_error
 from xorepd.lab.generics import create_arguments
@@ -203,6 +204,7 @@ async def forget(call: Call, vdi: str) -> None:
 async def update(call: Call, vdi: str) -> None:
     async with call.pool.operations.hold(call.task, Claim("VDI", vdi, "update")):
         check_plugged(call.pool.db, call.pool.db.get("VDI", vdi, "SR"))
+        check_known(call, vdi)
         repository, _ = call.pool.storage.of_vdi(vdi)
         await repository.refresh(vdi)
 

@@ -81,6 +81,7 @@ async def list_changed_blocks(call: Call, vdi_from: str, vdi_to: str) -> str:
                 "Storage_interface.Storage_error ([S(Internal_error);S(Not_found)])"
             )
         repository, newer = pool.storage.of_vdi(vdi_to)
+        repository.check_file(vdi_from)
         bitmap = await repository.change(repository.store.logs.changed, older["uuid"], newer)
     return b64encode(bitmap).decode()
 

@@ -6,7 +6,7 @@ Source: xapi: ocaml/xapi/xapi_vdi.ml, message_forwarding.ml (module VDI), sm.ml.
 from typing import Any
 
 from xorepd.lab.dispatch import Call, rpc
-from xorepd.lab.failures import ApiError
+from xorepd.lab.failures import ApiError, internal_error
 from xorepd.lab.operations import Claim
 from xorepd.lab.rules import check_plugged, check_served
 
@@ -30,14 +30,32 @@ OF_DRIVERS = {
 
 @rpc("VDI.set_name_label(self: ref VDI, value: string)")
 def set_name_label(call: Call, vdi: str, value: str) -> None:
-    check_plugged(call.pool.db, call.pool.db.get("VDI", vdi, "SR"))
-    call.pool.db.set("VDI", vdi, name_label=value)
+    _tell_driver(call, vdi, name_label=value)
 
 
 @rpc("VDI.set_name_description(self: ref VDI, value: string)")
 def set_name_description(call: Call, vdi: str, value: str) -> None:
-    check_plugged(call.pool.db, call.pool.db.get("VDI", vdi, "SR"))
-    call.pool.db.set("VDI", vdi, name_description=value)
+    _tell_driver(call, vdi, name_description=value)
+
+
+def _tell_driver(call: Call, vdi: str, **fields: str) -> None:
+    """Write fields that the driver is told of afterwards, which it may not like."""
+    db = call.pool.db
+    sr = db.get("VDI", vdi, "SR")
+    check_plugged(db, sr)
+    db.set("VDI", vdi, **fields)
+    if sr in call.pool.storage.repositories:
+        check_known(call, vdi)
+
+
+def check_known(call: Call, vdi: str) -> None:
+    """Raise what asking the driver about a VDI ends with of which it has no file."""
+    repository, uuid = call.pool.storage.of_vdi(vdi)
+    try:
+        repository.check_file(vdi)
+    except ApiError as error:
+        text = f"Storage_interface.Storage_error ([S(Vdi_does_not_exist);S({uuid})])"
+        raise internal_error(text) from error
 
 
 def _declare_setters_of_drivers() -> None:
