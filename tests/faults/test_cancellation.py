@@ -103,6 +103,7 @@ async def test_a_cancelled_run_waits_for_the_call_that_is_on_its_way(two_pools: 
     assert await two_pools.left_over() == []
 
 
+@pytest.mark.debug
 async def test_a_run_cancelled_in_a_stream_leaves_both_pools_clean_at_once(
     replicated: World,
 ) -> None:

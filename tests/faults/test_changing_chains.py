@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.lab import hands
+from tests.lab.beginnings import Beginning
 from tests.lab.world import World, new_run, serve_nbd
 from tests.patience import patience
 from xorepd.lab.classes import vdi_cbt
@@ -25,11 +26,19 @@ from xorepd.state.records import Outcome, RunRecord
 KiB, MiB = 1 << 10, 1 << 20
 
 
-@pytest.fixture
-async def tracked(two_pools: World) -> World:
-    """One restore point, tracked disks, NBD on the source."""
+async def prepare(two_pools: World) -> None:
     await serve_nbd(two_pools, "prod")
     await two_pools.replicate(changed_blocks="enable", verify="off")
+
+
+@pytest.fixture
+def beginning(request: pytest.FixtureRequest) -> Beginning | None:
+    return prepare if "tracked" in request.fixturenames else None
+
+
+@pytest.fixture
+def tracked(two_pools: World) -> World:
+    """One restore point, tracked disks, NBD on the source."""
     return two_pools
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.lab import hands
+from tests.lab.beginnings import Beginning
 from tests.lab.labclient import until
 from tests.lab.nbdclient import connected
 from tests.lab.test_ownership import doubts
@@ -55,9 +56,13 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def tracked(two_pools: World) -> AsyncIterator[World]:
+def beginning() -> Beginning:
+    return prepare
+
+
+@pytest.fixture
+def tracked(two_pools: World) -> Iterator[World]:
     """One restore point, tracked disks, NBD on the source, and then changes on both disks."""
-    await prepare(two_pools)
     yield two_pools
     two_pools.lab.faults.clear()
 

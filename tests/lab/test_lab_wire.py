@@ -13,7 +13,7 @@ from tests.lab.labclient import Api, exchange, get, post, wire
 from xorepd.lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
-pytestmark = [pytest.mark.lab, pytest.mark.leaves("task", "session")]
+pytestmark = [pytest.mark.lab, pytest.mark.debug, pytest.mark.leaves("task", "session")]
 
 
 def xml_call(method: str, *params: Any) -> bytes:

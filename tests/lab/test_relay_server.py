@@ -39,7 +39,7 @@ from xorepd.relay.channel import Over
 from xorepd.relay.wire import Code
 from xorepd.replication.markers import Role
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.debug]
 
 DATA = random.Random(7).randbytes(SIZE)
 

@@ -14,6 +14,7 @@ from xorepd.lab.topology import SMALL
 from xorepd.state.records import Outcome
 
 
+@pytest.mark.debug
 async def test_first_run_is_a_full_and_equals_the_source(two_pools: World) -> None:
     record = await two_pools.replicate()
 
@@ -69,6 +70,7 @@ async def test_files_of_the_guest_arrive_in_a_clean_filesystem(replicated: World
     await replicated.newest_equals_its_source()
 
 
+@pytest.mark.debug
 async def test_retention_keeps_the_newest_points_and_one_base(replicated: World) -> None:
     points = [(await replicated.points())[0]["self"]]
     for seed in range(3):

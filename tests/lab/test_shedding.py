@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.faults.test_killed_at_every_call import killed_at
 from tests.lab import hands
+from tests.lab.beginnings import Beginning
 from tests.lab.test_forget import forget
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
@@ -40,11 +41,19 @@ FAR_POOL = PoolSpec("far", ("far-h1",), (SrSpec("far-storage", "ext", ("far-h1",
 THREE_POOLS = replace(SMALL, name="three", pools=(*SMALL.pools, FAR_POOL))
 
 
-@pytest.fixture
-async def shedding(two_pools: World) -> World:
-    """Prod serves NBD, and has one base, of two disks without data."""
+async def shed(two_pools: World) -> None:
     await serve_nbd(two_pools, "prod")
     await two_pools.replicate(**SHED)
+
+
+@pytest.fixture
+def beginning(request: pytest.FixtureRequest) -> Beginning | None:
+    return shed if "shedding" in request.fixturenames else None
+
+
+@pytest.fixture
+def shedding(two_pools: World) -> World:
+    """Prod serves NBD, and has one base, of two disks without data."""
     return two_pools
 
 

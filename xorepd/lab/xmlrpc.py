@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from xml.parsers import expat
 
@@ -172,6 +173,7 @@ def _struct(element: _Element) -> dict[str, Any]:
 # -- writing --------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)  # names of fields, references, states: the same ones over and over
 def escape(text: str) -> str:
     """Escape as XAPI does; what XML cannot hold is left out."""
     if _NOT_PLAIN.search(text) is None:  # as nearly all are
@@ -182,6 +184,10 @@ def escape(text: str) -> str:
 def encode_value(value: Any) -> str:
     """Return `<value>…</value>`."""
     match value:
+        case DateTime():
+            return f"<value><dateTime.iso8601>{value}</dateTime.iso8601></value>"
+        case str():
+            return f"<value>{escape(value)}</value>"
         case bool():
             return f"<value><boolean>{int(value)}</boolean></value>"
         case Int32():
@@ -190,19 +196,15 @@ def encode_value(value: Any) -> str:
             return f"<value>{value}</value>"
         case float():
             return f"<value><double>{value:.16g}</double></value>"
-        case DateTime():
-            return f"<value><dateTime.iso8601>{value}</dateTime.iso8601></value>"
-        case str():
-            return f"<value>{escape(value)}</value>"
         case list() | tuple():
             items = "".join(map(encode_value, value))
             return f"<value><array><data>{items}</data></array></value>"
         case dict():
-            members = "".join(
+            members = [
                 f"<member><name>{escape(str(k))}</name>{encode_value(v)}</member>"
                 for k, v in value.items()
-            )
-            return f"<value><struct>{members}</struct></value>"
+            ]
+            return f"<value><struct>{''.join(members)}</struct></value>"
         case None:
             return "<value><nil/></value>"
         case _:
