@@ -16,7 +16,7 @@ from random import Random
 from tests.lab import carried, hands
 from tests.mischief.people import REFUSALS, NotNow, People, choose
 from tests.mischief.plan import Deed, Kind, Role
-from tests.mischief.scene import NULL, POOLS, Look, Scene, Thing, Violation
+from tests.mischief.scene import NULL, POOLS, Look, Record, Scene, Thing, Violation
 
 Do = Callable[[People, Thing], None]
 
@@ -162,6 +162,23 @@ def move_disks(people: People, it: Thing) -> None:
     finally:
         if was_running:
             x.VM.start(it.ref, False, False)
+
+
+@deed(Kind.VDI, Role.SOURCE, Role.REPLICA, Role.THEIRS, weight=2)
+def migrate_disk(people: People, it: Thing) -> None:
+    """Move a disk and its snapshots to another SR: they are new VDIs, and have lost their keys."""
+    x = people.x(it.pool)
+    sr = people.storage(it.pool, but=x.VDI.get_SR(it.ref))
+    before = Look(people.scene.world)
+    x.VDI.pool_migrate(it.ref, sr, {})
+    after = Look(people.scene.world)
+    people.removed += [key for key in before.vdis if key not in after.vdis]
+    for vm in before.guests:
+        # What is a disk of our snapshots now is nobody's, as far as its keys tell.
+        is_ours = vm not in people.scene.theirs and before.vms[vm]["is_a_snapshot"]
+        if vm in after.vms and not is_ours:
+            fresh = [key for key in after.parts(vm) if key not in before]
+            people.made += [(Kind.VDI, key) for key in fresh]
 
 
 # -- work -----------------------------------------------------------------------------------------
@@ -465,16 +482,21 @@ async def act(scene: Scene, deed: Deed) -> Done:
         scene.is_harmless &= entry.is_harmless  # who knows how far it came
     finally:
         await asyncio.to_thread(people.close)
-    return Done(deed, it, refused, await record(scene, people, it))
+    return Done(deed, it, refused, await record(scene, people))
 
 
-async def record(scene: Scene, people: People, it: Thing) -> list[Violation]:
+async def record(scene: Scene, people: People) -> list[Violation]:
     """Enter what people made, removed and wrote."""
     scene.theirs.update({key: None for _, key in people.made})
     for key in people.removed:
         scene.theirs.pop(key, None)
     scene.written += people.wrote
     look = await scene.look()
+    scene.opened |= {
+        key
+        for key, vdi in people.look.vdis.items()
+        if key in look.vdis and _content_id(vdi) != _content_id(look.vdis[key])
+    }
     scene.theirs = {k: v for k, v in scene.theirs.items() if v is not None or k in look}
     for key, vm in look.guests.items():
         if people.touched_power or key != scene.source or key not in scene.powers:
@@ -482,6 +504,11 @@ async def record(scene: Scene, people: People, it: Thing) -> list[Violation]:
     if people.hid_power:
         scene.powers.pop(scene.source, None)
     return scene.note(look)
+
+
+def _content_id(vdi: Record) -> str:
+    """Return what XAPI takes off a disk that is attached for writing, and gives anew afterwards."""
+    return str(vdi["other_config"].get("content_id", ""))
 
 
 async def seed_like_xen_orchestra(scene: Scene, era: str) -> None:

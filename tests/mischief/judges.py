@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.world import clock
-from tests.mischief.deeds import Done
+from tests.mischief.deeds import DEEDS, Done
 from tests.mischief.plan import End, Kind, Role, Run
 from tests.mischief.scene import Key, Known, Look, Scene, Violation, facts
 from xorepd.config.models import Settings
@@ -113,10 +113,8 @@ def judge_theirs(scene: Scene, look: Look, *, replaces: bool = False) -> Iterato
 
 
 def _is_spare(scene: Scene, known: Known) -> bool:
-    """Return whether a disk holds what a restore point holds as well: nothing was done in it."""
-    return bool(known.content) and any(
-        known.content in point.values() for point in scene.points.values()
-    )
+    """Return whether a disk holds what a restore point has held as well: nothing was done in it."""
+    return known.content in scene.held
 
 
 def judge_pages(scene: Scene, look: Look, ran: Ran) -> Iterator[Violation]:
@@ -200,6 +198,8 @@ def judge_success(scene: Scene, look: Look, ran: Ran, record: RunRecord) -> Iter
     origin = look.vms[key]["other_config"].get("xo:copy_of", "")
     numbers = scene.snapshots.get(origin) or set(range(ran.had - 1, len(scene.states)))
     allowed = [scene.states[number] for number in sorted(numbers)]
+    if any(not DEEDS[done.deed.name].is_harmless for done in ran.done):  # may have taken a disk off
+        allowed = [{device: state.get(device) for device in holds} for state in allowed]
     if holds not in allowed:
         text = f"{look.thing(key)} holds {holds}, the source VM held {allowed}"
         yield Violation(f"replica.unequal {record.outcome}", text)
@@ -210,6 +210,7 @@ def judge_success(scene: Scene, look: Look, ran: Ran, record: RunRecord) -> Iter
             text = f"{look.thing(replica)} holds {live}, its restore point {holds}"
             yield Violation("replica.unequal to its point", text)
     scene.points[key] = holds
+    scene.held.update(holds.values())
 
 
 def _is_touched(scene: Scene, look: Look, point: Key) -> bool:
@@ -249,7 +250,9 @@ async def judge_leavings(scene: Scene, look: Look) -> list[Violation]:
         users = look.users.get(key, ())
         if users:
             continue  # it stands and falls with them
-        if key in proven:
+        if key in proven and key in scene.opened:
+            doubtful.append(key)  # who knows what people did there
+        elif key in proven:
             record = look.vdis[key]
             if not (record["type"] == "cbt_metadata" and record["uuid"] in bases):
                 found.append(Violation("leak", f"{look.thing(key)} is ours, in no VM, and stays"))
@@ -297,7 +300,8 @@ def _is_signed(look: Look, key: Key) -> bool:
         mark = json.loads(record["other_config"].get("xorepd:mark", "{}"))
     except ValueError:
         return False
-    return isinstance(mark, dict) and mark.get("self") == record["uuid"]
+    is_it = isinstance(mark, dict) and mark.get("self") == record["uuid"]
+    return is_it and mark.get("ref") in (None, "", key[1])
 
 
 def _contents(look: Look) -> set[str]:

@@ -18,6 +18,7 @@ from tests.mischief.deeds import Done, act, seed_like_xen_orchestra
 from tests.mischief.judges import Ran, judge_run, judge_theirs
 from tests.mischief.plan import Deed, End, Options, Plan, Run, shorter
 from tests.mischief.scene import POOLS, VM_NAME, Scene, Violation
+from tests.patience import patience
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import DiskSpec, NoiseSpec, PoolSpec, SrSpec, Topology, VmSpec
 from xorepd.replication.jobs import Context, run_job
@@ -28,7 +29,7 @@ MiB = 1 << 20
 MAPS = 1 << 26
 """Bytes for maps of what the restore points hold."""
 
-PATIENCE_S = 60.0
+PATIENCE_S = patience(60.0)
 """A run that takes longer hangs: at rest it takes one."""
 
 LEFT = ("session", "result")
@@ -115,7 +116,7 @@ async def play(plan: Plan) -> Played:
 async def shrink(played: Played) -> Played:
     """Return the shortest sequence that is found to end in the same violation."""
     best, tries = played, 0
-    plans = shorter(best.plan)
+    plans = shorter(replace(played.plan, steps=played.plan.steps[: played.steps]))
     while tries < MOST_TRIES and (plan := next(plans, None)) is not None:
         tries += 1
         tried = await play(plan)

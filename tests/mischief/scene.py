@@ -6,7 +6,6 @@ Everything is read from the lab's own records and files, which the daemon never 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -53,7 +52,7 @@ class Look:
     def __init__(self, world: World) -> None:
         self.vms, self.vdis, self.vbds, self.srs = (
             {
-                (name, ref): deepcopy(pool.db.record(cls, ref))
+                (name, ref): _copied(pool.db.record(cls, ref))
                 for name, pool in world.lab.pools.items()
                 for ref in pool.db.refs(cls)
             }
@@ -137,6 +136,14 @@ class Look:
         return {device: self.content(vdi) for device, vdi in self.disks(vm).items()}
 
 
+def _copied(record: Record) -> Record:
+    """Return a record with sets and maps of its own; nothing is nested deeper."""
+    return {
+        name: value.copy() if isinstance(value, list | dict) else value
+        for name, value in record.items()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """How something that people made was when they last had to do with it."""
@@ -191,6 +198,10 @@ class Scene:
     """Power states of VMs as people left them."""
     points: dict[Key, Disks] = field(default_factory=dict)
     """What restore points held when their runs said that they were good, newest last."""
+    held: set[str] = field(default_factory=set)
+    """Fingerprints of what restore points have held."""
+    opened: set[Key] = field(default_factory=set)
+    """Disks that people have attached for writing, or a VM that they started has."""
     detached: set[Key] = field(default_factory=set)
     """Disks of people's that a run took out of the replica."""
     is_harmless: bool = True
