@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,11 +67,17 @@ def _named(point: Point) -> str:
     return f"restore point {point.uuid} of pool {point.pool}"
 
 
-async def look(lab: World, *, with_sources: bool = False) -> Evidence:
-    """Return what both pools hold now."""
+async def look(lab: World, others: Collection[str] = (), *, with_sources: bool = False) -> Evidence:
+    """Return what both pools hold now.
+
+    Args:
+        others: UUIDs of what is not ours: it is no leftover.
+    """
     await lab.lab.settled()  # libvhdi must not read a file that is being coalesced
     pools = [lab.described(name) for name in lab.lab.pools]
-    return await asyncio.to_thread(_look, pools, with_sources)
+    found = await asyncio.to_thread(_look, pools, with_sources)
+    leftovers = [line for line in found.leftovers if not any(uuid in line for uuid in others)]
+    return replace(found, leftovers=leftovers)
 
 
 def _look(pools: list[dict[str, Any]], with_sources: bool) -> Evidence:

@@ -3,7 +3,8 @@
 Two VMs with three disks are replicated to two targets, one of them in the source pool and on the SR
 of one of the disks. The bases of one VM keep their data, those of the other lose it. A *strike*
 lets one request of a run go wrong: any call, stream, NBD connection or read, and any piece of a
-stream. Then comes a daemon that remembers nothing, and has to succeed.
+stream. Then comes a daemon that remembers nothing, and has to succeed. Beside all that stand
+objects of people's that came of ours, and stay as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tests.lab.hands import vm_of
 from tests.lab.whole import find_problems
 from tests.lab.world import World, clock, new_run, serve_nbd, world
 from tests.patience import patience
+from tests.sweep.beside import Beside, give_up, stand_beside
 from tests.sweep.evidence import Evidence, look
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, NoiseSpec, PoolSpec, VmSpec
@@ -118,12 +120,12 @@ async def _sweep(
     number, reached = first, True
     while reached:
         # A world is good for many deltas, but for one first run only, and for no further violation.
-        async with _prepared(phase) as lab:
+        async with _prepared(phase) as (lab, beside):
             found: list[str] = []
-            before = await look(lab)
+            before = await look(lab, beside.uuids)
             while reached and not found:
                 case = Case(phase, strike, number)
-                reached, found, before = await _try(lab, case, seed + number, before)
+                reached, found, before = await _try(lab, beside, case, seed + number, before)
                 if reached or found:
                     yield case, found
                 number += step
@@ -132,7 +134,7 @@ async def _sweep(
 
 
 @asynccontextmanager
-async def _prepared(phase: Phase) -> AsyncIterator[World]:
+async def _prepared(phase: Phase) -> AsyncIterator[tuple[World, Beside]]:
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="xorepd-sweep-"))
         lab = await stack.enter_async_context(
@@ -143,27 +145,32 @@ async def _prepared(phase: Phase) -> AsyncIterator[World]:
                 pool.db.destroy("VM", template)  # every daemon and every judge would read them
         await lab.ask("prod", lambda x: x.VM.start(vm_of(x, "db01"), False, False))
         await serve_nbd(lab, "prod")
-        if phase is not Phase.FULL:
-            await _run(lab)
-        yield lab
+        await _run(lab)
+        beside = await stand_beside(lab, "web01")
+        if phase is Phase.FULL:
+            for name in lab.lab.pools:
+                await lab.ask(name, give_up)
+        yield lab, beside
 
 
 async def _try(
-    lab: World, case: Case, seed: int, before: Evidence
+    lab: World, beside: Beside, case: Case, seed: int, before: Evidence
 ) -> tuple[bool, list[str], Evidence]:
     """Strike once; return whether the run came that far, what does not hold, and what is there."""
     for vm, disk in (("web01", 1), ("db01", 0)):
         await lab.lab.guest_write(vm, disk, random=3, seed=seed)
     reached = await _strike(lab, case)
-    struck = await look(lab)
-    found = [f"after the strike: {what}" for what in struck.broken_since(before)]
+    struck = await look(lab, beside.uuids)
+    lost = await beside.touched()
+    found = [f"after the strike: {what}" for what in (*struck.broken_since(before), *lost)]
     try:
         records = await asyncio.wait_for(_run(lab), PATIENCE_S)
     except TimeoutError:
         return reached, [*found, "the next run hangs"], struck
-    now = await look(lab, with_sources=True)
+    now = await look(lab, beside.uuids, with_sources=True)
+    lost = await beside.touched()
     found += [f"next run: {what}" for what in _disappointments(records, struck)]
-    found += [f"after the next run: {what}" for what in (*now.unequal(), *now.leftovers)]
+    found += [f"after the next run: {what}" for what in (*now.unequal(), *now.leftovers, *lost)]
     problems = await find_problems(lab.lab, LEFT_BY_THE_DEAD)
     found += [f"fsck: {problem}" for problem in problems]
     return reached, found, now
