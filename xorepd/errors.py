@@ -24,6 +24,7 @@
      ├─ DataError
      │   ├─ StreamCut              RETRY      the stream ended before its end
      │   ├─ ProtocolViolation      RETRY      the stream is not what it claims to be
+     │   │   └─ AddressFailed      RETRY      nothing that can be used answers at an address
      │   ├─ TransferFailed         by code    the pool says that the transfer failed
      │   │   └─ NotServed          by code    the pool does not know this kind of request
      │   ├─ OutcomeUnknown         RETRY      the pool does not say how the transfer ended
@@ -334,6 +335,10 @@ class ProtocolViolation(DataError):
     def __init__(self, what: str, reason: str) -> None:
         self.what, self.reason = what, reason
         super().__init__(f"{what}: {reason}")
+
+
+class AddressFailed(ProtocolViolation):
+    """What answers at an address, if anything, cannot be used: whatever else is asked there."""
 
 
 class TransferFailed(DataError):

@@ -18,7 +18,7 @@ class Patience:
     Args:
         stall: seconds.
         moved: a number that changes by the bytes that move.
-        least: bytes in `stall` seconds without which nothing moves: whoever sends one now and then
+        slowest: bytes per second; where fewer move, none does: whoever sends one now and then
             would hold a wait for ever.
     """
 
@@ -28,13 +28,24 @@ class Patience:
         stall: float,
         moved: Callable[[], int],
         *,
-        least: int = 1,
+        slowest: float = 0.0,
     ) -> None:
-        self._loop, self._stall, self._moved, self._least = loop, stall, moved, max(least, 1)
+        self._loop, self._stall, self._moved, self._slowest = loop, stall, moved, slowest
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waits = 0
         self._seen = (0, 0)
+
+    @property
+    def stall(self) -> float:
+        return self._stall
+
+    @stall.setter
+    def stall(self, seconds: float) -> None:
+        self._stall = seconds
+        if self._timer is not None:
+            self._timer.cancel()
+            self._watch()
 
     async def wait(self) -> None:
         """Return after the next call of `end`.
@@ -71,7 +82,8 @@ class Patience:
         if self._waiter is None or self._waiter.done():
             return
         waits, moved = self._seen
-        if waits == self._waits and abs(self._moved() - moved) < self._least:
+        least = max(self._stall * self._slowest, 1)
+        if waits == self._waits and abs(self._moved() - moved) < least:
             self._waiter.set_exception(Stalled(f"no byte moved for {self._stall:g} s"))
         else:
             self._watch()

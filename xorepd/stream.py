@@ -62,7 +62,6 @@ class ByteStream(asyncio.BufferedProtocol):
     """
 
     def __init__(self, stall: float) -> None:
-        self._stall = stall
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._largest = LARGEST_READ
@@ -73,9 +72,8 @@ class ByteStream(asyncio.BufferedProtocol):
         self._targets: deque[memoryview] = deque()
         self._received = 0
         self._some = False
-        least = round(stall * SLOWEST)
-        self._reading = Patience(self._loop, stall, lambda: self._arrived, least=least)
-        self._writing = Patience(self._loop, stall, self._unsent, least=least)
+        self._reading = Patience(self._loop, stall, lambda: self._arrived, slowest=SLOWEST)
+        self._writing = Patience(self._loop, stall, self._unsent, slowest=SLOWEST)
         self._paused = False
         self._full = False
         self._lost: BaseException | None = None
@@ -132,7 +130,7 @@ class ByteStream(asyncio.BufferedProtocol):
                 self,
                 context,
                 server_hostname=server_name,
-                ssl_handshake_timeout=min(self._stall, HANDSHAKE_S),
+                ssl_handshake_timeout=min(self.stall, HANDSHAKE_S),
             )
             if secured is None:  # uvloop's word for a connection lost in the handshake
                 raise ConnectionResetError("the connection was lost in the TLS handshake")
@@ -167,6 +165,15 @@ class ByteStream(asyncio.BufferedProtocol):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def stall(self) -> float:
+        """Seconds after which a read or write gives up in which nothing worth it has moved."""
+        return self._reading.stall
+
+    @stall.setter
+    def stall(self, seconds: float) -> None:
+        self._reading.stall = self._writing.stall = seconds
 
     # -- reading and writing ------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -83,10 +84,11 @@ class Impostor:
 
 
 @asynccontextmanager
-async def impostor(url: str) -> AsyncIterator[Impostor]:
+async def impostor(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Impostor]:
+    """Stand before a pool that is reached without TLS; to its clients with it, where given."""
     made = Impostor(url)
-    async with serving(made.talk) as port:
-        made.url = f"http://127.0.0.1:{port}"
+    async with serving(made.talk, tls=tls) as port:
+        made.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         yield made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,37 @@ async def test_an_sr_whose_new_disks_hold_old_data_is_refused(two_pools: World) 
     dr.db.set("SR", dr.srs["dr-storage"].ref, type="lvm", sm_config={"allocation": "thick"})
 
     await refused(two_pools, "SR dr-storage of type lvm hands out disks with what others wrote")
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (1 << 50, "has 1048576.0 GiB, and the largest that can be replicated has 16384 GiB"),
+        ((16 << 40) + 512, "and the largest that can be replicated has 16384 GiB"),
+        (0, "has 0 bytes by its record, which no disk has"),
+        (-512, "has -512 bytes by its record, which no disk has"),
+        (1_000_000, "has 1000000 bytes by its record, which no disk has"),
+    ],
+)
+async def test_a_disk_of_a_size_that_is_too_large_or_none_is_named_before_memory_is_taken(
+    two_pools: World, size: int, said: str
+) -> None:
+    prod, dr = two_pools.lab.pools["prod"], two_pools.lab.pools["dr"]
+    dr.db.set("SR", dr.srs["dr-storage"].ref, type="zfs-vol")
+    data = prod.db.one("VDI", name_label="web01-data")
+    true_size = prod.db.get("VDI", data, "virtual_size")
+    prod.db.set("VDI", data, virtual_size=size)
+    tracemalloc.start()
+    try:
+        error = await refused(two_pools, said)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        prod.db.set("VDI", data, virtual_size=true_size)
+
+    assert "pool prod: disk web01-data" in error
+    assert most < 100 << 20
+    assert await two_pools.bases() == []
 
 
 async def test_an_unknown_sr_is_named_with_those_that_exist(two_pools: World) -> None:

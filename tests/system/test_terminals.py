@@ -70,12 +70,13 @@ COMMANDS = [
 async def on(tmp_path: Path) -> AsyncIterator[Stage]:
     async with stage(tmp_path, POOLS + JOBS) as made:
         disk = DiskRecord("0", NAME, 1 << 30, "full", NAME, 4096, 4096, NAME, NAME, NAME)
-        await made.history.append(
-            [
-                record(job=JOB, vm_name="Zoë 🐙 [/b]", sr="dr [/x] ☃", disks=(disk,)),
-                record(job=NAME, vm_name=NAME, outcome=Outcome.FAILED, error=NAME, disks=(disk,)),
-            ]
+        told = (
+            record(job=JOB, vm_name="Zoë 🐙 [/b]", sr="dr [/x] ☃", disks=(disk,)),
+            record(job=NAME, vm_name=NAME, outcome=Outcome.FAILED, error=NAME, disks=(disk,)),
         )
+        for each in told:
+            made.history.add(each)
+        assert await made.history.flush()
         orphan = OrphanReply(
             pool="dr",
             sr=NAME,

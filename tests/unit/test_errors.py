@@ -8,6 +8,7 @@ import pytest
 
 from xorepd import errors
 from xorepd.errors import (
+    AddressFailed,
     Broken,
     CertificateRefused,
     ConfigError,
@@ -76,6 +77,7 @@ EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
     (Frozen("VM web01: the replica is active"), Remedy.OPERATOR, ["VM web01", "active"]),
     (StreamCut("disk 0", 10, 20), Remedy.RETRY, ["disk 0", "10 of 20 bytes"]),
     (StreamCut("disk 0", 10), Remedy.RETRY, ["disk 0", "after 10 bytes"]),
+    (AddressFailed("disk 0", "no greeting"), Remedy.RETRY, ["disk 0", "no greeting"]),
     (ProtocolViolation("disk 0", "no VHD"), Remedy.RETRY, ["disk 0", "no VHD"]),
     (NotServed("disk 0", "HTTP status 404", []), Remedy.RETRY, ["disk 0", "404"]),
     (TransferFailed("disk 0", "IO", ["a"]), Remedy.RETRY, ["disk 0", "IO", "(a)"]),

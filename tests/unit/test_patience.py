@@ -48,7 +48,7 @@ async def test_a_wait_outlasts_the_limit_for_as_long_as_bytes_move() -> None:
 
 async def test_a_byte_now_and_then_is_nothing_that_moves() -> None:
     looks = iter(range(100))
-    patience = Patience(asyncio.get_running_loop(), 0.01, lambda: next(looks), least=5)
+    patience = Patience(asyncio.get_running_loop(), 0.01, lambda: next(looks), slowest=500)
 
     with pytest.raises(Stalled):
         await patience.wait()

@@ -131,7 +131,8 @@ class PoolSettings(Table):
     fingerprint: Fingerprints = ()
     """SHA-256 of the certificates that are trusted: one for each host of the pool."""
     plaintext: bool = False
-    """Allow `http://`: password and disks travel readable. For laboratories."""
+    """Allow `http://`, and NBD without TLS: password, sessions and disks travel readable. For
+    laboratories."""
     nbd: bool = True
     """Read disks over NBD where a network of the pool has the purpose `nbd`."""
     connections: Annotated[int, Field(ge=1, le=16)] = 4

@@ -63,6 +63,8 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
         parts += [Words(), *replicas]
     if reply.history is not None:
         parts += [Words(), _unwritten(reply.history)]
+    if reply.set_aside:
+        parts += [Words(), *(Words(sentence, style="red") for sentence in reply.set_aside)]
     return Group(*parts)
 
 

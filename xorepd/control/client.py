@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from xorepd.control.protocol import (
     API,
     API_HEADER,
+    ErrorReply,
     Event,
     ForgetPlanReply,
     ForgetReply,
@@ -38,6 +41,8 @@ R = TypeVar("R", bound=Reply)
 REPLY_TIMEOUT_S = 60.0
 MAX_LINE_BYTES = 16 * 1024 * 1024
 """One event; the last holds the records of every VM of a run."""
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""A thousand records of a history have a few MiB."""
 
 
 class NoDaemon(ControlError):
@@ -63,6 +68,7 @@ class Client:
             connector=aiohttp.UnixConnector(str(self._socket)),
             timeout=aiohttp.ClientTimeout(total=REPLY_TIMEOUT_S),
             read_bufsize=MAX_LINE_BYTES,
+            auto_decompress=False,
         )
         return self
 
@@ -111,11 +117,11 @@ class Client:
         forever = aiohttp.ClientTimeout(total=None)
         query = _forgotten(stream, terms)
         async with self._request("POST", "/forget", params=query, timeout=forever) as response:
-            async for line in response.content:
+            async for line in _lines(response):
                 try:
                     told = ForgetReply.model_validate_json(line)
                 except ValidationError as error:
-                    raise ControlError(f"an event makes no sense: {error}", status=502) from error
+                    raise _senseless("an event", error) from error
                 yield told
                 if told.done or told.error is not None:
                     return
@@ -141,23 +147,22 @@ class Client:
         forever = aiohttp.ClientTimeout(total=None)
         path = f"/runs/{_segment(run_id)}/events"
         async with self._request("GET", path, timeout=forever) as response:
-            async for line in response.content:
+            async for line in _lines(response):
                 try:
-                    yield parse_event(json.loads(line))
+                    event = parse_event(from_json(line))
                 except (KeyError, TypeError, ValueError) as error:
-                    raise ControlError(f"an event makes no sense: {error}", status=502) from error
+                    raise _senseless("an event", error) from error
+                yield event
 
     async def _call(
         self, method: str, path: str, shape: type[R], query: dict[str, str] | None = None
     ) -> R:
         async with self._request(method, path, params=query) as response:
-            text = await response.text()
+            body = await _body(response)
         try:
-            return shape.model_validate_json(text)
-        except (ValidationError, KeyError, TypeError) as error:
-            raise ControlError(
-                f"the reply to {method} {path} makes no sense: {error}", status=502
-            ) from error
+            return shape.model_validate_json(body)
+        except ValidationError as error:
+            raise _senseless(f"the reply to {method} {path}", error) from error
 
     @asynccontextmanager
     async def _request(
@@ -165,9 +170,12 @@ class Client:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send one request; refusals and lost connections come out as `ControlError`."""
         assert self._http is not None, "used outside its context"
+        requesting = self._http.request(method, path, allow_redirects=False, **options)
         try:
-            async with self._http.request(method, path, **options) as response:
-                if response.status >= 400:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(REPLY_TIMEOUT_S):  # what follows may take for hours
+                    response = await stack.enter_async_context(requesting)
+                if response.status >= 300:
                     raise ControlError(await _refusal(response), status=response.status)
                 spoken = response.headers.get(API_HEADER, str(API))
                 if spoken != str(API):
@@ -207,8 +215,40 @@ def _forgotten(stream: str, terms: Collection[str]) -> dict[str, str]:
 
 async def _refusal(response: aiohttp.ClientResponse) -> str:
     """Return the sentence of an error reply."""
-    text = await response.text()
     try:
-        return str(json.loads(text)["error"])
-    except (KeyError, TypeError, ValueError):
+        return ErrorReply.model_validate_json(await _body(response)).error
+    except ValidationError:
         return f"the daemon refused with status {response.status}"
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body of a reply, which is never very large."""
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > MAX_REPLY_BYTES:
+            raise ControlError(
+                f"the reply is longer than {MAX_REPLY_BYTES // 1024**2} MiB", status=502
+            )
+    return bytes(body)
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Yield the lines of a stream, each of which is never very long."""
+    while True:
+        try:
+            line = await response.content.readline()
+        except (ValueError, LineTooLong) as error:
+            raise ControlError(
+                f"an event is longer than {MAX_LINE_BYTES // 1024**2} MiB", status=502
+            ) from error
+        if not line:
+            return
+        yield line
+
+
+def _senseless(what: str, error: Exception) -> ControlError:
+    first = " ".join(str(error).split())[:200]
+    return ControlError(
+        f"{what} makes no sense ({first}); use the xorepctl that belongs to the daemon", status=502
+    )

@@ -93,6 +93,8 @@ class Service(Protocol):
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICE: web.AppKey[Service] = web.AppKey("service")
+STREAMS = web.RequestKey("streams", bool)
+"""Key of a request whose answer has begun: nothing else can be said any more."""
 
 
 async def version(request: web.Request) -> web.Response:
@@ -129,6 +131,7 @@ async def run_events(request: web.Request) -> web.StreamResponse:
     events = await _service(request).watch_run(request.match_info["run_id"])
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
+    request[STREAMS] = True
     async with aclosing(events) as lines:
         async for event in lines:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
@@ -162,6 +165,7 @@ async def forget(request: web.Request) -> web.StreamResponse:
     events = await _service(request).forget(*_forgotten(request))
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
+    request[STREAMS] = True
     async with aclosing(events) as lines:
         async for event in lines:
             async with asyncio.timeout(WRITE_TIMEOUT_S):

@@ -175,6 +175,8 @@ class StatusReply(Reply):
     memory: MemoryStatus | None = None
     history: HistoryStatus | None = None
     """Absent while it can be written."""
+    set_aside: tuple[str, ...] = ()
+    """A sentence for each file of the state directory that was damaged and made anew."""
 
 
 class JobReply(Reply):

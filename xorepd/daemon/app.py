@@ -25,7 +25,7 @@ from xorepd.daemon.service import Service
 from xorepd.daemon.signals import Intent, intents
 from xorepd.daemon.systemd import Notifier
 from xorepd.errors import XorepdError
-from xorepd.state.history import History
+from xorepd.state.history import History, check_history
 from xorepd.state.identity import read_identity
 from xorepd.state.maps import open_maps
 from xorepd.state.store import open_store
@@ -48,7 +48,8 @@ async def run_daemon(checked: Checked) -> None:
         # First of all, so that a signal during a slow start is obeyed after it and not fatal.
         signals = stack.enter_context(intents())
         stack.enter_context(locked(daemon.state_dir))
-        store = await stack.enter_async_context(open_store(daemon.state_dir / "history.db"))
+        opened = open_store(daemon.state_dir / "history.db", check=check_history)
+        store = await stack.enter_async_context(opened)
         history = await History.open(store)
         daemon_id = read_identity(daemon.state_dir)
         opening = open_maps(daemon.state_dir / "maps.db", daemon.maps, utc_now)

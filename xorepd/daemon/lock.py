@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from xorepd.errors import StateError
+
+_HOLDER = re.compile(rb"(?:[0-9]{1,20}\n)?")
+"""All that any xorepd has written into a lock: a process id."""
 
 
 @contextmanager
@@ -18,28 +24,45 @@ def locked(state_dir: Path) -> Iterator[None]:
     The kernel frees the lock with the process, however that ends; the file stays and means nothing.
 
     Raises:
-        StateError: another process holds it, or the directory cannot be used.
+        StateError: another process holds it, the directory cannot be used, or what has the name of
+            the lock is something else; that is left as it is.
     """
     path = state_dir / "lock"
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Not blocking, and not followed: it may be anything that somebody has put there.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o600)
     except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+            raise _foreign(path) from error
         raise StateError(
             f"state directory {state_dir} cannot be used ({error.strerror}); "
             "check [daemon] state_dir and its owner"
         ) from error
     try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise _foreign(path)
+        holder = os.pread(descriptor, 32, 0)
+        if found.st_size > 32 or _HOLDER.fullmatch(holder) is None:
+            raise _foreign(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise StateError(
-                f"another xorepd (process {holder}) uses the state directory {state_dir}; "
-                "stop that one, or give this one a state_dir of its own"
+                f"another xorepd (process {holder.decode().strip() or 'unknown'}) uses the state "
+                f"directory {state_dir}; stop that one, or give this one a state_dir of its own"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _foreign(path: Path) -> StateError:
+    return StateError(
+        f"{path}: is no lock of xorepd, but a link or something else; nothing was done to it: "
+        "move it away"
+    )

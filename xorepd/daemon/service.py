@@ -50,6 +50,7 @@ from xorepd.errors import ControlError, XorepdError
 from xorepd.ids import JobName
 from xorepd.replication.forgetting import Terms
 from xorepd.replication.orphans import Known
+from xorepd.state.aside import list_set_aside
 from xorepd.state.history import History
 from xorepd.state.records import RunRecord
 from xorepd.tasks import first_of
@@ -123,6 +124,7 @@ class Service:
         self._leavings = leavings
         self._pool_states = pool_states
         self._started_at = clock()
+        self._state_dir = settings.daemon.state_dir
         self._stopping = False
         self._reloading = asyncio.Lock()
         self._scheduler = Scheduler(self._start_due, clock)
@@ -195,6 +197,7 @@ class Service:
                 held_bytes=self._budget.held,
                 waiting=self._budget.waiting,
             ),
+            set_aside=await asyncio.to_thread(list_set_aside, self._state_dir),
             history=self._history_status(),
         )
 

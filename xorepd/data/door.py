@@ -36,6 +36,8 @@ from xorepd.stream import ByteStream, Stalled
 STALL_S = 300.0
 """A stream that moves no byte for this long is given up: XAPI attaches disks one after the other
 under load, which has been seen to take minutes."""
+HEAD_S = 300.0
+"""Longest wait for all of an answer's head, which may come after the disk was attached."""
 OUTCOME_S = 600.0
 """Longest wait for a task to end after its stream has: flush and detach of the disk."""
 
@@ -111,7 +113,7 @@ async def respond(
             raise ProtocolViolation(what, f"{door.pool} names a host that is none") from error
         async with stream:
             try:
-                async with asyncio.timeout(STALL_S):
+                async with asyncio.timeout(HEAD_S):
                     response = await exchange(stream, method, url, headers or {})
                 page = (
                     b"" if response.status == 200 else await response.text(ERROR_PAGE_LIMIT, PAGE_S)

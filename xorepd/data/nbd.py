@@ -24,17 +24,26 @@ import asyncio
 import ssl
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from xorepd.errors import DataError, ProtocolViolation, StreamCut
+from xorepd.errors import AddressFailed, DataError, ProtocolViolation, StreamCut
 from xorepd.extents import Extent
-from xorepd.stream import ByteStream, Ended
+from xorepd.stream import ByteStream, Ended, Stalled
 from xorepd.units import KiB
 
 ALIGNMENT = 512
 """Offsets and lengths of reads must be multiples of this."""
+GREETING_S = 10.0
+"""Longest wait for a connection, its greeting and its TLS handshake: there is no disk in it yet."""
+ATTACH_S = 180.0
+"""Longest wait for the disk to be attached: XAPI attaches one after the other, under load for
+minutes."""
+STALL_S = 60.0
+"""A connection whose disk is attached, and which moves no byte for this long, is given up."""
+LONGEST_NAME = 4096
+"""Bytes of an export's name (doc/proto.md, "The NBD_OPT_EXPORT_NAME")."""
 DETACH_S = 10.0
 """Longest wait for a disk to be detached after its last read."""
 LARGEST_READ = 32 * 1024 * 1024
@@ -69,6 +78,10 @@ class NbdExport:
     """PEM of the host's certificate, which the server must show; empty where the network's purpose
     is `insecure_nbd`."""
     subject: str
+
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.address, self.port
 
     def context(self) -> ssl.SSLContext:
         """Return TLS settings that trust this certificate and no other.
@@ -106,6 +119,8 @@ class NbdConnection:
         self._cookie = 0
         self._head = memoryview(bytearray(_REPLY.size))
         self._has_head = False
+        self.on_stall: Callable[[DataError], None] = lambda error: None
+        """Told when the server does not answer any more."""
 
     @property
     def outstanding(self) -> int:
@@ -158,7 +173,10 @@ class NbdConnection:
                 raise StreamCut(self._what, error.received, length) from error
             self._has_head = False  # this answer came; the next take finds the end
         except OSError as error:
-            raise broken(self._what, error) from error
+            failure = broken(self._what, error)
+            if isinstance(error, Stalled):
+                self.on_stall(failure)
+            raise failure from error
         self._asked.popleft()
 
     def _check(self, cookie: int) -> None:
@@ -193,18 +211,28 @@ async def open_nbd(export: NbdExport, what: str, *, stall: float) -> AsyncIterat
 
     Args:
         what: the disk, for messages.
-        stall: seconds without a byte after which the server is given up.
+        stall: seconds without a byte of the disk after which the server is given up.
 
     Raises:
-        DataError: it is not served there, or not in a way that we know.
+        AddressFailed: there is no NBD server that can be used, or it says nothing.
+        DataError: the disk is not served there.
     """
     try:
-        stream = await ByteStream.connect(export.address, export.port, stall=stall)
+        stream = await ByteStream.connect(
+            export.address, export.port, stall=ATTACH_S, within=GREETING_S
+        )
     except OSError as error:
-        raise broken(what, error) from error
+        raise _failed(export, what, error) from error
+    except ValueError as error:
+        raise AddressFailed(
+            what, f"the pool told an address for NBD that is none ({error})"
+        ) from error
     async with stream:
         try:
-            size = await _negotiate(stream, export, what)
+            async with asyncio.timeout(GREETING_S):
+                padding = await _greet(stream, export, what)
+            async with asyncio.timeout(ATTACH_S):
+                size = await _enter(stream, export, padding, what)
         except Ended as error:
             raise ProtocolViolation(
                 what,
@@ -212,10 +240,11 @@ async def open_nbd(export: NbdExport, what: str, *, stall: float) -> AsyncIterat
                 "attached, its 16 connections are taken, or its network has no purpose nbd",
             ) from error
         except OSError as error:
-            raise broken(what, error) from error
+            raise _failed(export, what, error) from error
         except ValueError as error:
             reason = f"the pool told a certificate or subject for NBD that is none ({error})"
-            raise ProtocolViolation(what, reason) from error
+            raise AddressFailed(what, reason) from error
+        stream.stall = stall
         connection = NbdConnection(stream, size, what)
         yield connection
         await connection.disconnect()
@@ -227,23 +256,34 @@ def broken(what: str, error: OSError) -> DataError:
     return ProtocolViolation(what, f"the NBD connection broke ({reason})")
 
 
-async def _negotiate(stream: ByteStream, export: NbdExport, what: str) -> int:
-    """Go through the handshake; return the size of the export."""
+def _failed(export: NbdExport, what: str, error: OSError) -> AddressFailed:
+    """Return the error for an address at which no NBD server could be used."""
+    said = error.strerror or str(error)
+    reason = f"the NBD connection broke ({said or 'no answer in time'})"
+    return AddressFailed(what, f"{reason} at {export.address}:{export.port}")
+
+
+async def _greet(stream: ByteStream, export: NbdExport, what: str) -> int:
+    """Go through greeting and TLS; return how many zeroes follow the size of the export."""
     magic, option_magic, flags = _GREETING.unpack(await _receive(stream, _GREETING.size))
     if magic != b"NBDMAGIC" or option_magic != _OPTION_MAGIC:
-        raise ProtocolViolation(what, "the greeting is not that of a newstyle NBD server")
+        raise AddressFailed(what, "the greeting is not that of a newstyle NBD server")
     if not flags & _FIXED_NEWSTYLE:
-        raise ProtocolViolation(what, "the NBD server does not speak fixed newstyle")
-    padding = 0 if flags & _NO_ZEROES else _PADDING
+        raise AddressFailed(what, "the NBD server does not speak fixed newstyle")
     await stream.write(struct.pack(">I", flags & (_FIXED_NEWSTYLE | _NO_ZEROES)))
     if export.certificate:
         await stream.write(_OPTION.pack(_OPTION_MAGIC, _OPTION_STARTTLS, 0))
         reply = _OPTION_REPLY.unpack(await _receive(stream, _OPTION_REPLY.size))
         if reply != (_REPLY_MAGIC, _OPTION_STARTTLS, _ACK, 0):
-            raise ProtocolViolation(what, f"the NBD server refuses TLS (reply {reply[2]:#x})")
+            raise AddressFailed(what, f"the NBD server refuses TLS (reply {reply[2]:#x})")
         if stream.waiting:
-            raise ProtocolViolation(what, "the NBD server sends data before the TLS handshake")
+            raise AddressFailed(what, "the NBD server sends data before the TLS handshake")
         await stream.start_tls(export.context(), export.subject, export.check)
+    return 0 if flags & _NO_ZEROES else _PADDING
+
+
+async def _enter(stream: ByteStream, export: NbdExport, padding: int, what: str) -> int:
+    """Ask for the export; return its size once the disk is attached."""
     name = export.name.encode()
     await stream.write(_OPTION.pack(_OPTION_MAGIC, _OPTION_EXPORT_NAME, len(name)), name)
     size, export_flags = _EXPORT.unpack(await _receive(stream, _EXPORT.size))

@@ -22,6 +22,8 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from copy import copy
+from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 
 import structlog
@@ -29,7 +31,7 @@ import structlog
 from xorepd.data.budget import Holding, Window
 from xorepd.data.nbd import NbdConnection, NbdExport, open_nbd
 from xorepd.data.reader import Piece
-from xorepd.errors import DataError, ProtocolViolation
+from xorepd.errors import AddressFailed, DataError, ProtocolViolation
 from xorepd.extents import Extent, split
 from xorepd.units import MiB
 
@@ -48,6 +50,11 @@ MOST_READS = 256
 TRIES, PAUSE_S = 5, 1.0
 """How often the connections are opened anew without a byte in between, and the first pause. A
 server that restarts, or lets go of a disk, takes seconds; the pause doubles each time."""
+
+FAILED_S, LONGEST_FAILED_S = 60.0, 1800.0
+"""How long an address that failed is not asked by other disks; it doubles each time."""
+FINDING_S = 60.0
+"""After so long no further address of a disk is tried."""
 
 OpenConnections = Callable[[], AbstractAsyncContextManager[Sequence[NbdConnection]]]
 """Open the connections of one disk: at least one."""
@@ -221,6 +228,9 @@ async def open_nbd_reader(
 class NbdBudget:
     """How many connections we have open to each host: XAPI's server takes 16 from all its clients.
 
+    It remembers which addresses failed, for all disks of the daemon: each that asks there again
+    waits in vain for as long as the first did.
+
     Args:
         per_host: ours among them.
     """
@@ -229,6 +239,7 @@ class NbdBudget:
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(per_host)
         )
+        self._failures: dict[tuple[str, int], _Failure] = {}
         self.holding: Holding | None = None
         """What reading ahead takes its memory from; None: what it likes."""
 
@@ -240,44 +251,101 @@ class NbdBudget:
 
     @asynccontextmanager
     async def connections(
-        self, exports: Sequence[NbdExport], most: int, what: str, *, stall: float
+        self,
+        exports: Sequence[NbdExport],
+        most: int,
+        what: str,
+        *,
+        stall: float,
+        again: bool = False,
     ) -> AsyncIterator[list[NbdConnection]]:
         """Open up to `most` connections, spread over the hosts that serve a disk.
 
         They are opened one after the other, because each attaches the disk. The first has to
         succeed on some host, after waiting for a free slot there; others are a bonus.
 
+        Args:
+            again: whether the disk had connections before; then addresses that failed are asked
+                all the same, for they may be about to come back.
+
         Raises:
             DataError: no host serves the disk.
         """
         async with AsyncExitStack() as stack:
-            opened = [await self._first(stack, exports, what, stall)]
+            opened = [await self._first(stack, exports, what, stall, again)]
             for export in islice(cycle(exports), most - 1):
                 if self._slots[export.address].locked():
                     continue
                 try:
-                    opened.append(await self._enter(stack, export, what, stall))
+                    opened.append(await self._enter(stack, export, what, stall, again=False))
                 except DataError as error:
                     log.info("nbd.fewer_connections", what=what, reason=str(error))
                     break
             yield opened
 
     async def _first(
-        self, stack: AsyncExitStack, exports: Sequence[NbdExport], what: str, stall: float
+        self,
+        stack: AsyncExitStack,
+        exports: Sequence[NbdExport],
+        what: str,
+        stall: float,
+        again: bool,
     ) -> NbdConnection:
         failure: DataError = ProtocolViolation(what, "no host serves the disk over NBD")
-        for export in sorted(exports, key=lambda each: self._slots[each.address].locked()):
+        until = asyncio.get_running_loop().time() + FINDING_S
+        for export in sorted(exports, key=self._rank):
+            if asyncio.get_running_loop().time() > until:
+                break
             try:
-                return await self._enter(stack, export, what, stall)
+                return await self._enter(stack, export, what, stall, again)
             except DataError as error:
                 failure = error
         raise failure
 
+    def _rank(self, export: NbdExport) -> tuple[bool, bool]:
+        """Return what sorts exports: those at hand first."""
+        return self._failing(export) is not None, self._slots[export.address].locked()
+
     async def _enter(
-        self, stack: AsyncExitStack, export: NbdExport, what: str, stall: float
+        self, stack: AsyncExitStack, export: NbdExport, what: str, stall: float, again: bool
     ) -> NbdConnection:
         async with AsyncExitStack() as own:
             await own.enter_async_context(self._slots[export.address])
-            connection = await own.enter_async_context(open_nbd(export, what, stall=stall))
+            failing = None if again else self._failing(export)
+            if failing is not None:
+                raise AddressFailed(what, f"{failing.reason}, and is not asked again for a while")
+            try:
+                connection = await own.enter_async_context(open_nbd(export, what, stall=stall))
+            except AddressFailed as error:
+                self._note(export, error)
+                raise
+            self._failures.pop(export.place, None)
+            connection.on_stall = partial(self._note, export)
             stack.push_async_exit(own.pop_all())
             return connection
+
+    def _failing(self, export: NbdExport) -> _Failure | None:
+        failure = self._failures.get(export.place)
+        now = asyncio.get_running_loop().time()
+        return failure if failure is not None and now < failure.until else None
+
+    def _note(self, export: NbdExport, error: DataError) -> None:
+        """Remember that an address failed: each time for twice as long as before."""
+        now = asyncio.get_running_loop().time()
+        before = self._failures.get(export.place)
+        count = 1 if before is None else before.count + 1
+        pause = min(FAILED_S * 2 ** min(count - 1, 16), LONGEST_FAILED_S)
+        for place in [p for p, each in self._failures.items() if each.until + pause < now]:
+            del self._failures[place]
+        reason = error.reason if isinstance(error, ProtocolViolation) else str(error)
+        self._failures[export.place] = _Failure(reason, count, now + pause)
+        log.warning("nbd.failing", address=export.address, port=export.port, pause_s=pause)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why an address is left alone, and until when (loop time)."""
+
+    reason: str
+    count: int
+    until: float

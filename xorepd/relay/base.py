@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from xorepd.data.door import STALL_S
-from xorepd.data.nbd import NbdConnection
+from xorepd.data.nbd import STALL_S, NbdConnection
 from xorepd.data.nbd_reader import NbdBudget
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError, XapiError

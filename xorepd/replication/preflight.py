@@ -23,7 +23,7 @@ from xorepd.replication.markers import (
 )
 from xorepd.replication.networks import map_network, networks_of, strangers
 from xorepd.replication.ownership import own_mark
-from xorepd.units import GiB
+from xorepd.units import GiB, TiB
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi, Vif, Vm
@@ -32,6 +32,11 @@ log = structlog.get_logger(__name__)
 
 MAX_VHD_SIZE = 2040 * GiB
 """Largest disk that XAPI and its storage drivers put into a VHD."""
+
+LARGEST_DISK = 16 * TiB
+"""Largest disk that is replicated, whatever its SR keeps disks in: the largest of any driver (qcow2
+of XCP-ng). Its map of 64 KiB units takes 32 MiB, and its bitmap of changed blocks 43 MiB on the
+wire; a run has several maps of each disk at a time."""
 
 MIGRATION_S = 1800.0
 """How long a run waits for a migration; a storage migration may take hours."""
@@ -150,6 +155,28 @@ def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
     log.warning("chain.long", pool=pool.name, disk=disk.uuid, depth=depth)
 
 
+def check_size(pool: str, vdi: Vdi) -> None:
+    """Refuse a disk of a size that nothing of ours is made for, before anything is made of it.
+
+    Raises:
+        Refused: with the disk and its size.
+    """
+    if problem := _size_problem(vdi):
+        raise Refused(f"pool {pool}: disk {vdi.name_label} {problem}")
+
+
+def _size_problem(vdi: Vdi) -> str | None:
+    size = vdi.virtual_size
+    if size <= 0 or size % 512:
+        return f"has {size} bytes by its record, which no disk has; scan its SR, or detach it"
+    if size > LARGEST_DISK:
+        return (
+            f"has {size / GiB:.1f} GiB, and the largest that can be replicated has "
+            f"{LARGEST_DISK // GiB} GiB; split it, or leave it out with exclude_disks"
+        )
+    return None
+
+
 def _snapshot_problem(vdi: Vdi) -> str | None:
     """Return what keeps a VM from being snapshotted, even without the disk."""
     if vdi.on_boot == "reset":
@@ -164,6 +191,8 @@ def _disk_problem(vdi: Vdi, target: Sr) -> str | None:
         return "is missing from its SR; scan the SR or detach the disk"
     if vdi.sharable:
         return "is sharable, which XAPI cannot snapshot; detach it or leave the VM out"
+    if problem := _size_problem(vdi):
+        return problem
     if vdi.virtual_size > MAX_VHD_SIZE and target.type not in NOT_VHD:
         return (
             f"has {vdi.virtual_size / GiB:.1f} GiB, more than the {MAX_VHD_SIZE // GiB} GiB of a "
@@ -229,6 +258,8 @@ def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) 
         refuse_divergence(a, side, wanted)
     # A clone and then its snapshot: each may make the chain one longer.
     newest = [disk.vdi for point in side.points[:1] for disk in point.disks]
+    for vdi in newest:
+        check_size(a.target.name, vdi)
     _check_chains(a.target, newest, MAX_DEPTH - 1)
     sr = a.target.cache.srs.get(a.sr.ref, a.sr)
     if not sr.zeroes_new_disks:

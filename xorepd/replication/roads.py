@@ -28,10 +28,9 @@ import structlog
 from xorepd.config.models import ChangedBlocks
 from xorepd.data.blocks import BlockMap
 from xorepd.data.changes import parse_changes
-from xorepd.data.door import STALL_S
 from xorepd.data.export import open_export, open_raw, read_map
 from xorepd.data.narrow import Filled, Narrowed
-from xorepd.data.nbd import NbdConnection, NbdExport
+from xorepd.data.nbd import LONGEST_NAME, STALL_S, NbdConnection, NbdExport
 from xorepd.data.nbd_reader import NbdBudget, NbdReader, open_nbd_reader
 from xorepd.data.reader import Reader
 from xorepd.data.rest import Beyond, Rest
@@ -44,11 +43,15 @@ from xorepd.units import MiB
 from xorepd.xapi.doors import DiskDoor
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
+from xorepd.xapi.session import is_address
 
 log = structlog.get_logger(__name__)
 
 CONNECTIONS = 2
 """NBD connections for one disk: two hide one another's latency."""
+
+MOST_ADDRESSES = 128
+"""Of those at which a pool says that it serves a disk: a pool has 64 hosts at most."""
 
 WORTH_ANOTHER = 256 * MiB
 """Bytes from which a second connection is opened: attaching and detaching the disk once more takes
@@ -175,24 +178,33 @@ async def find_nbd(pool: Pool, disk: Ref) -> tuple[tuple[NbdExport, ...], str]:
         return (), f"NBD is switched off for pool {pool.name}"
     try:
         infos = await pool.call("VDI.get_nbd_info", disk)
-        exports = tuple(_export(info) for info in infos)
+        exports = tuple(_export(info) for info in infos[:MOST_ADDRESSES])
     except (XapiError, KeyError, TypeError, ValueError) as error:
         return (), f"NBD cannot be had ({error})"
     if not exports:
         return (), f"no network of pool {pool.name} that reaches the disk has the purpose nbd"
-    return exports, ""
+    if pool.settings.plaintext:
+        return exports, ""
+    safe = tuple(export for export in exports if export.certificate)
+    if not safe:
+        return (), (
+            f"pool {pool.name} tells no certificate of its NBD servers, and without TLS the "
+            "session would be readable; give its network the purpose nbd, not insecure_nbd"
+        )
+    return safe, ""
 
 
 def _export(info: Mapping[str, Any]) -> NbdExport:
-    port = int(info["port"])
-    if not 0 < port < 1 << 16:
-        raise ValueError(f"no port has the number {port}")
+    told = {key: str(info[key]) for key in ("address", "port", "exportname", "cert", "subject")}
+    port = told["port"]
+    if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 1 << 16):
+        raise ValueError(f"no port has the number {port[:20]!r}")
+    if not is_address(told["address"]):
+        raise ValueError(f"{told['address'][:80]!r} is no address")
+    if len(told["exportname"].encode()) > LONGEST_NAME:
+        raise ValueError("an export has a name that is too long")
     return NbdExport(
-        address=str(info["address"]),
-        port=port,
-        name=str(info["exportname"]),
-        certificate=str(info["cert"]),
-        subject=str(info["subject"]),
+        told["address"], int(port), told["exportname"], told["cert"].strip(), told["subject"]
     )
 
 
@@ -206,13 +218,16 @@ async def open_nbd(
         DataError: it is not served.
     """
     most = CONNECTIONS if total(extents) >= WORTH_ANOTHER else 1
+    had_some = False
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Sequence[NbdConnection]]:
+        nonlocal had_some
         exports, reason = await find_nbd(pool, disk.ref)  # each time: their names hold the session
         if not exports:
             raise ProtocolViolation(what, reason)
-        async with budget.connections(exports, most, what, stall=STALL_S) as opened:
+        async with budget.connections(exports, most, what, stall=STALL_S, again=had_some) as opened:
+            had_some = True
             yield opened
 
     opening = open_nbd_reader(connect, disk.virtual_size, extents, what, budget.holding)

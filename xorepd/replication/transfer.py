@@ -22,6 +22,7 @@ from xorepd.replication.confirming import Confirming
 from xorepd.replication.inventory import Group
 from xorepd.replication.mapping import DiskMap, open_map, retain_maps
 from xorepd.replication.plan import Delta, Full, Resync, ResyncReason
+from xorepd.replication.preflight import check_size
 from xorepd.replication.reading import announce_reads, known_facts, open_shared
 from xorepd.replication.resync import Comparison, Window, told_by
 from xorepd.replication.roads import Facts, open_source
@@ -100,9 +101,10 @@ async def fill(a: Assignment, plan: DiskPlan, staged: Staged) -> None:
     """Carry the data of one disk into its staging disk, and check what arrived.
 
     Raises:
-        XorepdError: it is not all there.
+        XorepdError: it is not all there, or too large.
     """
     device = plan.source.mark.device
+    check_size(a.source.name, plan.source.vdi)
 
     def waits(does: bool) -> None:
         a.progress.waits(device, MEMORY if does else "")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import NoReturn, Self
 
 import structlog
@@ -58,6 +59,21 @@ class Latest:
     """Its last finished run, whatever the outcome."""
     newest_point_at: datetime | None
     """Point in time of the newest restore point that a run committed."""
+
+
+def check_history(connection: sqlite3.Connection, path: Path) -> None:
+    """Read all that a start has to read.
+
+    Raises:
+        Exception: something in it is not what any xorepd wrote.
+    """
+    for text, point in connection.execute("SELECT record, newest_point FROM latest"):
+        _latest(text, point)
+    for _, at in connection.execute("SELECT job, started_at FROM starts"):
+        datetime.fromtimestamp(at, UTC)
+    for (text,) in connection.execute("SELECT records FROM begun"):
+        for plain in json.loads(text):
+            RunRecord.from_json(plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +338,13 @@ class History:
         """
 
         def work(connection: sqlite3.Connection) -> list[RunRecord]:
-            return [_parse(text) for (text,) in connection.execute(query, parameters)]
+            found = []
+            for (text,) in connection.execute(query, parameters):
+                try:
+                    found.append(_parse(text))
+                except (ValueError, TypeError) as error:  # damage, or a member of later releases
+                    log.warning("history.unreadable", reason=str(error))
+            return found
 
         return await self._store.run(work)
 
@@ -424,6 +446,10 @@ def _expire(connection: sqlite3.Connection, before: datetime) -> int:
     ).rowcount
     connection.execute("DELETE FROM latest WHERE run NOT IN (SELECT id FROM runs)")
     return deleted
+
+
+def _latest(text: str, point: str | None) -> Latest:
+    return Latest(_parse(text), datetime.fromisoformat(point) if point else None)
 
 
 def _parse(text: str) -> RunRecord:

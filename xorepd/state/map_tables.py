@@ -31,8 +31,16 @@ PAGES = 1 << 32
 """Places of one map."""
 
 
-def check_size(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file of which a part is missing: SQLite would find that out somewhere on the way."""
+def check_maps(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file of which a part is missing: SQLite would find that out somewhere on the way.
+
+    Raises:
+        StateError: it cannot be used.
+    """
+    connection.execute("SELECT stream, content, base, drawn_to FROM maps LIMIT 1").fetchone()
+    connection.execute("SELECT units FROM pages LIMIT 1").fetchone()
+    seed_of(connection)
+    connection.commit()
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     size, count = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count")

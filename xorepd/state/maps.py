@@ -26,7 +26,7 @@ from xorepd.errors import StateError
 from xorepd.state.map_tables import (
     MIGRATIONS,
     PAGES,
-    check_size,
+    check_maps,
     drop,
     drop_pages,
     seed_of,
@@ -159,7 +159,13 @@ class Maps:
             ).fetchone()
             if row is None or not row[2]:
                 return None
-            return row[0] if row[1] is None else settle(connection, row[0], row[1])
+            if row[1] is None:
+                return int(row[0])
+            is_ours = "SELECT 1 FROM maps WHERE id = ? AND stream = ?"
+            if connection.execute(is_ours, (row[1], stream)).fetchone() is None:
+                drop(connection, row[0])  # damage: its pages are a change of nothing, or of others
+                return None
+            return settle(connection, row[0], row[1])
 
         found = await self._store.run(work)
         return None if found is None else Map(self._store, found)
@@ -183,7 +189,8 @@ class Maps:
                 "SELECT id, base, drawn_to FROM maps WHERE stream = ? AND content = ?",
                 (stream, content),
             ).fetchone()
-            if row is not None and not (goes_on and row[1] in (None, base_id)):
+            goes_on_here = goes_on and row is not None and isinstance(row[2], int)
+            if row is not None and not (goes_on_here and row[1] in (None, base_id)):
                 drop(connection, row[0])
                 row = None
             if row is None:
@@ -256,33 +263,28 @@ class Maps:
 async def open_maps(
     path: Path, limit: int, clock: Callable[[], datetime]
 ) -> AsyncIterator[Maps | None]:
-    """Open the file of the maps; one that cannot be used gives way to a new one.
+    """Open the file of the maps, None where it cannot be used now; a damaged one is made anew.
 
     Args:
         limit: bytes that it may have, about; 0 keeps no maps, and removes what there is.
     """
     async with AsyncExitStack() as stack:
-        maps = await _open(stack, path, limit, clock) if limit else None
-        if maps is None:
+        maps = None
+        if limit:
+            # What a run has read of one file means nothing in another: no renewal meanwhile.
+            opening = open_store(
+                path, MIGRATIONS, holds="bandwidth", check=check_maps, precious=False, renews=False
+            )
+            try:
+                store = await stack.enter_async_context(opening)
+                maps = Maps(store, await store.run(seed_of), limit, clock)
+                await maps.expire()
+            except StateError as error:
+                log.warning("maps.unusable", reason=str(error))
+                maps = None
+        else:
             _remove(path)
-            maps = await _open(stack, path, limit, clock) if limit else None
         yield maps
-
-
-async def _open(
-    stack: AsyncExitStack, path: Path, limit: int, clock: Callable[[], datetime]
-) -> Maps | None:
-    async with AsyncExitStack() as own:
-        try:
-            store = await own.enter_async_context(open_store(path, MIGRATIONS, holds="bandwidth"))
-            await store.run(lambda connection: check_size(connection, path))
-            maps = Maps(store, await store.run(seed_of), limit, clock)
-            await maps.expire()
-        except StateError as error:
-            log.warning("maps.unusable", reason=str(error))
-            return None
-        stack.push_async_exit(own.pop_all())
-        return maps
 
 
 def _remove(path: Path) -> None:

@@ -7,10 +7,12 @@ move; when it ends, the last one is written to the history and never changes aga
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from xorepd.errors import without_references
 
@@ -181,20 +183,17 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> RunRecord:
-        """Return the record that `to_json` wrote; members of newer versions are ignored."""
-        known = {f.name for f in fields(cls)}
-        disk_known = {f.name for f in fields(DiskRecord)}
-        values = {key: value for key, value in plain.items() if key in known}
-        for key in ("started_at", "finished_at", "point_in_time"):
-            if values.get(key):
-                values[key] = datetime.fromisoformat(values[key])
-        values["outcome"] = Outcome(values["outcome"])
-        values["remarks"] = tuple(values.get("remarks", ()))
-        values["disks"] = tuple(
-            DiskRecord(**{k: v for k, v in disk.items() if k in disk_known})
-            for disk in values.get("disks", ())
-        )
-        return cls(**values)
+        """Return the record that `to_json` wrote; members of newer versions are ignored.
+
+        Raises:
+            ValueError: it is no such record.
+        """
+        try:
+            return _RECORDS.validate_python(plain)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"no record of a run ({place}: {first['msg']})") from None
 
 
 def _clear_sentences(record: object, *names: str) -> None:
@@ -203,3 +202,6 @@ def _clear_sentences(record: object, *names: str) -> None:
         said = getattr(record, name)
         if said:
             object.__setattr__(record, name, without_references(said))
+
+
+_RECORDS = TypeAdapter(RunRecord)

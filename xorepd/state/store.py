@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from xorepd.errors import StateError
+from xorepd.state.aside import MOST, set_aside
+from xorepd.units import MiB
 
 T = TypeVar("T")
 
@@ -73,38 +75,110 @@ _REMEDIES = {
 """By primary result code: what helps, where it is no damage."""
 
 
+_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,  # a table or column is not there
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_EMPTY,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_SCHEMA,
+    }
+)
+"""Whatever else SQLite says, it says of its surroundings: a full disk, a lock, no permission."""
+
+Check = Callable[[sqlite3.Connection, Path], None]
+"""Looks at a database that was opened; whatever it raises means that it is damaged."""
+
+
+MOST_VERSIONS = 1000
+"""No xorepd will have more: a number above is none that any wrote."""
+CHECKED = 64 * MiB
+"""Larger files are not read through at each start: that takes a second for each 100 MB."""
+
+
 class Store:
-    """An open database. `run` is the only way to it."""
+    """An open database. `run` is the only way to it.
+
+    Args:
+        open_again: makes it anew after it was found damaged and set aside; None where what was read
+            of it before means nothing in another one. It is made anew at the next start then.
+    """
 
     def __init__(
-        self, path: Path, holds: str, connection: sqlite3.Connection, executor: ThreadPoolExecutor
+        self,
+        path: Path,
+        holds: str,
+        connection: sqlite3.Connection,
+        executor: ThreadPoolExecutor,
+        open_again: Callable[[], sqlite3.Connection] | None = None,
+        keep: int = MOST,
     ) -> None:
-        self.path, self._holds = path, holds
-        self._connection = connection
-        self._executor = executor
+        self.path, self._holds, self._keep = path, holds, keep
+        self._connection: sqlite3.Connection | None = connection
+        self._executor, self._open_again = executor, open_again
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what `work` returns, called in the database's thread inside a transaction.
 
-        A cancelled caller stops waiting; the transaction ends by itself.
+        A cancelled caller stops waiting; the transaction ends by itself. Of a file that turns out
+        to be damaged nothing is read any more: `work` gets an empty one, if there may be one.
 
         Raises:
             StateError: SQLite refuses (disk full, damaged file, …).
         """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._transaction, work
+        )
 
-        def transaction() -> T:
-            try:
-                with self._connection:
-                    return work(self._connection)
-            except sqlite3.Error as error:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                remedy = _REMEDIES.get(code) or (
-                    "if the file is damaged, stop xorepd and move it aside: only "
-                    f"{self._holds} is lost"
-                )
-                raise StateError(f"{self.path}: {error}; {remedy}") from error
+    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._tried(work)
+        except _Damaged as damage:
+            self.close()
+            set_aside(self.path, str(damage), self._keep)
+            if self._open_again is None:
+                raise StateError(
+                    f"{self.path}: is damaged ({damage}), and made anew at the next start"
+                ) from damage
+            self._connection = self._open_again()
+            return self._tried(work)
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, transaction)
+    def _tried(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._connection is None:
+            raise StateError(f"{self.path}: was damaged, and is made anew at the next start")
+        try:
+            with self._connection:
+                return work(self._connection)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if _is_damage(error):
+                raise _Damaged(str(error)) from error
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            remedy = _REMEDIES.get(code) or (
+                f"if the file is damaged, stop xorepd and move it aside: only {self._holds} is lost"
+            )
+            raise StateError(f"{self.path}: {error}; {remedy}") from error
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class _Damaged(Exception):
+    """A file holds what no xorepd has written there."""
+
+
+class _Newer(Exception):
+    """A newer xorepd has written a file."""
+
+
+def _is_damage(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # Python's own words for a text that is not UTF-8
+        return isinstance(error, UnicodeDecodeError | sqlite3.OperationalError)
+    return code & 0xFF in _DAMAGE or code == sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 def database_problem(path: Path) -> str:
@@ -137,32 +211,60 @@ def _newer(path: Path, version: int, migrations: Sequence[str], holds: str) -> s
 
 @asynccontextmanager
 async def open_store(
-    path: Path, migrations: Sequence[str] = MIGRATIONS, *, holds: str = "history"
+    path: Path,
+    migrations: Sequence[str] = MIGRATIONS,
+    *,
+    holds: str = "history",
+    check: Check = lambda connection, path: None,
+    precious: bool = True,
+    renews: bool = True,
 ) -> AsyncIterator[Store]:
     """Open the database, making or migrating it as needed, and close it at the end.
+
+    One that is damaged is set aside, and an empty one takes its place.
 
     Args:
         path: The file; its directory must exist. Made with mode 0600: records name VMs and errors.
         migrations: what makes its schema.
         holds: what is lost with the file, for messages.
+        check: looks at what is in it.
+        precious: whether somebody would miss what is in it: then several damaged files are kept,
+            and what a newer xorepd wrote is not touched.
+        renews: whether it may be made anew while it is used; see `Store`.
 
     Raises:
-        StateError: it is no database of ours, a newer xorepd wrote it, or it cannot be opened.
+        StateError: a newer xorepd wrote it, or it cannot be opened.
     """
+    keep = MOST if precious else 1
+
+    def open_file() -> sqlite3.Connection:
+        try:
+            return _open(path, migrations, holds, check)
+        except _Newer as newer:
+            if precious:
+                raise StateError(str(newer)) from None
+            set_aside(path, str(newer), keep)
+        except _Damaged as damage:
+            set_aside(path, str(damage), keep)
+        return _open(path, migrations, holds, check)
+
     loop = asyncio.get_running_loop()
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="xorepd-state")
     try:
-        connection = await loop.run_in_executor(executor, _open, path, migrations, holds)
+        connection = await loop.run_in_executor(executor, open_file)
+        store = Store(path, holds, connection, executor, open_file if renews else None, keep)
         try:
-            yield Store(path, holds, connection, executor)
+            yield store
         finally:
             # In the same queue as all work: what was begun is done before this.
-            await asyncio.shield(loop.run_in_executor(executor, connection.close))
+            await asyncio.shield(loop.run_in_executor(executor, store.close))
     finally:
         executor.shutdown(wait=False)
 
 
-def _open(path: Path, migrations: Sequence[str], holds: str) -> sqlite3.Connection:
+def _open(path: Path, migrations: Sequence[str], holds: str, check: Check) -> sqlite3.Connection:
+    if path.exists() and not path.is_file():
+        raise _Damaged("it is no file")
     try:
         # SQLite would make it with the umask's mode; its -wal and -shm files copy this one's.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -171,16 +273,33 @@ def _open(path: Path, migrations: Sequence[str], holds: str) -> sqlite3.Connecti
         raise StateError(f"{path}: cannot be opened ({error}); check [daemon] state_dir") from error
     try:
         _prepare(connection, path, migrations, holds)
-    except sqlite3.Error as error:
+        _look(connection, path, check)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         connection.close()
+        if _is_damage(error):
+            raise _Damaged(str(error)) from error
         raise StateError(
-            f"{path}: is not a usable database ({error}); move it aside, a new one is made and "
-            f"only {holds} is lost"
+            f"{path}: cannot be used ({error}); check the disk and who else uses it"
         ) from error
-    except StateError:
+    except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _look(connection: sqlite3.Connection, path: Path, check: Check) -> None:
+    """Look at what is in a database, which may be anything."""
+    try:
+        with connection:
+            if path.stat().st_size <= CHECKED:
+                [(found, *_)] = connection.execute("PRAGMA quick_check(1)")
+                if found != "ok":
+                    raise _Damaged(str(found))
+            check(connection, path)
+    except (sqlite3.Error, _Damaged):
+        raise
+    except Exception as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from error
 
 
 def _prepare(
@@ -190,8 +309,10 @@ def _prepare(
     # With WAL, NORMAL loses at most the last runs at a power cut and never damages the file.
     connection.execute("PRAGMA synchronous = NORMAL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if not 0 <= version <= MOST_VERSIONS:
+        raise _Damaged(f"it has the schema {version}")
     if version > len(migrations):
-        raise StateError(_newer(path, version, migrations, holds))
+        raise _Newer(_newer(path, version, migrations, holds))
     for number, migration in enumerate(migrations[version:], start=version + 1):
         # executescript commits what is open before it begins: the transaction must be its own.
         connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")

@@ -22,6 +22,7 @@ OK = b"HTTP/1.1 200 OK\r\n\r\n"
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "STALL_S", 2.0)
+    monkeypatch.setattr(door, "HEAD_S", 2.0)
     monkeypatch.setattr(door, "BROKEN_S", 0.05)
     monkeypatch.setattr(door, "PAGE_S", 0.5)
 

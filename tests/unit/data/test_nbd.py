@@ -15,10 +15,10 @@ import pytest
 import trustme
 
 from tests.patience import patience
-from xorepd.data import nbd_reader
+from xorepd.data import nbd, nbd_reader
 from xorepd.data.nbd import NbdExport, open_nbd
 from xorepd.data.nbd_reader import NbdBudget, NbdReader, open_nbd_reader
-from xorepd.errors import DataError, ProtocolViolation, StreamCut
+from xorepd.errors import AddressFailed, DataError, ProtocolViolation, StreamCut
 from xorepd.extents import Extent, merge
 from xorepd.units import KiB, MiB
 
@@ -84,7 +84,7 @@ async def test_random_extents_are_read_from_nbdkit(tmp_path: Path, tls: bool) ->
 def reading(
     served: NbdExport, size: int, *, stall: float = 5
 ) -> AbstractAsyncContextManager[NbdReader]:
-    one = partial(NbdBudget().connections, [served], 1, "disk", stall=stall)
+    one = partial(NbdBudget().connections, [served], 1, "disk", stall=stall, again=True)
     return open_nbd_reader(one, size, [Extent(0, size)], "disk")
 
 
@@ -212,8 +212,10 @@ async def test_a_subject_that_is_none_is_refused(subject: str) -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", None])
 async def test_a_server_that_accepts_tls_and_does_not_speak_it_is_given_up(
-    answer: bytes | None,
+    answer: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(nbd, "GREETING_S", 0.5)
+
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await accept_tls(reader, writer)
         await reader.readexactly(10)
@@ -227,6 +229,175 @@ async def test_a_server_that_accepts_tls_and_does_not_speak_it_is_given_up(
             with pytest.raises(DataError, match="disk: the NBD connection broke"):
                 async with open_nbd(told(served), "disk", stall=0.3):
                     pass
+
+
+BEGUN = [
+    b"",
+    b"NBDMAGIC",
+    GREETING,
+    GREETING + struct.pack(">QIII", 0x3E889045565A9, 5, 1, 0)[:19],
+]
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+@pytest.mark.parametrize("drips", [False, True])
+async def test_a_server_that_does_not_come_to_the_end_of_its_greeting_is_given_up(
+    begun: bytes, drips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nbd, "GREETING_S", 0.5)
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(begun)
+        rest = BEGUN[-1][len(begun) :]
+        for byte in rest if drips else b"":
+            await asyncio.sleep(0.2)
+            writer.write(bytes([byte]))
+        await reader.read()
+
+    async with serving(behave) as served, asyncio.timeout(30):
+        with pytest.raises(AddressFailed, match=r"disk: .* at 127\.0\.0\.1:"):
+            async with open_nbd(told(served), "disk", stall=5):
+                pass
+
+
+async def test_a_disk_that_is_not_attached_in_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nbd, "ATTACH_S", 0.5)
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        await reader.read()
+
+    async with serving(behave) as served, asyncio.timeout(30):
+        with pytest.raises(AddressFailed):
+            async with open_nbd(served, "disk", stall=5):
+                pass
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        struct.pack(">QIII", 0, 5, 1, 0),
+        struct.pack(">QIII", 0x3E889045565A9, 1, 1, 0),
+        struct.pack(">QIII", 0x3E889045565A9, 5, 0x80000001, 0),
+        struct.pack(">QIII", 0x3E889045565A9, 5, 1, 0xFFFFFFFF),
+        struct.pack(">QIII", 0x3E889045565A9, 5, 1, 0) + b"clear text",
+    ],
+)
+async def test_an_answer_to_starttls_that_is_none_is_refused(reply: bytes) -> None:
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        await reader.readexactly(4 + 16)
+        writer.write(reply)
+        assert b"secret" not in await reader.read()
+
+    async with serving(behave) as served:
+        with pytest.raises(AddressFailed):
+            async with open_nbd(told(served), "disk", stall=5):
+                pass
+
+
+@pytest.mark.parametrize("address", ["a..b", "x" * 300, "nul\0", "", "[::1"])
+async def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(AddressFailed):
+        async with open_nbd(NbdExport(address, 10809, "/disk", "", ""), "disk", stall=5):
+            pass
+
+
+async def test_an_address_that_failed_is_asked_once_for_all_disks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nbd, "GREETING_S", 0.2)
+    came = 0
+
+    async def behave(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        await reader.read()
+
+    budget = NbdBudget(per_host=1)
+
+    async def refused(served: NbdExport) -> str:
+        with pytest.raises(AddressFailed) as caught:
+            async with budget.connections([served], 1, "disk", stall=5):
+                pass
+        return str(caught.value)
+
+    async with serving(behave) as served, asyncio.timeout(30):
+        said = await asyncio.gather(*(refused(served) for _ in range(20)))
+
+    assert came == 1
+    assert sum("is not asked again for a while" in text for text in said) == 19
+
+
+async def test_an_address_that_failed_is_asked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nbd, "GREETING_S", 0.2)
+    monkeypatch.setattr(nbd_reader, "FAILED_S", 0.2)
+    is_well = asyncio.Event()
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if is_well.is_set():
+            await handshake(reader, writer)
+        await reader.read()
+
+    budget = NbdBudget()
+    async with serving(behave) as served, asyncio.timeout(30):
+        with pytest.raises(AddressFailed):
+            async with budget.connections([served], 1, "disk", stall=5):
+                pass
+        is_well.set()
+        while True:
+            with suppress(AddressFailed):
+                async with budget.connections([served], 1, "disk", stall=5) as opened:
+                    assert [connection.size for connection in opened] == [SIZE]
+                    break
+            await asyncio.sleep(0.05)
+
+
+async def test_of_two_hosts_the_one_that_failed_is_not_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nbd, "GREETING_S", 0.2)
+    came = 0
+
+    async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        await reader.read()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await handshake(reader, writer)
+        await reader.read()
+
+    budget = NbdBudget()
+    async with serving(say_nothing) as first, serving(serve) as second:
+        for _ in range(5):
+            async with budget.connections([first, second], 1, "disk", stall=5) as opened:
+                assert [connection.size for connection in opened] == [SIZE]
+    assert came == 1
+
+
+async def test_an_address_whose_reads_stall_is_left_alone_by_other_disks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nbd_reader, "PAUSE_S", 0.001)
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await handshake(reader, writer)
+        await reader.read()
+
+    budget = NbdBudget()
+    async with serving(behave) as served:
+        one = partial(budget.connections, [served], 1, "disk", stall=0.2)
+        async with open_nbd_reader(one, SIZE, [Extent(0, SIZE)], "disk") as reader:
+            with pytest.raises(DataError):
+                await check(reader, bytes(SIZE), [Extent(0, SIZE)])
+        with pytest.raises(AddressFailed, match="is not asked again for a while"):
+            async with one():
+                pass
 
 
 async def test_an_export_that_ends_in_the_middle_of_a_sector_is_refused() -> None:

@@ -12,7 +12,15 @@ from tests.unit.xapi import raws
 from xorepd.data.blocks import BlockMap
 from xorepd.data.nbd import NbdExport
 from xorepd.ids import Ref
-from xorepd.replication.roads import Choice, Facts, Road, choose_roads, find_nbd, is_vhd
+from xorepd.replication.roads import (
+    MOST_ADDRESSES,
+    Choice,
+    Facts,
+    Road,
+    choose_roads,
+    find_nbd,
+    is_vhd,
+)
 from xorepd.units import GiB, KiB
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
@@ -136,7 +144,7 @@ INFO = {
     "address": "10.0.0.1",
     "port": "10809",
     "exportname": "/uuid?session_id=OpaqueRef:secret",
-    "cert": "",
+    "cert": "PEM",
     "subject": "host",
 }
 
@@ -145,10 +153,10 @@ class Told:
     """A pool that tells something about NBD."""
 
     name = "prod"
-    settings = SimpleNamespace(nbd=True)
 
-    def __init__(self, infos: object) -> None:
+    def __init__(self, infos: object, *, plaintext: bool = False) -> None:
         self._infos = infos
+        self.settings = SimpleNamespace(nbd=True, plaintext=plaintext)
 
     async def call(self, method: str, disk: Ref) -> object:
         assert (method, disk) == ("VDI.get_nbd_info", "disk")
@@ -177,6 +185,13 @@ async def test_a_disk_is_served_where_its_pool_tells() -> None:
         [{**INFO, "port": "0"}],
         [{**INFO, "port": "65536"}],
         [INFO, {**INFO, "port": "-1"}],
+        [{**INFO, "port": "9" * 5000}],
+        [{**INFO, "port": "１"}],
+        [{**INFO, "address": ""}],
+        [{**INFO, "address": "[::1"}],
+        [{**INFO, "address": "a..b\0"}],
+        [{**INFO, "address": "x" * 1_000_000}],
+        [{**INFO, "exportname": "/uuid" + "x" * 5000}],
         [{name: value for name, value in INFO.items() if name != "cert"}],
     ],
 )
@@ -186,3 +201,30 @@ async def test_what_a_pool_tells_about_nbd_may_be_nonsense(infos: object) -> Non
     assert exports == ()
     assert reason.startswith("NBD cannot be had (")
     assert "secret" not in reason
+
+
+@pytest.mark.parametrize("cert", ["", " \n"])
+async def test_without_a_certificate_nbd_is_used_where_plaintext_is_wanted_only(cert: str) -> None:
+    infos = [{**INFO, "cert": cert}]
+
+    refused, reason = await find_nbd(cast(Pool, Told(infos)), Ref("disk"))
+    allowed, _ = await find_nbd(cast(Pool, Told(infos, plaintext=True)), Ref("disk"))
+
+    assert refused == ()
+    assert "pool prod tells no certificate of its NBD servers" in reason
+    assert [each.certificate for each in allowed] == [""]
+
+
+async def test_of_several_servers_those_with_a_certificate_are_used() -> None:
+    infos = [{**INFO, "cert": ""}, {**INFO, "address": "10.0.0.2"}]
+
+    exports, reason = await find_nbd(cast(Pool, Told(infos)), Ref("disk"))
+
+    assert [each.address for each in exports] == ["10.0.0.2"]
+    assert reason == ""
+
+
+async def test_only_so_many_addresses_are_looked_at() -> None:
+    exports, _ = await find_nbd(cast(Pool, Told([INFO] * 100_000)), Ref("disk"))
+
+    assert len(exports) == MOST_ADDRESSES

@@ -108,14 +108,6 @@ def modes(directory: Path) -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
 
 
-async def test_broken_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "history.db").write_bytes(b"no database at all" * 100)
-
-    with pytest.raises(StateError, match=r"move it aside.*only history is lost"):
-        async with open_store(tmp_path / "history.db"):
-            pass
-
-
 async def test_file_of_a_newer_xorepd_is_refused(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "history.db")) as connection:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
