@@ -229,6 +229,52 @@ async def test_work_on_a_disk_that_was_never_signed_stays_and_is_listed(
     assert {doubt.uuid for doubt in await doubts(two_pools, "dr")} == unsigned
 
 
+@pytest.mark.leaves(*DEAD)
+@pytest.mark.parametrize("kind", ["plain", "offline", "memory"])
+async def test_a_snapshot_that_was_never_signed_goes(replicated: World, kind: str) -> None:
+    assert await killed_at(replicated, ("prod", "VDI.set_other_config", 0), snapshot=kind)
+    unsigned = await replicated.ask("prod", disks_of_unsigned)
+    assert unsigned
+
+    record = await run(replicated, snapshot=kind)
+
+    assert record.error is None
+    assert (await replicated.ask("prod", contents)).keys().isdisjoint(unsigned)
+    assert await doubts(replicated, "prod") == []
+
+
+@pytest.mark.leaves(*DEAD)
+@pytest.mark.parametrize("kind", ["plain", "offline"])
+async def test_work_on_a_snapshot_that_was_never_signed_stays_and_is_listed(
+    replicated: World, kind: str
+) -> None:
+    assert await killed_at(replicated, ("prod", "VDI.set_other_config", 0), snapshot=kind)
+    unsigned = await replicated.ask("prod", disks_of_unsigned)
+    await carried.overwrite(replicated, "prod", unsigned[0], 8 * MiB, WORK)
+    worked = await replicated.ask("prod", contents)
+
+    for _ in range(2):
+        record = await run(replicated)
+
+        assert record.outcome is Outcome.DELTA, record.error
+        await replicated.newest_equals_its_source()
+        now = await replicated.ask("prod", contents)
+        assert now.keys() >= set(unsigned)
+        assert now[unsigned[0]] == worked[unsigned[0]]
+    [doubt] = await doubts(replicated, "prod")
+    assert doubt.name.startswith("xorepd-unmarked-")
+    assert "source snapshot that was written to" in doubt.why
+
+
+def disks_of_unsigned(xenapi: Any) -> list[str]:
+    """Return the disks of snapshots that no run came to sign."""
+    found = []
+    for ref, vm in xenapi.VM.get_all_records().items():
+        if vm["name_label"].startswith("xorepd-unmarked-"):
+            found += [xenapi.VDI.get_uuid(vdi) for vdi in hands.disks_of(xenapi, ref).values()]
+    return found
+
+
 def contents(xenapi: Any) -> dict[str, str]:
     """Return the content ids of all disks of a pool, by UUID."""
     disks = [vdi for vdi in xenapi.VDI.get_all_records().values() if vdi["managed"]]

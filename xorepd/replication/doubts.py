@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from xorepd.replication.inventory import disks_of
-from xorepd.replication.markers import KEY, SNAPSHOTTING, Role, decode
+from xorepd.replication.markers import KEY, SNAPSHOTTING, Role, decode, snapshotting_on
 from xorepd.replication.ownership import (
     Content,
     content_of,
@@ -107,7 +107,7 @@ def _about_disk(cache: Cache, vdi: Vdi, named: Mapping[str, str]) -> str:
     if mark is not None:
         return f"was made by run {mark.run}, which never signed it, or was copied from such a disk"
     if SNAPSHOTTING in vdi.other_config and vdi.is_a_snapshot:
-        run = vdi.other_config[SNAPSHOTTING]
+        run, _ = snapshotting_on(vdi.other_config)
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
     if vdi.type == "suspend" and vdi.is_a_snapshot:
         return "is the memory of a snapshot that no VM has"

@@ -7,10 +7,19 @@ carries a mark, or belongs to a VM of others, is not in here, and so no run touc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xorepd.ids import Ref
-from xorepd.replication.markers import KEY, Mark, Role, Stream, Use, decode, uses_of
+from xorepd.replication.markers import (
+    KEY,
+    Mark,
+    Role,
+    Stream,
+    Use,
+    decode,
+    snapshotting_on,
+    uses_of,
+)
 from xorepd.replication.ownership import (
     Content,
     content_of,
@@ -187,7 +196,7 @@ def read_source(cache: Cache, stream: Stream, vm: Vm) -> SourceSide:
         elif run := run_that_named(candidate):
             blank = Mark(Role.SOURCE, of_source, run)
             taken = (vdi for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot)
-            disks = tuple(Marked(vdi, blank) for vdi in taken)
+            disks = tuple(Marked(vdi, _unsigned_mark(vdi, blank)) for vdi in taken)
             unsigned.append(Group(candidate, blank, disks, _image_of(cache, candidate)))
     orphans = [
         Marked(vdi, mark)
@@ -276,6 +285,14 @@ def _source_mark(vdi: Vdi, of_source: Stream) -> Mark | None:
     mark = own_mark(vdi)
     is_ours = mark is not None and mark.role is Role.SOURCE and mark.stream.of_source == of_source
     return mark if is_ours else None
+
+
+def _unsigned_mark(vdi: Vdi, blank: Mark) -> Mark:
+    """Return the mark that a disk of an unsigned snapshot would have got, with what it held."""
+    run, content = snapshotting_on(vdi.other_config)
+    if run != blank.run or content is None:
+        return blank
+    return replace(blank, content=content or f"xorepd-{vdi.uuid}")  # an id that it cannot have had
 
 
 def _source_disks(cache: Cache, snapshot: Vm, of_source: Stream) -> Iterator[Marked]:

@@ -47,9 +47,9 @@ EARLIER = 1
 in order by their time."""
 
 SNAPSHOTTING = "xorepd:snapshotting"
-"""On the disks of a source VM while their snapshot is taken: run id. Snapshots inherit it. If XAPI
-dies over it, it leaves disks in no VM, and this tells where they may come from. It proves nothing:
-a snapshot that a user took in that moment inherits it as well."""
+"""On the disks of a source VM while their snapshot is taken: the run, and the content id that the
+disk has. Snapshots inherit it. If XAPI dies over it, it leaves disks in no VM, and this tells where
+they may come from. It proves nothing: a snapshot that a user took in that moment inherits it."""
 
 HOLD = "xorepd:hold:"
 """On a restore point, with the UUID of an SR behind it: its content is the base of a stream to that
@@ -300,6 +300,22 @@ def uses_of(other_config: Mapping[str, str], mark: Mark) -> dict[str, Use]:
             is_known = value in (Use.WANTED, Use.BARE)
             uses[key.removeprefix(FOR)] = Use(value) if is_known else Use.HELD
     return uses
+
+
+def snapshotting_text(run: str, content: str | None) -> str:
+    """Return what `SNAPSHOTTING` says.
+
+    Args:
+        content: content id of the disk; empty where it has none, None where it may get another one
+            before its snapshot is taken.
+    """
+    return run if content is None else f"{run} {content}"
+
+
+def snapshotting_on(other_config: Mapping[str, str]) -> tuple[str, str | None]:
+    """Return run and content id in the words of `snapshotting_text`; no run where there is none."""
+    run, space, content = other_config.get(SNAPSHOTTING, "").partition(" ")
+    return run, content if space else None
 
 
 def holds_on(other_config: Mapping[str, str]) -> set[str]:

@@ -31,6 +31,7 @@ from xorepd.replication.markers import (
     Role,
     Use,
     next_order,
+    snapshotting_text,
     uses_of,
     xo_source,
 )
@@ -118,10 +119,9 @@ async def take_source_snapshot(
         Refused: a disk was attached or detached in the very moment.
     """
     vm = side.vm
-    for vdi in side.drives:
-        await update_keys(a.source, "VDI", vdi.ref, "other_config", {SNAPSHOTTING: a.run_id})
     without = [disk.vdi.ref for disk in side.excluded]
     async with at_rest(a, vm):
+        await _note_contents(a, side)
         began = a.clock()
         ref = await _take(a, vm, without)
         ended = a.clock()
@@ -173,6 +173,16 @@ async def take_source_snapshot(
     await a.source.call("VM.set_other_config", snapshot.ref, other)
     await a.source.call("VM.set_name_label", snapshot.ref, replica_name(a))
     return Group(snapshot, mark, tuple(disks), image)
+
+
+async def _note_contents(a: Assignment, side: SourceSide) -> None:
+    """Write on the source's disks what their snapshots will hold, should this run die over them."""
+    is_suspended_first = a.job.snapshot is SnapshotKind.MEMORY and side.vm.power_state == "Running"
+    for vdi in side.drives:
+        now = await a.source.call("VDI.get_other_config", vdi.ref)
+        content = None if is_suspended_first else now.get(CONTENT_ID, "")
+        note = {SNAPSHOTTING: snapshotting_text(a.run_id, content)}
+        await update_keys(a.source, "VDI", vdi.ref, "other_config", note)
 
 
 async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:

@@ -143,6 +143,33 @@ async def test_snapshot_that_was_never_signed_is_known_by_the_name_of_the_call()
     assert side.snapshots == ()
 
 
+@pytest.mark.parametrize(
+    ("note", "held", "says"),
+    [
+        ("run-9 content-1", "content-1", "content-1"),
+        ("run-9 content-1", "", "content-1"),
+        ("run-9 content-1", "content-5", "content-1"),
+        ("run-9 ", "", "xorepd-{uuid}"),
+        ("run-9 ", "content-5", "xorepd-{uuid}"),
+        ("run-9", "content-5", ""),
+        ("run-8 content-1", "content-5", ""),
+        ("", "content-5", ""),
+    ],
+)
+async def test_disk_of_an_unsigned_snapshot_says_what_it_held_when_it_was_taken(
+    note: str, held: str, says: str
+) -> None:
+    world = SourceWorld()
+    if note:
+        world.set_key(world.roots[0], SNAPSHOTTING, note)
+    disk = world.disks(world.unsigned_snapshot("run-9"))[0]
+    world.set_key(disk, CONTENT_ID, held)
+
+    (group,) = (await world.read()).unsigned
+
+    assert group.disks[0].mark.content == says.format(uuid=world.uuid(disk))
+
+
 async def test_snapshot_of_a_user_that_inherits_our_keys_is_not_ours() -> None:
     world = SourceWorld()
     world.set_key(world.web, SNAPSHOTTING, "run-9")

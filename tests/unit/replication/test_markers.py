@@ -8,6 +8,7 @@ import pytest
 
 from xorepd.replication.markers import (
     KEY,
+    SNAPSHOTTING,
     XO_KEYS_OF_POINTS,
     Commit,
     Mark,
@@ -17,6 +18,8 @@ from xorepd.replication.markers import (
     is_from_the_future,
     next_order,
     read_time,
+    snapshotting_on,
+    snapshotting_text,
     xo_point,
     xo_source,
     xo_time,
@@ -370,6 +373,17 @@ def test_point_whose_moment_is_unknown_is_from_nowhere() -> None:
 @pytest.mark.parametrize("text", ["", "never", "2026-03-02", "2026-03-02T12:00:00", "\x00"])
 def test_time_without_a_zone_or_a_sense_is_none(text: str) -> None:
     assert read_time(text) is None
+
+
+@pytest.mark.parametrize("content", [None, "", "c-1", "/No content: this is a cbt_metadata VDI/"])
+def test_what_is_written_while_a_snapshot_is_taken_comes_back(content: str | None) -> None:
+    written_on = {SNAPSHOTTING: snapshotting_text("run-1", content)}
+
+    assert snapshotting_on(written_on) == ("run-1", content)
+
+
+def test_disk_of_which_no_snapshot_is_taken_names_no_run() -> None:
+    assert snapshotting_on({}) == ("", None)
 
 
 # -- what stands beside ours ---------------------------------------------------------------------
