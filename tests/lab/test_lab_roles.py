@@ -114,6 +114,11 @@ LADDER: list[tuple[str, str]] = [
     ("pool-operator", "PBD.plug"),
     ("pool-operator", "message.create"),
     ("pool-operator", "secret.get_value"),
+    ("vm-power-admin", "VDI.revert"),
+    ("pool-operator", "SR.get_live_hosts"),
+    ("pool-operator", "PCI.get_dom0_access_status"),
+    ("pool-admin", "VM.set_uefi_mode"),
+    ("pool-admin", "VM.get_secureboot_readiness"),
     ("pool-admin", "network.add_purpose"),
     ("pool-admin", "VM.update_allowed_operations"),
     ("pool-admin", "subject.create"),
@@ -198,6 +203,19 @@ async def test_disk_handlers_ask_for_a_role_too(lab: Lab) -> None:
         url = f"http://{address}:{pool.http_port}"
         allowed = await exchange(url, get(f"/export_raw_vdi?vdi={vdi}&session_id={admin.ref}"))
         assert allowed.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_handlers_that_are_not_simulated_ask_for_the_role_of_theirs(lab: Lab) -> None:
+    url = lab.pools["prod"].plain_url
+    async with user(lab, "read-only") as reader:
+        for path, answer in (
+            ("/host_backup", b"HTTP/1.1 403 Forbidden\r\n"),
+            ("/system-status", b"HTTP/1.1 403 Forbidden\r\n"),
+            ("/rrd_updates", b"HTTP/1.1 400 Bad Request\r\n"),
+            ("/audit_log", b"HTTP/1.0 404 Not Found\r\n"),
+        ):
+            told = await exchange(url, get(f"{path}?session_id={reader.ref}"))
+            assert told.startswith(answer), path
 
 
 async def test_who_has_no_role_or_no_right_to_be_here_cannot_log_in(lab: Lab) -> None:
