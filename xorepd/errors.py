@@ -76,6 +76,10 @@ def _details(code: str, params: list[str]) -> str:
     return f"{code} ({said})" if said else code
 
 
+LONGEST_REPLY = 64 * 1024
+"""Characters of a refusal on the control socket: all that is wrong with a configuration fits."""
+
+
 def shortened(text: str, most: int = LONGEST) -> str:
     """Return a text, or its beginning and how long it is: others may write what they like in it."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
@@ -400,7 +404,8 @@ class ControlError(XorepdError):
 
     def __init__(self, message: str, *, status: int = 400) -> None:
         self.status = status
-        super().__init__(message)
+        super().__init__()
+        self.args = (shortened(message, LONGEST_REPLY),)
 
 
 class Broken(XorepdError):

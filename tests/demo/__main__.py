@@ -218,6 +218,8 @@ def kill_in_transfer(stage: Stage, last: dict[str, Any]) -> None:
     fact("the last restore point is intact")
     stage.start_daemon()
     fact("the daemon runs again")
+    stage.let_catch_up()
+    fact("it has made up for the run that was cut off")
     record = replicate(stage)
     expect(record["outcome"] == "delta", f"the run was a {record['outcome']}, not a delta")
     prove_equal(stage, record)

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -131,6 +133,16 @@ class Stage:
             )
             if not heard.ready(self.daemon, READY_S):
                 raise StageError(f"the daemon did not start:\n{self.tail('xorepd.log')}")
+
+    def let_catch_up(self) -> None:
+        """Wait until the daemon has made up for the run that its death cut off."""
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            newest = self.ctl("history")["records"][0]
+            if newest["outcome"] != "interrupted" and not self.ctl("status")["running"]:
+                return
+            threading.Event().wait(0.2)
+        raise StageError("the run that was cut off has not been made up")
 
     def kill_daemon(self) -> None:
         """End the daemon as a power cut would."""

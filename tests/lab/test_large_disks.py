@@ -131,8 +131,8 @@ async def test_extents_beyond_2_tib_are_written_and_read_back(to_volumes: World)
         dr = context.pools[PoolName("dr")]
         await dr.refresh()
         [sr] = [sr for sr in dr.cache.srs.values() if sr.name_label == "dr-storage"]
-        ref = await create_disk(dr, sr.ref, size, "large", "", {})
-        await dr.refresh()
+        async with create_disk(dr, sr.ref, size, "large", "", {}) as ref:
+            await dr.refresh()
         disk = dr.cache.vdis[ref]
         assert (disk.virtual_size, dr.cache.table(Sr)[sr.ref].type) == (size, "zfs-vol")
 

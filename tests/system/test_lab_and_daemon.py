@@ -103,7 +103,7 @@ def test_a_sigkilled_daemon_continues_with_a_delta(stage: Stage) -> None:
 
     assert {device: judge.sha256(*disk) for device, disk in disks.items()} == before
     stage.start_daemon()
-    stage.ctl_live("run", "web", "--wait")
+    stage.let_catch_up()
     assert stage.ctl("history")["records"][0]["outcome"] == "delta"
 
 
@@ -120,7 +120,7 @@ def test_a_sigkilled_daemon_goes_on_with_what_it_had_sent(stage: Stage) -> None:
     stage.fault("clear")
 
     stage.start_daemon()
-    stage.ctl_live("run", "web", "--wait")
+    stage.let_catch_up()
     newest = stage.ctl("history")["records"][0]
     assert newest["outcome"] == "full"
     assert max(disk["resumed_from"] for disk in newest["disks"]) > 0

@@ -29,7 +29,7 @@ from xorepd.replication.ownership import (
     used_by_vms,
 )
 from xorepd.xapi.cache import Cache
-from xorepd.xapi.records import EPOCH, Vdi, Vm
+from xorepd.xapi.records import EPOCH, Vbd, Vdi, Vm
 
 SETTLED = "none"
 """What an operator writes in place of a mark: an object without any may have lost its own."""
@@ -98,7 +98,7 @@ def _about_disk(cache: Cache, vdi: Vdi, named: Mapping[str, str]) -> str:
     if mark is None and KEY in vdi.other_config:
         return ""  # settled
     if own is not None:
-        is_streaming = not vdi.content_id  # a run is writing it
+        is_streaming = any(vbd.currently_attached for vbd in cache.present(Vbd, vdi.vbds))
         if content_of(vdi, own) is Content.CHANGED and not is_streaming:
             return "is a disk of ours, and was written to since its run left it"
         return ""

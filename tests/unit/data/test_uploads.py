@@ -92,6 +92,7 @@ async def test_content_of_a_disk_is_left_to_its_pool_where_no_mark_names_any() -
 
 async def test_task_stays_where_the_stream_was_cut_before_the_disk_had_its_content_id() -> None:
     async with door(cutting) as made:
+        made.keeper.error = BUSY
         with pytest.raises(DataError):
             await upload_without_end(made)
 
@@ -122,6 +123,7 @@ async def test_task_goes_where_the_request_was_refused_because_no_disk_was_attac
 
 async def test_task_stays_where_the_pool_says_that_the_transfer_failed() -> None:
     async with door(taking, ("VDI_IO_ERROR", "no space")) as made:
+        made.keeper.error = BUSY
         with pytest.raises(TransferFailed):
             await upload(made)
 
@@ -143,7 +145,7 @@ async def test_task_of_a_request_that_is_cancelled_stays_until_its_disk_has_its_
     *, is_settled: bool
 ) -> None:
     async with door() as made:
-        made.keeper.is_settled = is_settled
+        made.keeper.is_settled, made.keeper.error = is_settled, BUSY
         opened = asyncio.Event()
 
         async def send() -> None:
@@ -178,7 +180,7 @@ async def test_each_segment_of_a_disk_keeps_its_content_id() -> None:
 
 async def test_task_stays_where_no_host_answers() -> None:
     async with door() as made:
-        pass
+        made.keeper.error = BUSY
     with pytest.raises(DataError):
         await upload(made)
 
