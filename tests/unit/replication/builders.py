@@ -182,10 +182,11 @@ class World:
     def set_key(self, ref: Ref, key: str, value: str) -> None:
         self.raw(ref)["other_config"][key] = value
 
-    async def cache(self) -> Cache:
+    async def cache(self, *others: Record) -> Cache:
+        """Return the records of the pool, and others of classes that it does not make."""
         cache = Cache()
         records: list[Record] = [cls.parse(ref, raw) for ref, (cls, raw) in self._raws.items()]
-        await cache.apply(EventBatch("1,1", tuple(records), (), {}, is_first=True))
+        await cache.apply(EventBatch("1,1", (*records, *others), (), {}, is_first=True))
         return cache
 
 
