@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -98,13 +100,28 @@ def test_a_sigkilled_daemon_continues_with_a_delta(stage: Stage) -> None:
         if 0 < event["moved_bytes"] < event["planned_bytes"]:
             break
 
+    while step_of_the_run(stage) != "transfer":
+        pass
     stage.kill_daemon()
     stage.fault("clear")
 
     assert {device: judge.sha256(*disk) for device, disk in disks.items()} == before
     stage.start_daemon()
     stage.let_catch_up()
-    assert stage.ctl("history")["records"][0]["outcome"] == "delta"
+    made_up, cut = stage.ctl("history")["records"][:2]
+    assert (cut["outcome"], cut["step"]) == ("interrupted", "transfer")
+    assert 0 < cut["moved_bytes"] < cut["planned_bytes"]
+    assert "interrupted in transfer: xorepd" in stage.run(BIN / "xorepctl", "history")
+    assert made_up["outcome"] == "delta"
+
+
+def step_of_the_run(stage: Stage) -> str:
+    """Return which step is written down of the run under way, once it has moved something."""
+    database = f"file:{stage.directory / 'lab' / 'state' / 'history.db'}?mode=ro"
+    with closing(sqlite3.connect(database, uri=True)) as connection:
+        [(text,)] = connection.execute("SELECT records FROM begun")
+    [record] = json.loads(text)
+    return str(record["step"]) if record["moved_bytes"] else ""
 
 
 def test_a_sigkilled_daemon_goes_on_with_what_it_had_sent(stage: Stage) -> None:
@@ -124,7 +141,7 @@ def test_a_sigkilled_daemon_goes_on_with_what_it_had_sent(stage: Stage) -> None:
     newest = stage.ctl("history")["records"][0]
     assert newest["outcome"] == "full"
     assert max(disk["resumed_from"] for disk in newest["disks"]) > 0
-    assert "went on at" in stage.run(BIN / "xorepctl", "show", newest["run_id"])
+    assert "went on from there" in stage.run(BIN / "xorepctl", "show", newest["run_id"])
 
 
 def test_the_labs_own_configuration_is_a_working_one(stage: Stage) -> None:

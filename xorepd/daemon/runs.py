@@ -27,7 +27,7 @@ from xorepd.errors import Broken, ControlError, Remedy, XorepdError
 from xorepd.ids import JobName, RunId
 from xorepd.replication.jobs import Report
 from xorepd.replication.selection import LeftOut
-from xorepd.state.history import History
+from xorepd.state.history import History, without
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.tasks import background, first_of, lone_error
 
@@ -41,6 +41,11 @@ LAST_WRITE_S = 30.0
 
 NAMED = 20
 """Most VMs that are named in one line of the log."""
+
+
+KEEP_UP_S, KEEP_UP_BYTES_PER_S = 1.0, 50_000
+"""How often it is written down at most how far a run is, and how much of that at most: a run of 200
+VMs is 150 KB each time."""
 
 
 class JobRunner(Protocol):
@@ -89,6 +94,8 @@ class Run:
     cancelled_because: str = ""
     error: XorepdError | None = None
     """Why nothing can be said of its VMs."""
+    expected: Sequence[RunRecord] = ()
+    """Whom it is going to serve."""
     records: list[RunRecord] = field(default_factory=list)
     """How those VMs and targets ended that have; all of them, once `ended` is set."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -232,15 +239,28 @@ class Runs:
     async def _attempt(self, run: Run) -> None:
         """Execute a run; what keeps it from saying anything of its VMs becomes their outcome."""
         structlog.contextvars.bind_contextvars(job=run.job.name, run_id=run.id)
-        self._history.begin(run.job.name, run.started_at, run.id, _never_begun(run))
+        run.expected = _never_begun(run)
+        self._history.begin(run.job.name, run.started_at, run.id, run.expected)
         await self._history.settled()
         try:
-            await self._runner(run.job, run.id, _Telling(self, run))
+            async with background((f"keeping up with {run.job.name}", self._keep_up(run))):
+                await self._runner(run.job, run.id, _Telling(self, run))
         except XorepdError as error:
             run.error = error
         except Exception as error:
             log.exception("run.crashed")
             run.error = Broken(error)
+
+    async def _keep_up(self, run: Run) -> None:
+        """Have the history know how far a run is, as long as it lasts: it may be the last of it."""
+        version = 0
+        while True:
+            version = await self._board.changed(version)
+            shown = self.shown(run)
+            begun = [record for record in shown if record.outcome is Outcome.RUNNING]
+            to_come = without(run.expected, shown)
+            size = self._history.expect(run.job.name, run.id, [*begun, *to_come]) if begun else 0
+            await asyncio.sleep(max(KEEP_UP_S, size / KEEP_UP_BYTES_PER_S))
 
     async def _supervise(self, run: Run, work: asyncio.Task[None]) -> None:
         await asyncio.wait([work])
@@ -267,6 +287,7 @@ class Runs:
 
     def expects(self, run: Run, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
         """Remember whom a run is about to serve, and which replicas it leaves out."""
+        run.expected = records
         self._history.expect(run.job.name, run.id, records)
         known = {left.vm.uuid for left in self.replicas_of(run.job.name)}
         self._replicas[run.job.name] = tuple(replicas)

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 INTERRUPTION = (
     "xorepd or its machine went down before the end of this run was written down; "
-    "the next one cleans up after it"
+    "the next one goes on with what is left of it, or removes that"
 )
 
 EXPIRE_ROWS = 10_000
@@ -140,10 +140,18 @@ class History:
         self._put(("start", job), _Change(partial(_start, job, at)))
         self.expect(job, run_id, expected)
 
-    def expect(self, job: str, run_id: str, expected: Sequence[RunRecord]) -> None:
-        """Remember whom a run is going to serve: should it never end, these were interrupted."""
+    def expect(self, job: str, run_id: str, expected: Sequence[RunRecord]) -> int:
+        """Remember whom a run is going to serve: should it never end, these were interrupted.
+
+        Args:
+            expected: as they are: those that have begun with their step, and how far it is.
+
+        Returns:
+            How many bytes that takes.
+        """
         text = json.dumps([record.to_json() for record in expected], separators=(",", ":"))
         self._put(("run", run_id), _Change(partial(_expect, job, run_id, text)))
+        return len(text)
 
     def add(self, record: RunRecord) -> None:
         """Add how one VM ended on one target."""
@@ -302,6 +310,8 @@ class History:
                     finished_at=now,
                     error=INTERRUPTION,
                     remedy=Remedy.RETRY.value,
+                    rate_bytes_per_s=0.0,
+                    sent_rate_bytes_per_s=0.0,
                 )
                 self.add(interrupted)
                 found.append(interrupted)
@@ -414,14 +424,14 @@ def _left_over(connection: sqlite3.Connection) -> list[_LeftOver]:
     for run_id, job, text in rows:
         expected = [RunRecord.from_json(plain) for plain in json.loads(text)]
         ended = connection.execute("SELECT record FROM runs WHERE run_id = ?", (run_id,))
-        missing = _without(expected, [_parse(text) for (text,) in ended])
+        missing = without(expected, [_parse(text) for (text,) in ended])
         # Before schema 3 no row has its job.
         job = job or next((record.job for record in expected), "")
         found.append(_LeftOver(run_id, job, missing, bool(expected) and not missing))
     return found
 
 
-def _without(expected: Iterable[RunRecord], ended: Iterable[RunRecord]) -> list[RunRecord]:
+def without(expected: Iterable[RunRecord], ended: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the expected records in whose place none has ended.
 
     Of VM and SR either may know the name, the UUID, or both.

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +20,8 @@ from xorepd.ids import RunId
 from xorepd.replication.jobs import Report
 from xorepd.replication.selection import LeftOut
 from xorepd.state.history import History
-from xorepd.state.records import Outcome, RunRecord
-from xorepd.state.store import open_store
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd.state.store import Store, open_store
 
 
 class Stage:
@@ -476,3 +478,37 @@ async def test_hurry_gives_up_what_cannot_be_written_and_the_next_start_claims_n
         await on.runs.take_over(set())
         (found,) = await on.history.page()
         assert "went down before the end of this run was written down" in (found.error or "")
+
+
+async def test_how_far_a_run_is_survives_the_end_of_the_daemon(tmp_path: Path) -> None:
+    two = job(vms=["web01", "db01"])
+    async with stage(tmp_path) as on, open_store(tmp_path / "history.db") as other:
+        run = on.runs.start(two, cause="command")
+        begun = await on.begun()
+        disk = DiskRecord("0", "root", 1 << 30, "full", "", 4096, 2048, sent_bytes=1024)
+        await on.board.put(begun.running(step="transfer", disks=(disk,), rate_bytes_per_s=9.0))
+        while not any(each["step"] == "transfer" for each in await begun_runs(other)):
+            pass
+        kept = tmp_path / "kept.db"
+        await other.run(lambda connection: connection.execute(f"VACUUM INTO '{kept}'"))
+        begun.succeed()
+        await run.ended.wait()
+
+    async with open_store(kept) as store:
+        history = await History.open(store)
+        found, _ = await history.take_over(NOON, set())
+
+    cut, to_come = found
+    assert (cut.outcome, cut.step, cut.vm_name) == (Outcome.INTERRUPTED, "transfer", "web01")
+    assert (cut.moved_bytes, cut.sent_bytes, cut.rate_bytes_per_s) == (2048, 1024, 0.0)
+    assert (to_come.outcome, to_come.vm_name) == (Outcome.INTERRUPTED, "db01")
+
+
+async def begun_runs(store: Store) -> list[dict[str, Any]]:
+    """Return what is written of runs that have not ended."""
+
+    def read(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+        rows = connection.execute("SELECT records FROM begun")
+        return [record for (text,) in rows for record in json.loads(text)]
+
+    return await store.run(read)
