@@ -128,7 +128,7 @@ def replicate(stage: Stage) -> dict[str, Any]:
     stage.ctl_live("run", "web", "--wait")
     record = newest_record(stage)
     fact(
-        f"{record['outcome']}: {format_size(record['moved_bytes'])} moved of "
+        f"{record['outcome']}: {format_size(record['sent_bytes'])} sent of "
         f"{format_size(record['virtual_size'])} virtual, restore point {record['restore_point']}"
     )
     return record

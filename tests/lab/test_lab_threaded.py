@@ -1,8 +1,5 @@
 """A lab for clients that block, and the fixture that brings it to other people's tests."""
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,17 +71,3 @@ def test_the_fixture_serves_the_tests_of_another_client(pytester: pytest.Pyteste
     done = pytester.runpytest_subprocess("-p", "no:cacheprovider")
 
     done.assert_outcomes(passed=2)
-
-
-def test_the_example_of_the_page_runs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
-    (example,) = re.findall(r"```python\n(import asyncio\n.*?)```", page, re.DOTALL)
-
-    done = subprocess.run(
-        [sys.executable, "-c", example], check=True, capture_output=True, text=True
-    )
-
-    login, content, *_, moved = done.stdout.splitlines()
-    assert login.endswith(" root prod.pem")
-    assert content == "b'changed'"
-    assert moved.split()[0] != login.split()[0]

@@ -1,0 +1,40 @@
+"""No block of any page goes without a test, and no test is of a block that is not there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.recipes.pages import LANGUAGES, ROOT, Block, blocks, claimed, pages
+
+EVERY = [block for page in pages() for block in blocks(page)]
+
+
+def claims() -> set[tuple[str, int]]:
+    for file in Path(__file__).parent.glob("test_*.py"):
+        importlib.import_module(f"tests.recipes.{file.stem}")
+    return claimed
+
+
+@pytest.mark.parametrize("block", EVERY, ids=str)
+def test_a_block_has_a_language_and_a_test_or_a_reason(block: Block) -> None:
+    is_run = (block.page, block.line) in claims()
+
+    assert block.language in LANGUAGES
+    assert is_run != bool(block.reason), "a test runs it, or the page says why none does"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_every_fence_of_a_page_is_read(page: str) -> None:
+    text = (ROOT / page).read_text()
+
+    assert len(re.findall(r"^\s*(?:```|~~~)", text, re.MULTILINE)) == 2 * len(list(blocks(page)))
+    assert len(re.findall("<!-- not run:", text)) == sum(bool(b.reason) for b in blocks(page))
+
+
+def test_the_pages_are_those_of_the_repository() -> None:
+    assert {"README.md", "docs/operations.md", "docs/relay.md", "docs/lab.md"} <= {*pages()}
+    assert len(EVERY) > 80

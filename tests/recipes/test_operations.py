@@ -1,0 +1,173 @@
+"""docs/operations.md: what a running daemon is asked and says, in the order of the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from tests.demo.stage import Stage
+from tests.recipes.likeness import assert_like, is_like
+from tests.recipes.machine import Machine
+from tests.recipes.pages import claim
+from tests.recipes.shapes import assert_shaped
+from tests.strangers.programs import need
+from tests.unit.parts import NOON, record
+from xorepd.console.status import status_view
+from xorepd.console.tables import run_view
+from xorepd.control.protocol import MemoryStatus, PoolStatus, StatusReply
+from xorepd.errors import LeaseHeld
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
+
+pytestmark = pytest.mark.timeout(1800)  # whole systems, on a machine that may be busy
+
+PAGE = "docs/operations.md"
+CURL = "$ curl -s --unix-socket /run/xorepd/control.sock "
+HELD = claim(PAGE, "web01 (web): held in connect")
+LOG_LINE = claim(PAGE, '{"timestamp"')
+MEMORY = claim(PAGE, "web01 (web): disks 2, 3 wait")
+VERSION = claim(PAGE, CURL + "http://localhost/version")
+STATUS = claim(PAGE, CURL + "http://localhost/status")
+AGE = claim(PAGE, "curl -s --unix-socket /run/xorepd/control.sock http://localhost/status \\")
+FOLLOW = claim(PAGE, "$ run=$(curl")
+REFUSALS = claim(PAGE, CURL + "-X POST http://localhost/jobs/wev/run")
+THROTTLE = claim(PAGE, "$ xorepctl throttle wan 5Mbit/s")
+LINKS = claim("plugins/xorepd-throttled/README.md", "$ xorepctl throttle")
+THROTTLED = claim("plugins/xorepd-throttled/README.md", "[jobs.web.transport]")
+KEPT_UP = claim(PAGE, "$ xorepctl forget web01\nxorepctl: job")
+ORPHANS = claim(PAGE, "$ xorepctl orphans")
+FORGET = claim(PAGE, "$ xorepctl forget web01\n[XO")
+SLOW = claim(PAGE, "$ xorepctl status")
+KEEP = claim(PAGE, "keep = {")
+
+CONFIGURATION = """
+[daemon]
+state_dir = "/var/lib/xorepd"
+socket = "/run/xorepd/control.sock"
+[pools.prod]
+url = "URL-PROD"
+ca_file = "PEM-PROD"
+password_env = "PROD"
+[pools.dr]
+url = "URL-DR"
+ca_file = "PEM-DR"
+password_env = "DR"
+[jobs.web]
+source = "prod"
+vms = ["web01"]
+target = { pool = "dr", sr = "dr-storage" }
+schedule = "0 0 29 2 *"
+keep = 2
+"""
+TIMETABLE = re.compile(r"timetable = \{.*?\}")
+
+
+@pytest.fixture
+def machine(root: Path, pools: Stage) -> Iterator[Machine]:
+    """A machine whose daemon runs, with one restore point."""
+    words, environment = {}, {"XOREPD_SOCKET": str(root / "run/xorepd/control.sock")}
+    for name, pool in pools.pools.items():
+        words |= {f"URL-{name.upper()}": pool["url"], f"PEM-{name.upper()}": pool["ca_file"]}
+        environment[name.upper()] = pool["password"]
+    with Machine(root, words, environment) as made:
+        made.write("/etc/xorepd/xorepd.toml", CONFIGURATION)
+        made.start("xorepd run --config /etc/xorepd/xorepd.toml", "xorepd.log")
+        while "daemon.ready" not in (root / "xorepd.log").read_text():
+            pass
+        made.run("xorepctl run web --wait")
+        yield made
+
+
+@pytest.mark.stranger
+def test_an_operator_asks_and_tells_the_daemon_as_the_page_does(machine: Machine) -> None:
+    need("curl", "Debian: curl")
+    need("jq", "Debian: jq")
+
+    # Logs
+    log = (machine.root / "xorepd.log").read_text().splitlines()
+    [finished] = [line for line in log if '"run.finished"' in line]
+    assert_shaped(LOG_LINE.text, finished)
+
+    # Control socket
+    for block in (VERSION, STATUS):
+        [(command, shown)] = block.steps
+        assert_shaped(shown, machine.run(command))
+    assert float(machine.run(AGE.text)) > 0
+    (start, _), (follow, shown) = FOLLOW.steps
+    first, *_, last = machine.run(f"{start}\n{follow}").splitlines()
+    assert_shaped(shown.splitlines()[0], first)
+    assert list(json.loads(last)) == ["finished"]
+    machine.write("/etc/xorepd/xorepd.toml", CONFIGURATION.replace("keep", "kep"))
+    for command, shown in REFUSALS.steps:
+        assert_like(shown, machine.run(command))
+
+    # Slower on purpose
+    table = TIMETABLE.sub('timetable = { "00:00-24:00" = "20Mbit/s" }', THROTTLED.text)
+    machine.write("/etc/xorepd/xorepd.toml", CONFIGURATION + table)
+    machine.run("xorepctl reload")
+    machine.run("xorepctl run web --wait")
+    listed, *others = LINKS.steps
+    shown = listed[1].replace("Mon-Fri 08:00-18:00", "00:00-24:00").replace("lyon", "dr")
+    assert_like(shown, machine.run(listed[0]))
+    for command, _ in (*THROTTLE.steps, *others):
+        machine.run(command)
+
+    # What a removed job leaves
+    for command, shown in KEPT_UP.steps:
+        assert_like(shown, machine.run(command, status=1))
+    machine.write("/etc/xorepd/xorepd.toml", CONFIGURATION.partition("[jobs.web]")[0])
+    machine.run("xorepctl reload")
+    for block in (ORPHANS, FORGET):
+        [(command, shown)] = block.steps
+        said = machine.run(f"{command} <<< y" if block is FORGET else command)
+        assert_like(shown.replace("[y/N]: y\n", "[y/N]: "), said)
+
+    # Retention
+    machine.write("/etc/xorepd/xorepd.toml", CONFIGURATION.replace("keep = 2\n", KEEP.text))
+    said = machine.run("xorepd check --config /etc/xorepd/xorepd.toml")
+    assert "keep last 3, daily 7, weekly 4, monthly 6, yearly 2" in said
+
+
+# -- what is not had for the asking ----------------------------------------------------------------
+
+
+def printed(view: RenderableType) -> str:
+    out = io.StringIO()
+    Console(file=out, width=110).print(view)
+    return out.getvalue()
+
+
+def status(*running: RunRecord, **changes: object) -> str:
+    reply = StatusReply(
+        version="1", pid=1, started_at=NOON, stopping=False, jobs=(), running=running
+    )
+    return printed(status_view(reply.model_copy(update=changes), NOON + timedelta(minutes=1)))
+
+
+def test_a_run_that_another_daemon_holds_is_told_as_the_page_shows() -> None:
+    what = "replication of VM web01 to SR dr-storage of pool dr"
+    error = LeaseHeld(what, "backup1", "2026-11-23T12:03:41+00:00")
+    held = record(outcome=Outcome.HELD, step="connect", error=str(error), disks=())
+
+    assert_like(HELD.text, printed(run_view([held])))
+
+
+def test_disks_that_wait_for_memory_are_told_as_the_page_shows() -> None:
+    disks = tuple(DiskRecord(n, n, 1 << 30, waits_for="memory") for n in ("2", "3"))
+    running = record(outcome=Outcome.RUNNING, step="transfer", disks=disks)
+    memory = MemoryStatus(size_bytes=16 << 20, held_bytes=16 << 20, waiting=2)
+
+    assert is_like(f"…{MEMORY.text}", status(running, memory=memory))
+
+
+def test_a_slow_pool_is_told_as_the_page_shows() -> None:
+    slow = PoolStatus(name="dr", answer_s=1.5, is_slow=True, at_once=1, at_work=2, waiting=0)
+    [(_, shown)] = SLOW.steps
+
+    assert_like(shown, status(pools=(slow,)))
