@@ -7,17 +7,18 @@ They read the records and the files of both pools, and of what the daemon writes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab.world import clock
+from tests.lab.world import DAEMON, clock
 from tests.mischief.deeds import DEEDS, Done
 from tests.mischief.plan import End, Kind, Role, Run
 from tests.mischief.scene import Key, Known, Look, Scene, Violation, facts
 from xorepd.config.models import Settings
-from xorepd.daemon.engine import open_engine
+from xorepd.daemon.engine import Engine, open_engine
 from xorepd.state.records import Outcome, RunRecord
 
 NAMES = ("[Importing", "xorepd-unmarked", "[XO Backup ")
@@ -198,9 +199,12 @@ def judge_success(scene: Scene, look: Look, ran: Ran, record: RunRecord) -> Iter
     origin = look.vms[key]["other_config"].get("xo:copy_of", "")
     numbers = scene.snapshots.get(origin) or set(range(ran.had - 1, len(scene.states)))
     allowed = [scene.states[number] for number in sorted(numbers)]
-    if any(not DEEDS[done.deed.name].is_harmless for done in ran.done):  # may have taken a disk off
-        allowed = [{device: state.get(device) for device in holds} for state in allowed]
-    if holds not in allowed:
+    compared = holds
+    if any(not DEEDS[done.deed.name].is_harmless for done in ran.done):
+        # They may have taken a disk off, or given one.
+        common = [device for device in holds if any(device in state for state in allowed)]
+        compared, *allowed = ({d: each.get(d) for d in common} for each in (holds, *allowed))
+    if compared not in allowed:
         text = f"{look.thing(key)} holds {holds}, the source VM held {allowed}"
         yield Violation(f"replica.unequal {record.outcome}", text)
     replica = key[0], look.vms[key]["snapshot_of"]
@@ -236,15 +240,35 @@ def judge_points(scene: Scene, look: Look, ran: Ran) -> Iterator[Violation]:
 # -- what is left ---------------------------------------------------------------------------------
 
 
-async def judge_leavings(scene: Scene, look: Look) -> list[Violation]:
-    """Return what of ours is left after an undisturbed run that succeeded, and should not be."""
+async def judge_forgotten(scene: Scene, *, refused: bool, keeps_replica: bool) -> list[Violation]:
+    """Return all that is wrong after a stream has been given up."""
+    look = await scene.look()
+    ran = Ran(Run())
+    found = [*judge_theirs(scene, look), *judge_pages(scene, look, ran)]
+    found += [*judge_powers(scene, look, ran), *judge_source(scene, look)]
+    if not refused:
+        for key in scene.ours(look):
+            kept = keeps_replica and scene.role(look, key) is Role.REPLICA
+            if key in look.vms and not kept and _is_signed(look, key):
+                found.append(Violation("forgotten", f"{look.thing(key)} is ours, and stays"))
+        found += await judge_leavings(scene, look, but=Role.REPLICA if keeps_replica else None)
+    return found
+
+
+async def judge_leavings(scene: Scene, look: Look, but: Role | None = None) -> list[Violation]:
+    """Return what of ours is left after an undisturbed run that succeeded, and should not be.
+
+    Args:
+        but: VMs that stand in this role are people's from now on.
+    """
     proven = {key for key in scene.ours(look) if _is_signed(look, key)}
     bases = _contents(look)
     doubtful = [key for key in scene.detached if key in look and key not in look.users]
     found = []
     for key in scene.ours(look):
         if key in look.vms:
-            if key not in proven and _is_known_by_sight(look, key):
+            is_ours = scene.role(look, key) is not but
+            if is_ours and key not in proven and _is_known_by_sight(look, key):
                 doubtful.append(key)
             continue
         users = look.users.get(key, ())
@@ -326,12 +350,19 @@ def _is_known_by_sight(look: Look, key: Key) -> bool:
 
 async def list_orphans(scene: Scene) -> str:
     """Return all that a daemon lists of what no job keeps up, or of what it is not sure."""
+    async with serving(scene) as engine:
+        reply = await engine.leavings.find_orphans()
+    return reply.model_dump_json()
+
+
+@asynccontextmanager
+async def serving(scene: Scene, *, jobs: bool = True) -> AsyncIterator[Engine]:
+    """Provide a daemon that has just started, with its job, or without."""
     world = scene.world
     plain = {
         "pools": {name: world.settings(name) for name in world.lab.pools},
-        "jobs": {"web": world.job(**scene.job())},
+        "jobs": {"web": world.job(**scene.job())} if jobs else {},
         "file": Path("/xorepd.toml"),
     }
-    async with open_engine(Settings.model_validate(plain), clock) as engine:
-        reply = await engine.leavings.find_orphans()
-    return reply.model_dump_json()
+    async with open_engine(Settings.model_validate(plain), clock, DAEMON.id) as engine:
+        yield engine

@@ -109,7 +109,17 @@ class Run:
         return f"run, {self.end} {self.moment}{during}"
 
 
-Step = Deed | Run
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The operator removes the job and gives the stream up."""
+
+    keeps_replica: bool = False
+
+    def __str__(self) -> str:
+        return "forget, and keep the replica" if self.keeps_replica else "forget"
+
+
+Step = Deed | Run | Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +197,9 @@ NAMED = (
 )
 """Requests after which, or before which, a run is at its most delicate."""
 
+FORGOTTEN = 0.15
+"""Part of the sequences that end with the job."""
+
 LONGEST = 75
 """Requests of a run that change something, about."""
 
@@ -200,6 +213,8 @@ def make_plan(seed: int, sequence: int, table: Table) -> Plan:
         steps.append(_run(rng, table))
     steps += _some(rng, table, (0, 1, 1, 2, 3))
     steps.append(Run())
+    if rng.random() < FORGOTTEN:
+        steps += [*_some(rng, table, (0, 1)), Forget(rng.random() < 0.3)]
     return Plan(seed, sequence, _options(rng), tuple(steps))
 
 

@@ -15,12 +15,14 @@ from tests.lab.whole import find_problems
 from tests.lab.world import World, clock, new_run, serve_nbd, world
 from tests.mischief import contents
 from tests.mischief.deeds import Done, act, seed_like_xen_orchestra
-from tests.mischief.judges import Ran, judge_run, judge_theirs
-from tests.mischief.plan import Deed, End, Options, Plan, Run, shorter
+from tests.mischief.judges import Ran, judge_forgotten, judge_run, judge_theirs, serving
+from tests.mischief.plan import Deed, End, Forget, Options, Plan, Run, shorter
 from tests.mischief.scene import POOLS, VM_NAME, Scene, Violation
 from tests.patience import patience
+from xorepd.errors import XorepdError
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import DiskSpec, NoiseSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd.replication.forgetting import Terms
 from xorepd.replication.jobs import Context, run_job
 from xorepd.state.maps import open_maps
 from xorepd.state.records import RunRecord
@@ -35,7 +37,7 @@ PATIENCE_S = patience(60.0)
 LEFT = ("session", "result")
 """XAPI forgets the sessions of the dead after a day; completed tasks of people are theirs."""
 
-LIGHT = ("sentence",)
+LIGHT = ("sentence", "unlisted")
 """Violations after which a sequence goes on."""
 
 MOST_TRIES = 60
@@ -62,7 +64,7 @@ class Played:
                 self.counts["deeds"] += not what.refused
                 self.counts["refused deeds"] += bool(what.refused)
                 self.story.append(str(what))
-                self.violations += what.violations
+                self.enter(what.violations)
             case Ran():
                 for done in what.done:
                     self.note(done)
@@ -71,7 +73,11 @@ class Played:
                 self.counts["moments"] += what.reached
                 self.story.append(str(what))
                 self.was_refused = what.record is not None and not what.has_succeeded
-                self.violations += violations
+                self.enter(violations)
+
+    def enter(self, violations: Collection[Violation]) -> None:
+        """Enter what was seen, once."""
+        self.violations += [each for each in violations if each not in self.violations]
 
     def tell(self) -> str:
         """Return what happened, for people."""
@@ -102,6 +108,14 @@ async def play(plan: Plan) -> Played:
                 case Run():
                     ran = await do_run(scene, step)
                     played.note(ran, await judge_run(scene, ran))
+                case Forget():
+                    refused = await do_forget(scene, step)
+                    played.story.append(f"{step}: {refused or 'done'}")
+                    played.enter(
+                        await judge_forgotten(
+                            scene, refused=bool(refused), keeps_replica=step.keeps_replica
+                        )
+                    )
             if played.is_over:
                 return played
         if played.was_refused and plan.options.job.get("diverged") != "replace":
@@ -206,6 +220,19 @@ async def do_run(scene: Scene, run: Run, *, replaces: bool = False) -> Ran:
         had=had,
         was_harmless=was_harmless,
     )
+
+
+async def do_forget(scene: Scene, step: Forget) -> str:
+    """Give the stream up as an operator does whose job is gone; return why that is refused."""
+    terms = Terms(keep_replica=step.keeps_replica, even_if_unknown=True)
+    async with serving(scene, jobs=False) as engine:
+        reply = await engine.leavings.find_orphans()
+        try:
+            for orphan in reply.orphans:
+                await engine.leavings.forget(orphan.stream, terms, (), lambda told: None)
+        except XorepdError as error:
+            return str(error)
+    return "" if reply.orphans else "there is none"
 
 
 async def execute(
