@@ -25,6 +25,10 @@ NAMES = ("[Importing", "xorepd-unmarked", "[XO Backup ")
 """How the names of our objects begin that are not finished, or replicas."""
 
 
+LASTING = {"xorepd:cbt", "xorepd:current"}
+"""Keys that stay on a source VM and its disks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """One run that is over."""
