@@ -1,8 +1,8 @@
 import pytest
 
-from tests.lab.conftest import beginning, replicated, two_pools
+from tests.lab.conftest import beginning, long_segments, replicated, two_pools
 
-__all__ = ["beginning", "replicated", "two_pools"]
+__all__ = ["beginning", "long_segments", "replicated", "two_pools"]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

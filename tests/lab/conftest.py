@@ -8,6 +8,15 @@ import pytest
 from tests.lab.beginnings import Beginning, begin
 from tests.lab.whole import left_by
 from tests.lab.world import World, world
+from xorepd.data import chunked
+
+
+@pytest.fixture(autouse=True)
+def long_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no segment end by its age, after a second: on a busy machine a fault would meet another
+    import than it is meant for.
+    """
+    monkeypatch.setattr(chunked, "SHORTEST_S", chunked.SEGMENT_S)
 
 
 async def first_copy(two_pools: World) -> None:

@@ -152,6 +152,7 @@ async def test_run_that_finds_nothing_says_what_was_left_out(
     assert records["db*"].error == "pool prod: no VM matches db* (1 left out: it is halted)"
 
 
+@pytest.mark.leaves("session")  # of a login that the daemon's end cut
 async def test_pool_that_cannot_be_asked_fails_what_is_named_and_what_would_be_found(
     two_pools: World,
 ) -> None:

@@ -1,3 +1,3 @@
-from tests.lab.conftest import beginning, replicated, two_pools
+from tests.lab.conftest import beginning, long_segments, replicated, two_pools
 
-__all__ = ["beginning", "replicated", "two_pools"]
+__all__ = ["beginning", "long_segments", "replicated", "two_pools"]
