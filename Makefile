@@ -11,7 +11,8 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . \
 	  $(patsubst %/pyproject.toml,--editable %,$(wildcard plugins/*/pyproject.toml))
 	touch $@
@@ -31,10 +32,11 @@ strangers: .strangers/ready tests/strangers/node/node_modules/.package-lock.json
 	touch $@
 
 tests/strangers/node/node_modules/.package-lock.json: tests/strangers/node/package-lock.json
-	cd $(<D) && npm ci --ignore-scripts --silent
+	cd $(<D) && npm ci --ignore-scripts --silent --no-audit --no-fund
 
+# Tests wait for pools and clocks a good part of their time: two for each core.
 test: setup
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $$((2 * $$(nproc))) --dist worksteal $(ARGS)
 
 # Kills the daemon at every single call that changes something, and cuts every single request of a
 # run; takes more than ten minutes.
