@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-READY_S = 120.0
+READY_S = 300.0
 
 
 def machine() -> Path:

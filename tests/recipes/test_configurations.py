@@ -11,7 +11,7 @@ import pytest
 from tests.recipes.machine import Machine
 from tests.recipes.pages import ROOT
 
-pytestmark = pytest.mark.timeout(1800)  # whole systems, on a machine that may be busy
+pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 
 EXAMPLE = (ROOT / "config" / "xorepd.toml").read_text()
 UNIT = (ROOT / "systemd" / "xorepd.service").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ EVERY = [block for page in pages() for block in blocks(page)]
 
 def claims() -> set[tuple[str, int]]:
     for file in Path(__file__).parent.glob("test_*.py"):
-        importlib.import_module(f"tests.recipes.{file.stem}")
+        with suppress(LookupError):  # it fails by itself, and says which block is not there
+            importlib.import_module(f"tests.recipes.{file.stem}")
     return claimed
 
 

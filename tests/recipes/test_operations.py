@@ -18,14 +18,24 @@ from tests.recipes.machine import Machine
 from tests.recipes.pages import claim
 from tests.recipes.shapes import assert_shaped
 from tests.strangers.programs import need
-from tests.unit.parts import NOON, record
+from tests.unit.parts import NOON, job, record
+from xorepd.console.forgetting import select_orphans
 from xorepd.console.status import status_view
-from xorepd.console.tables import run_view
-from xorepd.control.protocol import MemoryStatus, PoolStatus, StatusReply
-from xorepd.errors import LeaseHeld
+from xorepd.console.tables import orphans_view, run_view
+from xorepd.control.protocol import (
+    DoubtReply,
+    MemoryStatus,
+    OrphanReply,
+    OrphansReply,
+    PoolStatus,
+    StatusReply,
+)
+from xorepd.daemon.status import job_status
+from xorepd.errors import ControlError, LeaseHeld
+from xorepd.state.history import Latest
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
-pytestmark = pytest.mark.timeout(1800)  # whole systems, on a machine that may be busy
+pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 
 PAGE = "docs/operations.md"
 CURL = "$ curl -s --unix-socket /run/xorepd/control.sock "
@@ -41,7 +51,9 @@ THROTTLE = claim(PAGE, "$ xorepctl throttle wan 5Mbit/s")
 LINKS = claim("plugins/xorepd-throttled/README.md", "$ xorepctl throttle")
 THROTTLED = claim("plugins/xorepd-throttled/README.md", "[jobs.web.transport]")
 KEPT_UP = claim(PAGE, "$ xorepctl forget web01\nxorepctl: job")
+TWO_OF_ONE_NAME = claim(PAGE, "$ xorepctl forget web01\nxorepctl: web01 means")
 ORPHANS = claim(PAGE, "$ xorepctl orphans")
+DOUBTS = claim(PAGE, "Every replica has its job.")
 FORGET = claim(PAGE, "$ xorepctl forget web01\n[XO")
 SLOW = claim(PAGE, "$ xorepctl status")
 KEEP = claim(PAGE, "keep = {")
@@ -122,6 +134,8 @@ def test_an_operator_asks_and_tells_the_daemon_as_the_page_does(machine: Machine
     for command, shown in KEPT_UP.steps:
         assert_like(shown, machine.run(command, status=1))
     machine.write("/etc/xorepd/xorepd.toml", CONFIGURATION.partition("[jobs.web]")[0])
+    assert "has no jobs" in machine.run("xorepctl reload", status=1)
+    machine.write("/etc/xorepd/xorepd.toml", "jobs = {}\n" + CONFIGURATION.partition("[jobs")[0])
     machine.run("xorepctl reload")
     for block in (ORPHANS, FORGET):
         [(command, shown)] = block.steps
@@ -164,6 +178,53 @@ def test_disks_that_wait_for_memory_are_told_as_the_page_shows() -> None:
     memory = MemoryStatus(size_bytes=16 << 20, held_bytes=16 << 20, waiting=2)
 
     assert is_like(f"…{MEMORY.text}", status(running, memory=memory))
+
+
+def test_a_name_that_means_two_vms_is_refused_as_the_page_shows() -> None:
+    gone = OrphanReply(
+        pool="dr",
+        sr="dr-storage",
+        replica="r",
+        name="[XO Backup web] web01",
+        vm="658fe22d-c336-47fc-bb52-2ec35aa5d63b",
+        job="web",
+        points=1,
+        newest_point_at=NOON,
+        stream="p/658fe22d-c336-47fc-bb52-2ec35aa5d63b/s",
+    )
+    kept = record(vm_uuid="61f1710d-1909-4015-b59e-df32a8d4580b")
+    web = job_status(job(), [Latest(kept, NOON)], next_run_at=None, run_id=None, now=NOON)
+    reply = StatusReply(
+        version="1", pid=1, started_at=NOON, stopping=False, jobs=(web,), running=()
+    )
+    [(_, shown)] = TWO_OF_ONE_NAME.steps
+
+    with pytest.raises(ControlError) as refused:
+        select_orphans(OrphansReply(orphans=(gone,), not_asked={}), reply, ["web01"], None)
+
+    assert_like(shown, f"xorepctl: {refused.value}")
+
+
+def test_what_no_run_touches_is_told_as_the_page_shows() -> None:
+    uuid = "d86b7d5c-f1a6-49a2-b6f4-a83b7b9b2a8a"
+    doubt = DoubtReply(
+        pool="dr",
+        kind="VDI",
+        uuid=uuid,
+        name="web01-data",
+        sr="dr-storage",
+        size=4_800_000,
+        since=NOON,
+        why="carries the mark of disk 76d9f516-192f-4841-aa3d-ad22f9ed03d7: a run that died cloned "
+        "it, or a person did",
+        remove=f"xe vdi-destroy uuid={uuid}",
+        keep=f"xe vdi-param-set uuid={uuid} other-config:xorepd:mark=none",
+    )
+    reply = OrphansReply(orphans=(), doubts=(doubt,), not_asked={})
+
+    said = printed(orphans_view(reply, NOON + timedelta(days=1)))
+
+    assert_like(re.sub("of 30 Nov 22:36", "of …", DOUBTS.text), said)
 
 
 def test_a_slow_pool_is_told_as_the_page_shows() -> None:

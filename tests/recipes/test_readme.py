@@ -18,7 +18,7 @@ from tests.recipes.machine import Machine
 from tests.recipes.pages import ROOT, Block, claim
 from tests.strangers.programs import need
 
-pytestmark = pytest.mark.timeout(1800)  # whole systems, on a machine that may be busy
+pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 
 PAGE = "README.md"
 DEMO = claim(PAGE, "1. Two pools without a hypervisor")

@@ -15,7 +15,7 @@ from tests.recipes.pages import ROOT, claim
 from tests.strangers.programs import need
 
 pytestmark = [
-    pytest.mark.timeout(1800),  # whole systems, on a machine that may be busy
+    pytest.mark.timeout(600),  # whole systems, one thing after the other
     pytest.mark.stranger,
 ]
 

@@ -11,7 +11,7 @@ from tests.recipes.likeness import assert_like
 from tests.recipes.machine import Machine
 from tests.recipes.pages import Block, claim
 
-pytestmark = pytest.mark.timeout(1800)  # whole systems, on a machine that may be busy
+pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 
 PAGE = "docs/writing-a-transport.md"
 TREE = claim(PAGE, "xorepd-paced/")

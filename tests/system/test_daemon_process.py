@@ -252,6 +252,46 @@ def test_second_daemon_on_the_same_state_is_refused(place: Place, daemon: Daemon
     assert place.ctl("status").returncode == 0
 
 
+def test_damaged_state_is_set_aside_and_said(place: Place, daemon: Daemon) -> None:
+    place.ctl("run", "web", "--wait")
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ended() == 0
+    state = place.directory / "state"
+    for name in ("history.db", "maps.db", "daemon-id"):
+        (state / name).write_bytes(b"\xff\xfe no file of xorepd" * 1000)
+
+    again = place.start()
+    place.told("READY=1")
+
+    told = json.loads(place.ctl("status", "--json").stdout)["set_aside"]
+    assert [sentence.partition(" ")[0] for sentence in told] == [
+        "daemon-id",
+        "history.db",
+        "maps.db",
+    ]
+    assert "history.db was damaged" in place.ctl("status").stdout
+    assert place.ctl("run", "web", "--wait").returncode == 1
+    assert "failed" in place.ctl("history").stdout
+    aside = [event["name"] for event in again.events() if event["event"] == "state.set_aside"]
+    assert sorted(aside) == ["daemon-id.damaged", "history.db.damaged", "maps.db.damaged"]
+    again.signal(signal.SIGTERM)
+    assert again.ended() == 0
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(place: Place) -> None:
+    precious = place.directory / "precious"
+    precious.write_text("what somebody needs\n")
+    (place.directory / "state").mkdir(mode=0o700)
+    (place.directory / "state" / "lock").symlink_to(precious)
+
+    started = place.start()
+
+    assert started.ended() == 1
+    [line] = started.log.read_text().splitlines()
+    assert "is no lock of xorepd" in line
+    assert precious.read_text() == "what somebody needs\n"
+
+
 def test_secret_is_nowhere_to_be_read(place: Place, daemon: Daemon) -> None:
     place.ctl("run", "web", "--wait")
     outputs = [place.ctl(*command).stdout for command in (["status", "--json"], ["history"])]
@@ -343,36 +383,41 @@ def test_check_finds_all_at_once_that_run_and_reload_would_refuse(
     assert place.ctl("status").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"no database at all" * 100, "history.db: is no database; move it aside"),
-        (b"short", "history.db: is no database; move it aside"),
-        (None, "history.db: was written by a newer xorepd (schema 99, this one knows"),
-    ],
-)
-def test_check_finds_a_history_that_run_would_refuse(
-    place: Place, content: bytes | None, words: str
-) -> None:
+def check(place: Place, command: str = "check") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "xorepd", command, "-c", "xorepd.toml"],
+        cwd=place.directory,
+        env=place.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_check_finds_a_history_that_run_would_refuse(place: Place) -> None:
     history = place.directory / "state" / "history.db"
     history.parent.mkdir()
-    if content is None:
-        with closing(sqlite3.connect(history)) as connection:
-            connection.execute("PRAGMA user_version = 99")
-    else:
-        history.write_bytes(content)
+    with closing(sqlite3.connect(history)) as connection:
+        connection.execute("PRAGMA user_version = 99")
 
     for command in ("check", "run"):
-        refused = subprocess.run(
-            [sys.executable, "-m", "xorepd", command, "-c", "xorepd.toml"],
-            cwd=place.directory,
-            env=place.environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        refused = check(place, command)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (78, 1)
-        assert words in refused.stderr
+        assert "history.db: was written by a newer xorepd (schema 99, this one" in refused.stderr
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"short"])
+def test_check_takes_a_damaged_history_which_run_sets_aside(place: Place, content: bytes) -> None:
+    history = place.directory / "state" / "history.db"
+    history.parent.mkdir()
+    history.write_bytes(content)
+
+    assert check(place).returncode == 0
+    started = place.start()
+    place.told("READY=1")
+    assert place.ctl("status").returncode == 0
+    started.signal(signal.SIGTERM)
+    assert started.ended() == 0
 
 
 AS_NOBODY = """

@@ -31,6 +31,9 @@ from xorepd.errors import ConfigError, refuse
 MAX_BYTES = 4 * 1024 * 1024
 """A thousand jobs take a tenth of that; more is not a configuration."""
 
+MAX_PARTS = 100
+"""Of a dotted key: the library takes memory by the square of them."""
+_DOTTED = re.compile(r"""(?<![\w"'-])(?:(?>[\w"'-]+)[ \t]*\.[ \t]*)+""")
 _DOLLAR = re.compile(r"\$\$|\$\{([^}]*)\}|\$\{")
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
@@ -77,9 +80,13 @@ def read_tables(
         ConfigError: it cannot be read, or is no TOML.
     """
     text, mode = _read(file)
+    if any(run.count(".") > MAX_PARTS for run in _DOTTED.findall(text)):
+        raise ConfigError(file, "", f"has a key of more than {MAX_PARTS} parts")
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(file, "", "is nested too deep") from None
+    except ValueError as error:  # TOMLDecodeError is one, and numbers of thousands of digits are
         raise ConfigError(file, "", f"is not TOML: {error}") from error
     explainer = Explainer(file, text, tables)
     _refuse_readable_password(explainer, tables, mode)

@@ -6,6 +6,7 @@ keeps no copy between logins. A password never comes from a command line: proces
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 import stat
@@ -19,6 +20,8 @@ from xorepd.ids import PoolName
 
 MAX_BYTES = 4096
 """A password file that is longer is some other file."""
+MAX_CA_BYTES = 1024 * 1024
+"""All authorities of a system have a quarter of that."""
 
 
 def read_password(
@@ -87,11 +90,16 @@ def secret_problems(
 
 def _ca_problem(path: Path) -> str:
     try:
-        if b"-----BEGIN CERTIFICATE-----" not in path.read_bytes():
+        content, _ = _content(path, MAX_CA_BYTES)
+        if len(content) > MAX_CA_BYTES:
+            return f"is longer than {MAX_CA_BYTES} bytes"
+        if b"-----BEGIN CERTIFICATE-----" not in content:
             return "holds no certificate in PEM form"
-        ssl.create_default_context(cafile=str(path))
+        ssl.create_default_context(cadata=content.decode("ascii", "ignore"))
     except ssl.SSLError as error:
         return f"holds no certificate that can be used ({error.reason or error})"
+    except ValueError as error:
+        return f"holds no certificate that can be used ({error})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return ""
@@ -99,9 +107,7 @@ def _ca_problem(path: Path) -> str:
 
 def _read(file: Path, key: str, path: Path, *, private: bool) -> str:
     try:
-        with path.open("rb") as stream:
-            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-            content = stream.read(MAX_BYTES + 1)
+        content, mode = _content(path, MAX_BYTES)
     except OSError as error:
         raise _unreadable(file, key, path, error) from error
     if private and mode & stat.S_IROTH:
@@ -119,6 +125,21 @@ def _read(file: Path, key: str, path: Path, *, private: bool) -> str:
     if not password:
         raise ConfigError(file, key, "is empty", value=str(path))
     return password
+
+
+def _content(path: Path, most: int) -> tuple[bytes, int]:
+    """Return what a file holds, a byte more than `most` of it at most, and its permission bits.
+
+    Raises:
+        OSError: it cannot be read, or may have no end.
+    """
+    # Not blocking: it may be a pipe, which nobody writes to.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as stream:
+        found = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(found):
+            raise OSError(errno.EINVAL, "it is no file")
+        return stream.read(most + 1), stat.S_IMODE(found)
 
 
 def _unreadable(file: Path, key: str, path: Path, error: OSError) -> ConfigError:

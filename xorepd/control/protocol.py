@@ -20,7 +20,7 @@ members do not count, clients ignore what they do not know.
     POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto`: as configured
     POST /reload               ReloadReply          422 the file is bad, and why
 
-    any error                  {"error": "one sentence"}
+    any error                  {"error": "one sentence"}, of a bad file a line for each mistake
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class DoubtReply(Reply):
     size: int
     """Bytes on its SR."""
     since: datetime | None
-    why: str
+    why: Sentence
     remove: str
     """The command that removes it."""
     keep: str

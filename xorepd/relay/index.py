@@ -20,6 +20,8 @@ from typing import TypeVar
 import structlog
 
 from xorepd.data.zeroes import UNIT
+from xorepd.errors import StateError
+from xorepd.state.aside import set_aside
 
 log = structlog.get_logger(__name__)
 
@@ -130,7 +132,7 @@ class Index:
         try:
             with self._connection:
                 return work(self._connection)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, TypeError) as error:  # the last two: of damage
             log.warning("index.failed", error=str(error))
             self._connection.close()
             self._connection = None
@@ -167,14 +169,13 @@ async def open_index(directory: Path, limit: int) -> AsyncIterator[Index]:
 def _open(path: Path) -> sqlite3.Connection | None:
     for _ in range(2):
         try:
-            return _prepared(path)
-        except (OSError, sqlite3.Error) as error:
-            log.warning("index.discarded", path=str(path), error=str(error))
-        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
             try:
-                path.with_name(name).unlink(missing_ok=True)
-            except OSError:
-                return None
+                return _prepared(path)
+            except (sqlite3.Error, ValueError) as error:
+                set_aside(path, str(error), most=1)
+        except (OSError, StateError) as error:
+            log.warning("index.unusable", error=str(error))
+            return None
     return None
 
 

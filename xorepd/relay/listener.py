@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import structlog
 
 from xorepd.errors import Refused
-from xorepd.stream import HANDSHAKE_S, LARGEST_TLS_READ, ByteStream
+from xorepd.stream import LARGEST_TLS_READ, ByteStream
 
 log = structlog.get_logger(__name__)
 
 BACKLOG = 64
+HANDSHAKE_S = 10.0
+"""Longest handshake of somebody who has come: nobody knows yet who it is."""
 _PAUSE_S = 1.0
 """After an accept that failed, which is for want of file descriptors."""
 
@@ -37,9 +39,15 @@ class SecuredStream(ByteStream):
 class Caller:
     """Somebody who has connected and said nothing yet; `secure` or `hang_up`."""
 
-    address: str
+    host: str
+    """Address without port."""
+    port: int
     _socket: socket.socket
     _silence: float
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
 
     async def secure(self, context: ssl.SSLContext) -> SecuredStream:
         """Do the handshake, as the server.
@@ -112,4 +120,4 @@ async def _accept(listener: socket.socket, came: Callable[[Caller], None], silen
             await asyncio.sleep(_PAUSE_S)
             continue
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        came(Caller(f"{address[0]}:{address[1]}", accepted, silence))
+        came(Caller(address[0], address[1], accepted, silence))

@@ -29,11 +29,14 @@ from xorepd.relay.index import Index
 from xorepd.relay.listener import Caller
 from xorepd.relay.mux import Connection
 from xorepd.relay.settings import RelaySettings
+from xorepd.relay.threshold import Threshold
 from xorepd.relay.wire import Code
 from xorepd.tasks import first_of
 from xorepd.xapi.pool import Pool
 
 log = structlog.get_logger(__name__)
+
+FULL = "the relay has as many connections as it may have; see connections in its configuration"
 
 CHANNELS = 256
 """Disks that one client may have open: those beyond `disks` wait for their turn."""
@@ -54,6 +57,7 @@ class Relay:
         self._cached = Budget(settings.relay.memory // 2)
         self._connections: set[Connection] = set()
         self._serving: set[asyncio.Task[None]] = set()
+        self._threshold = Threshold()
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Relay:
@@ -94,8 +98,7 @@ class Relay:
 
     def came(self, caller: Caller) -> None:
         """Take care of a connection (`listener.listening`)."""
-        if self._disks.is_stopping or len(self._serving) >= self.settings.relay.connections:
-            log.warning("client.turned_away", address=caller.address, there=len(self._serving))
+        if self._disks.is_stopping:
             caller.hang_up()
             return
         task = self._group.create_task(self._serve(caller), name=f"client {caller.address}")
@@ -108,16 +111,26 @@ class Relay:
         """Serve one connection; whatever ends it is told here, and to nobody else."""
         try:
             async with AsyncExitStack() as stack:
-                stream = await stack.enter_async_context(await caller.secure(self._context))
+                with self._threshold.at(caller.host):
+                    secured = await caller.secure(self._context)
+                stream = await stack.enter_async_context(secured)
                 client = identity(stream.certificate)
                 stack.enter_context(
                     structlog.contextvars.bound_contextvars(client=client, address=caller.address)
                 )
                 what = f"client {client} at {caller.address}"
+                most = self.settings.relay.connections
+                if len(self._serving) - len(self._threshold) > 2 * most:
+                    log.warning("client.turned_away", there=len(self._serving))
+                    return  # so many that it would be no use to tell each
                 connection = await Connection.start(
                     stream, what, "relay", channels=CHANNELS, silence=self._silence
                 )
                 stack.push_async_callback(connection.close)
+                if len(self._connections) >= most:
+                    log.warning("client.turned_away", there=len(self._connections))
+                    await connection.close(wire.Bye(Code.BUSY, FULL))
+                    return
                 self._connections.add(connection)
                 stack.callback(self._connections.discard, connection)
                 log.info("client.connected", software=connection.peer.software)

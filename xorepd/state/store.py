@@ -182,7 +182,9 @@ def _is_damage(error: Exception) -> bool:
 
 
 def database_problem(path: Path) -> str:
-    """Return why a file cannot be opened as the history, as far as its head tells; empty if it can.
+    """Return why a file will not be opened as the history, as far as its head tells; else nothing.
+
+    One that is damaged is no problem: it is set aside.
 
     Source: https://www.sqlite.org/fileformat2.html, "The Database Header".
     """
@@ -193,11 +195,8 @@ def database_problem(path: Path) -> str:
         return ""
     except OSError as error:
         return f"{path}: cannot be opened ({error.strerror})"
-    if not head:
-        return ""
-    if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
-        return f"{path}: is no database; move it aside, a new one is made and only history is lost"
-    if (version := int.from_bytes(head[60:64], "big")) > len(MIGRATIONS):
+    version = int.from_bytes(head[60:64], "big")
+    if head.startswith(b"SQLite format 3\0") and len(MIGRATIONS) < version <= MOST_VERSIONS:
         return _newer(path, version, MIGRATIONS, "history")
     return ""
 

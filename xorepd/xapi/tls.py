@@ -20,6 +20,8 @@ from typing import Any
 
 from xorepd.xapi.answers import PIECE, BoundedResponse, Bounds
 
+from xorepd.errors import Refused
+
 
 class FingerprintMismatch(ssl.SSLError):
     """The peer's certificate is none of the pinned ones."""
@@ -30,8 +32,14 @@ def client_context(ca_file: Path | None, fingerprints: Collection[str]) -> ssl.S
 
     With fingerprints the chain and the host name prove nothing and are not looked at: the caller
     compares the certificate itself (`check_fingerprint`).
+
+    Raises:
+        Refused: the CA file cannot be used.
     """
-    context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    try:
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except OSError as error:  # it names no file
+        raise Refused(f"ca_file {ca_file} cannot be used ({error.strerror or error})") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if fingerprints:
         context.check_hostname = False

@@ -8,7 +8,7 @@ from tests.unit.parts import JOB, POOLS, settings_of, write
 from xorepd.config.keep import Keep
 from xorepd.config.load import load
 from xorepd.config.models import Verify
-from xorepd.errors import ConfigError
+from xorepd.errors import LONGEST, ConfigError
 from xorepd.units import GiB, MiB
 
 
@@ -375,3 +375,25 @@ def test_file_that_is_no_configuration_is_refused(
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "nope.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 100_000, "is nested too deep"),
+        ("a = " + "{a=" * 100_000, "is nested too deep"),
+        (".".join(["a"] * 100_000) + " = 1", "has a key of more than 100 parts"),
+        ("[" + " . ".join(["a"] * 1_000) + "]", "has a key of more than 100 parts"),
+        ("a = {" + ".".join(['"a"'] * 1_000) + " = 1}", "has a key of more than 100 parts"),
+        ("a = " + "9" * 5_000, "is not TOML"),
+        ("a = " + "x" * 3_000_000, "is not TOML"),
+        ("\0" * 100, "is not TOML"),
+    ],
+)
+def test_a_file_that_would_cost_too_much_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "xorepd.toml").write_text(text)
+
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(tmp_path / "xorepd.toml")
+
+    assert len(str(caught.value)) < LONGEST + 100

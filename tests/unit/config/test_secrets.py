@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,38 @@ def test_certificate_file_without_a_certificate_is_refused(
 
     assert problem.key == "pools.dr.ca_file"
     assert words in str(problem)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def directory(path: Path) -> None:
+    path.mkdir(mode=0o700)
+
+
+@pytest.mark.parametrize("make", [pipe, endless, directory])
+def test_what_is_no_file_is_neither_a_password_nor_a_certificate(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    settings = settings_of(tmp_path, POOLS + 'ca_file = "made"\n' + JOB)
+    make(tmp_path / "made")
+
+    [problem] = secret_problems(settings, environ=PASSWORDS)
+
+    assert "cannot be read" in str(problem)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_password(pool(password_file=tmp_path / "made"))
+
+
+def test_a_file_of_certificates_that_is_too_long_is_some_other_file(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, POOLS + 'ca_file = "dr.pem"\n' + JOB)
+    (tmp_path / "dr.pem").write_text("-----BEGIN CERTIFICATE-----\n" * 50_000)
+
+    [problem] = secret_problems(settings, environ=PASSWORDS)
+
+    assert "is longer than 1048576 bytes" in str(problem)

@@ -94,6 +94,18 @@ def test_status_says_which_disks_wait_for_memory_and_who_has_it() -> None:
     assert "memory: others have 12.0 MiB of the 16.0 MiB that [daemon] memory allows" in text
 
 
+def test_status_says_which_damaged_files_were_set_aside() -> None:
+    told = (
+        "history.db was damaged, and has been made anew; the damaged one is /s/history.db.damaged"
+    )
+    reply = status().model_copy(update={"set_aside": (told,)})
+
+    text = shown(status_view(reply, LATER))
+
+    assert "history.db was damaged" in text
+    assert "/s/history.db.damaged" in text
+
+
 COMPARED = DiskRecord(
     "1", "data", 1 << 33, "resync", compared_bytes=3 << 30, to_compare_bytes=4 << 30
 )

@@ -55,23 +55,25 @@ HALF = [
 
 @pytest.mark.parametrize("half", HALF)
 async def test_half_a_request_is_given_up(tmp_path: Path, half: bytes) -> None:
-    async with stage(tmp_path) as on, asyncio.timeout(30):
+    async with stage(tmp_path) as on:
         before = descriptors()
         pipes = [await connect(on) for _ in range(20)]
         for _, writer in pipes:
             writer.write(half)
 
         for reader, writer in pipes:
-            await reader.read()
+            with suppress(ConnectionError):
+                await reader.read()
             writer.close()
-            await writer.wait_closed()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
-        assert descriptors() <= before
+        await until(lambda: descriptors() <= before)
         assert (await on.client.status()).pid
 
 
 async def test_a_request_that_drips_is_given_up(tmp_path: Path) -> None:
-    async with stage(tmp_path) as on, asyncio.timeout(30):
+    async with stage(tmp_path) as on:
         reader, writer = await connect(on)
         ended = asyncio.get_running_loop().create_task(reader.read())
         while not ended.done():
@@ -81,7 +83,7 @@ async def test_a_request_that_drips_is_given_up(tmp_path: Path) -> None:
 
 
 async def test_a_request_after_another_that_does_not_end_is_given_up(tmp_path: Path) -> None:
-    async with stage(tmp_path) as on, asyncio.timeout(30):
+    async with stage(tmp_path) as on:
         reader, writer = await connect(on)
         writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\nGET /version HTTP/1.1\r\nHost:")
 
@@ -111,7 +113,7 @@ async def test_what_is_no_request_costs_its_connection_only(
     tmp_path: Path, request_of: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with capture_logs() as logs:
-        async with stage(tmp_path) as on, asyncio.timeout(30):
+        async with stage(tmp_path) as on:
             reader, writer = await connect(on)
             writer.write(request_of)
             with suppress(ConnectionError):
@@ -124,7 +126,7 @@ async def test_what_is_no_request_costs_its_connection_only(
 
 
 async def test_a_client_that_takes_no_reply_is_cut_off(tmp_path: Path) -> None:
-    async with stage(tmp_path) as on, asyncio.timeout(60):
+    async with stage(tmp_path) as on:
         for number in range(300):
             on.history.add(record(run_id=f"r{number}", error="x" * 1900))
         assert await on.history.flush()
@@ -145,7 +147,7 @@ async def test_only_so_many_connections_are_held(
 ) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 5)
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 600.0)
-    async with stage(tmp_path) as on, asyncio.timeout(30):
+    async with stage(tmp_path) as on:
         kept = [await connect(on) for _ in range(5)]
         reader, writer = await connect(on)
 
@@ -161,7 +163,7 @@ async def test_only_so_many_connections_are_held(
 
 
 async def test_a_socket_that_was_deleted_is_made_again(tmp_path: Path) -> None:
-    async with stage(tmp_path) as on, asyncio.timeout(30):
+    async with stage(tmp_path) as on:
         for _ in range(2):
             on.socket.unlink()
             await until(on.socket.exists)
@@ -174,7 +176,7 @@ async def test_a_socket_that_was_deleted_is_made_again(tmp_path: Path) -> None:
 
 
 async def test_a_socket_whose_directory_was_deleted_is_made_again(tmp_path: Path) -> None:
-    async with stage(tmp_path) as on, asyncio.timeout(30):
+    async with stage(tmp_path) as on:
         on.socket.unlink()
         on.socket.parent.rmdir()
         await until(on.socket.exists)
@@ -188,7 +190,7 @@ async def test_what_has_taken_the_place_of_the_socket_is_left_there_and_said(
     tmp_path: Path,
 ) -> None:
     with capture_logs() as logs:
-        async with stage(tmp_path) as on, asyncio.timeout(30):
+        async with stage(tmp_path) as on:
             on.socket.unlink()
             on.socket.write_text("somebody's")
             await until(lambda: any(line["event"] == "control.socket_lost" for line in logs))
@@ -202,7 +204,7 @@ async def test_what_has_taken_the_place_of_the_socket_is_left_there_and_said(
 
 
 async def test_a_watcher_keeps_watching_when_the_socket_is_made_again(tmp_path: Path) -> None:
-    async with stage(tmp_path) as on, asyncio.timeout(30):
+    async with stage(tmp_path) as on:
         run_id = (await on.client.start_run("web")).run_id
         begun = await on.begun()
         async with aclosing(on.client.watch_run(run_id)) as events, asyncio.TaskGroup() as group:

@@ -95,4 +95,6 @@ async def test_target_pool_that_cannot_be_opened_fails_by_itself(
         here, there = await engine.run(job(targets=targets), RunId("1"))
 
     assert "no answer from 127.0.0.1:1" in (here.error or "")
-    assert "pool dr cannot be opened" in (there.error or "")
+    assert there.error == (
+        f"pool dr cannot be opened: ca_file {ca_file} cannot be used (No such file or directory)"
+    )

@@ -42,14 +42,14 @@ def dripping(begin: bytes, *, pause_s: float = 0.05):
 
 
 async def test_a_head_that_drips_is_given_up() -> None:
-    async with serving(dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ")) as port, asyncio.timeout(30):
+    async with serving(dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ")) as port:
         with pytest.raises(ProtocolViolation, match="it took too long"):
             async with open_export(ScriptedDoor(port), VDI, base=None, what="disk"):
                 pass
 
 
 async def test_an_upload_whose_head_drips_is_given_up() -> None:
-    async with serving(dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ")) as port, asyncio.timeout(30):
+    async with serving(dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ")) as port:
         with pytest.raises(ProtocolViolation, match="it took too long"):
             async with open_upload(ScriptedDoor(port), VDI, {"format": "raw"}, "disk"):
                 pass
@@ -57,7 +57,7 @@ async def test_an_upload_whose_head_drips_is_given_up() -> None:
 
 async def test_of_a_page_that_drips_what_has_come_is_told() -> None:
     page = b"HTTP/1.1 500 Internal Error\r\n\r\n<html>VDI_IN_USE: [ the-vdi; attach ]</html>"
-    async with serving(dripping(page)) as port, asyncio.timeout(30):
+    async with serving(dripping(page)) as port:
         with pytest.raises(DataError, match=r"the-vdi is in use \(attach\)"):
             async with open_export(ScriptedDoor(port), VDI, base=None, what="disk"):
                 pass
@@ -73,6 +73,6 @@ async def read(port: int) -> None:
 
 
 async def test_a_disk_that_drips_is_given_up() -> None:
-    async with serving(dripping(OK, pause_s=0.8)) as port, asyncio.timeout(30):
+    async with serving(dripping(OK, pause_s=0.8)) as port:
         with pytest.raises(DataError, match="no byte moved"):
             await read(port)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,35 @@ async def test_a_damaged_index_is_made_anew(tmp_path: Path, junk: bytes) -> None
     async with open_index(tmp_path, MiB) as index:
         await index.note("stream", "disk", units(0, 1))
 
+        assert await index.places("stream", "disk", units(0, 1)) == {0: 0}
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_bytes_that_changed_anywhere_stop_no_relay(tmp_path: Path, seed: int) -> None:
+    async with open_index(tmp_path, MiB) as index:
+        await index.note("stream", "disk", units(0, 500))
+    rng = random.Random(seed)
+    file = tmp_path / FILE
+    with file.open("r+b") as opened:
+        opened.seek(rng.randrange(file.stat().st_size))
+        opened.write(rng.randbytes(rng.choice([1, 16, 512, 4096])))
+
+    for _ in range(2):
+        async with open_index(tmp_path, MiB) as index:
+            await index.places("stream", "disk", units(0, 500))
+            await index.note("stream", "disk", units(500, 100))
+
+
+async def test_an_index_whose_schema_is_no_text_is_made_anew(tmp_path: Path) -> None:
+    async with open_index(tmp_path, MiB) as index:
+        await index.note("stream", "disk", units(0, 5))
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = CAST(x'fffe' AS TEXT), name = x'ff'")
+        connection.commit()
+
+    async with open_index(tmp_path, MiB) as index:
+        await index.note("stream", "disk", units(0, 5))
         assert await index.places("stream", "disk", units(0, 1)) == {0: 0}
 
 
