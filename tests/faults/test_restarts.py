@@ -7,6 +7,7 @@ the next run is a delta.
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
@@ -67,7 +68,8 @@ async def test_a_toolstack_restart_costs_the_transfer_that_it_meets_and_nothing_
             [record] = await run
 
             assert (record.outcome, record.remedy) == (Outcome.FAILED, "retry"), record.error
-            assert "of VM web01" in (record.error or "")
+            # The other disk may have been at a call of its own.
+            assert re.search("of VM web01|its task is gone", record.error or ""), record.error
             assert (await replicated.points())[0]["self"] == last
             assert await replicated.left_over() == []
             await goes_on(replicated, context)

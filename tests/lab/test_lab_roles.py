@@ -11,6 +11,7 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import FAST, Api, exchange, get, vdi_record
+from xorepd.lab.dispatch import METHODS
 from xorepd.lab.lab import Lab
 from xorepd.lab.roles import ROLES, lowest_role, permission
 from xorepd.lab.topology import SMALL, AccountSpec
@@ -134,9 +135,12 @@ def test_each_method_has_its_lowest_role(lowest: str, method: str) -> None:
 
 async def test_a_role_may_what_lower_ones_may(lab: Lab) -> None:
     pool = lab.pools["prod"]
+    newer = {method.name for method in METHODS.values() if method.newer}
     for place, role in enumerate(ROLES):
         session = await pool.sessions.login(pool.master, role, pool.accounts[role], "")
         for lowest, method in LADDER:
+            if method in newer:  # this pool has never heard of it
+                continue
             may = lowest != "" and ROLES.index(lowest) <= place
             assert pool.sessions.allows(session, method) is may, (role, method)
 

@@ -25,7 +25,9 @@ async def begun(api: Api, vm: str, operation: str, *arguments: Any) -> str:
 
 async def tools(api: Api, vm: str) -> dict[str, Any]:
     """Wait until the guest has reported and return what it said."""
-    metrics = await api("VM.get_guest_metrics", vm)
+    token = ""
+    while (metrics := await api("VM.get_guest_metrics", vm)) == NULL:  # it has not booted that far
+        token = (await api("event.from", [f"VM/{vm}"], token, 5.0))["token"]
     await until(api, "VM_guest_metrics.get_PV_drivers_detected", metrics, True)
     return dict(await api("VM_guest_metrics.get_record", metrics))
 

@@ -160,8 +160,9 @@ def test_any_bytes_are_survived(front: Front, data: bytes) -> None:
 def test_requests_that_are_sent_at_once_are_answered_in_order(
     front: Front, pieces: list[bytes]
 ) -> None:
-    expected = [b"403 Forbidden" if each.startswith(b"GET") else b"200 OK" for each in pieces]
-    assert statuses(front.feed(b"".join(pieces))) == expected
+    kinds = [b"403 Forbidden" if each.startswith(b"GET") else b"200 OK" for each in pieces]
+    refused = kinds.index(b"403 Forbidden") + 1 if b"403 Forbidden" in kinds else len(kinds)
+    assert statuses(front.feed(b"".join(pieces))) == kinds[:refused]  # XAPI hangs up after it
 
 
 @settings(max_examples=30, deadline=None)

@@ -82,7 +82,7 @@ def half_done(stage: Stage) -> str:
     """Begin a run of which one VM has ended, and one hangs; return its id."""
     stage.fault("add", "export", "--object", "web01-root", "--times", "0", "--stall")
     run_id: str = ask(stage, "/jobs/web/run", "POST")["run_id"]
-    until(lambda: ask(stage, "/history")["records"])
+    until(lambda: ask(stage, "/history")["records"] and ask(stage, "/status")["history"] is None)
     return run_id
 
 

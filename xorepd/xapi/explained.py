@@ -293,6 +293,13 @@ ERRORS: dict[str, Known] = {
         "`xe task-list` shows what the pool is at; the next run looks again",
         Remedy.RESYNC,
     ),
+    "TASK_GONE": Known(
+        "method",
+        "nobody knows how {method} ended: its task is gone",
+        "the toolstack restarted, or somebody removed it; the next run looks again and goes on "
+        "from what is there",
+        Remedy.RETRY,
+    ),
     "OTHER_OPERATION_IN_PROGRESS": Known(
         "class object operation",
         "{object} is in use ({operation})",

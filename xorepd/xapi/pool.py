@@ -250,6 +250,8 @@ class Pool:
             await self._cancel_task(task_ref)
             late = ["TASK_TIMEOUT", method, format_duration(timeout)]
             raise self.translated(late) from None
+        except ObjectGone as gone:  # which says nothing of the object of the call
+            raise self.translated(["TASK_GONE", method]) from gone
         return task_result(self.name, task, self.cache.describe)
 
     def translated(self, details: Sequence[str]) -> XapiError:

@@ -18,9 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xorepd.xapi.answers import PIECE, BoundedResponse, Bounds
-
 from xorepd.errors import Refused
+from xorepd.xapi.answers import PIECE, BoundedResponse, Bounds
 
 
 class FingerprintMismatch(ssl.SSLError):

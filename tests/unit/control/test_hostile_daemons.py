@@ -15,7 +15,7 @@ import pytest
 from tests.hostile import serving_at, silent
 from xorepd.control import client
 from xorepd.control.client import Client
-from xorepd.errors import LONGEST, ControlError
+from xorepd.errors import LONGEST_REPLY, ControlError
 
 
 def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
@@ -49,7 +49,7 @@ async def refused(path: Path) -> str:
 
 
 def checked(sentence: str) -> str:
-    assert len(sentence) < LONGEST + 100
+    assert len(sentence) < LONGEST_REPLY + 100
     assert "\n" not in sentence
     return sentence
 
