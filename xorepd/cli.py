@@ -75,7 +75,7 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
 
     from xorepd.daemon.app import run_daemon, utc_now
     from xorepd.daemon.checking import load_checked
-    from xorepd.daemon.logs import configure
+    from xorepd.process.logs import configure
 
     try:
         checked = load_checked(config, utc_now)

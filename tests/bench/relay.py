@@ -33,15 +33,15 @@ from rich.table import Table
 
 from tests.demo.stage import Stage
 from xorepd.config.models import PoolSettings
-from xorepd.data.chunked import open_chunked
 from xorepd.data.digest import Digest, Observed
-from xorepd.data.export import open_export, read_map
-from xorepd.data.nbd import NbdExport
-from xorepd.data.nbd_reader import NbdBudget, open_nbd_reader
+from xorepd.data.http.chunked import open_chunked
+from xorepd.data.http.export import open_export, read_map
+from xorepd.data.nbd.exports import NbdExport
+from xorepd.data.nbd.reader import NbdBudget, open_nbd_reader
 from xorepd.data.reader import Reader
 from xorepd.ids import Ref, VdiUuid
 from xorepd.transports.direct import Direct
-from xorepd.xapi.doors import DiskDoor
+from xorepd.xapi.endpoints import DiskDoor
 from xorepd.xapi.pool import Pool
 
 GIB: Final = 1 << 30

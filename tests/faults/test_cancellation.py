@@ -14,8 +14,8 @@ from tests.lab.world import World, new_run
 from tests.patience import patience
 from xorepd.config.models import PoolSettings
 from xorepd.lab.faults import Fault
-from xorepd.replication.jobs import Context, run_job
-from xorepd.replication.selection import LeftOut
+from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pool import Pool
 

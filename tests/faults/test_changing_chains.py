@@ -20,7 +20,7 @@ from tests.lab.world import World, new_run, serve_nbd
 from tests.patience import patience
 from xorepd.lab.classes import vdi_cbt
 from xorepd.lab.faults import Fault
-from xorepd.replication.jobs import run_job
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
 
 KiB, MiB = 1 << 10, 1 << 20

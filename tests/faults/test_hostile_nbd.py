@@ -17,7 +17,7 @@ from tests.faults.impostor import http, impostor
 from tests.hostile import serving
 from tests.lab.world import World
 from xorepd.config.models import PoolSettings
-from xorepd.data import nbd
+from xorepd.data.nbd.protocol import protocol as nbd
 
 FOR_EVER = 10**9
 

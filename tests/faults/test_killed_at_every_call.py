@@ -18,7 +18,7 @@ import pytest
 from tests.lab.world import World, new_run, world
 from tests.patience import patience
 from xorepd.lab.faults import Fault
-from xorepd.replication.jobs import run_job
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome
 
 SHARDS = 2

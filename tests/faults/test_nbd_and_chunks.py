@@ -22,12 +22,15 @@ from tests.lab.nbdclient import connected
 from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run, serve_nbd, world
 from tests.patience import patience
-from xorepd.data import chunked, door, imports, nbd, nbd_reader
+from xorepd.data.http.exchange import chunked, imports
+from xorepd.data.http.exchange import endpoint as door
+from xorepd.data.nbd.protocol import protocol as nbd
+from xorepd.data.nbd.protocol import reader as nbd_reader
 from xorepd.lab.certificates import nbd_context
 from xorepd.lab.faults import Fault
 from xorepd.lab.incidents import Incident
-from xorepd.replication import roads
-from xorepd.replication.jobs import run_job
+from xorepd.replication.run.jobs import run_job
+from xorepd.replication.transfer.disks import readers as roads
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi import vdis
 

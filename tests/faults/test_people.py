@@ -15,7 +15,7 @@ from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run
 from tests.patience import patience
 from xorepd.lab.faults import Fault
-from xorepd.replication.jobs import run_job
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
 
 

@@ -22,7 +22,7 @@ from xorepd.lab.faults import Fault
 from xorepd.lab.lab import Lab
 from xorepd.lab.pools import Pool
 from xorepd.lab.topology import SMALL
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 
 MiB = 1 << 20

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.lab.faults import Fault
-from xorepd.replication.jobs import run_job
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome
 
 AUDIT = "frozen for the audit, ask Jane"

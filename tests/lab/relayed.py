@@ -17,19 +17,19 @@ import aiohttp
 from tests.lab.world import World
 from tests.unit.relay.ends import make_certificates
 from xorepd.config.models import PoolSettings
-from xorepd.daemon.pools import Pools
 from xorepd.data.zeroes import UNIT
 from xorepd.ids import PoolName
-from xorepd.relay import wire
-from xorepd.relay.blocks import hash_of, pack_block
+from xorepd.process.lending import Pools
 from xorepd.relay.certificates import client_context
-from xorepd.relay.channel import Channel
 from xorepd.relay.index import Index, open_index
 from xorepd.relay.listener import listening
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.blocks import hash_of, pack_block
+from xorepd.relay.protocol.channel import Channel
+from xorepd.relay.protocol.mux import Connection
 from xorepd.relay.server import Relay
 from xorepd.relay.settings import RelaySettings
-from xorepd.replication.markers import KEY, Mark, Role, Stream
+from xorepd.replication.format.marks import KEY, Mark, Role, Stream
 from xorepd.xapi.pool import Pool
 
 SIZE = 8 << 20

@@ -10,7 +10,7 @@ import pytest
 from tests.lab import hands
 from tests.lab.test_ownership import everything
 from tests.lab.world import World
-from xorepd.replication.current import KEY
+from xorepd.replication.format.current import KEY
 from xorepd.state.records import Outcome
 
 pytestmark = pytest.mark.lab

@@ -17,12 +17,12 @@ from tests.lab.world import DAEMON, World, clock, new_run
 from xorepd.config.models import Settings
 from xorepd.control.protocol import OrphanReply
 from xorepd.daemon.engine import open_engine
-from xorepd.daemon.leavings import Leavings
+from xorepd.daemon.orphans import Leavings
 from xorepd.errors import ControlError, LeaseHeld, Refused, XorepdError
 from xorepd.lab.faults import Fault
-from xorepd.replication.claims import Owner
-from xorepd.replication.forgetting import Terms
-from xorepd.replication.jobs import run_job
+from xorepd.replication.deciding.forgetting import Terms
+from xorepd.replication.format.claims import Owner
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.maps import Maps, open_maps
 from xorepd.state.records import Outcome
 

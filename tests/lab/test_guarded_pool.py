@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.lab.world import World
-from xorepd.data.chunked import open_chunked
+from xorepd.data.http.chunked import open_chunked
 from xorepd.errors import LeaseLost
-from xorepd.xapi.doors import DiskDoor
+from xorepd.xapi.endpoints import DiskDoor
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import Vdi
 from xorepd.xapi.vdis import create_disk, destroy_disk

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.lab.world import World, serve_nbd, world
-from xorepd.data.chunked import open_chunked
-from xorepd.data.nbd_reader import NbdBudget
+from xorepd.data.http.chunked import open_chunked
+from xorepd.data.nbd.reader import NbdBudget
 from xorepd.extents import Extent
 from xorepd.ids import PoolName, VdiUuid
 from xorepd.lab.topology import SMALL, DiskSpec, SrSpec, Topology
-from xorepd.replication.roads import open_nbd
+from xorepd.replication.transfer.readers import open_nbd
 from xorepd.state.records import Outcome
 from xorepd.units import KiB, MiB, TiB
-from xorepd.xapi.doors import DiskDoor
+from xorepd.xapi.endpoints import DiskDoor
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 from xorepd.xapi.vdis import create_disk, destroy_disk

@@ -19,14 +19,14 @@ from xorepd.errors import LeaseHeld
 from xorepd.ids import PoolName
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, AccountSpec
-from xorepd.replication import lease
-from xorepd.replication.claims import PREFIX, Owner, encode, key_of
-from xorepd.replication.jobs import Context, run_job
-from xorepd.replication.lease import Leases
-from xorepd.replication.markers import Stream
+from xorepd.replication.context import lease
+from xorepd.replication.context.lease import Leases
+from xorepd.replication.format.claims import PREFIX, Owner, encode, key_of
+from xorepd.replication.format.marks import Stream
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
-from xorepd.xapi import session
 from xorepd.xapi.records import Sr, parse_time
+from xorepd.xapi.rpc import session
 
 OTHER = Owner("0b9d6b0e-52c3-4c0d-8f0a-6a8c5d0f7e11", "standby")
 MiB = 1 << 20

@@ -15,8 +15,8 @@ from tests.patience import patience
 from xorepd.ids import PoolName
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, Topology
-from xorepd.replication.jobs import Context, run_job
-from xorepd.replication.limits import pool_key
+from xorepd.replication.context.limits import pool_key
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pace import WINDOW
 

@@ -17,10 +17,11 @@ from tests.lab.test_resume import has_its_content
 from tests.lab.test_resync import units
 from tests.lab.test_targets import BOTH, THREE_POOLS
 from tests.lab.world import World, clock, new_run, serve_nbd, world
-from xorepd.data import chunked, drawing
+from xorepd.data import fingerprint_map as drawing
+from xorepd.data.http.exchange import chunked
 from xorepd.lab.faults import Fault
-from xorepd.replication import transfer
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.run.jobs import Context, run_job
+from xorepd.replication.transfer.disks import disks as transfer
 from xorepd.state.maps import open_maps
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 

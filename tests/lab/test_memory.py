@@ -15,7 +15,7 @@ from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data.budget import CARRYING, COMPARING, READING, Budget
 from xorepd.lab.topology import SMALL, DiskSpec, PoolSpec, SrSpec, VmSpec
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.units import MiB
 

@@ -17,7 +17,7 @@ from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, AccountSpec
-from xorepd.replication.jobs import run_job
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 from xorepd.xapi.records import parse_time
 

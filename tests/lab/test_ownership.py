@@ -10,7 +10,7 @@ import pytest
 from tests.faults.test_killed_at_every_call import DEAD, killed_at
 from tests.lab import carried, hands
 from tests.lab.world import World
-from xorepd.replication.doubts import Doubt, find_doubts
+from xorepd.replication.format.doubts import Doubt, find_doubts
 from xorepd.state.records import Outcome, RunRecord
 
 pytestmark = pytest.mark.lab

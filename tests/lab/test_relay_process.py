@@ -24,10 +24,10 @@ from tests.patience import patience
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
 from xorepd.lab.faults import Fault
-from xorepd.relay import wire
 from xorepd.relay.certificates import client_context
-from xorepd.relay.mux import Connection
-from xorepd.relay.wire import Code
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.messages import Code
+from xorepd.relay.protocol.mux import Connection
 
 pytestmark = pytest.mark.lab
 

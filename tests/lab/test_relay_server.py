@@ -27,17 +27,18 @@ from tests.lab.relayed import (
 )
 from tests.lab.world import World, serve_nbd
 from tests.patience import patience
-from xorepd.data import chunked
 from xorepd.data.digest import Digest
+from xorepd.data.http.exchange import chunked
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.lab.faults import Fault
-from xorepd.relay import disks, wire
-from xorepd.relay.blocks import hash_of
-from xorepd.relay.channel import Over
-from xorepd.relay.wire import Code
-from xorepd.replication.markers import Role
+from xorepd.relay import disks
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.blocks import hash_of
+from xorepd.relay.protocol.channel import Over
+from xorepd.relay.protocol.messages import Code
+from xorepd.replication.format.marks import Role
 
 pytestmark = [pytest.mark.lab, pytest.mark.debug]
 

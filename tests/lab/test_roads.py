@@ -113,7 +113,7 @@ async def test_a_server_that_refuses_connections_is_left_for_the_export(two_pool
 async def test_a_connection_that_breaks_is_opened_again_and_goes_on(
     two_pools: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xorepd.data.nbd_reader.PAUSE_S", 0.01)
+    monkeypatch.setattr("xorepd.data.nbd.reader.PAUSE_S", 0.01)
     await serve_nbd(two_pools, "prod")
     fault = two_pools.lab.faults.add(Fault("nbd", "read", skip=3, reset=True))
 

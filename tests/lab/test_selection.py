@@ -10,8 +10,8 @@ import pytest
 from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.lab.faults import Fault
-from xorepd.replication.jobs import run_job
-from xorepd.replication.selection import LeftOut
+from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
 
 

@@ -16,7 +16,7 @@ from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data.budget import Budget
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, PoolSpec, SrSpec
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 
 FAR = PoolSpec("far", ("far-h1",), (SrSpec("far-storage", "ext", ("far-h1",)),), ("lan",))

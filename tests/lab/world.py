@@ -28,10 +28,10 @@ from xorepd.config.models import JobSettings, PoolSettings
 from xorepd.ids import RunId
 from xorepd.lab.lab import Lab
 from xorepd.lab.topology import SMALL, Topology
-from xorepd.replication.board import Board
-from xorepd.replication.claims import Owner
-from xorepd.replication.jobs import Context, run_job
-from xorepd.replication.lease import Leases
+from xorepd.replication.context.board import Board
+from xorepd.replication.context.lease import Leases
+from xorepd.replication.format.claims import Owner
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.xapi.pool import Pool
 

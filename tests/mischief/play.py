@@ -22,8 +22,8 @@ from tests.patience import patience
 from xorepd.errors import XorepdError
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import DiskSpec, NoiseSpec, PoolSpec, SrSpec, Topology, VmSpec
-from xorepd.replication.forgetting import Terms
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.deciding.forgetting import Terms
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.maps import open_maps
 from xorepd.state.records import RunRecord
 

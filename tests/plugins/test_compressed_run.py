@@ -20,10 +20,11 @@ from tests.lab.test_relay_process import Process
 from tests.lab.world import World, clock, new_run, serve_nbd
 from tests.patience import patience
 from tests.unit.relay.ends import make_certificates
-from xorepd.data import nbd_reader
+from xorepd.data.nbd.protocol import reader as nbd_reader
 from xorepd.lab.faults import Fault
-from xorepd.replication import resync, transfer
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.run.jobs import Context, run_job
+from xorepd.replication.transfer.disks import disks as transfer
+from xorepd.replication.transfer.disks import resync
 from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
 

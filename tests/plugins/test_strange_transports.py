@@ -11,7 +11,7 @@ import pytest
 from tests.lab.labclient import until
 from tests.lab.world import World, new_run
 from tests.patience import patience
-from xorepd.replication.jobs import run_job
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome
 from xorepd.transports import guard
 

@@ -6,7 +6,7 @@ import asyncio
 
 from tests.lab.world import World, new_run
 from tests.patience import patience
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome
 from xorepd.units import MiB
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.unit.data.readers import LETTER, StringReader
 from xorepd.data.budget import CARRYING, READING, Budget, Holding, Window
 from xorepd.data.reader import Reader
-from xorepd.data.rest import Rest
-from xorepd.replication.sharing import SharedReads
+from xorepd.data.remainder import Rest
+from xorepd.replication.context.shared_reads import SharedReads
 from xorepd.units import MiB
 
 TURNS = st.integers(0, 6)

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
-from xorepd.replication.markers import (
+from xorepd.replication.deciding.plan import (
+    Delta,
+    Full,
+    Resync,
+    ResyncReason,
+    SourceDisk,
+    choose_base,
+)
+from xorepd.replication.format.evidence import Point, PointDisk, SourceBase
+from xorepd.replication.format.marks import (
     KEY,
     Commit,
     Mark,
@@ -21,18 +30,7 @@ from xorepd.replication.markers import (
     is_from_the_future,
     next_order,
 )
-from xorepd.replication.ownership import Content, own_mark
-from xorepd.replication.plan import (
-    Delta,
-    Full,
-    Point,
-    PointDisk,
-    Resync,
-    ResyncReason,
-    SourceBase,
-    SourceDisk,
-    choose_base,
-)
+from xorepd.replication.format.ownership import Content, own_mark
 from xorepd.xapi.records import Vm
 
 DISKS = st.sampled_from(["d-0", "d-1"])

@@ -13,7 +13,7 @@ from tests.unit.data.readers import LETTER, StringReader
 from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import Branch, FanOut
 from xorepd.data.reader import Piece, Reader
-from xorepd.data.rest import Rest
+from xorepd.data.remainder import Rest
 from xorepd.errors import StreamCut
 from xorepd.units import MiB
 

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from xorepd.errors import LeaseHeld, XapiFailure
 from xorepd.ids import RunId
-from xorepd.replication import lease
-from xorepd.replication.claims import Owner, encode, key_of
-from xorepd.replication.lease import Leases
-from xorepd.replication.markers import Stream
+from xorepd.replication.context import lease
+from xorepd.replication.context.lease import Leases
+from xorepd.replication.format.claims import Owner, encode, key_of
+from xorepd.replication.format.marks import Stream
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr
 

@@ -25,8 +25,8 @@ from tests.lab.world import World, new_run, serve_nbd, world
 from tests.patience import patience
 from tests.sweep.sweep import CHUNK, LEFT_BY_THE_DEAD
 from xorepd.lab.faults import Fault
-from xorepd.replication.claims import Owner
-from xorepd.replication.jobs import run_job
+from xorepd.replication.format.claims import Owner
+from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]

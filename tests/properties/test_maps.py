@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xorepd.data.drawing import Drawing, Drawn
+from xorepd.data.fingerprint_map import Drawing, Drawn
 from xorepd.data.fingerprints import PAGE, Hashing
 from xorepd.data.reader import Piece
 from xorepd.data.zeroes import UNIT

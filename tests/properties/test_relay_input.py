@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.unit.relay.ends import OPEN, Boor, Ends, ends, make_certificates
 from xorepd.data.zeroes import UNIT
 from xorepd.extents import Extent
-from xorepd.relay import wire
-from xorepd.relay.blocks import hash_of, pack_block, unpack_block
-from xorepd.relay.frames import HEADER, LARGEST_BODY, LIMITS, Kind, WireError, parse_header
-from xorepd.relay.ledger import Ledger
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.blocks import hash_of, pack_block, unpack_block
+from xorepd.relay.protocol.frames import HEADER, LARGEST_BODY, LIMITS, Kind, WireError, parse_header
+from xorepd.relay.protocol.ledger import Ledger
 
 U32, U64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
 SIZE = 8 * UNIT + 512

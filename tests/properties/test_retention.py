@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xorepd.config.keep import Keep
-from xorepd.replication.retention import select_expired
+from xorepd.replication.deciding.retention import select_expired
 
 ZONES = st.sampled_from(["UTC", "Europe/Paris", "Australia/Lord_Howe", "Pacific/Apia"]).map(
     ZoneInfo

@@ -7,9 +7,11 @@ import json
 import pytest
 
 from tests.recipes.pages import Block, blocks, claim
-from xorepd.replication import current, interfaces, markers
-from xorepd.replication.claims import claims_on
-from xorepd.replication.markers import KEY, VERSION, Stream, decode
+from xorepd.replication.format import current
+from xorepd.replication.format import marks as markers
+from xorepd.replication.format.claims import claims_on
+from xorepd.replication.format.marks import KEY, VERSION, Stream, decode
+from xorepd.replication.target import interfaces
 from xorepd.xapi.records import OWNER_PREFIX
 
 PAGE = "docs/on-pool-format.md"

@@ -18,8 +18,8 @@ from tests.lab.labclient import Api
 from tests.lab.nbdclient import allow_nbd, detached, nbd_info
 from tests.patience import patience
 from tests.strangers.programs import need, succeed
-from xorepd.data.nbd import NbdExport
-from xorepd.data.nbd_reader import NbdBudget, open_nbd_reader
+from xorepd.data.nbd.exports import NbdExport
+from xorepd.data.nbd.reader import NbdBudget, open_nbd_reader
 from xorepd.extents import Extent, merge, total
 from xorepd.lab.lab import Lab
 from xorepd.units import KiB, MiB, TiB

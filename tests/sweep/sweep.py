@@ -25,7 +25,7 @@ from tests.sweep.beside import Beside, give_up, stand_beside
 from tests.sweep.evidence import Evidence, look
 from xorepd.lab.faults import Fault
 from xorepd.lab.topology import SMALL, NoiseSpec, PoolSpec, VmSpec
-from xorepd.replication.jobs import Context, run_job
+from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.demo.proof import hold_files_still, leftovers, login
 from tests.demo.stage import CONFIG, Stage
-from xorepd.replication.claims import PREFIX
+from xorepd.replication.format.claims import PREFIX
 
 SLOW = 1 << 20
 """Bytes per second of an export that has to be met in its middle."""

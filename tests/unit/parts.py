@@ -11,7 +11,7 @@ from typing import Any
 from xorepd.config.load import load
 from xorepd.config.models import JobSettings, Settings
 from xorepd.ids import RunId
-from xorepd.replication.jobs import Report
+from xorepd.replication.run.jobs import Report
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)

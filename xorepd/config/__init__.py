@@ -1,0 +1,1 @@
+"""The configuration: what the operator wrote, typed and checked."""

@@ -1,1 +1,1 @@
-"""What `xorepctl` shows to people."""
+"""What `xorepctl` prints."""

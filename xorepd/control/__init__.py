@@ -1,0 +1,1 @@
+"""Talking to a running daemon: HTTP with JSON on a Unix socket."""

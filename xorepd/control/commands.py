@@ -34,7 +34,7 @@ from xorepd.control.protocol import (
     VersionReply,
 )
 from xorepd.errors import ControlError
-from xorepd.replication.forgetting import Terms
+from xorepd.replication.deciding.forgetting import Terms
 from xorepd.units import parse_rate
 
 WRITE_TIMEOUT_S = 30.0

@@ -1,0 +1,1 @@
+"""The daemon: schedules and runs jobs, and answers on the control socket."""

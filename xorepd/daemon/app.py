@@ -18,13 +18,13 @@ from xorepd.config.models import Settings
 from xorepd.control.server import serve
 from xorepd.daemon.checking import Checked, load_checked
 from xorepd.daemon.engine import open_engine
-from xorepd.daemon.lock import locked
-from xorepd.daemon.logs import set_level
 from xorepd.daemon.runs import Runs
 from xorepd.daemon.service import Service
-from xorepd.daemon.signals import Intent, intents
-from xorepd.daemon.systemd import Notifier
 from xorepd.errors import XorepdError
+from xorepd.process.lock import locked
+from xorepd.process.logs import set_level
+from xorepd.process.signals import Intent, intents
+from xorepd.process.systemd import Notifier
 from xorepd.state.history import History, check_history
 from xorepd.state.identity import read_identity
 from xorepd.state.maps import open_maps

@@ -15,19 +15,19 @@ from xorepd.config.diff import Changes
 from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
 from xorepd.control.protocol import PoolStatus
-from xorepd.daemon.leavings import Leavings
-from xorepd.daemon.pools import Pools
+from xorepd.daemon.orphans import Leavings
 from xorepd.data.budget import Budget
-from xorepd.data.nbd_reader import NbdBudget
+from xorepd.data.nbd.reader import NbdBudget
 from xorepd.errors import ConfigError, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
-from xorepd.replication.board import Board
-from xorepd.replication.claims import Owner
-from xorepd.replication.jobs import Context, Report, run_job
-from xorepd.replication.lease import Leases
-from xorepd.replication.limits import Limits, pool_key
-from xorepd.replication.room import Room
-from xorepd.replication.visit import SourceVm
+from xorepd.process.lending import Pools
+from xorepd.replication.context.board import Board
+from xorepd.replication.context.lease import Leases
+from xorepd.replication.context.limits import Limits, pool_key
+from xorepd.replication.context.reservations import Room
+from xorepd.replication.context.shared_source import SourceVm
+from xorepd.replication.format.claims import Owner
+from xorepd.replication.run.jobs import Context, Report, run_job
 from xorepd.state.maps import Maps
 from xorepd.state.records import RunRecord
 from xorepd.transports.base import Surroundings

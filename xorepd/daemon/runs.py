@@ -25,8 +25,8 @@ from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import as_uuid
 from xorepd.errors import Broken, ControlError, Remedy, XorepdError
 from xorepd.ids import JobName, RunId
-from xorepd.replication.jobs import Report
-from xorepd.replication.selection import LeftOut
+from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.run.jobs import Report
 from xorepd.state.history import History, without
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.tasks import background, first_of, lone_error

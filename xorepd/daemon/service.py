@@ -43,13 +43,13 @@ from xorepd.control.protocol import (
 from xorepd.daemon.runs import AlreadyRunning, Board, Run, Runs
 from xorepd.daemon.scheduler import Scheduler, is_scheduled
 from xorepd.daemon.status import job_reply, job_status
-from xorepd.daemon.systemd import Notifier
 from xorepd.daemon.telling import narrated
 from xorepd.data.budget import Budget
 from xorepd.errors import ControlError, XorepdError
 from xorepd.ids import JobName
-from xorepd.replication.forgetting import Terms
-from xorepd.replication.orphans import Known
+from xorepd.process.systemd import Notifier
+from xorepd.replication.deciding.forgetting import Terms
+from xorepd.replication.deciding.orphans import Known
 from xorepd.state.aside import list_set_aside
 from xorepd.state.history import History
 from xorepd.state.records import RunRecord

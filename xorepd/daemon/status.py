@@ -10,7 +10,7 @@ from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import names
 from xorepd.control.protocol import JobReply, JobStatus, LeftOutVm, TargetReply, VmStatus
 from xorepd.daemon.calendar import next_fire
-from xorepd.replication.selection import LeftOut
+from xorepd.replication.deciding.selection import LeftOut
 from xorepd.state.history import Latest
 
 

@@ -17,8 +17,8 @@ from contextlib import aclosing
 import xxhash
 
 from xorepd.data.blocks import BlockMap, parts_of, size_of
-from xorepd.data.narrow import Sieve
 from xorepd.data.reader import Piece, Reader
+from xorepd.data.subset import Sieve
 from xorepd.data.zeroes import UNIT, hash_of_unit
 from xorepd.extents import Extent
 from xorepd.units import MiB

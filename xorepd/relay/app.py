@@ -15,12 +15,12 @@ import structlog
 
 from xorepd.config.models import PoolSettings
 from xorepd.config.secrets import read_password
-from xorepd.daemon.lock import locked
-from xorepd.daemon.logs import set_level
-from xorepd.daemon.pools import Pools
-from xorepd.daemon.signals import Intent, intents
-from xorepd.daemon.systemd import Notifier
 from xorepd.errors import XorepdError
+from xorepd.process.lending import Pools
+from xorepd.process.lock import locked
+from xorepd.process.logs import set_level
+from xorepd.process.signals import Intent, intents
+from xorepd.process.systemd import Notifier
 from xorepd.relay.index import open_index
 from xorepd.relay.listener import listening
 from xorepd.relay.server import Relay

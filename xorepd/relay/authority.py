@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from xorepd.ids import Ref
-from xorepd.relay.wire import Open
-from xorepd.replication.markers import Mark, Role
-from xorepd.replication.ownership import is_of, own_mark, used_by_vms
+from xorepd.relay.protocol.messages import Open
+from xorepd.replication.format.marks import Mark, Role
+from xorepd.replication.format.ownership import is_of, own_mark, used_by_vms
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.records import Sr, Vdi
 

@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from xorepd.data.nbd import STALL_S, NbdConnection
-from xorepd.data.nbd_reader import NbdBudget
+from xorepd.data.nbd.protocol import STALL_S, NbdConnection
+from xorepd.data.nbd.reader import NbdBudget
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError, XapiError
 from xorepd.extents import Extent
 from xorepd.ids import Ref
-from xorepd.relay.blocks import hash_of
-from xorepd.relay.ledger import Unit
-from xorepd.replication.roads import find_nbd
+from xorepd.relay.protocol.blocks import hash_of
+from xorepd.relay.protocol.ledger import Unit
+from xorepd.replication.transfer.readers import find_nbd
 from xorepd.xapi.pool import Pool
 
 log = structlog.get_logger(__name__)

@@ -39,7 +39,7 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
     # Imported here: `--help` and `init` need none of it.
     import uvloop
 
-    from xorepd.daemon.logs import configure
+    from xorepd.process.logs import configure
     from xorepd.relay.app import run_relay
     from xorepd.relay.settings import load_relay
 

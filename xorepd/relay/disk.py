@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from xorepd.data.writer import Writer
 from xorepd.data.zeroes import UNIT
-from xorepd.relay import wire
 from xorepd.relay.base import Base
-from xorepd.relay.blocks import hash_of, unpack_block
 from xorepd.relay.cache import Cache
-from xorepd.relay.channel import Channel
-from xorepd.relay.frames import LARGEST_BLOCK, WireError
 from xorepd.relay.index import Index
-from xorepd.relay.ledger import Ledger, Unit
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.blocks import hash_of, unpack_block
+from xorepd.relay.protocol.channel import Channel
+from xorepd.relay.protocol.frames import LARGEST_BLOCK, WireError
+from xorepd.relay.protocol.ledger import Ledger, Unit
 
 NOTES = 4096
 """Units that are put into the index at a time."""

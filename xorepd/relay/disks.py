@@ -9,23 +9,23 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 import structlog
 
 from xorepd.config.models import PoolSettings
-from xorepd.daemon.pools import Pools
-from xorepd.data.chunked import open_chunked
-from xorepd.data.nbd_reader import NbdBudget
+from xorepd.data.http.chunked import open_chunked
+from xorepd.data.nbd.reader import NbdBudget
 from xorepd.errors import XapiError
-from xorepd.relay import wire
+from xorepd.process.lending import Pools
 from xorepd.relay.authority import NotAllowed, base_for, disk_for
 from xorepd.relay.base import OPEN_AT_ONCE, Base
 from xorepd.relay.cache import Cache
-from xorepd.relay.channel import Channel
 from xorepd.relay.disk import DiskWriter, References
 from xorepd.relay.index import Index
-from xorepd.relay.ledger import Ledger
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.channel import Channel
+from xorepd.relay.protocol.ledger import Ledger
+from xorepd.relay.protocol.messages import Code
 from xorepd.relay.readback import digest_of, receive_extents
 from xorepd.relay.settings import ClientTable, RelaySettings
-from xorepd.relay.wire import Code
 from xorepd.tasks import background
-from xorepd.xapi.doors import DiskDoor
+from xorepd.xapi.endpoints import DiskDoor
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import OWNER_PREFIX
 

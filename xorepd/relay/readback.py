@@ -8,17 +8,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 
 from xorepd.data.digest import read_back
-from xorepd.data.export import open_export, open_raw
-from xorepd.data.nbd_reader import NbdBudget
+from xorepd.data.http.export import open_export, open_raw
+from xorepd.data.nbd.reader import NbdBudget
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.ids import VdiUuid
-from xorepd.relay import wire
-from xorepd.relay.channel import Channel
-from xorepd.relay.frames import WireError
-from xorepd.replication.roads import find_nbd, is_vhd, open_nbd
-from xorepd.xapi.doors import DiskDoor
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.channel import Channel
+from xorepd.relay.protocol.frames import WireError
+from xorepd.replication.deciding.reader_choice import is_vhd
+from xorepd.replication.transfer.readers import find_nbd, open_nbd
+from xorepd.xapi.endpoints import DiskDoor
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 

@@ -16,21 +16,21 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from xorepd.daemon.pools import Pools
 from xorepd.errors import DataError, XorepdError
-from xorepd.relay import wire
+from xorepd.process.lending import Pools
 from xorepd.relay.authority import NotAllowed
 from xorepd.relay.cache import Budget, Cache
 from xorepd.relay.certificates import identity, server_context
-from xorepd.relay.channel import Channel, Over
 from xorepd.relay.disks import STOPPING, Disks
-from xorepd.relay.frames import WireError
+from xorepd.relay.handshakes import Threshold
 from xorepd.relay.index import Index
 from xorepd.relay.listener import Caller
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.channel import Channel, Over
+from xorepd.relay.protocol.frames import WireError
+from xorepd.relay.protocol.messages import Code
+from xorepd.relay.protocol.mux import Connection
 from xorepd.relay.settings import RelaySettings
-from xorepd.relay.threshold import Threshold
-from xorepd.relay.wire import Code
 from xorepd.tasks import first_of
 from xorepd.xapi.pool import Pool
 

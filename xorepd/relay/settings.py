@@ -29,7 +29,7 @@ from xorepd.config.places import state_problems
 from xorepd.config.secrets import secret_problems
 from xorepd.errors import ConfigError, Refused, refuse
 from xorepd.relay.certificates import is_name, server_context
-from xorepd.relay.frames import SMALLEST_DATA_WINDOW
+from xorepd.relay.protocol.frames import SMALLEST_DATA_WINDOW
 from xorepd.units import GiB, MiB
 
 

@@ -1,0 +1,1 @@
+"""What the daemon remembers. Losing it loses history, never a replica."""

@@ -1,0 +1,1 @@
+"""The control plane: one pool, its calls, its records and its tasks."""

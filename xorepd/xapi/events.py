@@ -23,7 +23,7 @@ from xorepd.errors import XapiUnreachable, XorepdError
 from xorepd.ids import Ref
 from xorepd.xapi.cache import Cache, EventBatch, generation
 from xorepd.xapi.records import RECORDS, PoolRecord, read_record
-from xorepd.xapi.session import Session
+from xorepd.xapi.rpc.session import Session
 
 log = structlog.get_logger(__name__)
 

@@ -21,11 +21,11 @@ from xorepd.units import format_duration
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.clock import PoolClock
 from xorepd.xapi.events import EventFeed
-from xorepd.xapi.explained import Names, explain, nameless
-from xorepd.xapi.failures import translate
 from xorepd.xapi.pace import Pace
 from xorepd.xapi.records import BadRecord, PoolRecord, R, Task, read_record
-from xorepd.xapi.session import Guard, Session
+from xorepd.xapi.rpc.explained import Names, explain, nameless
+from xorepd.xapi.rpc.failures import translate
+from xorepd.xapi.rpc.session import Guard, Session
 
 log = structlog.get_logger(__name__)
 

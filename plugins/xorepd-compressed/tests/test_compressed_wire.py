@@ -19,8 +19,8 @@ from xorepd.data.digest import Digest
 from xorepd.data.writer import Writer
 from xorepd.errors import DataError, Remedy
 from xorepd.extents import Extent
-from xorepd.relay import wire
-from xorepd.relay.channel import Channel
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.channel import Channel
 from xorepd.transports.base import Surroundings, Verifier
 from xorepd.transports.conformance import ScriptedReader, ScriptedTarget, surroundings
 from xorepd.units import KiB, MiB

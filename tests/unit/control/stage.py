@@ -17,10 +17,10 @@ from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply
 from xorepd.control.server import serve
 from xorepd.daemon.runs import Runs
 from xorepd.daemon.service import Service
-from xorepd.daemon.systemd import Notifier
 from xorepd.data.budget import Budget
-from xorepd.replication.forgetting import Terms
-from xorepd.replication.orphans import Known
+from xorepd.process.systemd import Notifier
+from xorepd.replication.deciding.forgetting import Terms
+from xorepd.replication.deciding.orphans import Known
 from xorepd.state.history import History
 from xorepd.state.store import open_store
 from xorepd.transports.links import Links

@@ -18,7 +18,7 @@ from xorepd.config.keep import Keep
 from xorepd.control.protocol import Finished
 from xorepd.ctl import app
 from xorepd.errors import ControlError
-from xorepd.replication.selection import LeftOut
+from xorepd.replication.deciding.selection import LeftOut
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 

@@ -17,7 +17,7 @@ from tests.unit.parts import record
 from xorepd.control.protocol import ForgetReply, OrphanReply
 from xorepd.ctl import app
 from xorepd.errors import ControlError, Refused
-from xorepd.replication.forgetting import Terms
+from xorepd.replication.deciding.forgetting import Terms
 
 ORPHAN = OrphanReply(
     stream="pool-1/vm-9/sr-1",

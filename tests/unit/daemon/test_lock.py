@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from xorepd.daemon.lock import locked
 from xorepd.errors import StateError
+from xorepd.process.lock import locked
 
 PRECIOUS = "what somebody needs\n"
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import structlog
 
-from xorepd.daemon.logs import LONGEST, configure
+from xorepd.process.logs import LONGEST, configure
 
 SECRET = "geheim-7f3a"
 REF = "OpaqueRef:3d6b2b1e-8a4f-4a57-9f3b-6c1f4d2e7a90"

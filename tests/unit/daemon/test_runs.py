@@ -17,8 +17,8 @@ from xorepd.config.models import JobSettings
 from xorepd.daemon.runs import AlreadyRunning, Runs
 from xorepd.errors import ControlError, XapiUnreachable
 from xorepd.ids import RunId
-from xorepd.replication.jobs import Report
-from xorepd.replication.selection import LeftOut
+from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.run.jobs import Report
 from xorepd.state.history import History
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 from xorepd.state.store import Store, open_store

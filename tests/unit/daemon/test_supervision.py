@@ -16,11 +16,11 @@ import pytest
 
 from tests.patience import patience
 from xorepd.config.models import PoolSettings
-from xorepd.daemon.lock import locked
-from xorepd.daemon.pools import Pools
-from xorepd.daemon.signals import Intent, intents
-from xorepd.daemon.systemd import Notifier
 from xorepd.errors import StateError
+from xorepd.process.lending import Pools
+from xorepd.process.lock import locked
+from xorepd.process.signals import Intent, intents
+from xorepd.process.systemd import Notifier
 from xorepd.tasks import background, first_of
 
 # -- lock ------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def test_second_daemon_on_a_state_directory_is_refused(tmp_path: Path) -> None:
 def test_lock_goes_with_the_process_that_held_it(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, sys\n"
-        "from xorepd.daemon.lock import locked\n"
+        "from xorepd.process.lock import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)

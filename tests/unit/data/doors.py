@@ -13,7 +13,7 @@ from yarl import URL
 from xorepd.errors import Remedy, XapiError
 from xorepd.ids import Ref, VdiUuid
 from xorepd.stream import ByteStream
-from xorepd.xapi.explained import explain
+from xorepd.xapi.rpc.explained import explain
 
 
 @dataclass

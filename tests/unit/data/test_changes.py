@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xorepd.data.changes import BLOCK, parse_changes
+from xorepd.data.nbd.changed_blocks import BLOCK, parse_changes
 from xorepd.extents import Extent
 from xorepd.units import TiB
 

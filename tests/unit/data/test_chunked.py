@@ -12,8 +12,9 @@ import pytest
 
 from tests.unit.data.doors import ScriptedDoor
 from tests.unit.data.scripted import scripted
-from xorepd.data import chunked, door, imports
-from xorepd.data.chunked import BATCH, open_chunked
+from xorepd.data.http.chunked import BATCH, open_chunked
+from xorepd.data.http.exchange import chunked, imports
+from xorepd.data.http.exchange import endpoint as door
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import NotServed, OutcomeUnknown, ProtocolViolation, TransferFailed
 from xorepd.ids import VdiUuid

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from xorepd.data import drawing as drawing_module
+from xorepd.data import fingerprint_map as drawing_module
 from xorepd.data.blocks import BlockMap
-from xorepd.data.drawing import Drawing, Drawn
+from xorepd.data.fingerprint_map import Drawing, Drawn
 from xorepd.data.fingerprints import PAGE, Hashing
-from xorepd.data.narrow import Remaining
 from xorepd.data.reader import Piece
+from xorepd.data.subset import Remaining
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import StateError
 from xorepd.extents import Extent

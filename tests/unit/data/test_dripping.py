@@ -9,9 +9,9 @@ import pytest
 
 from tests.hostile import serving
 from tests.unit.data.doors import ScriptedDoor
-from xorepd.data import door
-from xorepd.data.export import open_export, open_raw
-from xorepd.data.imports import open_upload
+from xorepd.data.http.exchange import endpoint as door
+from xorepd.data.http.export import open_export, open_raw
+from xorepd.data.http.imports import open_upload
 from xorepd.errors import DataError, ProtocolViolation
 from xorepd.ids import VdiUuid
 

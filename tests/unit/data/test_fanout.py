@@ -10,7 +10,7 @@ from tests.unit.data.readers import LETTER, StringReader
 from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import MOST_S, SHARE, Branch, FanOut, Patience
 from xorepd.data.reader import Piece, Reader
-from xorepd.data.rest import Rest
+from xorepd.data.remainder import Rest
 from xorepd.errors import DataError, StreamCut
 
 NEVER = float("inf")

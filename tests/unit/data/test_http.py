@@ -10,7 +10,7 @@ import pytest
 from yarl import URL
 
 from tests.unit.data.scripted import scripted
-from xorepd.data.http import LARGEST_RESPONSE_HEAD, HeadError, Response, exchange
+from xorepd.data.http.exchange import LARGEST_RESPONSE_HEAD, HeadError, Response, exchange
 from xorepd.stream import ByteStream, Ended, Stalled
 
 HEARD: list[bytes] = []

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.data.readers import LETTER, StringReader
 from xorepd.data.blocks import BlockMap
-from xorepd.data.narrow import Filled, Narrowed, Sieve
 from xorepd.data.reader import Piece
-from xorepd.data.rest import Rest
+from xorepd.data.remainder import Rest
+from xorepd.data.subset import Filled, Narrowed, Sieve
 from xorepd.extents import Extent, merge
 
 SIZE = 60

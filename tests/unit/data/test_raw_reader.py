@@ -11,8 +11,9 @@ import pytest
 
 from tests.unit.data.doors import ScriptedDoor
 from tests.unit.data.scripted import scripted
-from xorepd.data import door, export
-from xorepd.data.export import PIECE, open_raw
+from xorepd.data.http.exchange import endpoint as door
+from xorepd.data.http.exchange import export
+from xorepd.data.http.export import PIECE, open_raw
 from xorepd.errors import (
     DataError,
     NotServed,

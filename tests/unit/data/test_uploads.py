@@ -16,8 +16,8 @@ from tests.patience import patience
 from tests.unit.data.doors import ScriptedDoor
 from tests.unit.data.scripted import Behaviour, scripted
 from tests.unit.data.test_chunked import Import
-from xorepd.data.chunked import open_chunked
-from xorepd.data.imports import open_upload
+from xorepd.data.http.chunked import open_chunked
+from xorepd.data.http.imports import open_upload
 from xorepd.errors import DataError, ObjectBusy, OutcomeUnknown, TransferFailed
 from xorepd.ids import VdiUuid
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Self
 
 from xorepd.errors import DataError
-from xorepd.relay import wire
 from xorepd.relay.certificates import (
     client_context,
     make_authority,
@@ -19,9 +18,10 @@ from xorepd.relay.certificates import (
     make_relay,
     server_context,
 )
-from xorepd.relay.frames import HEADER, Header, Kind, parse_header
 from xorepd.relay.listener import Caller, listening
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.frames import HEADER, Header, Kind, parse_header
+from xorepd.relay.protocol.mux import Connection
 from xorepd.stream import ByteStream
 
 NOW = datetime.now(UTC)

@@ -10,8 +10,8 @@ import pytest
 from tests.unit.replication.builders import OTHER_SR, OTHER_STREAM, SR, STREAM, TargetWorld
 from xorepd.ids import Ref
 from xorepd.relay.authority import NotAllowed, base_for, disk_for
-from xorepd.relay.wire import Open
-from xorepd.replication.markers import KEY, Role
+from xorepd.relay.protocol.messages import Open
+from xorepd.replication.format.marks import KEY, Role
 from xorepd.xapi.records import Sr
 
 GiB = 1 << 30

@@ -17,7 +17,7 @@ from xorepd.relay.certificates import (
     make_relay,
     server_context,
 )
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol.mux import Connection
 
 
 def context(directory: Path, stem: str, *, ca: Path | None = None) -> ssl.SSLContext:

@@ -1,9 +1,10 @@
 import pytest
 
 from xorepd.data.zeroes import UNIT
-from xorepd.relay import ledger, wire
-from xorepd.relay.frames import WireError
-from xorepd.relay.ledger import Ledger, Unit
+from xorepd.relay.protocol import ledger
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.frames import WireError
+from xorepd.relay.protocol.ledger import Ledger, Unit
 
 
 def data(offset: int, length: int) -> wire.Data:

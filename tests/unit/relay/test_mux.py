@@ -7,11 +7,11 @@ import pytest
 
 from tests.unit.relay.ends import CHANNELS, OPEN, Ends, ends
 from xorepd.errors import DataError
-from xorepd.relay import wire
-from xorepd.relay.blocks import pack_block
-from xorepd.relay.channel import Channel, Over
-from xorepd.relay.frames import HEADER, LARGEST_BLOCK, SMALLEST_DATA_WINDOW, Kind
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.blocks import pack_block
+from xorepd.relay.protocol.channel import Channel, Over
+from xorepd.relay.protocol.frames import HEADER, LARGEST_BLOCK, SMALLEST_DATA_WINDOW, Kind
+from xorepd.relay.protocol.mux import Connection
 
 BLOCK = memoryview(bytes(range(256)) * 4096)
 WINDOW = SMALLEST_DATA_WINDOW

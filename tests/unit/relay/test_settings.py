@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.relay.ends import make_certificates
 from xorepd.errors import ConfigError
-from xorepd.relay.frames import SMALLEST_DATA_WINDOW
+from xorepd.relay.protocol.frames import SMALLEST_DATA_WINDOW
 from xorepd.relay.settings import RelaySettings, RelayTable, load_relay
 from xorepd.units import MiB
 

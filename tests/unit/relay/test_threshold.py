@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.unit.relay.ends import make_certificates
-from xorepd.daemon.pools import Pools
 from xorepd.errors import DataError
+from xorepd.process.lending import Pools
 from xorepd.relay import listener
 from xorepd.relay.certificates import client_context
+from xorepd.relay.handshakes import AT_ONCE, OF_ADDRESS, Threshold
 from xorepd.relay.index import open_index
 from xorepd.relay.listener import listening
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol.mux import Connection
 from xorepd.relay.server import Relay
 from xorepd.relay.settings import load_relay
-from xorepd.relay.threshold import AT_ONCE, OF_ADDRESS, Threshold
 from xorepd.xapi.pool import Pool
 
 CONFIG = """

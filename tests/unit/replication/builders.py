@@ -15,9 +15,9 @@ from typing import Any
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref, VdiUuid, VmUuid
-from xorepd.replication.inventory import SourceSide, TargetSide, read_source, read_target
-from xorepd.replication.markers import FOR, KEY, Commit, Mark, Role, Stream, decode
-from xorepd.replication.ownership import temporary_name
+from xorepd.replication.format.inventory import SourceSide, TargetSide, read_source, read_target
+from xorepd.replication.format.marks import FOR, KEY, Commit, Mark, Role, Stream, decode
+from xorepd.replication.format.ownership import temporary_name
 from xorepd.xapi.cache import Cache, EventBatch
 from xorepd.xapi.records import CONTENT_ID, Record, Vbd, Vdi, Vm
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from tests.unit.replication.builders import SourceWorld
-from xorepd.replication.adoption import adopt
-from xorepd.replication.plan import Full, FullReason
-from xorepd.replication.staging import Begun, DiskPlan
+from xorepd.replication.deciding.plan import Full, FullReason
+from xorepd.replication.transfer.foreign_base import adopt
+from xorepd.replication.transfer.staging import Begun, DiskPlan
 
 
 async def test_a_full_that_was_begun_is_ended_as_one() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.parts import NOON
 from xorepd.errors import StreamCut
 from xorepd.ids import RunId
-from xorepd.replication.board import Board, DiskProgress, Progress
+from xorepd.replication.context.board import Board, DiskProgress, Progress
 from xorepd.state.records import DiskRecord, Outcome
 
 LATER = NOON + timedelta(minutes=1)
@@ -77,7 +77,7 @@ def test_moved_bytes_are_counted_by_disk() -> None:
 
 
 def test_a_comparison_shows_how_far_it_is_and_how_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xorepd.replication.board._SAMPLE_S", 0.0)
+    monkeypatch.setattr("xorepd.replication.context.board._SAMPLE_S", 0.0)
     board = Board()
     found = with_disks(board)
 

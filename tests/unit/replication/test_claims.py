@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from xorepd.replication.claims import (
+from xorepd.replication.format.claims import (
     LONGEST_S,
     PREFIX,
     Ending,
@@ -18,7 +18,7 @@ from xorepd.replication.claims import (
     key_of,
     rival_of,
 )
-from xorepd.replication.markers import Stream
+from xorepd.replication.format.marks import Stream
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 STREAM = Stream(pool="p", vm="v", sr="s")

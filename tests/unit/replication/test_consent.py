@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit.parts import job
 from xorepd.errors import ConsentMissing, Refused
-from xorepd.replication.consent import check_fulls
-from xorepd.replication.plan import FullReason
+from xorepd.replication.deciding.consent import check_fulls
+from xorepd.replication.deciding.plan import FullReason
 
 FIRST, GONE = FullReason.FIRST_RUN, FullReason.BASE_GONE_ON_SOURCE
 

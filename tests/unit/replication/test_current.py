@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.replication.test_selection import vm
-from xorepd.replication.current import KEY, Current, State, at_odds, own_current, source_of
+from xorepd.replication.format.current import KEY, Current, State, at_odds, own_current, source_of
 from xorepd.xapi.records import Vm
 
 LINEAGE = "pool-1/uuid-of-web01"

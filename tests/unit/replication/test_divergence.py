@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.replication.builders import OTHER_SR, OTHER_STREAM, TargetWorld
 from xorepd.ids import Ref
-from xorepd.replication.divergence import EXCHANGED, WRITTEN, find_divergence
-from xorepd.replication.markers import Commit, Role
+from xorepd.replication.deciding.divergence import EXCHANGED, WRITTEN, find_divergence
+from xorepd.replication.format.marks import Commit, Role
 from xorepd.xapi.records import CONTENT_ID
 
 

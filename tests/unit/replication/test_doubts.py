@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.replication.builders import SourceWorld, TargetWorld, World
 from xorepd.ids import Ref
-from xorepd.replication.doubts import Doubt, find_doubts
-from xorepd.replication.markers import KEY, SNAPSHOTTING, Role
+from xorepd.replication.format.doubts import Doubt, find_doubts
+from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Role
 
 Made = tuple[World, Ref]
 """A pool, and the one object on it that is doubtful."""

@@ -10,9 +10,9 @@ import pytest
 
 from tests.unit.replication.builders import NULL, OTHER_SR, SR, World
 from xorepd.ids import Ref
-from xorepd.replication.foreign import Copy, find_copies
-from xorepd.replication.inventory import disks_of
-from xorepd.replication.markers import Role
+from xorepd.replication.format.foreign import Copy, find_copies
+from xorepd.replication.format.inventory import disks_of
+from xorepd.replication.format.marks import Role
 from xorepd.xapi.records import CONTENT_ID
 
 CONTENT, COPY_OF, TIME = "xo:backup:contentKey", "xo:copy_of", "xo:backup:datetime"

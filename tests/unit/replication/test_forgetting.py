@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from xorepd.ids import PoolName
-from xorepd.replication.forgetting import Terms, deeds, objections
-from xorepd.replication.orphans import Orphan
+from xorepd.replication.deciding.forgetting import Terms, deeds, objections
+from xorepd.replication.deciding.orphans import Orphan
 
 ORPHAN = Orphan(
     stream="pool-1/vm-1/sr-1",

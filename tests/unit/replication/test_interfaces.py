@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from xorepd.ids import Ref
-from xorepd.replication.interfaces import (
+from xorepd.replication.target.interfaces import (
     VIF_NETWORK,
     VIF_SOURCE,
     Deed,

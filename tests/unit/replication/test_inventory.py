@@ -14,10 +14,10 @@ from tests.unit.replication.builders import (
     uuids,
 )
 from xorepd.ids import Ref
-from xorepd.replication.inventory import disks_of
-from xorepd.replication.markers import KEY, SNAPSHOTTING, Role
-from xorepd.replication.ownership import Content, temporary_name, used_by_vms
-from xorepd.replication.plan import SourceBase
+from xorepd.replication.format.evidence import SourceBase
+from xorepd.replication.format.inventory import disks_of
+from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Role
+from xorepd.replication.format.ownership import Content, temporary_name, used_by_vms
 from xorepd.xapi.records import CONTENT_ID
 
 # -- disks and who has them ----------------------------------------------------------------------

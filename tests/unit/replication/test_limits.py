@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from xorepd.replication.limits import Limits, Place
+from xorepd.replication.context.limits import Limits, Place
 
 
 def place(name: str, most: int | None) -> Place:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from xorepd.replication.markers import (
+from xorepd.replication.format.marks import (
     KEY,
     SNAPSHOTTING,
     XO_KEYS_OF_POINTS,

@@ -5,7 +5,7 @@ import pytest
 from tests.unit.xapi import raws
 from xorepd.errors import Refused
 from xorepd.ids import Ref
-from xorepd.replication.networks import Candidate, map_network, networks_of
+from xorepd.replication.deciding.networks import Candidate, map_network, networks_of
 from xorepd.xapi.cache import Cache, EventBatch
 from xorepd.xapi.records import Network, Pif
 

@@ -11,8 +11,8 @@ from tests.unit.replication.builders import STREAM
 from tests.unit.replication.test_selection import vm
 from xorepd.config.models import JobSettings
 from xorepd.ids import PoolName, Ref
-from xorepd.replication.markers import KEY, Mark, Role
-from xorepd.replication.orphans import Orphan, find_orphans
+from xorepd.replication.deciding.orphans import Orphan, find_orphans
+from xorepd.replication.format.marks import KEY, Mark, Role
 from xorepd.xapi.cache import Cache, EventBatch
 from xorepd.xapi.records import PoolRecord, Record, Sr, Vm
 

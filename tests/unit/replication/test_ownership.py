@@ -8,8 +8,8 @@ import pytest
 
 from tests.unit.replication.builders import OTHER_STREAM, STREAM, World, earlier_text
 from xorepd.ids import Ref
-from xorepd.replication.markers import KEY, Mark, Role
-from xorepd.replication.ownership import (
+from xorepd.replication.format.marks import KEY, Mark, Role
+from xorepd.replication.format.ownership import (
     Content,
     content_of,
     is_as_made,

@@ -6,21 +6,19 @@ from typing import Any
 
 import pytest
 
-from xorepd.replication.ownership import Content
-from xorepd.replication.plan import (
+from xorepd.replication.deciding.plan import (
     Delta,
     Full,
     FullReason,
-    Point,
-    PointDisk,
     Resync,
     ResyncReason,
-    SourceBase,
     SourceDisk,
     choose_base,
     limit_deltas,
     without_changes,
 )
+from xorepd.replication.format.evidence import Point, PointDisk, SourceBase
+from xorepd.replication.format.ownership import Content
 
 DISK = SourceDisk("d-0", "0", "root", 1000)
 

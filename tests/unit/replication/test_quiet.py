@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xorepd.replication.quiet import Downed
+from xorepd.replication.source.quiesce import Downed
 
 LEFT = Downed("run-1", "uuid-of-web01", ("v-0", "v-1"), "2026-03-02T12:00:00+00:00")
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from xorepd.ids import NULL_REF
-from xorepd.replication.record import (
+from xorepd.replication.deciding.vm_record import (
     bios_strings_of,
     left_behind,
     new_replica,

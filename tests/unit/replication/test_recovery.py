@@ -10,10 +10,7 @@ import pytest
 
 from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld, World, uuids
 from xorepd.ids import Ref
-from xorepd.replication.inventory import Group, Marked, SourceSide, TargetSide
-from xorepd.replication.markers import KEY, SNAPSHOTTING, Commit, Role
-from xorepd.replication.ownership import temporary_name
-from xorepd.replication.recovery import (
+from xorepd.replication.deciding.recovery import (
     CancelCommit,
     DestroyReplica,
     FinishCommit,
@@ -23,6 +20,9 @@ from xorepd.replication.recovery import (
     decide_prune,
     decide_source,
 )
+from xorepd.replication.format.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Commit, Role
+from xorepd.replication.format.ownership import temporary_name
 
 NOTHING = TargetSide(replica=None, mark=None)
 

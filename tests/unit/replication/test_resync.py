@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xorepd.extents import Extent, total
-from xorepd.replication.resync import (
+from xorepd.replication.transfer.resync import (
     ALIGNMENT,
     LONGEST_WINDOW,
     SHORTEST_WINDOW,

@@ -8,9 +8,9 @@ import pytest
 
 from tests.unit.replication.builders import TargetWorld
 from xorepd.config.keep import Keep
-from xorepd.replication.inventory import Group
-from xorepd.replication.prune import period_time
-from xorepd.replication.retention import select_expired
+from xorepd.replication.cleanup.prune import period_time
+from xorepd.replication.deciding.retention import select_expired
+from xorepd.replication.format.inventory import Group
 
 PARIS = ZoneInfo("Europe/Paris")
 MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)

@@ -10,17 +10,10 @@ import pytest
 
 from tests.unit.xapi import raws
 from xorepd.data.blocks import BlockMap
-from xorepd.data.nbd import NbdExport
+from xorepd.data.nbd.exports import NbdExport
 from xorepd.ids import Ref
-from xorepd.replication.roads import (
-    MOST_ADDRESSES,
-    Choice,
-    Facts,
-    Road,
-    choose_roads,
-    find_nbd,
-    is_vhd,
-)
+from xorepd.replication.deciding.reader_choice import Choice, Facts, Road, choose_roads, is_vhd
+from xorepd.replication.transfer.readers import MOST_ADDRESSES, find_nbd
 from xorepd.units import GiB, KiB
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi

@@ -4,7 +4,7 @@ import pytest
 
 from xorepd.errors import Refused
 from xorepd.ids import Ref
-from xorepd.replication.room import Room
+from xorepd.replication.context.reservations import Room
 from xorepd.units import GiB
 from xorepd.xapi.records import Sr
 

@@ -8,8 +8,8 @@ from tests.unit.parts import job
 from tests.unit.replication.builders import STREAM
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
-from xorepd.replication.markers import BLOCK_TEXT, KEY, Mark, Role
-from xorepd.replication.selection import disk_exclusion, select_vms
+from xorepd.replication.deciding.selection import disk_exclusion, select_vms
+from xorepd.replication.format.marks import BLOCK_TEXT, KEY, Mark, Role
 from xorepd.xapi.records import Vbd, Vdi, Vm
 
 UUID = "3d6b2b1e-8a4f-4a57-9f3b-6c1f4d2e7a90"

@@ -9,9 +9,14 @@ import pytest
 
 from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld
 from xorepd.ids import Ref
-from xorepd.replication.inventory import Group, Marked, TargetSide
-from xorepd.replication.markers import Use
-from xorepd.replication.shedding import Shedding, decide_shedding, is_agreed, reason_to_keep
+from xorepd.replication.deciding.data_destroy import (
+    Shedding,
+    decide_shedding,
+    is_agreed,
+    reason_to_keep,
+)
+from xorepd.replication.format.inventory import Group, Marked, TargetSide
+from xorepd.replication.format.marks import Use
 
 US, THEM = STREAM.sr, "sr-2"
 

@@ -7,9 +7,9 @@ from tests.unit.parts import job
 from tests.unit.replication.builders import STREAM
 from tests.unit.replication.test_selection import vm
 from xorepd.ids import VmUuid
-from xorepd.replication.markers import KEY, Mark, Role, Stream
-from xorepd.replication.selection import select_vms
-from xorepd.replication.vanished import Stray, find_strays
+from xorepd.replication.deciding.selection import select_vms
+from xorepd.replication.deciding.vanished import Stray, find_strays
+from xorepd.replication.format.marks import KEY, Mark, Role, Stream
 from xorepd.xapi.records import Vm
 
 SR = Stream(pool="pool-1", vm="", sr="sr-1")

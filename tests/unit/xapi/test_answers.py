@@ -17,8 +17,8 @@ from tests.unit.xapi import raws
 from xorepd.config.models import PoolSettings
 from xorepd.errors import LONGEST, ObjectGone, XapiError, XapiFailure, XapiUnreachable
 from xorepd.units import MiB
-from xorepd.xapi import answers
-from xorepd.xapi.session import Session
+from xorepd.xapi.rpc import answers
+from xorepd.xapi.rpc.session import Session
 
 SESSION = "OpaqueRef:5e5510"
 Speak = Callable[[str, asyncio.StreamWriter], Awaitable[None]]

@@ -5,8 +5,9 @@ from typing import Any
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
-from xorepd.xapi.cache import MOST_DEPARTED, Cache, EventBatch
+from xorepd.xapi.cache import Cache, EventBatch
 from xorepd.xapi.records import Network, Record, Task, Vbd, Vdi, Vm
+from xorepd.xapi.tables import MOST_DEPARTED
 
 A, B = Ref("OpaqueRef:a"), Ref("OpaqueRef:b")
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xorepd.errors import Remedy, XapiFailure
-from xorepd.xapi.explained import ERRORS, explain
-from xorepd.xapi.failures import translate
+from xorepd.xapi.rpc.explained import ERRORS, explain
+from xorepd.xapi.rpc.failures import translate
 
 # XAPI's errors that replication can meet, by what becomes of them: `retry`: the same call may be
 # repeated later; `state`: somebody has to change something first; `never`: it will always be

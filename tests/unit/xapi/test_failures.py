@@ -13,7 +13,7 @@ from xorepd.errors import (
     XapiError,
     XapiFailure,
 )
-from xorepd.xapi.failures import redact, translate
+from xorepd.xapi.rpc.failures import redact, translate
 
 SECRET = "OpaqueRef:5ec2e7aa-0000-4000-8000-5e5510000000"
 VDI = "OpaqueRef:0d15c000-0000-4000-8000-000000000001"

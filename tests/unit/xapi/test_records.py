@@ -6,7 +6,7 @@ from xmlrpc.client import DateTime
 import pytest
 
 from tests.unit.xapi import raws
-from xorepd.data.imports import IMPORT_LABEL
+from xorepd.data.http.imports import IMPORT_LABEL
 from xorepd.ids import Ref
 from xorepd.xapi.records import (
     EPOCH,

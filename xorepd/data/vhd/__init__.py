@@ -1,0 +1,1 @@
+"""VHD as a stream: layout, encoder and parser. No I/O."""

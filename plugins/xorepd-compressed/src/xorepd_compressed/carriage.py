@@ -24,10 +24,10 @@ from xorepd.data.reader import Reader
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError, ProtocolViolation
 from xorepd.extents import Extent, split
-from xorepd.relay import wire
-from xorepd.relay.blocks import hash_of, pack_block
-from xorepd.relay.channel import Channel, Over
-from xorepd.relay.frames import HEADER
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.blocks import hash_of, pack_block
+from xorepd.relay.protocol.channel import Channel, Over
+from xorepd.relay.protocol.frames import HEADER
 from xorepd.transports.base import Target
 from xorepd_compressed import threads
 from xorepd_compressed.cutting import SPAN, Run, Spans, cut, wanted_parts

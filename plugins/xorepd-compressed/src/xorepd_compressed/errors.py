@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xorepd.errors import DataError, Remedy
-from xorepd.relay.wire import Code
+from xorepd.relay.protocol.messages import Code
 from xorepd.units import format_duration
 
 

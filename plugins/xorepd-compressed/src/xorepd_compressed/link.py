@@ -17,7 +17,7 @@ import structlog
 
 from xorepd.errors import DataError, Refused
 from xorepd.relay.certificates import client_context
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol.mux import Connection
 from xorepd.tidying import to_the_end
 from xorepd.transports.links import LinkState
 from xorepd_compressed import threads

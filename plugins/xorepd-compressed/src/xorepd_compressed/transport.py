@@ -14,9 +14,9 @@ from typing import Any
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
-from xorepd.relay import wire
-from xorepd.relay.channel import Channel, Over
-from xorepd.relay.mux import Connection
+from xorepd.relay.protocol import messages as wire
+from xorepd.relay.protocol.channel import Channel, Over
+from xorepd.relay.protocol.mux import Connection
 from xorepd.tidying import to_the_end
 from xorepd.transports.base import Surroundings, Target
 from xorepd.units import KiB

@@ -1,0 +1,213 @@
+"""What jobs that were removed or changed left on the pools: found, and given up on command."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import datetime
+
+import structlog
+
+from xorepd.config.models import PoolSettings, Settings
+from xorepd.control.protocol import DoubtReply, ForgetPlanReply, OrphanReply, OrphansReply
+from xorepd.errors import ControlError, Refused, StateError, XorepdError
+from xorepd.ids import PoolName, RunId
+from xorepd.process.lending import Pools
+from xorepd.replication.cleanup.forget import Forgetting, forget
+from xorepd.replication.context.board import Board, Progress
+from xorepd.replication.context.lease import Leases
+from xorepd.replication.context.shared_source import SourceVm
+from xorepd.replication.deciding.forgetting import Terms, deeds, objections
+from xorepd.replication.deciding.orphans import Known, Orphan, find_orphans
+from xorepd.replication.format.doubts import find_doubts
+from xorepd.replication.format.marks import Stream
+from xorepd.state.maps import Maps
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Sr
+
+log = structlog.get_logger(__name__)
+
+ASK_S = 20.0
+"""For a pool to answer a question of an operator, who gets what the others said after that."""
+
+
+class Leavings:
+    """The streams that no job means, on the pools of the configuration in force.
+
+    Args:
+        settings: gives that configuration at any time.
+        sources: what the runs of a source VM share.
+    """
+
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        pools: Pools[Pool],
+        *,
+        board: Board,
+        leases: Leases,
+        sources: Mapping[str, SourceVm],
+        clock: Callable[[], datetime],
+        maps: Maps | None = None,
+    ) -> None:
+        self._maps = maps
+        self._settings, self._pools, self._board = settings, pools, board
+        self._leases, self._sources, self._clock = leases, sources, clock
+
+    async def find_orphans(self, known: Known = ()) -> OrphansReply:
+        """Return what no job of the configuration in force means.
+
+        Args:
+            known: UUIDs of the source VMs and target SRs that this daemon has replicated.
+        """
+        pools, not_asked = await self._ask()
+        found = find_orphans(self._settings().jobs.values(), pools, known)
+        doubts = [doubt for name, cache in pools.items() for doubt in find_doubts(name, cache)]
+        return OrphansReply(
+            orphans=tuple(map(_told, found)),
+            doubts=tuple(DoubtReply(**asdict(doubt)) for doubt in doubts),
+            not_asked=not_asked,
+        )
+
+    async def forget_plan(self, stream: str, terms: Terms, known: Known) -> ForgetPlanReply:
+        """Return what giving up a stream would do, and what forbids it.
+
+        Raises:
+            ControlError: a job means it, or it is not there.
+        """
+        orphan = await self._orphan(stream, known)
+        return ForgetPlanReply(
+            orphan=_told(orphan),
+            deeds=deeds(orphan, terms),
+            objections=objections(orphan, terms),
+        )
+
+    async def forget(
+        self, stream: str, terms: Terms, known: Known, report: Callable[[str], None]
+    ) -> None:
+        """Give up a stream, alone on it: no run of any daemon works on it meanwhile.
+
+        Raises:
+            XorepdError: it is not done, and why; what was removed is gone, and doing it again
+                goes on.
+        """
+        orphan = await self._orphan(stream, known)
+        _check(orphan, terms)
+        configured = self._settings().pools
+        if not {orphan.pool, orphan.source or orphan.pool} <= configured.keys():
+            raise Refused("the configuration has changed in this very moment; forget it again")
+        async with AsyncExitStack() as stack:
+            target = await stack.enter_async_context(self._pools.lend(configured[orphan.pool]))
+            source = None
+            if orphan.source:
+                lent = self._pools.lend(configured[PoolName(orphan.source)])
+                source = await stack.enter_async_context(lent)
+            ids = Stream(*stream.split("/"))
+            sr = target.cache.by_uuid(Sr, ids.sr)
+            if sr is None:
+                raise Refused(f"pool {orphan.pool}: SR {ids.sr} is gone; plug it in again")
+            source_vm = self._sources[ids.vm]
+            if source_vm.turns[ids.sr].locked():
+                raise Refused(
+                    f"a run of {orphan.name} to SR {orphan.sr} is under way; wait for its end, or "
+                    f"`xorepctl cancel {orphan.job}`"
+                )
+            run_id = RunId(str(uuid.uuid4()))
+            progress = self._progress(orphan, run_id)
+            what = f"replication of VM {orphan.name} to SR {orphan.sr} of pool {orphan.pool}"
+            await stack.enter_async_context(source_vm.turns[ids.sr])
+            report("waiting for the right to change it")
+            lease = await stack.enter_async_context(
+                self._leases.hold(target, sr, ids, run_id, what)
+            )
+            # Its job may be back by now, or another daemon may have been at work.
+            _check(await self._orphan(stream, known), terms)
+            stack.enter_context(self._board.show(progress))
+            log.info("stream.forgetting", stream=stream, job=orphan.job, **asdict(terms))
+            await forget(
+                Forgetting(
+                    stream=ids,
+                    run_id=run_id,
+                    job=orphan.job,
+                    terms=terms,
+                    source=source.guarded(lease.check) if source else None,
+                    target=target.guarded(lease.check),
+                    sr=sr,
+                    source_vm=source_vm,
+                    progress=progress,
+                    clock=self._clock,
+                    report=report,
+                )
+            )
+        await self._forget_maps(stream)
+
+    async def _forget_maps(self, stream: str) -> None:
+        if self._maps is not None:
+            try:
+                await self._maps.retain(stream, ())
+            except StateError as error:  # they go by themselves when they are old
+                log.warning("maps.not_forgotten", stream=stream, reason=str(error))
+
+    def _progress(self, orphan: Orphan, run_id: RunId) -> Progress:
+        """Return what shows in the status that it is being given up."""
+        progress = Progress(
+            self._board,
+            run_id=run_id,
+            job=orphan.job,
+            vm_uuid=orphan.vm,
+            vm_name=orphan.name,
+            source=orphan.source,
+            target=orphan.pool,
+            sr=orphan.sr,
+            now=self._clock(),
+        )
+        progress.begin(self._clock())
+        return progress
+
+    async def _orphan(self, stream: str, known: Known) -> Orphan:
+        pools, not_asked = await self._ask()
+        for orphan in find_orphans(self._settings().jobs.values(), pools, known):
+            if orphan.stream == stream:
+                return orphan
+        silent = f" ({', '.join(not_asked)} did not answer)" if not_asked else ""
+        raise ControlError(
+            f"nothing to forget of {stream}{silent}: it is gone, or a job means it; a VM that a "
+            "job means is taken out of that job first",
+            status=404,
+        )
+
+    async def _ask(self) -> tuple[dict[PoolName, Cache], dict[str, str]]:
+        """Return the records of the pools as of now, and why which pools could not be asked."""
+        settings = self._settings()
+        caches: dict[PoolName, Cache] = {}
+        not_asked: dict[str, str] = {}
+
+        async def ask(configured: PoolSettings) -> None:
+            try:
+                async with asyncio.timeout(ASK_S), self._pools.lend(configured) as pool:
+                    await pool.refresh()
+                    caches[configured.name] = pool.cache
+            except TimeoutError:
+                not_asked[configured.name] = f"no answer for {ASK_S:.0f} s"
+            except (XorepdError, OSError) as error:
+                not_asked[configured.name] = str(error)
+
+        async with asyncio.TaskGroup() as group:
+            for configured in settings.pools.values():
+                group.create_task(ask(configured), name=f"orphans of {configured.name}")
+        # In the order of the configuration, whoever answered first.
+        return {name: caches[name] for name in settings.pools if name in caches}, not_asked
+
+
+def _told(orphan: Orphan) -> OrphanReply:
+    return OrphanReply(**asdict(orphan))
+
+
+def _check(orphan: Orphan, terms: Terms) -> None:
+    """Refuse what may not be given up on these terms."""
+    for objection in objections(orphan, terms):
+        raise Refused(f"{orphan.name} on {orphan.pool}/{orphan.sr}: {objection}")

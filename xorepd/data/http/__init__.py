@@ -1,0 +1,1 @@
+"""XAPI's disk handlers: exports and imports over HTTP."""

@@ -1,0 +1,192 @@
+"""Writer: `PUT /import_raw_vdi?format=raw&chunked`, extents of any size, in segments.
+
+    {u64 offset, u32 length} data  {u64 offset, u32 length} data  …  12 zero bytes
+    ╰──────────────────────────── a segment: one request, one task ─────────────╯
+
+Nothing has to be known in advance: no length, no map. What is not mentioned keeps its old content,
+so zeroes are left out on a fresh disk and sent on any other. A segment ends after a while; its task
+confirms that everything in it is on the disk, and an interrupted transfer can go on from there.
+
+Source: xapi: ocaml/vhd-tool/src/chunked.ml, impl.ml, ocaml/libs/vhd/vhd_format_lwt/iO.ml.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from xorepd.data.http.endpoint import Door
+from xorepd.data.http.imports import Upload, open_upload
+from xorepd.data.zeroes import without_zeroes
+from xorepd.ids import VdiUuid
+from xorepd.units import GiB, KiB
+
+SEGMENT_BYTES = 8 * GiB
+SEGMENT_S = 120.0
+"""No task of ours lives for much longer."""
+
+COSTS = 20
+"""A segment lasts this many times as long as it took to end the last one and to begin it: an attach
+and a flush of the disk, one or two seconds on a real host. So they cost a twentieth of the time,
+and a transfer that is cut loses half a minute there, and less where they are cheap."""
+SHORTEST_S = 1.0
+
+BATCH = 256 * KiB
+"""Chunks of up to half this size are sent together: copying one costs less than a call for it."""
+
+_CHUNK = struct.Struct("<QI")
+_END = _CHUNK.pack(0, 0)
+
+
+class ChunkedWriter:
+    """A disk while it is written; see `open_chunked`."""
+
+    def __init__(
+        self,
+        door: Door,
+        vdi: VdiUuid,
+        what: str,
+        *,
+        fresh: bool,
+        confirmed_to: Callable[[int], None],
+        content: str,
+    ) -> None:
+        self._door, self._vdi, self._what, self._fresh = door, vdi, what, fresh
+        self._content = content
+        self._confirmed_to = confirmed_to
+        self._taken_to = 0
+        """End of what has been taken so far, where it comes in ascending order."""
+        self._open = AsyncExitStack()
+        self._upload: Upload | None = None
+        self._batch = memoryview(bytearray(BATCH))
+        self._filled = 0
+        self._until = 0.0
+        self._ending_s = 0.0
+        """How long it took to end the last segment."""
+        self._in_segment = 0
+        self._is_whole = True
+        """Whether the segment that is open can still be ended in order."""
+        self.sent = 0
+        """Bytes of data sent so far, without what was left out as zeroes."""
+        self.confirmed = 0
+        """How much of that the pool has confirmed."""
+
+    async def begin(self) -> None:
+        """Open the first segment: whoever is refused here has lost nothing."""
+        await self._begin_segment()
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        parts = without_zeroes(offset, data) if self._fresh else [(offset, data)]
+        for start, part in parts:
+            if self._is_long():
+                self._taken_to = start
+                await self._end_segment()
+            if self._upload is None:
+                await self._begin_segment()
+            await self._put(_CHUNK.pack(start, len(part)), part)
+            self._in_segment += len(part)
+            self.sent += len(part)
+        self._taken_to = offset + len(data)
+
+    async def finish(self) -> None:
+        await self._end_segment()
+
+    async def salvage(self) -> None:
+        """End the segment in order, if it still can be: what it has is confirmed then.
+
+        For a transfer that will not be finished, because its source failed or it was cancelled.
+
+        Raises:
+            DataError: the pool does not confirm it.
+        """
+        if self._is_whole and self._in_segment:
+            await self._end_segment()
+
+    async def close(self) -> None:
+        """Give up the segment that is open, if any."""
+        await self._open.aclose()
+        self._batch = memoryview(b"")
+
+    async def _put(self, head: bytes, data: memoryview) -> None:
+        """Send a chunk, or keep a small one until there are more."""
+        size = len(head) + len(data)
+        if self._filled + size > BATCH:
+            await self._flush()
+        if size > BATCH // 2:
+            await self._flush(head, data)
+            return
+        middle = self._filled + len(head)
+        self._batch[self._filled : middle] = head
+        self._filled += size
+        self._batch[middle : self._filled] = data
+
+    async def _flush(self, *more: bytes | memoryview) -> None:
+        """Send what was kept, and what follows it."""
+        assert self._upload is not None
+        kept, self._filled = self._batch[: self._filled], 0
+        self._is_whole = False  # until all of it is out: what is cut here ends in the middle
+        await self._upload.send(*((kept,) if kept else ()), *more)
+        self._is_whole = True
+
+    def _is_long(self) -> bool:
+        late = asyncio.get_running_loop().time() > self._until
+        return self._in_segment > 0 and (late or self._in_segment >= SEGMENT_BYTES)
+
+    async def _begin_segment(self) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        query = {"format": "raw", "chunked": "true"}
+        upload = open_upload(self._door, self._vdi, query, self._what, content=self._content)
+        self._upload = await self._open.enter_async_context(upload)
+        cost_s = self._ending_s + clock() - began
+        self._until = clock() + min(SEGMENT_S, max(SHORTEST_S, COSTS * cost_s))
+        self._in_segment = self._filled = 0
+
+    async def _end_segment(self) -> None:
+        if self._upload is None:
+            return
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await self._flush(_END)
+        self._is_whole = False
+        await self._upload.finish()
+        self._upload, self._is_whole = None, True
+        await self._open.aclose()
+        self._open = AsyncExitStack()
+        self._ending_s = clock() - began
+        self.confirmed = self.sent
+        self._confirmed_to(self._taken_to)
+
+
+@asynccontextmanager
+async def open_chunked(
+    door: Door,
+    vdi: VdiUuid,
+    *,
+    fresh: bool,
+    what: str,
+    confirmed_to: Callable[[int], None] = lambda offset: None,
+    content: str = "",
+) -> AsyncIterator[ChunkedWriter]:
+    """Open a disk for writing any extents, multiples of 512 bytes, in any order.
+
+    Nothing checks on the pool's side that nobody else uses the disk: the caller makes sure.
+
+    Args:
+        fresh: whether the disk is known to be all zeroes.
+        what: the disk, for messages.
+        confirmed_to: told at each end of a segment up to where the disk is confirmed, if it is
+            written in ascending order.
+        content: content id that the disk is to have after each segment; see `open_upload`.
+
+    Raises:
+        DataError: the pool does not take it.
+    """
+    writer = ChunkedWriter(door, vdi, what, fresh=fresh, confirmed_to=confirmed_to, content=content)
+    try:
+        await writer.begin()
+        yield writer
+    finally:
+        await writer.close()

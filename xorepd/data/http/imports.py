@@ -1,0 +1,193 @@
+"""Requests that write a disk, `PUT /import_raw_vdi`, and the writer of VHD streams over one.
+
+XAPI answers the header before it reads the body: only then, at the host that accepted, the body
+begins. While it flows the server may close the connection because it has something to say; the
+reply and the task are read then, and the task decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+from xorepd.data.http.endpoint import (
+    OUTCOME_S,
+    Door,
+    Keeper,
+    explained,
+    lost,
+    respond,
+    verdict,
+)
+from xorepd.data.http.exchange import Response
+from xorepd.data.vhd.encoder import VhdStreamEncoder
+from xorepd.data.vhd.layout import VhdError
+from xorepd.errors import (
+    OutcomeUnknown,
+    ProtocolViolation,
+    TransferFailed,
+    XapiError,
+    XorepdError,
+)
+from xorepd.extents import Extent
+from xorepd.ids import Ref, VdiUuid
+from xorepd.tidying import to_the_end
+
+LATE_S = 5.0
+"""How long a host is given to let go of a disk whose stream broke; a later run looks again."""
+
+IMPORT_LABEL = "xorepd import "
+"""How the name of the task of such a request begins; the disk's UUID follows."""
+
+
+class Upload:
+    """A request whose body is being sent; see `open_upload`."""
+
+    def __init__(
+        self, door: Door, task_ref: Ref, response: Response, what: str, keeper: Keeper | None
+    ) -> None:
+        self._door, self._task_ref, self._response, self._what = door, task_ref, response, what
+        self._keeper = keeper
+
+    async def send(self, *parts: bytes | memoryview) -> None:
+        """Send more of the body; the buffers are free when this returns.
+
+        Raises:
+            DataError: the pool refuses, stalls, or is gone.
+        """
+        try:
+            await self._response.stream.write(*parts)
+        except OSError as error:
+            self._response.stream.abort()
+            failure = lost(self._what, error)
+            raise await explained(self._door, self._task_ref, self._what, failure) from error
+
+    async def finish(self) -> None:
+        """Return when the pool confirms that the body is on the disk.
+
+        Raises:
+            DataError: it is not.
+        """
+        with suppress(OSError):  # the server may close as it likes: the task tells the truth
+            await self._response.text(4096, OUTCOME_S)  # a late error page, or nothing
+        await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
+        if self._keeper is not None:
+            try:
+                await self._keeper.settle()
+            except XapiError as error:
+                raise OutcomeUnknown(self._what, str(error)) from error
+
+
+@asynccontextmanager
+async def open_upload(
+    door: Door,
+    vdi: VdiUuid,
+    query: Mapping[str, str],
+    what: str,
+    *,
+    length: int | None = None,
+    content: str = "",
+) -> AsyncIterator[Upload]:
+    """Open a request for writing a disk, accepted by a host that will read its body.
+
+    A request that ends before its disk has the content id back leaves its task: that is what tells
+    a sweep that it was ours which took it away.
+
+    Args:
+        content: content id that the disk is to have afterwards; empty leaves that to the pool.
+        query: format and what belongs to it.
+        length: bytes of the body, where the format needs it.
+        what: the disk, for messages.
+
+    Raises:
+        DataError: the pool does not take it.
+    """
+    task_ref = await door.begin(f"{IMPORT_LABEL}{vdi}")
+    keeper: Keeper | None = None
+    try:
+        asked = {**query, "vdi": vdi, "task_id": task_ref}
+        headers = {} if length is None else {"Content-Length": str(length)}
+        async with AsyncExitStack() as stack:
+            if content:
+                keeper = await stack.enter_async_context(door.keeping(vdi, content))
+            answer = respond(door, "PUT", "/import_raw_vdi", asked, what, headers=headers)
+            try:
+                response = await stack.enter_async_context(answer)
+            except TransferFailed:
+                keeper = None  # refused by a status: the disk has never been attached
+                raise
+            yield Upload(door, task_ref, response, what, keeper)
+    finally:
+        if keeper is not None and not keeper.is_settled:
+            with suppress(XorepdError, TimeoutError):
+                await to_the_end(_settle_late(door, task_ref, keeper), LATE_S)
+        if keeper is None or keeper.is_settled:
+            await door.discard(task_ref)
+
+
+async def _settle_late(door: Door, task_ref: Ref, keeper: Keeper) -> None:
+    """Give a disk its content id back when its host is done with a stream that broke.
+
+    The task tells when: it ends when the disk has been detached.
+    """
+    await door.outcome(task_ref, LATE_S)
+    await keeper.settle()
+
+
+class ImportWriter:
+    """A disk while it is imported as a VHD stream; see `open_import`."""
+
+    def __init__(self, upload: Upload, encoder: VhdStreamEncoder, what: str) -> None:
+        self._upload, self._encoder, self._what = upload, encoder, what
+        self.sent = 0
+        """Bytes of data sent so far."""
+
+    async def begin(self) -> None:
+        """Send what stands before the first block."""
+        await self._send(self._encoder.head())
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        await self._send(self._encoder.encode(offset, data))
+        self.sent += len(data)
+
+    async def finish(self) -> None:
+        await self._send(self._encoder.tail())
+        await self._upload.finish()
+
+    async def _send(self, parts: Iterable[bytes | memoryview]) -> None:
+        try:
+            await self._upload.send(*parts)
+        except VhdError as error:
+            raise ProtocolViolation(self._what, str(error)) from None
+
+
+@asynccontextmanager
+async def open_import(
+    door: Door,
+    vdi: VdiUuid,
+    virtual_size: int,
+    extents: Iterable[Extent],
+    *,
+    what: str,
+    content: str = "",
+) -> AsyncIterator[ImportWriter]:
+    """Open a disk for writing these extents and no others, as a VHD stream of exact length.
+
+    Nothing checks on the pool's side that nobody else uses the disk: the caller makes sure.
+
+    Args:
+        virtual_size: at most that of the disk.
+        extents: sorted, disjoint, multiples of 512 bytes; iterated several times.
+        what: the disk, for messages.
+        content: see `open_upload`.
+
+    Raises:
+        DataError: the pool does not take it.
+    """
+    encoder = VhdStreamEncoder(virtual_size, extents)
+    async with open_upload(
+        door, vdi, {"format": "vhd"}, what, length=encoder.length, content=content
+    ) as upload:
+        writer = ImportWriter(upload, encoder, what)
+        await writer.begin()
+        yield writer

@@ -1,0 +1,1 @@
+"""What daemon and relay have in common as processes: logs, signals, systemd, lock, lent pools."""

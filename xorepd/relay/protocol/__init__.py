@@ -1,0 +1,1 @@
+"""What daemon and relay say to each other: frames, messages, channels on one connection."""

@@ -1,0 +1,1 @@
+"""What runs leave behind on both pools, and what nobody needs any more."""

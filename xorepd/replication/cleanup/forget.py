@@ -1,0 +1,323 @@
+"""Give up a stream: destroy what is provably ours of it on both pools, or set its replica free.
+
+    sweep, as a run does first ─► restore points ─► source snapshots ─► replica and its mark
+
+The replica's mark goes last. Whatever ends this in between, the stream is still found by what is
+left, and forgetting it again finishes. The caller holds the stream's lease and its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+
+import structlog
+
+from xorepd.config.models import JobSettings, TargetSettings
+from xorepd.data.budget import Budget
+from xorepd.data.nbd.reader import NbdBudget
+from xorepd.errors import Refused
+from xorepd.ids import JobName, RunId
+from xorepd.replication.cleanup.sweep import claim, sweep
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.board import Clock, Progress
+from xorepd.replication.context.reservations import Room
+from xorepd.replication.context.shared_source import SourceVm, Visit, owner_of_shared
+from xorepd.replication.deciding.forgetting import Terms, use_objections
+from xorepd.replication.deciding.orphans import signs_of_use
+from xorepd.replication.format.current import KEY as CURRENT
+from xorepd.replication.format.current import own_current, source_of
+from xorepd.replication.format.inventory import (
+    Group,
+    Marked,
+    TargetSide,
+    disks_of,
+    is_live,
+    is_taken,
+    read_target,
+)
+from xorepd.replication.format.marks import (
+    BLOCK_TEXT,
+    BLOCKED_ON_REPLICA,
+    CONFIRMED,
+    KEY,
+    REPLICA_TAG,
+    XO_KEYS_OF_POINTS,
+    Mark,
+    Role,
+    Stream,
+    uses_of,
+)
+from xorepd.replication.format.ownership import own_mark, used_by_vms
+from xorepd.replication.removal.destroying import (
+    destroy_group,
+    destroy_record,
+    destroy_unsigned,
+    release,
+    try_destroy_disk,
+)
+from xorepd.replication.target.interfaces import VIF_NETWORK, VIF_SOURCE
+from xorepd.replication.target.suspended import destroy_memory, let_go
+from xorepd.transports.direct import Direct
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.pool import Pool, task_owner
+from xorepd.xapi.records import OWNER_PREFIX, Sr, Vdi, Vif, Vm
+from xorepd.xapi.vms import destroy_vbd, update_keys
+
+log = structlog.get_logger(__name__)
+
+_XO_KEYS = ("xo:backup:sr", *XO_KEYS_OF_POINTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """One stream that is to be given up."""
+
+    stream: Stream
+    run_id: RunId
+    job: str
+    """That made it, for the log."""
+    terms: Terms
+    source: Pool | None
+    """None where it cannot be asked; what it has stays."""
+    target: Pool
+    sr: Sr
+    source_vm: SourceVm
+    progress: Progress
+    clock: Clock
+    report: Callable[[str], None]
+    """Told what is being done."""
+
+    def enter(self, step: str) -> None:
+        self.progress.enter("forget")
+        self.report(step)
+
+
+async def forget(f: Forgetting) -> None:
+    """Give up a stream.
+
+    Raises:
+        Refused: its replica is in use, or something could not be removed yet.
+        XapiError: a pool does not answer, or refuses.
+    """
+    task_owner.set(OWNER_PREFIX + str(f.stream))
+    f.enter("cleaning up after the last run")
+    side = await _cleaned_up(f)
+    if side.replica is not None and not f.terms.keep_replica:
+        used = signs_of_use(f.target.cache, side)
+        for objection in use_objections(used, side.replica.power_state, f.terms):
+            raise Refused(f"pool {f.target.name}: {objection}")
+    for number, point in enumerate(reversed(side.points), 1):
+        f.enter(f"restore point {number} of {len(side.points)}")
+        await destroy_group(f.target, point, even_if_changed=f.terms.even_if_used)
+    for memory in side.memories:
+        f.enter(f"suspended VM {memory.vm.name_label}")
+        if is_taken(memory):
+            await let_go(f.target, memory)
+        else:
+            await destroy_memory(f.target, memory)
+    await _leave_source(f)
+    if side.replica is not None and f.terms.keep_replica:
+        f.enter("setting the replica free")
+        await _set_free(f, side, side.replica)
+    elif side.replica is not None:
+        f.enter("replica")
+        await _dismantle(f, side, side.replica)
+    await _verify(f)
+    log.info("stream.forgotten", stream=str(f.stream), job=f.job, kept=f.terms.keep_replica)
+
+
+# -- what the last run left --------------------------------------------------------------------
+
+
+async def _cleaned_up(f: Forgetting) -> TargetSide:
+    """Bring both sides to the last restore point; return what the target has then."""
+    vm = None
+    if f.source is not None:
+        await f.source.refresh()
+        vm = f.source.cache.by_uuid(Vm, f.stream.vm)
+    if f.source is not None and vm is not None:
+        _, side, _ = await sweep(_assignment(f, f.source, vm), resumable=False)
+        return side
+    await f.target.refresh()
+    pools = [pool for pool in (f.source, f.target) if pool is not None]
+    for pool, owner in product(pools, (f"{OWNER_PREFIX}{f.stream}", owner_of_shared(f.stream))):
+        tasks = await pool.end_tasks_of(owner)
+        await pool.refresh()
+        mark = Mark(Role.DISK, f.stream, f.run_id, job=f.job)
+        await claim(pool, mark, tasks.telling)
+    side = await _read_target(f)
+    if side.mark is not None and side.mark.commit is not None and f.terms.keep_replica:
+        raise Refused(
+            f"pool {f.target.name}: the last run ended in the middle of its commit and its source "
+            "VM is gone, so the replica is not whole; clone its newest restore point instead"
+        )
+    if side.fresh is not None:
+        mark = replace(side.fresh.mark, role=Role.POINT, commit=None)
+        await destroy_unsigned(f.target, replace(side.fresh, mark=mark))
+    for shell in side.shells:
+        await destroy_record(f.target, shell)
+    for vdi in side.loose:
+        await try_destroy_disk(f.target, vdi)
+    return await _read_target(f)
+
+
+def _assignment(f: Forgetting, source: Pool, vm: Vm) -> Assignment:
+    """Return what a run of the stream would be about, for its sweep: nothing is transferred."""
+    to = TargetSettings(pool=f.target.name, sr=f.sr.uuid)
+    plain = {"name": JobName(f.job or "removed"), "source": source.name, "vms": (vm.uuid,)}
+    if f.terms.even_if_used or f.terms.keep_replica:
+        plain["diverged"] = "replace"
+    return Assignment(
+        job=JobSettings.model_validate(plain | {"targets": (to,)}),
+        to=to,
+        run_id=f.run_id,
+        source=source,
+        target=f.target,
+        vm=vm,
+        sr=f.sr,
+        stream=f.stream,
+        source_vm=f.source_vm,
+        visit=Visit([to.place], set(), asyncio.TaskGroup(), Budget()),
+        transport=Direct(),
+        room=Room(),
+        nbd=NbdBudget(),
+        budget=Budget(),
+        progress=f.progress,
+        clock=f.clock,
+        current=source_of(vm, f.stream.pool),
+        attempt=f.run_id,
+    )
+
+
+# -- the source --------------------------------------------------------------------------------
+
+
+async def _leave_source(f: Forgetting) -> None:
+    """Strike the target off our snapshots of the source VM; what stands for no other goes."""
+    if f.source is None:
+        return
+    f.enter("snapshots of the source VM")
+    async with f.source_vm.lock:
+        await f.source.refresh()
+        for what in _standing_for(f.source.cache, f.stream):
+            await release(f.source, what, f.stream.sr)
+        await f.source.refresh()
+        await _leave_vm(f.source, f.stream)
+
+
+async def _leave_vm(pool: Pool, stream: Stream) -> None:
+    """Take what we wrote on a source VM off it, when it has no target any more.
+
+    Where roles have changed, it stays: it tells who is current.
+    """
+    vm = pool.cache.by_uuid(Vm, stream.vm)
+    current = own_current(vm) if vm is not None else None
+    if vm is None or current is None or current.epoch > 1:
+        return
+    for snapshot in pool.cache.present(Vm, vm.snapshots):
+        mark = own_mark(snapshot)
+        if mark is not None and mark.role is Role.SOURCE:
+            return
+    await _strike(pool, vm, [CURRENT])
+
+
+def _standing_for(cache: Cache, stream: Stream) -> list[Group | Marked]:
+    """Return what the source pool has for a stream, whether or not the source VM is still there."""
+
+    def mark_on(each: Vm | Vdi) -> Mark | None:
+        mark = own_mark(each) if each.is_a_snapshot else None
+        is_ours = mark is not None and mark.role is Role.SOURCE
+        return mark if is_ours and mark and mark.stream.of_source == stream.of_source else None
+
+    found: list[Group | Marked] = []
+    for vm in cache.vms.values():
+        if (mark := mark_on(vm)) is not None and stream.sr in uses_of(vm.other_config, mark):
+            disks = [(vdi, mark_on(vdi)) for _, vdi in disks_of(cache, vm)]
+            ours = tuple(Marked(vdi, its) for vdi, its in disks if its is not None)
+            found.append(Group(vm, mark, ours))
+    for vdi in cache.vdis.values():
+        mark = None if used_by_vms(cache, vdi) else mark_on(vdi)
+        if mark is not None and stream.sr in uses_of(vdi.other_config, mark):
+            found.append(Marked(vdi, mark))
+    return found
+
+
+# -- the replica -------------------------------------------------------------------------------
+
+
+async def _dismantle(f: Forgetting, side: TargetSide, replica: Vm) -> None:
+    """Destroy the replica, its disks first: it is what the stream is found by.
+
+    Disks of others, and of ours what another VM has, stay.
+    """
+    gone = True
+    for vbd, vdi in side.live:
+        if is_live(vdi, f.stream) and not used_by_vms(f.target.cache, vdi, but=replica.ref):
+            await destroy_vbd(f.target, vbd.ref)
+            gone &= await try_destroy_disk(f.target, vdi, even_if_changed=f.terms.even_if_used)
+    if gone:
+        await destroy_record(f.target, replica)
+
+
+async def _set_free(f: Forgetting, side: TargetSide, replica: Vm) -> None:
+    """Make the replica an ordinary VM: without marks, blocks, tag and prefix of ours.
+
+    Key by key, because it may be in use.
+    """
+    pool, cache = f.target, f.target.cache
+    for _, vdi in side.live:
+        if is_live(vdi, f.stream):
+            await _strike(pool, vdi, [CONFIRMED, *_XO_KEYS, KEY])
+    for vif in cache.present(Vif, replica.vifs):
+        await _strike(pool, vif, [VIF_SOURCE, VIF_NETWORK])
+    if REPLICA_TAG in replica.tags:
+        await pool.call("VM.remove_tags", replica.ref, REPLICA_TAG)
+    if (prefix := f"[XO Backup {f.job}] ") and replica.name_label.startswith(prefix):
+        name = replica.name_label.removeprefix(prefix)
+        await pool.call("VM.set_name_label", replica.ref, name)
+    blocked = replica.blocked_operations
+    ours = [op for op in BLOCKED_ON_REPLICA if blocked.get(op) == BLOCK_TEXT]
+    await update_keys(pool, "VM", replica.ref, "blocked_operations", {}, ours)
+    await _strike(pool, replica, [*_XO_KEYS, CURRENT, KEY])
+
+
+async def _strike(pool: Pool, what: Vm | Vdi | Vif, keys: list[str]) -> None:
+    """Remove what is there of these keys, in their order."""
+    present = [key for key in keys if key in what.other_config]
+    await update_keys(pool, what.kind, what.ref, "other_config", {}, present)
+
+
+# -- what is left ------------------------------------------------------------------------------
+
+
+async def _read_target(f: Forgetting) -> TargetSide:
+    await f.target.refresh()
+    return read_target(f.target.cache, f.stream, f.sr.ref)
+
+
+async def _verify(f: Forgetting) -> None:
+    """Say what could not be removed.
+
+    Raises:
+        Refused: there is something.
+    """
+    side = await _read_target(f)
+    left = [(f.target.name, vdi.name_label or vdi.uuid) for vdi in side.loose]
+    left += [(f.target.name, vm.vm.name_label) for vm in (*side.points, *side.memories)]
+    if side.replica is not None:
+        left.append((f.target.name, side.replica.name_label))
+    if f.source is not None:
+        await f.source.refresh()
+        for what in _standing_for(f.source.cache, f.stream):
+            each = what.vm if isinstance(what, Group) else what.vdi
+            left.append((f.source.name, each.name_label or each.uuid))
+    if left:
+        pool, first = left[0]
+        others = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise Refused(
+            f"pool {pool}: {first}{others} could not be removed yet; something holds it, see the "
+            "daemon's log, and forget it again later"
+        )

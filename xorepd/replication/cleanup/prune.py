@@ -1,0 +1,111 @@
+"""After a commit: remove what it made superfluous, on both pools."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import structlog
+
+from xorepd.config.choices import BaseData
+from xorepd.replication.cleanup.sweep import read_source_side
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.deciding.data_destroy import (
+    Shedding,
+    decide_shedding,
+    disks_in,
+    reason_to_keep,
+)
+from xorepd.replication.deciding.recovery import decide_prune
+from xorepd.replication.deciding.retention import select_expired
+from xorepd.replication.format.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.format.marks import Use, holds_on, is_from_the_future, read_time
+from xorepd.replication.removal.destroying import (
+    destroy_group,
+    release,
+    say_use,
+    shed,
+    try_destroy_disk,
+)
+from xorepd.replication.target.suspended import drop_images, prune_memories
+from xorepd.replication.transfer.readers import find_nbd
+
+log = structlog.get_logger(__name__)
+
+
+async def prune(a: Assignment, target: TargetSide) -> None:
+    """Destroy restore points beyond the retention, replaced disks, and bases of the past.
+
+    Every restore point but the newest may go; every source snapshot but the one that the newest
+    restore point holds, as far as no other target has a use for it. What cannot be removed now
+    stays marked and is tried again by later runs.
+    """
+    for vdi in target.loose:
+        await try_destroy_disk(a.target, vdi)
+    keep = a.job.keep_on(a.to)
+    expired = select_expired(target.points, keep, a.job.timezone, period_time)
+    expired = [point for point in expired if not holds_on(point.vm.other_config)]
+    await prune_memories(a, target, [point for point in target.points if point not in expired])
+    for point in expired:
+        log.info("point.expired", point=point.vm.uuid, taken=point.mark.moment)
+        await destroy_group(a.target, point)
+    async with a.source_vm.lock:
+        source = await read_source_side(a)
+        releases = decide_prune(
+            source, target, a.stream.sr, hold_bases=a.job.hold_bases, busy=a.source_vm.busy
+        )
+        for each in sorted(releases, key=lambda release: release.what.mark.order):
+            if each.sr != a.stream.sr:
+                log.warning("base.given_up", sr=each.sr, hold_bases=a.job.hold_bases)
+            await release(a.source, each.what, each.sr)
+        shedding = _decide_shedding(a, source, target)
+        if shedding.shed and releases:  # some of it may be gone
+            shedding = _decide_shedding(a, await read_source_side(a), target)
+        await _shed_bases(a, shedding)
+        await drop_images(a, source)
+
+
+def _decide_shedding(a: Assignment, source: SourceSide, target: TargetSide) -> Shedding:
+    use = Use.BARE if a.job.base_data is BaseData.DESTROY else Use.HELD
+    return decide_shedding(source, target, a.stream.sr, use, read_for=a.source_vm.read_for)
+
+
+async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
+    """Destroy the data of bases that all targets agree to have without it."""
+    for base in shedding.say:
+        await say_use(a.source, base, a.stream.sr, shedding.use)
+    kept = list(shedding.kept)
+    for base in shedding.shed:
+        if reason := await _reason_to_keep(a, base):
+            log.warning("base.data_kept", taken=base.mark.moment, reason=reason)
+        else:
+            reason = await shed(a.source, base)
+        if reason and base in shedding.own:
+            kept.append(reason)
+    if kept or shedding.own:
+        a.progress.base_data = "kept" if kept else "destroyed"
+        a.progress.base_data_reason = "; ".join(dict.fromkeys(kept))
+
+
+async def _reason_to_keep(a: Assignment, base: Group | Marked) -> str:
+    """Return why a base is better kept with its data; empty where it is not.
+
+    Without NBD each delta would be picked out of an export of the whole disk: that costs more than
+    a chain.
+    """
+    if reason := reason_to_keep(a.source.cache, base):
+        return reason
+    for disk in disks_in(base):
+        exports, reason = await find_nbd(a.source, disk.vdi.ref)
+        if not exports:
+            return reason
+    return ""
+
+
+def period_time(point: Group) -> datetime | None:
+    """Return the time that tells which periods a restore point belongs to.
+
+    That is when its source was snapshotted; or when it arrived, where a clock was so wrong that it
+    would have arrived before. None where neither can be read.
+    """
+    arrived = read_time(point.mark.arrived) or point.vm.snapshot_time
+    return arrived if is_from_the_future(point.mark, arrived) else point.mark.taken_at

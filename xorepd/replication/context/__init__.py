@@ -1,0 +1,1 @@
+"""What one run of one VM works with, and what it shares with other runs."""

@@ -1,0 +1,146 @@
+"""Who of the targets of one VM reads which disk together with whom.
+
+Two meetings bring them together: one before anybody reads anything, because a pool that serves a
+disk does not tell changed blocks of it any more, and one for each disk. Who comes late reads alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from xorepd.data.budget import Budget, Holding
+from xorepd.data.fanout import Branch, FanOut, OpenReader, most_branches
+from xorepd.errors import XorepdError
+from xorepd.replication.context.rendezvous import Meeting
+
+log = structlog.get_logger(__name__)
+
+CLOSE_S = 30.0
+"""How long the last one waits for a shared read to close."""
+
+Key = tuple[str, str]
+"""UUIDs of a disk and of its base (empty for a whole disk): who has the same, needs the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    fan: FanOut
+    branches: dict[str, Branch]
+    pump: asyncio.Task[None]
+
+
+class SharedReads:
+    """The reads of one visit.
+
+    Args:
+        places: who may come.
+        late: who is not waited for; one whose branch was too slow is added.
+        group: owns the tasks that read.
+        budget: where their memory comes from.
+    """
+
+    def __init__(
+        self,
+        places: Iterable[str],
+        late: set[str],
+        patience_s: float,
+        group: asyncio.TaskGroup,
+        budget: Budget,
+    ) -> None:
+        self._late, self._patience_s, self._group = late, patience_s, group
+        self._budget = budget
+        self._before = Meeting(places, late, patience_s)
+        self._wanting: defaultdict[Key, set[str]] = defaultdict(set)
+        self._meetings: dict[Key, Meeting] = {}
+        self._holdings: dict[tuple[Key, str], Holding] = {}
+        self._shared: dict[Key, _Shared] = {}
+
+    async def announce(self, place: str, keys: Iterable[Key]) -> None:
+        """Say what is going to be read, and wait until the others have said so too."""
+        for key in keys:
+            self._wanting[key].add(place)
+        if not await self._before.arrive(place):
+            self._forget(place)
+
+    @asynccontextmanager
+    async def join(
+        self, place: str, key: Key, holding: Holding, open_reader: OpenReader
+    ) -> AsyncIterator[Branch | None]:
+        """Give a branch of a shared read; None where there is nobody to share it with.
+
+        Args:
+            holding: of the disk. It holds nothing before, and with a branch what the disk needs:
+                whoever waits at a meeting keeps nobody from memory.
+            open_reader: how it is opened, if nobody has done so yet. It must not hang on what
+                becomes of `place`.
+        """
+        self._holdings[key, place] = holding
+        shared = await self._shared_read(place, key, open_reader)
+        if shared is None:
+            yield None
+            return
+        branch = shared.branches[place]
+        try:
+            yield branch if await _is_open(branch) else None
+        finally:
+            branch.part()
+            if not shared.fan.attached:  # nothing of it may be left when the last one cleans up
+                shared.pump.cancel()
+                await asyncio.wait({shared.pump}, timeout=CLOSE_S)
+
+    def leave(self, place: str) -> None:
+        """Let nobody wait for one who is done or has failed."""
+        self._forget(place)
+        for meeting in (self._before, *self._meetings.values()):
+            meeting.leave(place)
+        for shared in self._shared.values():
+            if place in shared.branches:
+                shared.branches[place].part()
+
+    def _forget(self, place: str) -> None:
+        for places in self._wanting.values():
+            places.discard(place)
+
+    async def _shared_read(self, place: str, key: Key, open_reader: OpenReader) -> _Shared | None:
+        if len(self._wanting[key] | {place}) < 2 or place not in self._wanting[key]:
+            return None
+        if key not in self._meetings:
+            self._meetings[key] = Meeting(self._wanting[key], self._late, self._patience_s)
+        meeting = self._meetings[key]
+        if not await meeting.arrive(place):
+            return None
+        if key not in self._shared:
+            if min(len(meeting.present), most_branches(self._budget)) < 2:
+                return None
+            self._shared[key] = self._begin(key, meeting.present, open_reader)
+        shared = self._shared[key]
+        return shared if place in shared.branches else None
+
+    def _begin(self, key: Key, places: Iterable[str], open_reader: OpenReader) -> _Shared:
+        def note_slow(branch: Branch) -> None:
+            for place, each in branches.items():
+                if each is branch:
+                    log.info("read.parted", disk=key[0], slow=place)
+                    self._late.add(place)
+
+        fan = FanOut(open_reader, self._budget, on_slow=note_slow)
+        together = sorted(places)[: most_branches(self._budget)]
+        branches = {place: fan.attach(self._holdings[key, place]) for place in together}
+        pump = self._group.create_task(fan.run(), name=f"shared read of {key[0]}")
+        return _Shared(fan, branches, pump)
+
+
+async def _is_open(branch: Branch) -> bool:
+    """Return whether a shared read could be opened; if not, each tries for itself."""
+    try:
+        await branch.opened()
+    except XorepdError as error:
+        log.info("read.not_shared", reason=str(error))
+        return False
+    return True

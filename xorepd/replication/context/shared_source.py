@@ -1,0 +1,134 @@
+"""What the targets of one source VM share on the source: turns, the snapshot, the migration block.
+
+A *visit* is one source VM in one run of a job. Each of its targets is served by a task of its own,
+and nothing of one waits for another but at meetings, which have an end. Several visits to one VM
+may be under way: of two jobs, or of two runs, where an earlier one has a slow target. What all of
+them share is `SourceVm`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from xorepd.data.budget import Budget
+from xorepd.errors import Refused
+from xorepd.replication.context.rendezvous import JOIN_S, Meeting
+from xorepd.replication.context.shared_reads import Key, SharedReads
+from xorepd.replication.format.inventory import Group
+from xorepd.replication.format.marks import Stream
+from xorepd.xapi.records import OWNER_PREFIX, Sr
+
+if TYPE_CHECKING:  # they know of runs, which know of visits
+    from xorepd.replication.deciding.reader_choice import Choice, Facts
+
+
+def owner_of_shared(stream: Stream) -> str:
+    """Return on whose behalf the tasks of a shared read run that a stream has begun."""
+    return f"{OWNER_PREFIX}{stream}/shared"
+
+
+class SourceVm:
+    """One source VM, for all runs of this daemon."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        """Held by whoever changes something on the source: snapshots, their marks, blocks. Never
+        while a target is asked for anything."""
+        self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By UUID of the target SR: two jobs take turns where they have VM and SR in common."""
+        self._readers: list[str] = []
+        self._lent: list[str] = []
+
+    @contextmanager
+    def reading(self, sr: str) -> Iterator[None]:
+        """Say that the VM's snapshot is being read for a target."""
+        self._readers.append(sr)
+        try:
+            yield
+        finally:
+            self._readers.remove(sr)
+
+    @contextmanager
+    def lending(self, stream: str) -> Iterator[None]:
+        """Say that a read which a stream has begun serves others as well."""
+        self._lent.append(stream)
+        try:
+            yield
+        finally:
+            self._lent.remove(stream)
+
+    def is_lent(self, stream: str) -> bool:
+        return stream in self._lent
+
+    @property
+    def is_read(self) -> bool:
+        return bool(self._readers)
+
+    @property
+    def read_for(self) -> set[str]:
+        """UUIDs of the SRs for which a snapshot is being read."""
+        return set(self._readers)
+
+    @property
+    def busy(self) -> set[str]:
+        """UUIDs of the SRs for which a run is under way."""
+        return {sr for sr, turn in self.turns.items() if turn.locked()}
+
+
+class Visit:
+    """One source VM in one run.
+
+    Args:
+        places: names of the targets that may come.
+        late: targets that nobody waits for any more; shared by the visits of a run.
+        group: owns what the targets have in common and goes on without any one of them.
+        budget: where the memory of shared reads comes from.
+    """
+
+    def __init__(
+        self,
+        places: Collection[str],
+        late: set[str],
+        group: asyncio.TaskGroup,
+        budget: Budget,
+        patience_s: float = JOIN_S,
+    ) -> None:
+        self.before_snapshot = Meeting(places, late, patience_s)
+        self.reads = SharedReads(places, late, patience_s, group, budget)
+        self.facts: dict[Key, Facts] = {}
+        """What the source pool offers for each disk."""
+        self.asking: defaultdict[Key, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.choices: dict[Key, Choice] = {}
+        """How the disks that are read together are read."""
+        self.snapshot: Group | None = None
+        """Taken by whoever got there first, for all."""
+        self.awaiting: dict[str, list[int]] = {}
+        """UUID of each target SR that it is for → orders of the older restore points there."""
+        self._served: set[str] = set()
+
+    @contextmanager
+    def serving(self, sr: Sr) -> Iterator[None]:
+        """Take part for a target until the block ends.
+
+        Raises:
+            Refused: another target of the job is the same SR.
+        """
+        if sr.uuid in self._served:
+            raise Refused(
+                f"SR {sr.name_label} is two targets of the job, by its UUID and by its name; "
+                "remove one of them"
+            )
+        self._served.add(sr.uuid)
+        try:
+            yield
+        finally:
+            self.awaiting.pop(sr.uuid, None)
+
+    def leave(self, place: str) -> None:
+        """Let nobody wait for a target that is done or has failed."""
+        self.before_snapshot.leave(place)
+        self.reads.leave(place)

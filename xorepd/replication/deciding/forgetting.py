@@ -1,0 +1,88 @@
+"""Giving up a stream: what an operator may ask for, what it comes to, and what forbids it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xorepd.replication.deciding.orphans import Orphan
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How far an operator goes; by default as far as nothing can be lost that somebody misses."""
+
+    keep_replica: bool = False
+    """It stays, as an ordinary VM, and only its marks and blocks go."""
+    even_if_used: bool = False
+    """Destroy a replica that somebody worked on."""
+    even_if_unknown: bool = False
+    """Although this daemon remembers no run of it, and another one may keep it up."""
+    leave_source: bool = False
+    """Although the source pool cannot be asked: what it has for this stream stays there."""
+
+
+def deeds(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
+    """Return what giving up a stream does, one act each, in the order in which it is done."""
+    return tuple(_deeds(orphan, terms))
+
+
+def _deeds(orphan: Orphan, terms: Terms) -> Iterator[str]:
+    if orphan.points:
+        yield f"destroy {_count(orphan.points, 'restore point')}"
+    if orphan.memories:
+        yield f"destroy {_count(orphan.memories, 'suspended VM')} beside its points"
+    if orphan.snapshots and orphan.source:
+        snapshots = _count(orphan.snapshots, "snapshot")
+        yield f"release {snapshots} of the source VM on pool {orphan.source}"
+    if not orphan.source:
+        yield "leave what the source pool has of it"
+    if orphan.replica and terms.keep_replica:
+        yield f"make {orphan.name} an ordinary VM, which may be started"
+    elif orphan.replica:
+        yield f"destroy the replica {orphan.name} with its disks"
+    elif orphan.disks:
+        yield f"destroy {_count(orphan.disks, 'disk')} without a VM"
+
+
+def objections(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
+    """Return why a stream cannot be given up on these terms, each with its remedy."""
+    return tuple(_objections(orphan, terms))
+
+
+def _objections(orphan: Orphan, terms: Terms) -> Iterator[str]:
+    if not orphan.source and orphan.may_be_of:
+        yield (
+            f"job {orphan.may_be_of} has this target and its source pool does not answer, so it "
+            "may mean this VM; try again when it answers, or remove the job"
+        )
+    elif not orphan.source and not terms.leave_source:
+        yield (
+            "its source pool is not configured, or does not answer, and may have a snapshot for "
+            "it; configure the pool, or say --leave-source"
+        )
+    if not orphan.known and not terms.even_if_unknown:
+        yield (
+            "this daemon remembers no run of it, and another one may keep it up; make sure, "
+            "then say --even-if-unknown"
+        )
+    if orphan.replica and not terms.keep_replica:
+        yield from use_objections(orphan.used, orphan.power_state, terms)
+
+
+def use_objections(used: tuple[str, ...], power_state: str, terms: Terms) -> Iterator[str]:
+    """Yield why a replica cannot be destroyed."""
+    if power_state != "Halted":
+        yield (
+            f"its replica is {power_state.lower()}; shut it down first, or say --keep-replica to "
+            "go on with it as an ordinary VM"
+        )
+    elif used and not terms.even_if_used:
+        yield (
+            f"its replica {' and '.join(used)}; say --keep-replica to keep it as an ordinary VM, "
+            "or --even-if-used to lose that"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

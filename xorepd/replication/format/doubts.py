@@ -1,0 +1,164 @@
+"""What may be ours on a pool and cannot be proven, or holds what we did not write. Pure.
+
+No run touches these objects. An operator settles each with one command: to remove it, or to keep
+it as an object like any other.
+
+    a disk of ours in no VM that something wrote to  perhaps the work of a person
+    a restore point or source snapshot, the same     the same
+    a disk in no VM, with the mark of another one    made by a run that died, or copied by a person
+    a disk in no VM, with a mark that is not signed  the same
+    a snapshot in no VM, taken while a run took one  left by a toolstack that died, or by a person
+    a disk in no VM that a restore point names       its SR was introduced again, and lost all marks
+    a VM that bears the UUID of one of ours          imported with it
+    a VM that our restore points are snapshots of    its marks were wiped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from xorepd.replication.format.inventory import disks_of
+from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Role, decode, snapshotting_on
+from xorepd.replication.format.ownership import (
+    Content,
+    content_of,
+    is_changed,
+    own_mark,
+    used_by_vms,
+)
+from xorepd.xapi.records import EPOCH, Vbd, Vdi, Vm
+from xorepd.xapi.tables import Tables
+
+SETTLED = "none"
+"""What an operator writes in place of a mark: an object without any may have lost its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """One object that no run touches, and what settles it."""
+
+    pool: str
+    kind: str
+    """`VDI` or `VM`."""
+    uuid: str
+    name: str
+    sr: str
+    """Name of the SR; empty for a VM."""
+    size: int
+    """Bytes that the disk takes up on its SR; 0 for a VM."""
+    since: datetime | None
+    """When it was made, by its pool's clock, where that is known."""
+    why: str
+    """Why it is doubtful, to complete "it …"."""
+    remove: str
+    """The command that removes it."""
+    keep: str
+    """The command that makes it an object like any other."""
+
+
+def find_doubts(pool: str, cache: Tables) -> list[Doubt]:
+    """Return the doubtful objects of one pool, by their names.
+
+    Args:
+        pool: its name.
+    """
+    found = [*_disks(pool, cache), *_vms(pool, cache)]
+    return sorted(found, key=lambda doubt: (doubt.kind, doubt.name, doubt.uuid))
+
+
+def _disks(pool: str, cache: Tables) -> Iterator[Doubt]:
+    named = dict(_named_disks(cache))
+    for vdi in cache.vdis.values():
+        if not vdi.managed or vdi.missing:
+            continue
+        why = _about_disk(cache, vdi, named)
+        if why:
+            sr = cache.srs.get(vdi.sr)
+            yield Doubt(
+                pool=pool,
+                kind="VDI",
+                uuid=vdi.uuid,
+                name=vdi.name_label,
+                sr=sr.name_label if sr else "",
+                size=vdi.physical_utilisation,
+                since=vdi.snapshot_time if vdi.snapshot_time != EPOCH else None,
+                why=why,
+                remove=f"xe vdi-destroy uuid={vdi.uuid}",
+                keep=f"xe vdi-param-set uuid={vdi.uuid} other-config:{KEY}={SETTLED}",
+            )
+
+
+def _about_disk(cache: Tables, vdi: Vdi, named: Mapping[str, str]) -> str:
+    """Return why a disk is doubtful; empty where it is not."""
+    mark, own = decode(vdi.other_config), own_mark(vdi)
+    if used_by_vms(cache, vdi):
+        return ""  # its VM is looked at
+    if mark is None and KEY in vdi.other_config:
+        return ""  # settled
+    if own is not None:
+        is_streaming = any(vbd.currently_attached for vbd in cache.present(Vbd, vdi.vbds))
+        if content_of(vdi, own) is Content.CHANGED and not is_streaming:
+            return "is a disk of ours, and was written to since its run left it"
+        return ""
+    if mark is not None and mark.self:
+        return f"carries the mark of disk {mark.self}: a run that died cloned it, or a person did"
+    if mark is not None:
+        return f"was made by run {mark.run}, which never signed it, or was copied from such a disk"
+    if SNAPSHOTTING in vdi.other_config and vdi.is_a_snapshot:
+        run, _ = snapshotting_on(vdi.other_config)
+        return f"was snapshotted while run {run} took a snapshot, which has not got it"
+    if vdi.type == "suspend" and vdi.is_a_snapshot:
+        return "is the memory of a snapshot that no VM has"
+    if vdi.uuid in named:
+        return f"was the disk of {named[vdi.uuid]}, and has lost its marks"
+    return ""
+
+
+def _named_disks(cache: Tables) -> Iterator[tuple[str, str]]:
+    """Yield the UUIDs of the disks that our VMs say they have, with these VMs' names."""
+    for vm in cache.vms.values():
+        mark = own_mark(vm)
+        if mark is not None:
+            kind = "restore point" if mark.role is Role.POINT else "replica"
+            yield from ((uuid, f"{kind} {vm.name_label}") for uuid in mark.disks.values())
+
+
+def _vms(pool: str, cache: Tables) -> Iterator[Doubt]:
+    for vm in cache.vms.values():
+        why = _about_vm(cache, vm)
+        if why:
+            yield Doubt(
+                pool=pool,
+                kind="VM",
+                uuid=vm.uuid,
+                name=vm.name_label,
+                sr="",
+                size=0,
+                since=vm.snapshot_time if vm.snapshot_time != EPOCH else None,
+                why=why,
+                remove=f"xe {'snapshot' if vm.is_a_snapshot else 'vm'}-uninstall uuid={vm.uuid}",
+                keep=f"xe vm-param-set uuid={vm.uuid} other-config:{KEY}={SETTLED}",
+            )
+
+
+def _about_vm(cache: Tables, vm: Vm) -> str:
+    """Return why a VM is doubtful; empty where it is not."""
+    mark = decode(vm.other_config)
+    if (own := own_mark(vm)) is not None:
+        changed = [vdi for _, vdi in disks_of(cache, vm) if is_changed(vdi)]
+        if not changed or own.role not in (Role.POINT, Role.SOURCE):
+            return ""  # a replica that has changed is refused by its own run
+        what = "restore point" if own.role is Role.POINT else "source snapshot"
+        names = ", ".join(vdi.name_label or vdi.uuid for vdi in changed)
+        return f"is a {what} that was written to since it was taken (disk {names})"
+    if mark is not None and mark.self == vm.uuid:
+        return f"bears the UUID of our {mark.role.value}, and is another object: it was imported"
+    if vm.is_a_snapshot or KEY in vm.other_config:
+        return ""  # of others, or settled
+    for point in cache.present(Vm, vm.snapshots):
+        theirs = own_mark(point)
+        if theirs is not None and theirs.role is Role.POINT:
+            return f"has lost its marks: restore point {point.name_label} is a snapshot of it"
+    return ""

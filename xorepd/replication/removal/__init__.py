@@ -1,0 +1,1 @@
+"""Destroys objects on pools, each only after proof that it is ours."""

@@ -1,0 +1,242 @@
+"""Destroying what is ours: snapshots, disks, source snapshots that nobody needs, data of bases.
+
+Everything here asks `ownership` right before it destroys, by the records of that moment.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+
+from xorepd.errors import ObjectGone, XapiError
+from xorepd.replication.deciding.data_destroy import is_agreed
+from xorepd.replication.format.inventory import Group, Marked
+from xorepd.replication.format.marks import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
+from xorepd.replication.format.ownership import objection, used_by_vms
+from xorepd.xapi.cache import Cache
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import CONTENT_ID, Vdi, Vm
+from xorepd.xapi.vdis import destroy_data, destroy_disk
+from xorepd.xapi.vms import destroy_vm, rewrite_other_config, update_keys
+
+log = structlog.get_logger(__name__)
+
+GONE_S = 5.0
+"""Longest wait for the news that a disk is gone."""
+
+NOT_AGREED = "another daemon has written on it that it needs its data"
+
+
+async def destroy_group(pool: Pool, group: Group, *, even_if_changed: bool = False) -> bool:
+    """Destroy a snapshot VM of ours, and then its disks, and its memory, that are in no other VM.
+
+    A disk that a VM of others has stays until it is detached: then it is left over. Where something
+    wrote to one of the disks, all of it stays, because its bytes may be missed.
+
+    Args:
+        even_if_changed: an operator has said that they may be lost.
+
+    Returns:
+        Whether it is gone.
+    """
+    vms, vdis, own = pool.cache.vms, pool.cache.vdis, group.vm.ref
+    now = [vdis.get(disk.vdi.ref, disk.vdi) for disk in group.disks]
+    free = [vdi for vdi in now if not used_by_vms(pool.cache, vdi, but=own)]
+    objections = [objection(vms.get(own, group.vm))]
+    objections += [objection(vdi, even_if_changed=even_if_changed) for vdi in free]
+    if why := next(filter(None, objections), ""):
+        log.warning("snapshot.kept", pool=pool.name, snapshot=group.vm.uuid, reason=why)
+        return False
+    image = group.image
+    if image is not None and not used_by_vms(pool.cache, image, but=own):
+        free.append(vdis.get(image.ref, image))
+    await destroy_vm(pool, own)
+    for vdi in free:
+        await try_destroy_disk(pool, vdi, even_if_changed=even_if_changed)
+    return True
+
+
+async def destroy_unsigned(pool: Pool, group: Group) -> None:
+    """Destroy a snapshot that a run took and never came to sign: its name proves it.
+
+    All of it is signed first: once its record is gone, nothing else tells of its disks. What the
+    disks held when they were made is what their marks here say, as far as that is known. So one
+    that something has written to is kept, as in any other snapshot of ours.
+    """
+    for disk in group.disks:
+        await sign_disk(pool, disk.vdi, replace(group.mark, content=disk.mark.content))
+    if group.image is not None:
+        await sign_disk(pool, group.image, group.mark)
+    signed = group.mark.on(group.vm.uuid, group.vm.ref)
+    with suppress(ObjectGone):
+        await rewrite_other_config(pool, "VM", group.vm.ref, {KEY: signed.encode()})
+    await pool.refresh()
+    marked = [
+        Marked(pool.cache.vdis.get(disk.vdi.ref, disk.vdi), disk.mark) for disk in group.disks
+    ]
+    await destroy_group(pool, replace(group, disks=tuple(marked)))
+
+
+async def sign_disk(pool: Pool, vdi: Vdi, mark: Mark) -> None:
+    """Sign a disk that was proven ours otherwise, and that nothing has attached for writing.
+
+    Args:
+        mark: with the content id that it had when it was made; else what it holds now counts.
+    """
+    content = mark.content or vdi.content_id or f"xorepd-{vdi.uuid}"
+    keys = {KEY: replace(mark.on(vdi.uuid, vdi.ref), content=content).encode()}
+    if not vdi.content_id:
+        keys |= {CONTENT_ID: content}
+    with suppress(ObjectGone):
+        await rewrite_other_config(pool, "VDI", vdi.ref, keys, [CONFIRMED])
+
+
+async def destroy_record(pool: Pool, vm: Vm) -> bool:
+    """Destroy the record of a VM of ours, never its disks; say why it stays where it is not."""
+    if why := objection(pool.cache.vms.get(vm.ref, vm)):
+        log.warning("vm.kept", pool=pool.name, vm=vm.uuid, reason=why)
+        return False
+    await destroy_vm(pool, vm.ref)
+    return True
+
+
+async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = False) -> bool:
+    """Destroy a disk of ours, or say why it stays for the next sweep."""
+    if why := objection(pool.cache.vdis.get(vdi.ref, vdi), even_if_changed=even_if_changed):
+        log.warning("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=why)
+        return False
+    if older := older_metadata(pool.cache, vdi):
+        log.info("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=f"{older.uuid} goes first")
+        return False
+    was_stuck = pool.is_stuck(vdi.ref)
+    try:
+        await destroy_disk(pool, vdi)
+        if vdi.is_bare:  # newer ones wait for it
+            await pool.cache.wait_for(lambda: vdi.ref not in pool.cache.vdis, GONE_S)
+    except XapiError as error:
+        tell = log.debug if was_stuck else log.warning  # it has been said
+        tell("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
+        return False
+    return True
+
+
+def older_metadata(cache: Cache, vdi: Vdi) -> Vdi | None:
+    """Return what changed-block tracking keeps of an older snapshot of the same disk, if anything.
+
+    Drivers of file SRs lose the older logs when a newer one is destroyed before them, whoever they
+    belong to: so the oldest goes first.
+
+    Source: sm: libs/sm/VDI.py (delete), libs/sm/drivers/FileSR.py.
+    """
+    if not vdi.is_bare:
+        return None
+    alike = (
+        other
+        for other in cache.vdis.values()
+        if other.is_bare and other.snapshot_of == vdi.snapshot_of and other.ref != vdi.ref
+    )
+    return next((other for other in alike if other.snapshot_time < vdi.snapshot_time), None)
+
+
+async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
+    """Strike a target off a source snapshot; the last one takes the snapshot along.
+
+    Args:
+        what: a source snapshot, or a disk of one whose VM record is gone.
+        sr: UUID of the target SR.
+    """
+    try:
+        match what:
+            case Group(vm=vm):
+                if await _is_for_others(pool, "VM", vm, sr):
+                    log.info("snapshot.released", snapshot=vm.uuid, sr=sr)
+                    await _strike_off(pool, "VM", vm, sr)
+                    for disk in what.disks:
+                        await _strike_off(pool, "VDI", disk.vdi, sr)
+                else:
+                    await destroy_group(pool, what)
+            case Marked(vdi=vdi):
+                is_held = older_metadata(pool.cache, vdi) is not None  # then any run may take it
+                if await _is_for_others(pool, "VDI", vdi, sr) or is_held:
+                    await _strike_off(pool, "VDI", vdi, sr)
+                else:
+                    await try_destroy_disk(pool, vdi)
+    except ObjectGone:
+        log.info("snapshot.gone", sr=sr)  # another daemon was faster, or its owner
+
+
+async def shed(pool: Pool, base: Group | Marked) -> str:
+    """Destroy the data of a base, if every target still agrees, and keep its changed-block logs.
+
+    Returns why it stays, in words; empty where it has gone.
+
+    The keys go to the disks first, because a snapshot's record has to go before its disks' data:
+    whenever this ends, the disks say for whom they stand and that their data may go.
+    """
+    try:
+        if isinstance(base, Marked):
+            if not is_agreed(await _uses_now(pool, "VDI", base.vdi)):
+                return NOT_AGREED
+            if why := objection(base.vdi):
+                return why
+            return await _try_destroy_data(pool, base.vdi)
+        uses = await _uses_now(pool, "VM", base.vm)
+        if not is_agreed(uses):
+            return NOT_AGREED
+        if why := next(filter(None, (objection(disk.vdi) for disk in base.disks)), ""):
+            return why
+        for disk in base.disks:
+            present = await _uses_now(pool, "VDI", disk.vdi)
+            add = {FOR + sr: use.value for sr, use in uses.items() if present.get(sr) is not use}
+            gone = [FOR + sr for sr in present.keys() - uses.keys()]
+            await update_keys(pool, "VDI", disk.vdi.ref, "other_config", add, gone)
+        await destroy_vm(pool, base.vm.ref)
+        kept = [await _try_destroy_data(pool, disk.vdi) for disk in base.disks]
+        log.info("base.shed", snapshot=base.vm.uuid, disks=len(kept), destroyed=kept.count(""))
+        return next(filter(None, kept), "")
+    except ObjectGone:
+        log.info("snapshot.gone")  # another daemon was faster, or its owner
+        return ""
+    except XapiError as error:  # its data is a matter of room: no reason to fail a run
+        log.warning("base.not_shed", pool=pool.name, taken=base.mark.moment, error=str(error))
+        return str(error)
+
+
+async def _try_destroy_data(pool: Pool, vdi: Vdi) -> str:
+    """Destroy the data of a disk, or return why it stays for the next prune."""
+    was_stuck = pool.is_stuck(vdi.ref)
+    try:
+        await destroy_data(pool, vdi)
+    except XapiError as error:
+        tell = log.debug if was_stuck else log.warning
+        tell("base.data_not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
+        return str(error)
+    return ""
+
+
+async def say_use(pool: Pool, base: Group | Marked, sr: str, use: Use) -> None:
+    """Write what a base is to one target; key by key, for others write on it as well."""
+    kind, ref = ("VM", base.vm.ref) if isinstance(base, Group) else ("VDI", base.vdi.ref)
+    with suppress(ObjectGone):
+        await update_keys(pool, kind, ref, "other_config", {FOR + sr: use.value})
+
+
+async def _is_for_others(pool: Pool, kind: str, what: Vm | Vdi, sr: str) -> bool:
+    return bool((await _uses_now(pool, kind, what)).keys() - {sr})
+
+
+async def _uses_now(pool: Pool, kind: str, what: Vm | Vdi) -> dict[str, Use]:
+    """Ask the pool itself: another daemon may have written since the cache was filled."""
+    present = await pool.call(f"{kind}.get_other_config", what.ref)
+    mark = decode(present)
+    return uses_of(present, mark) if mark is not None else {}
+
+
+async def _strike_off(pool: Pool, kind: str, what: Vm | Vdi, sr: str) -> None:
+    await pool.call(f"{kind}.remove_from_other_config", what.ref, FOR + sr)
+    mark = decode(what.other_config)
+    if mark is not None and mark.stream.sr == sr:  # of the earlier form: the mark itself says it
+        plain = replace(mark, stream=mark.stream.of_source, confirmed=False)
+        await rewrite_other_config(pool, kind, what.ref, {KEY: plain.encode()})

@@ -1,0 +1,1 @@
+"""A job's run: its VMs, and for each VM and target the steps from preflight to prune."""

@@ -1,0 +1,335 @@
+"""One execution of a job: its VMs, a few at a time, to all targets, each with a fate of its own.
+
+    run_job ─► _VmRun, one for each VM: a visit to the source VM
+                  └► serve, one for each target ─► run.replicate
+
+A target works through the job's VMs at its own pace. One that lags behind holds up no other:
+`max_vms` counts for each target by itself, and at meetings on the source nobody waits for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Protocol
+from uuid import uuid4
+
+import structlog
+
+from xorepd.config.models import JobSettings, TargetSettings
+from xorepd.config.names import as_uuid
+from xorepd.data.budget import Budget
+from xorepd.data.nbd.reader import NbdBudget
+from xorepd.errors import Broken, Frozen, LeaseHeld, Refused, XorepdError
+from xorepd.ids import PoolName, RunId
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.board import Board, Clock, Progress
+from xorepd.replication.context.lease import Leases
+from xorepd.replication.context.limits import Limits, Place, places_of
+from xorepd.replication.context.rendezvous import JOIN_S
+from xorepd.replication.context.reservations import Room
+from xorepd.replication.context.shared_source import SourceVm, Visit
+from xorepd.replication.deciding.selection import LeftOut, Selection
+from xorepd.replication.format.current import source_of
+from xorepd.replication.format.marks import Stream
+from xorepd.replication.run.preflight import find_sr, find_vm
+from xorepd.replication.run.replicate import replicate
+from xorepd.replication.run.select_vms import find_missing, muster
+from xorepd.state.maps import Maps
+from xorepd.state.records import Outcome, RunRecord
+from xorepd.transports.base import Surroundings, Transport
+from xorepd.transports.links import Links
+from xorepd.transports.registry import open_inner, open_transport
+from xorepd.units import format_duration
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Vm
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all runs of a daemon share."""
+
+    pools: Mapping[PoolName, Pool]
+    board: Board
+    slots: asyncio.Semaphore
+    """VMs in transfer at once, over all jobs."""
+    clock: Clock
+    leases: Leases
+    room: Room = field(default_factory=Room)
+    nbd: NbdBudget = field(default_factory=NbdBudget)
+    budget: Budget = field(default_factory=Budget)
+    """Memory for data on its way."""
+    limits: Limits = field(default_factory=Limits)
+    """VMs in transfer at once in each pool, SR and host."""
+    links: Links = field(default_factory=Links)
+    maps: Maps | None = None
+    """Of what the restore points hold; None where none are kept."""
+    sources: defaultdict[str, SourceVm] = field(default_factory=lambda: defaultdict(SourceVm))
+    """By UUID of the source VM: what its visits share."""
+    closed: Mapping[PoolName, XorepdError] = field(default_factory=dict)
+    """Pools of targets that could not even be opened, and why."""
+    join_s: float = JOIN_S
+    """How long the targets of a VM wait for each other at most."""
+
+
+class Report(Protocol):
+    """Told how a run gets on; it neither waits nor fails."""
+
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+        """Hear which VMs and targets the run is about to serve, as each stands now.
+
+        Args:
+            replicas: that its patterns and tags mean, and that it leaves out.
+        """
+        ...
+
+    def ended(self, record: RunRecord) -> None:
+        """Hear how one VM ended on one target."""
+        ...
+
+
+async def run_job(
+    job: JobSettings, run_id: RunId, context: Context, report: Report | None = None
+) -> list[RunRecord]:
+    """Replicate each VM of a job once to each of its targets.
+
+    Args:
+        report: told of each VM and target when it ends, also where the run is cancelled.
+
+    Returns:
+        One record per VM and target, in the job's order, and then one for each VM that is gone
+        and has a replica. What fails stops nothing else.
+
+    Raises:
+        asyncio.CancelledError: on cancellation, after every VM has cleaned up.
+    """
+    turns = {to.place: asyncio.Semaphore(job.max_vms) for to in job.targets}
+    late = set[str]()
+
+    def tell(record: RunRecord) -> RunRecord:
+        if report is not None:
+            report.ended(record)
+        return record
+
+    async def serve(vm: _VmRun, to: TargetSettings, progress: Progress) -> RunRecord:
+        try:
+            with context.board.show(progress):
+                async with turns[to.place]:
+                    record = await vm.serve(to, progress)
+        except asyncio.CancelledError:
+            tell(progress.finished(Outcome.CANCELLED, None, context.clock()))
+            raise
+        finally:
+            vm.visit.leave(to.place)
+        return tell(record)
+
+    async def miss(selection: Selection, to: TargetSettings) -> list[RunRecord]:
+        pools = context.pools
+        records = await find_missing(
+            job, run_id, selection, to, pools[job.source], pools[to.pool], context.clock
+        )
+        return [tell(record) for record in records]
+
+    mustered = await muster(job, run_id, context.pools[job.source], context.clock)
+    async with asyncio.TaskGroup() as group:
+        tasks, missing = [], []
+        expected: list[RunRecord] = []
+        if selection := mustered.selection:
+            for to in (to for to in job.targets if to.pool in context.pools):
+                name = f"{job.name} missing on {to.place}"
+                missing.append(group.create_task(miss(selection, to), name=name))
+        found = selection.found if selection else ()
+        names: dict[str, str] = {vm.uuid: vm.name_label for vm in found}
+        for wanted in mustered.wanted:
+            vm = _VmRun(job, run_id, wanted, names.get(wanted, wanted), context, late, group)
+            for to in job.targets:
+                progress = vm.progress_to(to)
+                expected.append(progress.running())
+                name = f"{job.name} {wanted} to {to.place}"
+                tasks.append(group.create_task(serve(vm, to, progress), name=name))
+        if report is not None:
+            report.expects(expected, selection.replicas if selection else ())
+        for record in mustered.records:
+            tell(record)
+    served = [task.result() for task in tasks]
+    return [*mustered.records, *served, *chain(*(task.result() for task in missing))]
+
+
+class _Seat:
+    """One of the daemon's places for VMs, taken while any target of a VM is being served."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places, self._users, self._door = places, 0, asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        async with self._door:
+            if not self._users:
+                await self._places.acquire()
+            self._users += 1
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._places.release()
+
+
+class _VmRun:
+    """One VM in one run of a job, with all its targets."""
+
+    def __init__(
+        self,
+        job: JobSettings,
+        run_id: RunId,
+        wanted: str,
+        label: str,
+        context: Context,
+        late: set[str],
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._job, self._run_id, self._context = job, run_id, context
+        self._wanted, self._label = wanted, label
+        self._finding = asyncio.Lock()
+        self._vm: Vm | None = None
+        self.seat = _Seat(context.slots)
+        places = [to.place for to in job.targets]
+        self.visit = Visit(places, late, group, context.budget, context.join_s)
+
+    def progress_to(self, to: TargetSettings) -> Progress:
+        """Return what shows how the VM gets on to one target; it is waiting yet."""
+        return Progress(
+            self._context.board,
+            run_id=self._run_id,
+            job=self._job.name,
+            vm_uuid=as_uuid(self._wanted),
+            vm_name=self._label,
+            source=self._job.source,
+            target=to.pool,
+            sr=to.sr,
+            now=self._context.clock(),
+        )
+
+    async def serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
+        """Replicate the VM to one target, whatever becomes of the others; return how it ended."""
+        job = self._job
+        with structlog.contextvars.bound_contextvars(
+            job=job.name, run_id=self._run_id, vm=self._wanted, target=to.place
+        ):
+            return await self._serve(to, progress)
+
+    async def _serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
+        job, context = self._job, self._context
+        progress.begin(context.clock())
+        try:
+            async with asyncio.timeout(job.deadline) as deadline:
+                outcome = await self._replicate(to, progress, deadline)
+        except asyncio.CancelledError:
+            log.info("run.cancelled", step=progress.step)
+            raise
+        except Exception as error:
+            if deadline.expired():  # whatever came of the cancellation
+                late = Refused(
+                    f"VM {self._wanted}: not done after {format_duration(job.deadline)}, the "
+                    f"deadline of job {job.name} (in step {progress.step}); raise it if that "
+                    "is too short"
+                )
+                return progress.finished(Outcome.FAILED, late, context.clock())
+            if isinstance(error, LeaseHeld):
+                return progress.finished(Outcome.HELD, error, context.clock())
+            if isinstance(error, Frozen):
+                return progress.finished(Outcome.FROZEN, error, context.clock())
+            if isinstance(error, XorepdError):
+                return progress.finished(Outcome.FAILED, error, context.clock())
+            # A fault of ours in one VM must not stop the others, nor pass unseen.
+            log.exception("run.broken", step=progress.step)
+            return progress.finished(Outcome.FAILED, Broken(error), context.clock())
+        return progress.finished(outcome, None, context.clock())
+
+    async def _replicate(
+        self, to: TargetSettings, progress: Progress, deadline: asyncio.Timeout
+    ) -> Outcome:
+        job, context = self._job, self._context
+        if to.pool in context.closed:
+            raise context.closed[to.pool]
+        source, target = context.pools[job.source], context.pools[to.pool]
+        transport = await _open_transport(job, to, context)
+        vm = await self._find(source)
+        progress.vm_uuid, progress.vm_name = vm.uuid, vm.name_label
+        await target.refresh()
+        sr = find_sr(target.cache, target.name, to.sr)
+        progress.sr, progress.sr_uuid = sr.name_label, sr.uuid
+        stream = Stream(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid)
+        what = f"replication of VM {vm.name_label} to SR {sr.name_label} of pool {target.name}"
+        source_vm = context.sources[vm.uuid]
+        places = places_of(source, vm, target, sr, context.limits)
+        with self.visit.serving(sr):
+            async with (
+                self._admitted(places, progress, deadline),
+                source_vm.turns[sr.uuid],
+                context.leases.hold(target, sr, stream, self._run_id, what) as lease,
+            ):
+                return await replicate(
+                    Assignment(
+                        job=job,
+                        to=to,
+                        run_id=self._run_id,
+                        source=source.guarded(lease.check),
+                        target=target.guarded(lease.check),
+                        vm=vm,
+                        sr=sr,
+                        stream=stream,
+                        source_vm=source_vm,
+                        visit=self.visit,
+                        transport=transport,
+                        room=context.room,
+                        nbd=context.nbd,
+                        budget=context.budget,
+                        progress=progress,
+                        clock=context.clock,
+                        current=source_of(vm, stream.pool),
+                        attempt=str(uuid4()),
+                        maps=context.maps,
+                    )
+                )
+
+    @asynccontextmanager
+    async def _admitted(
+        self, places: Sequence[Place], progress: Progress, deadline: asyncio.Timeout
+    ) -> AsyncIterator[None]:
+        """Wait for the VM's turn in the daemon and on both pools; that does not count as its time.
+
+        What it works on alone it never waits for: each place takes one VM at least.
+        """
+        progress.enter("queue")
+        deadline.reschedule(None)
+        async with self._context.limits.hold(self, places), self.seat:
+            progress.enter("connect")
+            deadline.reschedule(asyncio.get_running_loop().time() + self._job.deadline)
+            yield
+
+    async def _find(self, source: Pool) -> Vm:
+        """Return the source VM, the same for all targets."""
+        async with self._finding:
+            if self._vm is None:
+                await source.refresh()
+                self._vm = find_vm(source.cache, source.name, self._wanted)
+            return self._vm
+
+
+async def _open_transport(job: JobSettings, to: TargetSettings, context: Context) -> Transport:
+    settings = job.transport_to(to)
+    surroundings = Surroundings(
+        job=job.name,
+        source=job.source,
+        target=to.pool,
+        links=context.links,
+        clock=context.clock,
+        opener=open_inner,
+    )
+    # In a thread, because it is the code of others and may take its time.
+    return await asyncio.to_thread(open_transport, settings.name, settings.options, surroundings)

@@ -1,0 +1,178 @@
+"""Which VMs a run has to serve, looked up in the pools, and which of them do not appear.
+
+What a job names needs no look: each name is served, or fails by itself. What patterns and tags find
+is asked of the source pool when the run begins. Whoever was replicated before and is gone now is
+known from the marks of the replicas, on each target by itself: a target that cannot be asked stops
+nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from xorepd.config.choices import Empty
+from xorepd.config.models import JobSettings, TargetSettings
+from xorepd.errors import Refused, XorepdError
+from xorepd.ids import RunId
+from xorepd.replication.context.board import Clock
+from xorepd.replication.deciding.selection import Selection, select_vms
+from xorepd.replication.deciding.vanished import find_strays
+from xorepd.replication.format.marks import Stream
+from xorepd.replication.run.preflight import find_sr
+from xorepd.state.records import Outcome, RunRecord
+from xorepd.xapi.pool import Pool
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Muster:
+    wanted: tuple[str, ...]
+    """Names and UUIDs of the VMs to serve."""
+    records: tuple[RunRecord, ...] = ()
+    """What patterns and tags came to, where that was nothing; one record per target."""
+    selection: Selection | None = None
+    """Where the pool was asked."""
+
+
+async def muster(job: JobSettings, run_id: RunId, source: Pool, clock: Clock) -> Muster:
+    """Return the VMs that a run of a job has to serve; never raises for what a pool does."""
+    if not job.found_by:
+        return Muster(job.named)
+    started_at = clock()
+
+    def recorded(outcome: Outcome, error: XorepdError) -> tuple[RunRecord, ...]:
+        return tuple(
+            _record(job, run_id, to, outcome, error, started_at, clock()) for to in job.targets
+        )
+
+    try:
+        await source.refresh()
+    except XorepdError as error:
+        return Muster(job.named, recorded(Outcome.FAILED, error))
+    selection = select_vms(job, source.cache.vms.values())
+    log.info(
+        "vms.selected",
+        job=job.name,
+        named=len(selection.named),
+        found=len(selection.found),
+        left_out=selection.reasons,
+    )
+    records: tuple[RunRecord, ...] = ()
+    if not selection.found:
+        outcome = Outcome.FAILED if job.empty is Empty.FAIL else Outcome.EMPTY
+        records = recorded(outcome, _nothing_found(job, selection, source.name))
+        log.warning("vms.none_found", job=job.name, found_by=job.found_by)
+    return Muster(selection.wanted, records, selection)
+
+
+async def find_missing(
+    job: JobSettings,
+    run_id: RunId,
+    selection: Selection,
+    to: TargetSettings,
+    source: Pool,
+    target: Pool,
+    clock: Clock,
+) -> list[RunRecord]:
+    """Return a failed record for each VM that is gone and has a replica on a target."""
+    started_at = clock()
+    try:
+        await target.refresh()
+        sr = find_sr(target.cache, target.name, to.sr)
+    except XorepdError as error:  # the runs of the VMs that are there say the same
+        log.debug("vms.not_missed", target=to.pool, reason=str(error))
+        return []
+    stream = Stream(pool=source.cache.pool.uuid, vm="", sr=sr.uuid)
+    vms = source.cache.vms.values()
+    records = []
+    for stray in find_strays(job, selection, vms, target.cache.vms.values(), stream):
+        if stray.exists:
+            log.info("vm.not_selected", job=job.name, vm=stray.vm, name=stray.name)
+            continue
+        number = stray.snapshots
+        ours = f", and so do our {number} snapshots of it" if number > 1 else ""
+        ours = ", and so does our snapshot of it" if number == 1 else ours
+        if stray.is_replaced:
+            which = f"VM {stray.name} ({stray.vm}) is gone, and another one has its name"
+            advice = f"`xorepctl forget {stray.vm}` removes that"
+        else:
+            which = f"VM {stray.name} is gone"
+            advice = (
+                f"Name the VM in exclude of job {job.name}; then `xorepctl forget` removes what "
+                "nobody needs any more"
+            )
+        gone = Refused(
+            f"pool {source.name}: {which}; its replica on pool {target.name} stays as it is{ours}. "
+            f"{advice}"
+        )
+        log.warning(
+            "vm.gone", job=job.name, vm=stray.vm, name=stray.name, replica=stray.replica.uuid
+        )
+        records.append(
+            _record(
+                job,
+                run_id,
+                to,
+                Outcome.FAILED,
+                gone,
+                started_at,
+                clock(),
+                vm=(stray.vm, stray.name),
+                sr=(sr.uuid, sr.name_label),
+            )
+        )
+    return records
+
+
+def _nothing_found(job: JobSettings, selection: Selection, pool: str) -> Refused:
+    left_out = "; ".join(_left_out(selection))
+    return Refused(
+        f"pool {pool}: no VM matches {job.found_by}" + (f" ({left_out})" if left_out else "")
+    )
+
+
+def _left_out(selection: Selection) -> Iterator[str]:
+    for because, count in selection.reasons.items():
+        yield f"{count} left out: {because}"
+
+
+def _record(
+    job: JobSettings,
+    run_id: RunId,
+    to: TargetSettings,
+    outcome: Outcome,
+    error: XorepdError,
+    started_at: datetime,
+    finished_at: datetime,
+    *,
+    vm: tuple[str, str] | None = None,
+    sr: tuple[str, str] | None = None,
+) -> RunRecord:
+    """Return how it stands with one VM on one target, or with what patterns and tags mean there.
+
+    Args:
+        vm, sr: UUID and name, where they are known.
+    """
+    vm_uuid, vm_name = vm or ("", job.found_by)
+    sr_uuid, sr_name = sr or ("", to.sr)
+    return RunRecord(
+        run_id=run_id,
+        job=job.name,
+        vm_uuid=vm_uuid,
+        vm_name=vm_name,
+        source=job.source,
+        target=to.pool,
+        sr=sr_name,
+        sr_uuid=sr_uuid,
+        outcome=outcome,
+        step="select",
+        started_at=started_at,
+        finished_at=finished_at,
+        error=str(error),
+        remedy=error.remedy.value,
+    )

@@ -1,0 +1,1 @@
+"""The source VM: brought to rest, snapshotted, and what its snapshot needs."""

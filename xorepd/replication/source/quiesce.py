@@ -1,0 +1,176 @@
+"""A source VM brought to rest while its snapshot is taken, and back again whatever happens.
+
+    hook before ─► clean shutdown ─► [the snapshot] ─► start ─► hook after
+                   ╰── only with snapshot = "offline", and only if the VM runs ──╯
+
+With snapshot = "memory" it is XAPI that suspends the VM for its snapshot, and resumes it.
+
+A daemon, or a toolstack, that dies in between leaves a VM that is down. The VM carries
+`xorepd:restart` from before it goes down until it runs again. It says how the VM was then: a sweep
+starts or resumes what is still so, and nothing that has been started, reverted or copied since.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+
+import structlog
+
+from xorepd.config.choices import SnapshotKind
+from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure
+from xorepd.ids import Ref
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.format.inventory import disks_of
+from xorepd.replication.source.hooks import run_hook
+from xorepd.tidying import to_the_end
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.records import Vm, parse_time
+from xorepd.xapi.vms import update_keys
+
+log = structlog.get_logger(__name__)
+
+RESTART = "xorepd:restart"
+"""On a source VM that went down for its snapshot: `Downed`. It is to run again."""
+
+SHUTDOWN_S = 1200.0
+"""XAPI itself gives a guest 20 minutes."""
+START_S = 600.0
+
+
+@asynccontextmanager
+async def at_rest(a: Assignment, vm: Vm) -> AsyncIterator[None]:
+    """Keep a source VM at rest as its job says, until the block ends.
+
+    Raises:
+        HookFailed: a hook failed; the one after runs all the same.
+        Refused: the guest does not shut down.
+        XapiError: it could not be started again; the next sweep tries that.
+    """
+    hooks = a.job.hooks
+    facts = {
+        "XOREPD_JOB": a.job.name,
+        "XOREPD_RUN": a.run_id,
+        "XOREPD_POOL": a.source.name,
+        "XOREPD_VM": vm.uuid,
+        "XOREPD_VM_NAME": vm.name_label,
+    }
+    try:
+        if hooks.before:
+            await run_hook(hooks.before, facts, hooks.timeout)
+        if a.job.snapshot is SnapshotKind.OFFLINE and vm.power_state == "Running":
+            async with _shut_down(a, vm):
+                yield
+        elif a.job.snapshot is SnapshotKind.MEMORY and vm.power_state == "Running":
+            async with _marked_to_run(a, vm):
+                yield
+        else:
+            yield
+    finally:
+        if hooks.after:
+            await to_the_end(_run_last(hooks.after, facts, hooks.timeout), 2 * hooks.timeout)
+
+
+async def _run_last(command: tuple[str, ...], facts: dict[str, str], timeout: float) -> None:
+    """Run the hook after; a snapshot that was taken is good whatever becomes of it."""
+    try:
+        await run_hook(command, facts, timeout)
+    except HookFailed as error:
+        log.error("hook.failed", reason=str(error))  # noqa: TRY400 -- the sentence says all
+
+
+@asynccontextmanager
+async def _marked_to_run(a: Assignment, vm: Vm) -> AsyncIterator[None]:
+    downed = await _look_at(a.source, a.run_id, vm)
+    await update_keys(a.source, "VM", vm.ref, "other_config", {RESTART: downed.encode()})
+    try:
+        yield
+    finally:
+        await to_the_end(start_again(a, vm.ref), START_S)
+
+
+@asynccontextmanager
+async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
+    async with _marked_to_run(a, vm):
+        try:
+            await a.source.run_task("VM.clean_shutdown", vm.ref, timeout=SHUTDOWN_S)
+        except XapiError as error:
+            raise Refused(
+                f"VM {vm.name_label} did not shut down for its snapshot; {error}; "
+                'or set snapshot = "plain" in the job'
+            ) from error
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Downed:
+    """How a VM was when a run took it down."""
+
+    run: str
+    self: str
+    """Its UUID: copies inherit what is written on it."""
+    disks: tuple[str, ...]
+    """UUIDs of its disks: a revert gives it others."""
+    started_at: str
+    """When it had been started last, ISO 8601."""
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str) -> Downed | None:
+        """Return what `encode` wrote; None where it is something else."""
+        try:
+            plain = json.loads(text)
+            texts = [plain["run"], plain["self"], plain["started_at"], *plain["disks"]]
+            found = cls(plain["run"], plain["self"], tuple(plain["disks"]), plain["started_at"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return found if all(isinstance(text, str) for text in texts) else None
+
+
+async def _look_at(pool: Pool, run: str, vm: Vm) -> Downed:
+    """Return how a VM is now, its power state apart."""
+    disks = sorted(vdi.uuid for _, vdi in disks_of(pool.cache, vm))
+    metrics = await pool.call("VM.get_metrics", vm.ref)
+    started = parse_time(await pool.call("VM_metrics.get_start_time", metrics))
+    return Downed(run, vm.uuid, tuple(disks), started.isoformat())
+
+
+async def start_if_left_down(a: Assignment, vm: Vm) -> None:
+    """Start or resume a VM that an earlier run took down, if it is still as that run left it."""
+    left = Downed.decode(vm.other_config[RESTART])
+    if left is not None and left == await _look_at(a.source, left.run, vm):
+        await start_again(a, vm.ref)
+        return
+    log.warning(
+        "vm.left_alone", vm=vm.uuid, reason="it is not as the run that took it down left it"
+    )
+    await a.source.unguarded().call("VM.remove_from_other_config", vm.ref, RESTART)
+
+
+async def start_again(a: Assignment, vm: Ref) -> None:
+    """Start or resume a VM that went down for us, unless it runs by now, and forget about it.
+
+    The right to write may be gone by now; the duty to start it is not.
+    """
+    pool = a.source.unguarded()
+    state = await pool.call("VM.get_power_state", vm)
+    if state == "Halted":
+        log.info("vm.starting_again", vm=pool.cache.describe("VM", vm))
+        await pool.run_task("VM.start", vm, False, False, timeout=START_S)
+    elif state == "Suspended":
+        log.info("vm.resuming", vm=pool.cache.describe("VM", vm))
+        await _resume(pool, vm)
+    await pool.call("VM.remove_from_other_config", vm, RESTART)
+
+
+async def _resume(pool: Pool, vm: Ref) -> None:
+    """Resume a VM; where its snapshot is still being taken, XAPI does it after that."""
+    try:
+        await pool.run_task("VM.resume", vm, False, False, timeout=START_S)
+    except XapiFailure as failure:
+        if failure.code != "VM_BAD_POWER_STATE":
+            raise

@@ -1,0 +1,43 @@
+"""Changed-block tracking on the disks of a source VM, switched on where the job says so.
+
+XAPI refuses to move a tracked disk to another SR (VDI_CBT_ENABLED), so it is the operator's choice,
+and each disk on which we made it says so in its `other_config`. XAPI switches tracking off by
+itself after a host's crash, a revert, or a clone: then it is switched on again, and the run in
+between sends what the VHDs tell.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from xorepd.config.models import ChangedBlocks
+from xorepd.errors import XapiError
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.format.inventory import SourceSide
+from xorepd.xapi.vms import update_keys
+
+log = structlog.get_logger(__name__)
+
+KEY = "xorepd:cbt"
+"""On a source disk: changed-block tracking was switched on by us, for this job."""
+
+
+async def enable_tracking(a: Assignment, side: SourceSide) -> None:
+    """Switch changed-block tracking on for the disks of a run, if the job wants that.
+
+    Where it cannot be, the run goes on without: its deltas are larger, and say why.
+    """
+    if a.job.changed_blocks is not ChangedBlocks.ENABLE:
+        return
+    for _, vdi in side.disks:
+        if vdi.cbt_enabled:
+            continue
+        was_ours = KEY in vdi.other_config
+        try:
+            await a.source.run_task("VDI.enable_cbt", vdi.ref)
+            await update_keys(a.source, "VDI", vdi.ref, "other_config", {KEY: a.job.name})
+        except XapiError as error:
+            log.warning("tracking.refused", disk=vdi.uuid, reason=str(error))
+        else:
+            event = "tracking.lost_and_enabled" if was_ours else "tracking.enabled"
+            log.info(event, disk=vdi.uuid)

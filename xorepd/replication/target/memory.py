@@ -1,0 +1,241 @@
+"""The memory of a source VM: a suspended VM beside each restore point, to be resumed as it was.
+
+    source snapshot ── its memory ──► image on the target SR ─┐
+    restore point ──── its disks ───► clones of them ─────────┴─► suspended VM, blocked
+
+XAPI makes no suspended VM of a halted one, and swaps no disks of a suspended one. So the replica
+stays what it is, and each run with memory makes one more VM, after its commit: whatever fails on
+the way costs this restore point its memory, and nothing else.
+
+The VM is created as a template, which cannot be resumed. Its mark names the source snapshot, and so
+the restore point that it falls with, only when all of it is there: without that it is swept. Until
+then its disks and its image are staging disks, which go by themselves; afterwards their role is
+`memory`, and they go with the VM. Whoever resumes it makes it theirs: it is let go, and no run
+touches it again.
+
+Source: xapi: ocaml/xapi/xapi_vm.ml (create), xapi_vbd.ml (create), xapi_xenops.ml (resume).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+
+from xorepd.config.choices import SnapshotKind
+from xorepd.errors import Refused, XapiFailure, XorepdError
+from xorepd.ids import Ref
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.board import DiskProgress
+from xorepd.replication.deciding.plan import Full, FullReason
+from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica
+from xorepd.replication.format.inventory import (
+    Group,
+    Marked,
+    SourceSide,
+    disks_of,
+    read_target,
+)
+from xorepd.replication.format.marks import (
+    KEY,
+    REPLICA_TAG,
+    XO_KEYS_OF_POINTS,
+    Mark,
+    Role,
+)
+from xorepd.replication.format.ownership import temporary_name
+from xorepd.replication.source.snapshot import HAS_MEMORY, block_migration, replica_name
+from xorepd.replication.target.commit import protect
+from xorepd.replication.target.interfaces import Interface
+from xorepd.replication.target.suspended import sign_disk
+from xorepd.replication.transfer.disks import fill
+from xorepd.replication.transfer.resume_offset import Confirmations
+from xorepd.replication.transfer.staging import DiskPlan, Staged, base_disk
+from xorepd.state.records import MEMORY
+from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi
+from xorepd.xapi.vdis import clone_disk, create_disk
+from xorepd.xapi.vms import (
+    create_disk_vbd,
+    create_empty_drive,
+    create_vif,
+    rewrite_other_config,
+)
+
+log = structlog.get_logger(__name__)
+
+_XO_KEYS = (*XO_KEYS_OF_POINTS, "xo:backup:sr")
+
+
+# -- before a run -------------------------------------------------------------------------------
+
+
+async def check_memory(a: Assignment, side: SourceSide) -> None:
+    """Refuse a VM that could not be resumed on the target.
+
+    Raises:
+        Refused: with what stands against it, and what to do about it.
+    """
+    vm = side.vm
+    if a.job.snapshot is not SnapshotKind.MEMORY or vm.power_state not in HAS_MEMORY:
+        return
+    objection = ""
+    if side.excluded:
+        disk = side.excluded[0]
+        objection = (
+            f"all its disks are needed for that, and disk {disk.vdi.name_label} stays behind "
+            f"({disk.because}); include it"
+        )
+    elif (await a.source.call("VM.get_record", vm.ref)).get("VTPMs"):
+        objection = "it has a virtual TPM, which XAPI gives to halted VMs only; leave the VM out"
+    if objection:
+        raise Refused(
+            f"pool {a.source.name}: VM {vm.name_label} cannot be replicated with its memory: "
+            f'{objection}, or set snapshot = "plain" in job {a.job.name}'
+        )
+
+
+# -- after its commit ---------------------------------------------------------------------------
+
+
+async def carry_memory(a: Assignment, snapshot: Group, interfaces: Sequence[Interface]) -> None:
+    """Make the suspended VM that goes with the restore point just committed, or say why not.
+
+    Args:
+        interfaces: those of the replica.
+    """
+    image = a.source.cache.vdis.get(snapshot.vm.suspend_vdi)
+    progress = a.progress.disks[MEMORY] = DiskProgress(
+        device=MEMORY,
+        name=f"memory of {a.vm.name_label}",
+        virtual_size=image.virtual_size if image else 0,
+        mode=MEMORY,
+    )
+    if image is None:
+        was_there = snapshot.vm.power_state == "Suspended"
+        progress.reason = "it has been removed" if was_there else "the VM was not running"
+        log.info("memory.left_behind", reason=progress.reason)
+        return
+    try:
+        async with a.source_vm.lock:
+            await block_migration(a, a.vm)
+        with a.source_vm.reading(a.stream.sr):
+            staged = await _stage_image(a, snapshot, image)
+            await fill(replace(a, maps=None), staged.plan, staged)  # no run asks what it holds
+        await _build(a, snapshot, staged, interfaces)
+    except XorepdError as error:
+        progress.reason = str(error)
+        log.error("memory.not_carried", reason=str(error))  # noqa: TRY400 -- the sentence says all
+
+
+async def _stage_image(a: Assignment, snapshot: Group, image: Vdi) -> Staged:
+    """Make the disk that the memory is written to: whole each time, for it has no base."""
+    blank = replace(_blank(a, snapshot), role=Role.DISK, snapshot=image.uuid, device=MEMORY)
+    name = f"[Importing] memory of {a.vm.name_label}"
+    blank = replace(blank, content=a.new_content(MEMORY))
+    async with create_disk(
+        a.target, a.sr.ref, image.virtual_size, name, "", {KEY: blank.encode()}, kind="suspend"
+    ) as ref:
+        uuid: str = await a.target.call("VDI.get_uuid", ref)
+        mark = blank.on(uuid, ref)
+        signed = {KEY: mark.encode(), CONTENT_ID: mark.content}
+        await rewrite_other_config(a.target, "VDI", ref, signed)
+    plan = DiskPlan(Marked(image, mark), Full(FullReason.NEW_DISK), bootable=False, mode="RW")
+    return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
+
+
+async def _build(
+    a: Assignment, snapshot: Group, staged: Staged, interfaces: Sequence[Interface]
+) -> None:
+    """Put the suspended VM together from its memory and clones of the restore point's disks.
+
+    Raises:
+        Refused: the restore point is not all of the snapshot.
+    """
+    await a.target.refresh()
+    side = read_target(a.target.cache, a.stream, a.sr.ref)
+    point = next((p for p in side.points if p.mark.snapshot == snapshot.vm.uuid), None)
+    if point is None or not point.contents >= snapshot.contents:
+        raise Refused(
+            f"pool {a.target.name}: the restore point of VM {a.vm.name_label} has been changed "
+            "before its memory was there; the next run makes another one"
+        )
+    raw = await a.source.call("VM.get_record", snapshot.vm.ref)
+    blank = _blank(a, snapshot)
+    when = snapshot.vm.snapshot_time.strftime("%Y%m%dT%H%M%SZ")
+    name = f"{replica_name(a)} (memory, {when})"
+    record = new_replica(
+        raw, temporary_name(a.run_id), raw["name_description"], {KEY: blank.encode()}
+    )
+    record |= {
+        "power_state": "Suspended",
+        "suspend_VDI": staged.ref,
+        "last_booted_record": raw.get("last_booted_record", ""),
+        "last_boot_CPU_flags": raw.get("last_boot_CPU_flags", {}),
+        "tags": sorted({*record["tags"], REPLICA_TAG}),
+    }
+    vm = Ref(await a.target.call("VM.create", record))
+    uuid: str = await a.target.call("VM.get_uuid", vm)
+    await rewrite_other_config(a.target, "VM", vm, {KEY: blank.on(uuid, vm).encode()})
+    await a.target.call("VM.set_name_label", vm, f"[Importing…] {name}")
+    await protect(a, vm)
+    if strings := bios_strings_of(raw):
+        try:
+            await a.target.call("VM.set_bios_strings", vm, strings)
+        except XapiFailure as failure:
+            log.warning("bios_strings.not_copied", reason=str(failure))
+    disks = await _attach_disks(a, snapshot, point, vm)
+    for vbd in a.source.cache.present(Vbd, snapshot.vm.vbds):
+        if vbd.type == "CD":  # the guest knows the drive; what is in it belongs to its pool
+            plugged = vbd.currently_attached
+            await create_empty_drive(a.target, vm, vbd.userdevice, attached=plugged)
+    for each in interfaces:
+        if each.network is not None:
+            await create_vif(
+                a.target, vm, each.network, each.device, each.mac, each.mtu, {}, attached=True
+            )
+    await a.target.call("VDI.set_name_label", staged.ref, f"memory of {a.vm.name_label}")
+    for disk in (*disks, (staged.ref, staged.mark)):
+        await sign_disk(a.target, disk, Role.MEMORY)
+    await a.target.call("VM.set_name_label", vm, name)
+    await a.target.call("VM.set_is_a_template", vm, False)
+    whole = replace(blank.on(uuid, vm), snapshot=snapshot.vm.uuid)
+    await rewrite_other_config(a.target, "VM", vm, {KEY: whole.encode()})
+    log.info("memory.carried", vm=uuid, point=point.vm.uuid)
+
+
+async def _attach_disks(
+    a: Assignment, snapshot: Group, point: Group, vm: Ref
+) -> list[tuple[Ref, Mark]]:
+    """Clone the disks of a restore point and attach them as the source's are; return the clones."""
+    plugged = {vbd.userdevice: vbd for vbd, _ in disks_of(a.source.cache, snapshot.vm)}
+    drives = {vdi.uuid: vbd for vbd, vdi in disks_of(a.target.cache, point.vm)}
+    clones = []
+    for disk in point.disks:
+        if disk.mark.snapshot not in snapshot.contents:  # of somebody else
+            continue
+        device = disk.mark.device
+        async with clone_disk(a.target, base_disk(a, disk.vdi.uuid)) as ref:
+            uuid: str = await a.target.call("VDI.get_uuid", ref)
+            mark = replace(_blank(a, snapshot).on(uuid, ref), role=Role.DISK, device=device)
+            mark = replace(mark, content=disk.mark.content)
+            await rewrite_other_config(a.target, "VDI", ref, {KEY: mark.encode()}, _XO_KEYS)
+        drive = drives[disk.vdi.uuid]
+        await create_disk_vbd(
+            a.target,
+            vm,
+            ref,
+            device,
+            bootable=drive.bootable,
+            mode=drive.mode,
+            attached=device in plugged and plugged[device].currently_attached,
+        )
+        clones.append((ref, mark))
+    return clones
+
+
+def _blank(a: Assignment, snapshot: Group) -> Mark:
+    origin = snapshot.mark
+    return replace(
+        a.blank(Role.MEMORY), order=origin.order, moment=origin.moment, offset=origin.offset
+    )

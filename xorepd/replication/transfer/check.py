@@ -1,0 +1,145 @@
+"""Reading back what arrived on a staging disk, and comparing it with what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import structlog
+
+from xorepd.config.models import Verify
+from xorepd.data.digest import Digest, head_of, read_back, sample_of
+from xorepd.data.http.export import open_export, open_raw
+from xorepd.data.reader import Reader
+from xorepd.errors import DataError, DigestMismatch
+from xorepd.extents import Extent
+from xorepd.ids import VdiUuid
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.deciding.plan import Full
+from xorepd.replication.deciding.reader_choice import is_vhd
+from xorepd.replication.transfer.readers import find_nbd, open_nbd
+from xorepd.replication.transfer.staging import DiskPlan, Staged
+from xorepd.transports.base import Target, Verifier
+from xorepd.units import MiB
+
+log = structlog.get_logger(__name__)
+
+SAMPLE = 64 * MiB
+"""How much of each disk's transferred data is read back when a job verifies a sample."""
+
+EXTENTS_THERE = 65_536
+"""A disk that is in more pieces than this is read back from here: they all have to be named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What of a disk is read back."""
+
+    extents: Iterable[Extent]
+    digest: Digest
+    """Of these extents, as they were read at the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    target: Target | None
+    """Where it was written; None where nothing had to be."""
+    whole: Sample
+    """Of all that the staging disk has to hold."""
+    written: Sample
+    """The part of it that was written: an export of what a clone does not share with its origin
+    holds nothing else."""
+
+
+async def choose_sample(
+    a: Assignment, staged: Staged, extents: Iterable[Extent]
+) -> Iterable[Extent]:
+    """Return what of these extents will be read back.
+
+    A sample is spread over the disk where the target serves it over NBD, or the transport reads it
+    there. An export can only be read from the front, so the sample is the head there.
+    """
+    match a.job.verify:
+        case Verify.OFF:
+            return ()
+        case Verify.FULL:
+            return extents
+        case Verify.SAMPLE:
+            exports, _ = await find_nbd(a.target, staged.ref)
+            if exports or isinstance(a.transport, Verifier):
+                return list(sample_of(extents, SAMPLE, seed=staged.uuid))
+            return list(head_of(extents, SAMPLE))
+
+
+async def check(a: Assignment, plan: DiskPlan, staged: Staged, sent: Sent) -> None:
+    """Read back what arrived, as much as the job asks for, and compare.
+
+    Raises:
+        DigestMismatch: it is not what was sent.
+    """
+    if not any(True for _ in sent.whole.extents):
+        return
+    what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
+    sample = sent.written
+    found = await _read_there(a, sent)
+    if found is None:
+        opening = _open_staged(a, plan, staged, sent.whole.extents, f"{what}, check")
+        async with opening as (reader, is_whole):
+            sample = sent.whole if is_whole else sent.written
+            found = (await read_back(reader, sample.extents)).hexdigest()
+    expected = sample.digest.hexdigest()
+    if found != expected:
+        await staged.confirmations.revoke()
+        raise DigestMismatch(what, expected, found)
+
+
+async def _read_there(a: Assignment, sent: Sent) -> str | None:
+    """Return what the transport reads back at the target, or None where it cannot."""
+    if sent.target is None or not isinstance(a.transport, Verifier):
+        return None
+    extents = list(islice(sent.written.extents, EXTENTS_THERE + 1))
+    if not 0 < len(extents) <= EXTENTS_THERE:
+        return None
+    try:
+        return await a.transport.digest(sent.target, extents)
+    except DataError as error:
+        log.warning("road.closed", what=sent.target.disk.what, road="there", reason=str(error))
+        return None
+
+
+@asynccontextmanager
+async def _open_staged(
+    a: Assignment, plan: DiskPlan, staged: Staged, sample: Iterable[Extent], what: str
+) -> AsyncIterator[tuple[Reader, bool]]:
+    """Open a staging disk for reading back: over NBD if possible, else as it is exported.
+
+    With it comes whether it gives also what the disk shares with its origin.
+    """
+    await a.target.refresh()
+    disk = a.target.cache.vdis.get(staged.ref)
+    if disk is None:
+        raise a.target.gone("VDI", staged.uuid)
+    async with AsyncExitStack() as stack:
+        reader: Reader
+        exports, _ = await find_nbd(a.target, staged.ref)
+        if exports:
+            try:
+                reader = await stack.enter_async_context(
+                    open_nbd(a.target, disk, a.nbd, sample, f"{what}, NBD")
+                )
+            except DataError as error:
+                log.warning("road.closed", what=what, road="nbd", reason=str(error))
+            else:
+                yield reader, True
+                return
+        door = a.target_door()
+        if is_vhd(disk, a.target.cache.srs.get(a.sr.ref, a.sr)):
+            onto = None if isinstance(plan.how, Full) else VdiUuid(plan.how.onto)
+            export = open_export(door, disk.uuid, base=onto, what=what)
+            reader = await stack.enter_async_context(export)
+            yield reader, onto is None
+        else:
+            raw = open_raw(door, disk.uuid, disk.virtual_size, what=what)
+            yield await stack.enter_async_context(raw), True

@@ -1,0 +1,208 @@
+"""The map of a disk's content in a run: found, drawn while the data goes by, kept if it arrived.
+
+    map of the base, which the newest restore point holds ─┐
+    reader ───────────────────────────────────────────────►┴─► what is not there yet ─► transport
+                    └─► map of what is being sent, for the next run
+
+Which content a restore point holds is what the pools say, not what is kept here. So there is
+nothing to do at a commit: only the map of a content that was committed will ever be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+
+from xorepd.config.models import Verify
+from xorepd.data.blocks import BlockMap
+from xorepd.data.digest import Digest, Meter
+from xorepd.data.fingerprint_map import Drawing, Drawn
+from xorepd.data.fingerprints import Hashing
+from xorepd.data.reader import Reader
+from xorepd.data.subset import Remaining
+from xorepd.errors import DigestMismatch, StateError
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.deciding.plan import Delta, Full
+from xorepd.replication.format.ownership import Content, content_of, own_mark
+from xorepd.replication.transfer.check import Sample
+from xorepd.replication.transfer.staging import VHD, DiskPlan
+from xorepd.state.maps import Draft
+from xorepd.tidying import to_the_end
+from xorepd.xapi.records import Vdi
+
+log = structlog.get_logger(__name__)
+
+WRITE_S = 10.0
+"""Longest wait for a map to be written on the way out."""
+
+
+class DiskMap:
+    """The map of one disk in one run.
+
+    Args:
+        drawing: None where no maps are kept: everything passes as it is then.
+        is_all_sent: whether nothing may be left out, whatever is known.
+    """
+
+    def __init__(self, drawing: Drawing | None, *, is_all_sent: bool = True) -> None:
+        self._drawing, self.is_all_sent = drawing, is_all_sent
+
+    @property
+    def tells(self) -> bool:
+        """Whether it knows anything of what the target's disk held before."""
+        return self._drawing is not None and self._drawing.tells
+
+    @property
+    def left_out_bytes(self) -> int:
+        return 0 if self._drawing is None else self._drawing.left_out_bytes
+
+    async def knows(self, start: int, end: int) -> bool:
+        """Return whether it tells all of what the target's disk holds between two offsets."""
+        return self._drawing is not None and await self._drawing.knows(start, end)
+
+    async def find_differences(
+        self, source: Reader, start: int, end: int, compared: Meter
+    ) -> BlockMap | None:
+        """Return in which units a source disk differs from what the target's disk holds.
+
+        None where the map could not be read to its end.
+
+        Args:
+            source: what it gives of the disk between the two offsets; the rest of that is zeroes.
+            compared: told the number of bytes that have been read, as they are.
+
+        Raises:
+            DataError: it could not be read.
+        """
+        assert self._drawing is not None
+        async with aclosing(self.drawn(source, start, end, is_blank=True).pieces()) as pieces:
+            async for _, data in pieces:
+                compared(len(data))
+        return self._drawing.differing if self._drawing.tells else None
+
+    def drawn(
+        self, reader: Reader, start: int, end: int | None = None, *, is_blank: bool
+    ) -> Reader:
+        """Return a reader that draws the map, and leaves out what the target holds already.
+
+        Args:
+            start, end: what of the disk the reader is about.
+            is_blank: whether what it does not give of that is zeroes.
+        """
+        if self._drawing is None:
+            return reader
+        return Drawn(reader, self._drawing, start=start, end=end, is_blank=is_blank)
+
+    async def nothing_changed(self, start: int, virtual_size: int) -> None:
+        """Draw a disk of which nothing has to be read from an offset on."""
+        if self._drawing is not None:
+            await self._drawing.begin(start, virtual_size, is_blank=False)
+            await self._drawing.finish()
+
+    def written(
+        self, whole: Sample, digest: Digest, start: int, plan: DiskPlan, *, is_alone: bool
+    ) -> Sample:
+        """Return what of a sample was written to a clone in this try, and its digest.
+
+        Args:
+            whole: the sample of all that the disk has to hold.
+            digest: of what was written.
+            start: where this try began; of what lies below it nobody knows what was left out.
+            is_alone: whether only what differs came, and so nothing was left out.
+        """
+        if self.is_all_sent or is_alone or isinstance(plan.how, Full):
+            return whole
+        assert self._drawing is not None
+        if not start and not self._drawing.left_out_bytes:
+            return whole
+        return Sample(Remaining(whole.extents, start, self._drawing.left_out), digest)
+
+
+@asynccontextmanager
+async def open_map(a: Assignment, plan: DiskPlan) -> AsyncIterator[DiskMap]:
+    """Provide the map of a disk while it is sent and checked; it is kept if nothing failed."""
+    try:
+        opened = await _open(a, plan)
+    except StateError as error:
+        log.warning("map.unusable", disk=plan.source.vdi.uuid, reason=str(error))
+        opened = None
+    if opened is None:
+        yield DiskMap(None)
+        return
+    drawing, draft = opened
+    progress = a.progress.disks[plan.source.mark.device]
+    try:
+        yield DiskMap(drawing, is_all_sent=_is_all_sent(a))
+        if drawing.is_finished and not drawing.has_failed:
+            await _try(draft.complete())
+    except DigestMismatch:  # perhaps because of the map that told what to leave out
+        assert a.maps is not None
+        await _try(a.maps.forget(str(a.stream), set(_contents(a, plan))))
+        raise
+    except BaseException:
+        with suppress(TimeoutError):
+            await to_the_end(drawing.flush(), WRITE_S)
+        raise
+    finally:
+        progress.unchanged_bytes = drawing.left_out_bytes
+
+
+async def retain_maps(a: Assignment, plans: Iterable[DiskPlan]) -> None:
+    """Forget the maps that none of these disks needs: those of older points and of disks gone."""
+    if a.maps is None:
+        return
+    try:
+        await a.maps.retain(str(a.stream), {each for plan in plans for each in _contents(a, plan)})
+    except StateError as error:
+        log.warning("map.unusable", stream=str(a.stream), reason=str(error))
+
+
+async def _open(a: Assignment, plan: DiskPlan) -> tuple[Drawing, Draft] | None:
+    if a.maps is None:
+        return None
+    stream, content = str(a.stream), plan.source.vdi
+    base_content = _base_content(a, plan)
+    base = await a.maps.find(stream, base_content) if base_content else None
+    draft = await a.maps.draw(stream, content.uuid, base, goes_on=plan.begun is not None)
+    progress = a.progress.disks[plan.source.mark.device]
+
+    def leaves_out() -> bool:
+        return progress.writer != VHD and not _is_all_sent(a)  # a VHD has announced its blocks
+
+    return Drawing(Hashing(a.maps.seed), content.virtual_size, draft, base, leaves_out), draft
+
+
+def _is_all_sent(a: Assignment) -> bool:
+    """Whether what the map tells is not relied on: who verifies everything wants it to be sent."""
+    return a.job.verify is Verify.FULL
+
+
+def _contents(a: Assignment, plan: DiskPlan) -> Iterator[str]:
+    """Yield what the target's disk holds before and after this run."""
+    yield plan.source.vdi.uuid
+    yield _base_content(a, plan)
+
+
+def _base_content(a: Assignment, plan: DiskPlan) -> str:
+    """Return the UUID of the source snapshot's disk that the target's disk is equal to at first."""
+    match plan.how:
+        case Full():
+            return ""
+        case Delta(base=base):
+            return base
+        case how:
+            onto = a.target.cache.by_uuid(Vdi, how.onto)
+            mark = None if onto is None else own_mark(onto)
+            if onto is None or mark is None or content_of(onto, mark) is not Content.PROVEN:
+                return ""  # a map tells what the disk once held
+            return mark.snapshot
+
+
+async def _try(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except StateError as error:
+        log.warning("map.not_kept", reason=str(error))

@@ -1,0 +1,88 @@
+"""How a run reads the disks of its source snapshot: together with others, or alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+
+from xorepd.data.budget import CARRYING, Holding
+from xorepd.data.reader import Reader
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.board import DiskProgress
+from xorepd.replication.context.shared_reads import Key
+from xorepd.replication.context.shared_source import owner_of_shared
+from xorepd.replication.deciding.reader_choice import Choice, Facts
+from xorepd.replication.transfer.readers import find_facts, open_rest, open_source
+from xorepd.xapi.pool import task_owner
+from xorepd.xapi.records import Vdi
+
+
+async def announce_reads(a: Assignment, disks: Iterable[tuple[Vdi, Vdi | None]]) -> None:
+    """Ask about all disks of a run, then wait until every target has: nobody reads before that.
+
+    Args:
+        disks: each with the base on the source that it is compared with.
+    """
+    keys = []
+    for disk, base in disks:
+        facts = await known_facts(a, disk, base)
+        if not (a.job.resync and facts.can_only_be_compared):  # what differs there is its own
+            keys.append(_key(disk, base))
+    await a.visit.reads.announce(a.place, keys)
+
+
+async def known_facts(a: Assignment, disk: Vdi, base: Vdi | None) -> Facts:
+    """Return what the source pool offers for a disk; it is asked once for all targets."""
+    key = _key(disk, base)
+    async with a.visit.asking[key]:
+        if key not in a.visit.facts:
+            a.visit.facts[key] = await find_facts(a, disk, base)
+        return a.visit.facts[key]
+
+
+@asynccontextmanager
+async def open_shared(
+    a: Assignment,
+    disk: Vdi,
+    base: Vdi | None,
+    facts: Facts,
+    progress: DiskProgress,
+    what: str,
+) -> AsyncIterator[tuple[Reader, Choice]]:
+    """Open a disk for reading, together with the targets that need the same of it at this time.
+
+    Raises:
+        DataError: no road could be entered.
+    """
+    key, visit = _key(disk, base), a.visit
+
+    @asynccontextmanager
+    async def begin(holding: Holding) -> AsyncIterator[Reader]:
+        # Others depend on it, so it does not end with the lease or the tasks of this run.
+        task_owner.set(owner_of_shared(a.stream))
+        of_all = replace(a.within(holding), source=a.source.unguarded())
+        with a.source_vm.lending(str(a.stream)):
+            async with open_source(of_all, disk, base, facts, what) as (reader, choice):
+                visit.choices[key] = choice
+                yield reader
+
+    def go_on(reader: Reader, start: int) -> AbstractAsyncContextManager[Reader]:
+        road = visit.choices[key].road
+        return open_rest(a, disk, base, facts, road, reader.extents, start, what)
+
+    async with visit.reads.join(a.place, key, a.memory, begin) as branch:
+        if branch is not None:
+            branch.open_rest = go_on
+            try:
+                yield branch, visit.choices[key]
+            finally:
+                progress.shared_bytes += branch.shared_bytes
+            return
+        await a.memory.take(CARRYING)
+        async with open_source(a, disk, base, facts, what) as opened:
+            yield opened
+
+
+def _key(disk: Vdi, base: Vdi | None) -> Key:
+    return disk.uuid, base.uuid if base else ""

@@ -1,0 +1,222 @@
+"""Staging disks: how they are made or taken up again, and how a transport sees them.
+
+A staging disk belongs to no VM: nothing could start on it while it is being written, and nothing
+of it shows before the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+
+import structlog
+
+from xorepd.data.http.chunked import ChunkedWriter, open_chunked
+from xorepd.data.http.imports import ImportWriter, open_import
+from xorepd.data.writer import Writer
+from xorepd.errors import NotServed, XorepdError
+from xorepd.extents import Extent
+from xorepd.ids import Ref, VdiUuid
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.board import DiskProgress
+from xorepd.replication.deciding.plan import Delta, Full, Resync
+from xorepd.replication.deciding.resume import Begun
+from xorepd.replication.format.inventory import Group, Marked
+from xorepd.replication.format.marks import CONFIRMED, KEY, Mark, Role, xo_point
+from xorepd.replication.transfer.resume_offset import Confirmations
+from xorepd.tidying import to_the_end
+from xorepd.transports.base import TargetDisk
+from xorepd.xapi.records import CONTENT_ID, Vdi
+from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
+from xorepd.xapi.vms import rewrite_other_config
+
+log = structlog.get_logger(__name__)
+
+VHD = "vhd"
+"""The writer that has to announce what it will write."""
+
+ELSEWHERE = "elsewhere"
+"""In place of a writer: the transport brought the data to somebody who wrote it."""
+
+SALVAGE_S = 8.0
+"""How long it may take to have confirmed what was sent before something else failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """How one disk of the source snapshot travels."""
+
+    source: Marked
+    how: Delta | Resync | Full
+    bootable: bool
+    mode: str
+    begun: Begun | None = None
+    """What an interrupted run has sent of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A staging disk that holds the content of its source, complete."""
+
+    plan: DiskPlan
+    ref: Ref
+    uuid: str
+    mark: Mark
+    confirmations: Confirmations
+
+
+def reason_of(how: Delta | Resync | Full) -> str:
+    """Return why a disk is not sent against a base; empty where it is."""
+    return "" if isinstance(how, Delta) else how.reason.value
+
+
+async def take_up(a: Assignment, plan: DiskPlan, begun: Begun) -> Staged:
+    """Return the staging disk that an interrupted run left, as one of this run."""
+    vdi = begun.staging.vdi
+    mark = replace(begun.staging.mark, run=a.run_id, attempt=a.attempt, job=a.job.name)
+    await rewrite_other_config(a.target, "VDI", vdi.ref, {KEY: mark.encode()})
+    log.info("disk.resumed", vdi=vdi.uuid, device=mark.device, start=begun.start)
+    confirmations = Confirmations(a.target, vdi.ref, vdi.uuid, begun.start, begun.tries)
+    await confirmations.go_on()
+    return Staged(plan, vdi.ref, vdi.uuid, mark, confirmations)
+
+
+async def stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
+    """Make the disk to write into: empty for a full, a clone of the base for a delta."""
+    content = plan.source.vdi
+    origin = plan.source.mark
+    blank = replace(
+        a.blank(Role.DISK),
+        snapshot=origin.snapshot,
+        disk=origin.disk,
+        device=origin.device,
+        order=origin.order,
+        moment=origin.moment,
+        offset=origin.offset,
+        content=a.new_content(origin.device),
+        deltas=0 if isinstance(plan.how, Full) else plan.how.number,
+        onto="" if isinstance(plan.how, Full) else plan.how.onto,
+        base=plan.how.base if isinstance(plan.how, Delta) else "",
+        reason=reason_of(plan.how),
+    )
+    keys = xo_point(
+        a.job.id,
+        a.vm.uuid,
+        snapshot.vm.snapshot_time,
+        a.sr.uuid,
+        copy_of=content.uuid,
+        content=content.uuid,
+    )
+    name = f"[Importing] {content.name_label}"
+    match plan.how:
+        case Full():
+            other = keys | {KEY: blank.encode()}
+            making = create_disk(
+                a.target, a.sr.ref, content.virtual_size, name, content.name_description, other
+            )
+        case Delta(onto=onto) | Resync(onto=onto):
+            making = clone_disk(a.target, base_disk(a, onto))
+    async with making as ref:
+        uuid: str = await a.target.call("VDI.get_uuid", ref)
+        mark = blank.on(uuid, ref)
+        signed = keys | {KEY: mark.encode(), CONTENT_ID: mark.content}
+        await rewrite_other_config(a.target, "VDI", ref, signed, [CONFIRMED])
+    if not isinstance(plan.how, Full):
+        await a.target.call("VDI.set_name_label", ref, name)
+    return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
+
+
+def base_disk(a: Assignment, uuid: str) -> Vdi:
+    """Return the disk on the target that a staging disk is to be cloned from."""
+    base = a.target.cache.by_uuid(Vdi, uuid)
+    if base is None:
+        raise a.target.gone("VDI", uuid)
+    return base
+
+
+async def fit(a: Assignment, staged: Staged, virtual_size: int) -> None:
+    """Grow the staging disk to the stream's size: the source disk may have grown since the base."""
+    size = int(await a.target.call("VDI.get_virtual_size", staged.ref))
+    if size < virtual_size:
+        await grow_disk(a.target, staged.ref, a.sr.ref, virtual_size)
+
+
+class StagingTarget:
+    """The `Target` of one staging disk.
+
+    Args:
+        staged: the disk.
+        base: UUID of the restore point's disk that it is a clone of; empty for a new one.
+        what: the disk, for messages.
+        end: where what is sent ends; what lies behind it is not confirmed by its arrival.
+    """
+
+    def __init__(
+        self,
+        a: Assignment,
+        progress: DiskProgress,
+        staged: Staged,
+        base: str,
+        what: str,
+        end: int,
+    ) -> None:
+        self._a, self._progress, self._what = a, progress, f"{what}, import"
+        self._confirmations, self._end = staged.confirmations, end
+        self._content = staged.mark.content
+        self.disk = TargetDisk(
+            pool=a.target.cache.pool.uuid,
+            vdi=staged.uuid,
+            base=base,
+            stream=str(a.stream),
+            run=a.run_id,
+            what=what,
+        )
+
+    @asynccontextmanager
+    async def open(self, virtual_size: int, extents: Iterable[Extent]) -> AsyncIterator[Writer]:
+        """Open the disk for writing: in extents, or as a VHD where those are not taken."""
+        progress, door, vdi = self._progress, self._a.target_door(), VdiUuid(self.disk.vdi)
+        fresh, what = not self.disk.base, self._what
+        async with AsyncExitStack() as stack:
+            chunked = open_chunked(
+                door,
+                vdi,
+                fresh=fresh,
+                what=what,
+                confirmed_to=self.confirmed,
+                content=self._content,
+            )
+            writer: ChunkedWriter | ImportWriter
+            try:
+                writer = await stack.enter_async_context(chunked)
+                progress.writer = "chunked"
+            except NotServed as error:
+                log.warning("writer.refused", what=what, reason=str(error))
+                vhd = open_import(
+                    door, vdi, virtual_size, extents, what=what, content=self._content
+                )
+                writer = await stack.enter_async_context(vhd)
+                progress.writer = VHD
+            progress.sending = writer
+            try:
+                yield writer
+            finally:
+                progress.sending = None
+                progress.sent_bytes += writer.sent
+                if self._a.job.resume and isinstance(writer, ChunkedWriter):
+                    with suppress(XorepdError, TimeoutError):
+                        await to_the_end(writer.salvage(), SALVAGE_S)
+
+    async def pay(self, size: int) -> None:
+        """Make sure that the run may still write; nothing limits it here, a throttle wraps this."""
+        self._a.target.check()
+
+    def left(self, size: int) -> None:
+        self._progress.writer = ELSEWHERE
+        self._progress.sent_bytes += size
+
+    def confirmed(self, offset: int) -> None:
+        offset = min(offset, self._end)
+        self._confirmations.note(offset)
+        self._progress.confirmed_to = max(self._progress.confirmed_to, offset)

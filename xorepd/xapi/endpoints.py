@@ -1,0 +1,123 @@
+"""A pool's HTTP side: where the disks of an SR are exported and imported.
+
+Any member takes a request and answers with a redirect when it does not see the SR, so a host that
+has the SR attached is asked in the first place, the master before others. Redirects name a bare
+`https://<host.address>`; scheme and port stay those that are known to work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from urllib.parse import urlsplit
+
+from yarl import URL
+
+from xorepd.errors import Refused, Remedy
+from xorepd.ids import Ref, VdiUuid
+from xorepd.stream import ByteStream
+from xorepd.xapi.contents import ContentKeeper, keeping_content
+from xorepd.xapi.pool import Pool
+from xorepd.xapi.rpc import tls
+from xorepd.xapi.rpc.explained import explain
+from xorepd.xapi.rpc.failures import redact
+from xorepd.xapi.rpc.session import is_address
+
+
+class DiskDoor:
+    """Requests for the disks of one SR; implements `data.door.Door`."""
+
+    def __init__(self, pool: Pool, sr: Ref) -> None:
+        self._pool, self._sr = pool, sr
+
+    @property
+    def pool(self) -> str:
+        return self._pool.name
+
+    async def connect(self, url: URL, stall: float) -> ByteStream:
+        """Open a connection to where a request goes, verified as this pool's are."""
+        session = self._pool.session
+        fingerprints = session.fingerprints
+        host, port = url.host or "", url.port or 443
+        if url.scheme == "http":
+            stream = await ByteStream.connect(host, port, stall=stall)
+        else:
+            stream = await ByteStream.connect(
+                host,
+                port,
+                stall=stall,
+                tls=session.ssl_context,
+                check_peer=partial(tls.check_fingerprint, fingerprints=fingerprints)
+                if fingerprints
+                else None,
+            )
+        stream.guard = self._pool.check
+        return stream
+
+    def url(self, path: str, query: Mapping[str, str]) -> URL:
+        """Return the address for one request. It holds the session: never log it."""
+        base = URL(self._base())
+        return base.with_path(path).with_query(
+            {"session_id": self._pool.session.session_ref, **query}
+        )
+
+    def redirected(self, location: str, asked: URL) -> URL:
+        """Return where a redirect leads, reached with the scheme and port that we know."""
+        target = urlsplit(location)
+        base = URL(self._pool.session.url_of(target.hostname or asked.host or ""))
+        if target.port is not None:
+            base = base.with_port(target.port)
+        return base.with_path(asked.path).with_query(asked.query)
+
+    async def renew(self) -> None:
+        """Make sure that the session is alive: whoever lost it may have told only a thread."""
+        await self._pool.call("pool.get_all")
+
+    def _base(self) -> str:
+        """Return scheme, address and port of a host that has the SR attached."""
+        cache = self._pool.cache
+        hosts = {
+            pbd.host for pbd in cache.pbds.values() if pbd.sr == self._sr and pbd.currently_attached
+        }
+        able = [
+            host
+            for ref, host in cache.hosts.items()
+            if ref in hosts and host.enabled and is_address(host.address)
+        ]
+        if not able:
+            name = cache.describe("SR", self._sr) or "an SR that is gone"
+            raise Refused(
+                f"pool {self.pool}: no enabled host has {name} attached; plug one of its PBDs"
+            )
+        able.sort(key=lambda host: (host.ref != cache.pool.master, host.name_label))
+        if able[0].ref == cache.pool.master:
+            return self._pool.session.url  # known to work, whatever the pool calls it
+        return self._pool.session.url_of(able[0].address)
+
+    async def begin(self, label: str) -> Ref:
+        """Create the task that will tell how a request ends."""
+        return await self._pool.create_task(label)
+
+    async def outcome(self, task_ref: Ref, timeout: float) -> Sequence[str]:
+        """Wait for the end of a request's task; return its error, or nothing if it succeeded.
+
+        Raises:
+            XapiError: nobody knows any more: the task is gone, or the pool does not answer.
+            TimeoutError: it did not end within `timeout` seconds.
+        """
+        task = await self._pool.finished_task(task_ref, timeout)
+        if task.status == "success":
+            return ()
+        return [redact(text) for text in task.error_info] or [f"TASK_{task.status.upper()}"]
+
+    async def discard(self, task_ref: Ref) -> None:
+        await self._pool.discard_request(task_ref)
+
+    def keeping(self, vdi: VdiUuid, content: str) -> AbstractAsyncContextManager[ContentKeeper]:
+        return keeping_content(self._pool, vdi, content)
+
+    def explain(self, code: str, params: Sequence[str]) -> tuple[str, Remedy]:
+        """Return a sentence with advice for an error of the pool, and its remedy."""
+        told = explain(code, params, self._pool.cache.describe)
+        return told.text, told.remedy

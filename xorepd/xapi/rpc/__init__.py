@@ -1,0 +1,1 @@
+"""One session to one pool: logins, calls, their answers and their errors."""
