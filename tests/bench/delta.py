@@ -301,10 +301,10 @@ def measure(stage: Pools, gib: int) -> int:
         say(f"{name}: the guest writes …")
         stage.served.ask("write", writes=writes, seed=number)
         case = Case(name, touched(writes, PAGE), touched(writes, FINE))
-        for job, road in (("fine", "nbd-changes"), ("coarse", "export")):
+        for job, reader in (("fine", "nbd-changes"), ("coarse", "export")):
             say(f"{name}: {job} …")
             disk, case.costs[job] = run(stage, job)
-            if (disk["reader"], disk["writer"]) != (road, "chunked"):
+            if (disk["reader"], disk["writer"]) != (reader, "chunked"):
                 raise StageError(f"{job} was read by {disk['reader']}: {disk['reader_reason']}")
             case.tracked = disk["changed_bytes"] or case.tracked
         measured.append(case)

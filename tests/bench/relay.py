@@ -41,7 +41,7 @@ from xorepd.data.nbd.reader import NbdBudget, open_nbd_reader
 from xorepd.data.reader import Reader
 from xorepd.ids import Ref, VdiUuid
 from xorepd.transports.direct import Direct
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
 
 GIB: Final = 1 << 30
@@ -209,10 +209,10 @@ class Bench:
         return spent / (size / GIB)
 
     @staticmethod
-    def _url(pool: dict[str, Any], tls: bool, door: str, session: Any, vdi: str) -> str:
+    def _url(pool: dict[str, Any], tls: bool, endpoint: str, session: Any, vdi: str) -> str:
         base = pool["url"] if tls else pool["plain_url"]
         query = {"session_id": session.handle, "vdi": vdi, "format": "raw"}
-        return f"{base}/{door}?{urlencode(query)}"
+        return f"{base}/{endpoint}?{urlencode(query)}"
 
 
 # -- the one who carries, in a process of its own -----------------------------------------------
@@ -257,7 +257,7 @@ async def copy(
     """Carry one disk as a run of the daemon does; return how many bytes."""
     disk = next(vdi for vdi in prod.cache.vdis.values() if vdi.uuid == source)
     there = next(vdi for vdi in dr.cache.vdis.values() if vdi.uuid == target)
-    door = DiskDoor(prod, disk.sr)
+    endpoint = DiskEndpoint(prod, disk.sr)
     moved = 0
 
     def count(size: int) -> None:
@@ -267,7 +267,7 @@ async def copy(
     async with AsyncExitStack() as stack:
         reader: Reader
         if task["way"] == "nbd":
-            extents = await read_map(door, source, what="map")
+            extents = await read_map(endpoint, source, what="map")
             exports = [
                 NbdExport(
                     info["address"],
@@ -289,13 +289,13 @@ async def copy(
             )
         else:
             reader = await stack.enter_async_context(
-                open_export(door, source, base=None, what="export")
+                open_export(endpoint, source, base=None, what="export")
             )
         await Direct().carry(
             Observed(reader, Digest(), count),
             SimpleNamespace(
                 open=lambda size, extents: open_chunked(
-                    DiskDoor(dr, there.sr), target, fresh=True, what="import"
+                    DiskEndpoint(dr, there.sr), target, fresh=True, what="import"
                 )
             ),
         )

@@ -1,4 +1,4 @@
-"""NBD servers that say nothing, or would have the session in clear: the disk takes another road."""
+"""NBD servers that say nothing, or want the session in clear: another reader takes the disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.impostor import http, impostor
 from tests.hostile import serving
 from tests.lab.world import World
 from xorepd.config.models import PoolSettings
-from xorepd.data.nbd.protocol import protocol as nbd
+from xorepd.data.nbd import protocol as nbd
 
 FOR_EVER = 10**9
 

@@ -1,7 +1,7 @@
 """Reads over NBD and chunked segments that break at each of their points.
 
 Whatever happens, the last restore point stays as it was, nothing is left over, and the next run is
-a delta. Where another road or another connection can save the run, it does.
+a delta. Where another reader or another connection can save the run, it does.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from tests.lab.nbdclient import connected
 from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run, serve_nbd, world
 from tests.patience import patience
-from xorepd.data.http.exchange import chunked, imports
-from xorepd.data.http.exchange import endpoint as door
-from xorepd.data.nbd.protocol import protocol as nbd
-from xorepd.data.nbd.protocol import reader as nbd_reader
+from xorepd.data.http import chunked, endpoint, imports
+from xorepd.data.nbd import protocol as nbd
+from xorepd.data.nbd import reader as nbd_reader
 from xorepd.lab.certificates import nbd_context
 from xorepd.lab.faults import Fault
 from xorepd.lab.incidents import Incident
 from xorepd.replication.run.jobs import run_job
-from xorepd.replication.transfer.disks import readers as roads
+from xorepd.replication.transfer import readers
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi import vdis
 
@@ -48,7 +47,7 @@ Make = Callable[[], Fault]
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a second where the daemon waits for minutes, and end segments after 256 KiB."""
-    for module in (door, roads):
+    for module in (endpoint, readers):
         monkeypatch.setattr(module, "STALL_S", 1.0)
     monkeypatch.setattr(imports, "OUTCOME_S", 3.0)
     monkeypatch.setattr(nbd, "DETACH_S", 0.5)

@@ -55,7 +55,7 @@ async def carry(world: World, taken: str) -> str:
 
 
 def _copy(world: World, source: str, target: str, size: int) -> None:
-    """Stream a disk from pool to pool; the import answers before it has seen the body."""
+    """ReplicaKey a disk from pool to pool; the import answers before it has seen the body."""
     out, into = _connection(world, "prod"), _connection(world, "dr")
     with closing(out), closing(into):
         out.request("GET", f"/export_raw_vdi?vdi={source}&format=raw", headers=_auth(world, "prod"))

@@ -8,7 +8,7 @@ import pytest
 from tests.lab.beginnings import Beginning, begin
 from tests.lab.whole import left_by
 from tests.lab.world import World, world
-from xorepd.data.http.exchange import chunked
+from xorepd.data.http import chunked
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from xorepd.relay.protocol.channel import Channel
 from xorepd.relay.protocol.mux import Connection
 from xorepd.relay.server import Relay
 from xorepd.relay.settings import RelaySettings
-from xorepd.replication.format.marks import KEY, Mark, Role, Stream
+from xorepd.replication.format.marks import KEY, Mark, ReplicaKey, Role
 from xorepd.xapi.pool import Pool
 
 SIZE = 8 << 20
@@ -42,7 +42,7 @@ class Staging:
 
     ref: str
     uuid: str
-    stream: Stream
+    stream: ReplicaKey
     run: str
     base: str = ""
 
@@ -87,7 +87,7 @@ class Relayed:
 
         def make(xenapi: Any) -> Staging:
             [sr] = xenapi.SR.get_by_name_label("dr-storage")
-            stream = Stream(SOURCE_POOL, SOURCE_VM, xenapi.SR.get_uuid(sr))
+            stream = ReplicaKey(SOURCE_POOL, SOURCE_VM, xenapi.SR.get_uuid(sr))
             record = {
                 "SR": sr,
                 "virtual_size": str(SIZE),

@@ -9,7 +9,7 @@ import pytest
 from tests.lab.world import World
 from xorepd.data.http.chunked import open_chunked
 from xorepd.errors import LeaseLost
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import Vdi
 from xorepd.xapi.vdis import create_disk, destroy_disk
@@ -82,9 +82,9 @@ async def test_no_byte_of_a_disk_is_written_any_more(dr: Pool) -> None:
     async with create_disk(dr, sr.ref, 8 << 20, "disk", "", {}) as ref:
         await dr.refresh()
     disk = dr.cache.table(Vdi)[ref]
-    door = DiskDoor(dr.guarded(gate), sr.ref)
+    endpoint = DiskEndpoint(dr.guarded(gate), sr.ref)
 
-    async with open_chunked(door, disk.uuid, fresh=True, what="disk") as writer:
+    async with open_chunked(endpoint, disk.uuid, fresh=True, what="disk") as writer:
         await writer.write(0, memoryview(b"a" * MiB))
         gate.is_shut = True
         with pytest.raises(LeaseLost):

@@ -18,7 +18,7 @@ from xorepd.lab.topology import SMALL, DiskSpec, SrSpec, Topology
 from xorepd.replication.transfer.readers import open_nbd
 from xorepd.state.records import Outcome
 from xorepd.units import KiB, MiB, TiB
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 from xorepd.xapi.vdis import create_disk, destroy_disk
@@ -54,7 +54,7 @@ async def to_volumes(tmp_path: Path) -> AsyncIterator[World]:
 async def test_volumes_are_read_whole_in_every_run_and_the_record_says_why(
     tmp_path: Path, with_nbd: bool
 ) -> None:
-    road = "nbd-everything" if with_nbd else "export-raw"
+    reader = "nbd-everything" if with_nbd else "export-raw"
     job = {"changed_blocks": "enable", "resync": False}
     async with world(tmp_path / "lab", volumes(source=True, target=True)) as two_pools:
         if with_nbd:
@@ -69,7 +69,7 @@ async def test_volumes_are_read_whole_in_every_run_and_the_record_says_why(
         assert first.outcome is Outcome.FULL
         assert second.outcome is Outcome.DELTA
         for record in (first, second):
-            assert {disk.reader for disk in record.disks} == {road}
+            assert {disk.reader for disk in record.disks} == {reader}
             assert all("no VHD that XAPI exports" in disk.reader_reason for disk in record.disks)
         assert all("tracking is off" in disk.reader_reason for disk in second.disks)
         # Zeroes are left out of a fresh disk only: over the clone of a point they must be written.
@@ -136,8 +136,8 @@ async def test_extents_beyond_2_tib_are_written_and_read_back(to_volumes: World)
         disk = dr.cache.vdis[ref]
         assert (disk.virtual_size, dr.cache.table(Sr)[sr.ref].type) == (size, "zfs-vol")
 
-        door = DiskDoor(dr, sr.ref)
-        async with open_chunked(door, VdiUuid(disk.uuid), fresh=True, what="large") as writer:
+        endpoint = DiskEndpoint(dr, sr.ref)
+        async with open_chunked(endpoint, VdiUuid(disk.uuid), fresh=True, what="large") as writer:
             for number, extent in enumerate(reversed(extents), 1):
                 await writer.write(extent.offset, memoryview(bytes([number]) * extent.length))
             await writer.finish()

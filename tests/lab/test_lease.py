@@ -22,7 +22,7 @@ from xorepd.lab.topology import SMALL, AccountSpec
 from xorepd.replication.context import lease
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.format.claims import PREFIX, Owner, encode, key_of
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.records import Sr, parse_time
@@ -80,7 +80,7 @@ async def take_over(on: World) -> None:
         (sr,) = xenapi.SR.get_by_name_label("dr-storage")
         now = parse_time(xenapi.host.get_servertime(xenapi.host.get_all()[0]))
         epoch = int(numbers.partition(".")[0]) + 1
-        claim = key_of(Stream(pool=pool, vm=vm, sr=""), epoch, 0)
+        claim = key_of(ReplicaKey(pool=pool, vm=vm, sr=""), epoch, 0)
         xenapi.SR.add_to_other_config(sr, claim, encode(OTHER, "run", now, 60.0))
 
     await on.ask("dr", write)
@@ -387,7 +387,7 @@ async def test_daemons_that_begin_in_the_same_instant_never_both_hold_a_lease(
         await pool.refresh()
         (sr,) = [sr for sr in pool.cache.table(Sr).values() if sr.name_label == "dr-storage"]
         leases = Leases(Owner(f"daemon-{number}", f"host-{number}"), 60.0)
-        stream = Stream(pool="p", vm="v", sr=sr.uuid)
+        stream = ReplicaKey(pool="p", vm="v", sr=sr.uuid)
         for _ in range(8):
             try:
                 async with leases.hold(pool, sr, stream, new_run(), "the VM"):

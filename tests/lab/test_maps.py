@@ -17,11 +17,11 @@ from tests.lab.test_resume import has_its_content
 from tests.lab.test_resync import units
 from tests.lab.test_targets import BOTH, THREE_POOLS
 from tests.lab.world import World, clock, new_run, serve_nbd, world
-from xorepd.data import fingerprint_map as drawing
-from xorepd.data.http.exchange import chunked
+from xorepd.data import fingerprint_map as builder
+from xorepd.data.http import chunked
 from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import Context, run_job
-from xorepd.replication.transfer.disks import disks as transfer
+from xorepd.replication.transfer import disks as transfer
 from xorepd.state.maps import open_maps
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
@@ -139,13 +139,13 @@ async def test_a_file_that_is_torn_or_gone_costs_blocks_of_2_mib_and_is_made_ane
 ) -> None:
     await asyncio.to_thread(DAMAGES[damage], file)
     await filled.lab.guest_write("web01", 1, random=1, seed=2, within=(0, 2 * MiB))
-    torn = data_disk(await replicate(filled, file))
+    unfinished = data_disk(await replicate(filled, file))
     await filled.newest_equals_its_source()
     touched = await filled.lab.guest_write("web01", 1, random=1, seed=3, within=(0, 2 * MiB))
 
     disk = data_disk(await replicate(filled, file))
 
-    assert (torn.sent_bytes, torn.unchanged_bytes) == (2 * MiB, 0)
+    assert (unfinished.sent_bytes, unfinished.unchanged_bytes) == (2 * MiB, 0)
     assert disk.sent_bytes == units(touched)
     await filled.newest_equals_its_source()
 
@@ -208,7 +208,7 @@ async def test_a_killed_daemon_is_continued_and_its_map_as_well(
     two_pools: World, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunked, "SEGMENT_BYTES", 4 * MiB)
-    monkeypatch.setattr(drawing, "OUTBOX_S", 0.0)
+    monkeypatch.setattr(builder, "OUTBOX_S", 0.0)
     await two_pools.lab.guest_write("web01", 1, sequential=(0, DATA), seed=1)
     keep: dict[str, Any] = COARSE | {"resume": "1d"}
     loop = asyncio.get_running_loop()

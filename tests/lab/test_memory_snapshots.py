@@ -425,17 +425,17 @@ async def test_a_vm_left_suspended_by_a_dead_toolstack_is_resumed_by_the_next_ru
         }
         xenapi.VM.add_to_other_config(vm, "xorepd:restart", json.dumps(left))
         xenapi.VM.suspend(vm)
-        torn = xenapi.VDI.snapshot(xenapi.VM.get_suspend_VDI(vm))  # of a snapshot never made
-        return str(xenapi.VDI.get_uuid(torn))
+        unfinished = xenapi.VDI.snapshot(xenapi.VM.get_suspend_VDI(vm))  # of a snapshot never made
+        return str(xenapi.VDI.get_uuid(unfinished))
 
-    torn = await two_pools.ask("prod", die_in_between)
+    unfinished = await two_pools.ask("prod", die_in_between)
 
     record = await run(two_pools)
 
     assert (record.error, memory_of(record).reason) == (None, "")
     assert await two_pools.ask("prod", state_of_source) == ("Running", False)
-    assert [doubt.uuid for doubt in await doubts(two_pools, "prod")] == [torn]
-    await two_pools.ask("prod", lambda x: x.VDI.destroy(x.VDI.get_by_uuid(torn)))
+    assert [doubt.uuid for doubt in await doubts(two_pools, "prod")] == [unfinished]
+    await two_pools.ask("prod", lambda x: x.VDI.destroy(x.VDI.get_by_uuid(unfinished)))
 
 
 async def test_a_run_cancelled_while_the_vm_stands_still_lets_it_go_on(two_pools: World) -> None:

@@ -28,7 +28,7 @@ from tests.lab.relayed import (
 from tests.lab.world import World, serve_nbd
 from tests.patience import patience
 from xorepd.data.digest import Digest
-from xorepd.data.http.exchange import chunked
+from xorepd.data.http import chunked
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
 from xorepd.extents import Extent

@@ -12,11 +12,11 @@ import pytest
 from tests.lab import carried, hands
 from tests.lab.world import World, serve_nbd
 from tests.patience import patience
-from xorepd.data.http.exchange import chunked
+from xorepd.data.http import chunked
 from xorepd.lab.faults import Fault
 from xorepd.replication.deciding import resume
 from xorepd.replication.run.jobs import Context
-from xorepd.replication.transfer.disks import disks as transfer
+from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 KiB, MiB = 1 << 10, 1 << 20

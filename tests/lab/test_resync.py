@@ -9,7 +9,7 @@ import pytest
 from tests.lab import hands
 from tests.lab.world import World, serve_nbd
 from xorepd.lab.faults import Fault
-from xorepd.replication.transfer.disks import disks as transfer
+from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 KiB, MiB = 1 << 10, 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,7 @@ async def uses(three_pools: World) -> list[dict[str, str]]:
                 keys = vm["other_config"].items()
                 marks = {k.split(":")[2]: v for k, v in keys if k.startswith("xorepd:for:")}
                 of_srs = {names[sr]: use for sr, use in marks.items()}
-                found.append((vm["other_config"]["xo:backup:datetime"], of_srs))
+                found.append((json.loads(vm["other_config"]["xorepd:mark"])["order"], of_srs))
         return [of_srs for _, of_srs in sorted(found, key=lambda each: each[0], reverse=True)]
 
     known: list[dict[str, str]] = await three_pools.ask("prod", read)

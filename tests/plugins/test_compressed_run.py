@@ -20,11 +20,11 @@ from tests.lab.test_relay_process import Process
 from tests.lab.world import World, clock, new_run, serve_nbd
 from tests.patience import patience
 from tests.unit.relay.ends import make_certificates
-from xorepd.data.nbd.protocol import reader as nbd_reader
+from xorepd.data.nbd import reader as nbd_reader
 from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import Context, run_job
-from xorepd.replication.transfer.disks import disks as transfer
-from xorepd.replication.transfer.disks import resync
+from xorepd.replication.transfer import disks as transfer
+from xorepd.replication.transfer import resync
 from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
 
@@ -184,7 +184,7 @@ async def test_what_cannot_be_read_back_at_the_relay_is_read_back_from_here(
 
     assert record.error is None
     assert fault.fired == 1
-    assert [entry["road"] for entry in logs if entry["event"] == "road.closed"] == ["there"]
+    assert [entry["reader"] for entry in logs if entry["event"] == "reader.closed"] == ["there"]
     await two_pools.newest_equals_its_source()
 
 

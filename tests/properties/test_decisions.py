@@ -19,13 +19,13 @@ from xorepd.replication.deciding.plan import (
     SourceDisk,
     choose_base,
 )
-from xorepd.replication.format.evidence import Point, PointDisk, SourceBase
+from xorepd.replication.format.evidence import PointDisk, RestorePoint, SourceBase
 from xorepd.replication.format.marks import (
     KEY,
     Commit,
     Mark,
+    ReplicaKey,
     Role,
-    Stream,
     decode,
     is_from_the_future,
     next_order,
@@ -57,7 +57,8 @@ POINT_DISKS = st.builds(
     is_lost=st.just(True),
 )
 POINTS = st.lists(
-    st.builds(Point, st.uuids().map(str), st.lists(POINT_DISKS, max_size=3).map(tuple)), max_size=5
+    st.builds(RestorePoint, st.uuids().map(str), st.lists(POINT_DISKS, max_size=3).map(tuple)),
+    max_size=5,
 )
 BASES = st.lists(
     st.builds(SourceBase, uuid=SNAPSHOTS, disk=DISKS, content=CONTENTS),
@@ -84,7 +85,7 @@ def serves(copy: PointDisk, bases: list[SourceBase]) -> bool:
 
 @given(POINTS, BASES, st.booleans())
 def test_base_of_a_delta_is_proven_on_both_sides(
-    points: list[Point], bases: list[SourceBase], resync: bool
+    points: list[RestorePoint], bases: list[SourceBase], resync: bool
 ) -> None:
     found = choose_base(DISK, points, bases, resync=resync)
 
@@ -96,7 +97,7 @@ def test_base_of_a_delta_is_proven_on_both_sides(
 
 @given(POINTS, BASES, st.booleans())
 def test_less_than_a_delta_is_planned_only_where_no_delta_is_possible(
-    points: list[Point], bases: list[SourceBase], resync: bool
+    points: list[RestorePoint], bases: list[SourceBase], resync: bool
 ) -> None:
     found = choose_base(DISK, points, bases, resync=resync)
 
@@ -106,7 +107,7 @@ def test_less_than_a_delta_is_planned_only_where_no_delta_is_possible(
 
 @given(POINTS, BASES)
 def test_comparison_is_with_a_copy_that_can_be_cloned_and_with_a_proven_one_if_there_is_any(
-    points: list[Point], bases: list[SourceBase]
+    points: list[RestorePoint], bases: list[SourceBase]
 ) -> None:
     found = choose_base(DISK, points, bases, resync=True)
 
@@ -125,7 +126,7 @@ def test_comparison_is_with_a_copy_that_can_be_cloned_and_with_a_proven_one_if_t
 
 @given(POINTS, BASES)
 def test_no_newer_point_could_have_been_the_base(
-    points: list[Point], bases: list[SourceBase]
+    points: list[RestorePoint], bases: list[SourceBase]
 ) -> None:
     found = choose_base(DISK, points, bases)
 
@@ -141,7 +142,7 @@ TIMES = st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat)
 MARKS = st.builds(
     Mark,
     role=st.sampled_from(Role),
-    stream=st.builds(Stream, TEXTS, TEXTS, TEXTS),
+    stream=st.builds(ReplicaKey, TEXTS, TEXTS, TEXTS),
     run=st.text(min_size=1, max_size=20),
     self=TEXTS,
     ref=TEXTS,

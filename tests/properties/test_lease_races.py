@@ -23,11 +23,11 @@ from xorepd.ids import RunId
 from xorepd.replication.context import lease
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.format.claims import Owner, encode, key_of
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr
 
-STREAM = Stream(pool="p", vm="v", sr="s")
+STREAM = ReplicaKey(pool="p", vm="v", sr="s")
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SR = cast(Sr, SimpleNamespace(ref="OpaqueRef:sr"))
 

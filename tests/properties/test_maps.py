@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xorepd.data.fingerprint_map import Drawing, Drawn
+from xorepd.data.fingerprint_map import MapBuilder, Mapped
 from xorepd.data.fingerprints import PAGE, Hashing
 from xorepd.data.reader import Piece
 from xorepd.data.zeroes import UNIT
@@ -97,9 +97,9 @@ async def entries_of(hashing: Hashing, kept: Map) -> list[bytes]:
     return found
 
 
-async def carry(source: Source, drawing: Drawing, there: Disk, *, is_blank: bool) -> None:
+async def carry(source: Source, builder: MapBuilder, there: Disk, *, is_blank: bool) -> None:
     """Write to a target what is given on."""
-    drawn = Drawn(source, drawing, start=source.start, is_blank=is_blank)
+    drawn = Mapped(source, builder, start=source.start, is_blank=is_blank)
     async for offset, data in drawn.pieces():
         for at in range(offset, offset + len(data), SECTOR):
             there[at // UNIT] = data[at - offset]
@@ -137,7 +137,7 @@ def test_a_map_after_deltas_is_that_of_the_content_and_nothing_that_differs_is_l
             disk, there = dict(first), dict[int, int]()
             draft = await maps.draw(STREAM, "0", None)
             source = Source(disk, [unit for unit in first if first[unit]], step)
-            await carry(source, Drawing(hashing, SIZE, draft, None), there, is_blank=True)
+            await carry(source, MapBuilder(hashing, SIZE, draft, None), there, is_blank=True)
             await draft.complete()
             for number, (writes, more, cut) in enumerate(deltas, start=1):
                 if loses:
@@ -171,17 +171,17 @@ async def one_delta(
     """Send a delta, which breaks off at first and goes on in another process."""
     base = await maps.find(STREAM, str(number - 1))
     draft: Draft = await maps.draw(STREAM, str(number), base)
-    drawing = Drawing(hashing, SIZE, draft, base, lambda: True)
+    builder = MapBuilder(hashing, SIZE, draft, base, lambda: True)
     try:
-        await carry(Source(disk, announced, step, breaks_at=cut), drawing, there, is_blank=False)
+        await carry(Source(disk, announced, step, breaks_at=cut), builder, there, is_blank=False)
     except StreamCut:
         if not killed:
-            await drawing.flush()
+            await builder.flush()
         base = await maps.find(STREAM, str(number - 1))
         draft = await maps.draw(STREAM, str(number), base, goes_on=True)
-        drawing = Drawing(hashing, SIZE, draft, base, lambda: True)
+        builder = MapBuilder(hashing, SIZE, draft, base, lambda: True)
         start = cut if killed else min(cut, draft.drawn_to)
-        await carry(Source(disk, announced, step, start=start), drawing, there, is_blank=False)
-    assert not drawing.has_failed
+        await carry(Source(disk, announced, step, start=start), builder, there, is_blank=False)
+    assert not builder.has_failed
     assert same(disk, there)
     await draft.complete()

@@ -20,15 +20,15 @@ COUNTS = st.integers(0, 4)
 KEEPS = st.builds(
     Keep, last=st.integers(1, 4), daily=COUNTS, weekly=COUNTS, monthly=COUNTS, yearly=COUNTS
 )
-Point = tuple[int, datetime | None]
+RestorePoint = tuple[int, datetime | None]
 
 
-def points(times: list[datetime | None]) -> list[Point]:
+def points(times: list[datetime | None]) -> list[RestorePoint]:
     """Return points with these times, which need not follow the order of the points."""
     return list(enumerate(times))
 
 
-def kept(newest_first: list[Point], keep: Keep, zone: ZoneInfo) -> list[Point]:
+def kept(newest_first: list[RestorePoint], keep: Keep, zone: ZoneInfo) -> list[RestorePoint]:
     gone = select_expired(newest_first, keep, zone, lambda point: point[1])
     assert gone == [point for point in reversed(newest_first) if point in gone]
     return [point for point in newest_first if point not in gone]
@@ -70,7 +70,7 @@ def test_deciding_after_each_run_comes_to_the_same_as_deciding_over_everything(
     times: list[datetime], keep: Keep, zone: ZoneInfo
 ) -> None:
     history = points(sorted(times, reverse=True))
-    standing: list[Point] = []
+    standing: list[RestorePoint] = []
 
     for point in reversed(history):
         standing = kept([point, *standing], keep, zone)

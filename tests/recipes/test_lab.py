@@ -31,6 +31,7 @@ GUEST = claim(PAGE, "$ xorepd-lab write")
 CALLS = claim(PAGE, "$ xorepd-lab calls")
 FAULT = claim(PAGE, "$ xorepd-lab fault add rpc")
 FAULTS = claim(PAGE, "xorepd-lab fault add export")
+REWRITES = claim(PAGE, "[\n  {")
 INCIDENT = claim(PAGE, "$ xorepd-lab incident")
 FSCK = claim(PAGE, "$ xorepd-lab fsck")
 INSTALL = claim(PAGE, "pip install .")
@@ -99,6 +100,13 @@ def test_a_lab_is_used_as_the_page_tells(machine: Machine) -> None:
     listed = machine.run("xorepd-lab fault list --state /tmp/lab").splitlines()
     added = [line.split()[3] for line in FAULTS.text.splitlines() if "fault add" in line]
     assert [json.loads(line)["where"] for line in listed] == [*added, "rpc"]
+    machine.run("xorepd-lab fault clear --state /tmp/lab")
+    (machine.root / "rules.json").write_text(REWRITES.text)
+    machine.run("xorepd-lab fault load rules.json --state /tmp/lab", cwd=machine.root)
+    listed = machine.run("xorepd-lab fault list --state /tmp/lab").splitlines()
+    assert [json.loads(line)["rewrite"] for line in listed] == [
+        rule["rewrite"] for rule in json.loads(REWRITES.text)
+    ]
     machine.run("xorepd-lab fault clear --state /tmp/lab")
     shows(machine, INCIDENT)
 

@@ -33,7 +33,7 @@ Disks = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class RestorePoint:
     pool: str
     uuid: str
     holds: Disks
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    points: dict[Place, Point]
+    points: dict[Place, RestorePoint]
     """The newest restore point of every VM on every target."""
     leftovers: list[str]
 
@@ -63,7 +63,7 @@ class Evidence:
                 yield f"{_named(point)} holds something else"
 
 
-def _named(point: Point) -> str:
+def _named(point: RestorePoint) -> str:
     return f"restore point {point.uuid} of pool {point.pool}"
 
 
@@ -84,14 +84,14 @@ def _look(pools: list[dict[str, Any]], with_sources: bool) -> Evidence:
     with ExitStack() as stack:
         records = {pool["name"]: _Records(pool, stack.enter_context(login(pool))) for pool in pools}
         source = records[SOURCE]
-        points: dict[Place, Point] = {}
+        points: dict[Place, RestorePoint] = {}
         for pool, there in records.items():
             for vm, mark in there.points():
                 place = (mark["stream"]["vm"], mark["stream"]["sr"])
                 if place in points:
                     continue
                 content = source.content(source.by_uuid[place[0]]) if with_sources else {}
-                points[place] = Point(pool, mark["self"], there.content(vm), content)
+                points[place] = RestorePoint(pool, mark["self"], there.content(vm), content)
         bases = {base for there in records.values() for base in there.based_on()}
         found = [line for each in records.values() for line in each.leftovers(bases)]
     return Evidence(points, found)

@@ -93,7 +93,7 @@ class VmStatus(Reply):
     last: Record | None = None
     """Its last finished run; absent before the first."""
     newest_point_at: datetime | None = None
-    """Point in time of the newest restore point."""
+    """RestorePoint in time of the newest restore point."""
     age_s: float | None = None
     """Age of that point now, in seconds."""
     is_late: bool = False

@@ -53,7 +53,7 @@ async def serve(service: Service, path: Path) -> AsyncIterator[None]:
     Raises:
         StateError: something else is at that path, or another daemon listens there.
     """
-    door = _Door(path)
+    endpoint = _Door(path)
     group = os.stat(path).st_gid
     app = web.Application(
         client_max_size=MAX_REQUEST_BYTES, middlewares=[_guard(os.getuid(), group)]
@@ -75,11 +75,11 @@ async def serve(service: Service, path: Path) -> AsyncIterator[None]:
     await runner.setup()
     try:
         assert runner.server is not None
-        async with door.open(runner.server):
+        async with endpoint.open(runner.server):
             yield
     finally:
         await runner.cleanup()
-        door.remove()
+        endpoint.remove()
 
 
 def _library_log() -> logging.Logger:

@@ -24,7 +24,7 @@ from xorepd.process.lending import Pools
 from xorepd.replication.context.board import Board
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.context.limits import Limits, pool_key
-from xorepd.replication.context.reservations import Room
+from xorepd.replication.context.reservations import Reservations
 from xorepd.replication.context.shared_source import SourceVm
 from xorepd.replication.format.claims import Owner
 from xorepd.replication.run.jobs import Context, Report, run_job
@@ -52,7 +52,7 @@ class Engine:
         self._pools = pools
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.daemon.max_vms)
-        self._room = Room()
+        self._room = Reservations()
         self._maps = maps
         self._leases = Leases(owner, settings.daemon.lease)
         self._limits = Limits()
@@ -94,7 +94,7 @@ class Engine:
                 slots=self._slots,
                 clock=self._clock,
                 leases=self._leases,
-                room=self._room,
+                reservations=self._room,
                 limits=self._limits,
                 nbd=self._nbd,
                 budget=self.budget,

@@ -23,7 +23,7 @@ from xorepd.replication.context.shared_source import SourceVm
 from xorepd.replication.deciding.forgetting import Terms, deeds, objections
 from xorepd.replication.deciding.orphans import Known, Orphan, find_orphans
 from xorepd.replication.format.doubts import find_doubts
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 from xorepd.state.maps import Maps
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool
@@ -106,7 +106,7 @@ class Leavings:
             if orphan.source:
                 lent = self._pools.lend(configured[PoolName(orphan.source)])
                 source = await stack.enter_async_context(lent)
-            ids = Stream(*stream.split("/"))
+            ids = ReplicaKey(*stream.split("/"))
             sr = target.cache.by_uuid(Sr, ids.sr)
             if sr is None:
                 raise Refused(f"pool {orphan.pool}: SR {ids.sr} is gone; plug it in again")

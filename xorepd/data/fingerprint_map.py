@@ -1,4 +1,4 @@
-"""Drawing the map of a disk's content while it goes by, and leaving out what the target has.
+"""MapBuilder the map of a disk's content while it goes by, and leaving out what the target has.
 
 map of the base ────────────┐
 reader ────────────────────►┴─► what differs from it, or is not known
@@ -45,7 +45,7 @@ BEAT_S = 5.0
 be ended by somebody on the way, and only what is written lets it confirm what was left out."""
 
 
-class Drawing:
+class MapBuilder:
     """The map of a disk while its content goes by in ascending order.
 
     It never fails: where the map cannot be kept it gives up, and everything is passed on.
@@ -288,7 +288,7 @@ class Drawing:
         return b"" if self._new == self._hashing.page_of_zeroes else bytes(self._new)
 
 
-class Drawn:
+class Mapped:
     """A reader whose content is drawn on the way, and left out where the target has it already.
 
     Args:
@@ -299,13 +299,13 @@ class Drawn:
     def __init__(
         self,
         reader: Reader,
-        drawing: Drawing,
+        builder: MapBuilder,
         *,
         start: int = 0,
         end: int | None = None,
         is_blank: bool,
     ) -> None:
-        self._reader, self._drawing = reader, drawing
+        self._reader, self._builder = reader, builder
         self._start, self._end, self._is_blank = start, end, is_blank
 
     @property
@@ -319,15 +319,15 @@ class Drawn:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         end = self.virtual_size if self._end is None else self._end
-        await self._drawing.begin(self._start, end, is_blank=self._is_blank)
+        await self._builder.begin(self._start, end, is_blank=self._is_blank)
         async with aclosing(self._reader.pieces()) as pieces:
             async for offset, data in pieces:
                 at = 0
                 while at < len(data):
                     page = (offset + at) // PAGE
                     size = min((page + 1) * PAGE - offset - at, len(data) - at)
-                    await self._drawing.turn_to(page)
-                    for part in self._drawing.take(offset + at, data[at : at + size]):
+                    await self._builder.turn_to(page)
+                    for part in self._builder.take(offset + at, data[at : at + size]):
                         yield part
                     at += size
-        await self._drawing.finish()
+        await self._builder.finish()

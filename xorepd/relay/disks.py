@@ -25,7 +25,7 @@ from xorepd.relay.protocol.messages import Code
 from xorepd.relay.readback import digest_of, receive_extents
 from xorepd.relay.settings import ClientTable, RelaySettings
 from xorepd.tasks import background
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import OWNER_PREFIX
 
@@ -109,7 +109,7 @@ class Disks:
 
             writer = await stack.enter_async_context(
                 open_chunked(
-                    DiskDoor(pool, sr.ref),
+                    DiskEndpoint(pool, sr.ref),
                     vdi.uuid,
                     fresh=not asked.base,
                     what=what,

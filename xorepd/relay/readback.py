@@ -19,7 +19,7 @@ from xorepd.relay.protocol.channel import Channel
 from xorepd.relay.protocol.frames import WireError
 from xorepd.replication.deciding.reader_choice import is_vhd
 from xorepd.replication.transfer.readers import find_nbd, open_nbd
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 
@@ -95,16 +95,16 @@ async def _open(
                 nbd = open_nbd(pool, disk, budget, extents, f"{what}, NBD")
                 reader = await stack.enter_async_context(nbd)
             except DataError as error:
-                log.warning("road.closed", what=what, road="nbd", reason=str(error))
+                log.warning("reader.closed", what=what, reader="nbd", reason=str(error))
             else:
                 yield reader
                 return
-        door = DiskDoor(pool, sr.ref)
+        endpoint = DiskEndpoint(pool, sr.ref)
         if is_vhd(disk, sr):
             onto = VdiUuid(base) if base else None
-            export = open_export(door, disk.uuid, base=onto, what=what)
+            export = open_export(endpoint, disk.uuid, base=onto, what=what)
             reader = await stack.enter_async_context(export)
         else:
-            raw = open_raw(door, disk.uuid, disk.virtual_size, what=what)
+            raw = open_raw(endpoint, disk.uuid, disk.virtual_size, what=what)
             reader = await stack.enter_async_context(raw)
         yield reader

@@ -58,7 +58,7 @@ class Latest:
     record: RunRecord
     """Its last finished run, whatever the outcome."""
     newest_point_at: datetime | None
-    """Point in time of the newest restore point that a run committed."""
+    """RestorePoint in time of the newest restore point that a run committed."""
 
 
 def check_history(connection: sqlite3.Connection, path: Path) -> None:

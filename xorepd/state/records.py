@@ -59,7 +59,7 @@ class DiskRecord:
     moved_bytes: int = 0
     """What of it has been read and taken by the target."""
     reader: str = ""
-    """How it was read (see `replication.roads.Road`)."""
+    """How it was read (see `replication.readers.ReaderKind`)."""
     reader_reason: str = ""
     """Why in no better way; empty when there is none."""
     writer: str = ""

@@ -58,6 +58,23 @@ class ContentKeeper:
         await put_content(self._pool, ref, self._uuid, self._content)
         self.is_settled = True
 
+    async def settle_attached(self) -> None:
+        """Set the id on a disk that a dead toolstack has left attached.
+
+        One that is detached by now got an id from the pool, and others may have written to it.
+
+        Raises:
+            XapiError: the pool does not answer.
+        """
+        ref = Ref(await self._pool.call("VDI.get_by_uuid", self._uuid))
+        if CONTENT_ID in await self._pool.call("VDI.get_other_config", ref):
+            return
+        for vbd in await self._pool.call("VDI.get_VBDs", ref):
+            if await self._pool.call("VBD.get_currently_attached", vbd):
+                await self._pool.call("VDI.add_to_other_config", ref, CONTENT_ID, self._content)
+                self.is_settled = True
+                return
+
     def _has_lost_it(self) -> bool:
         vdi = self._pool.cache.by_uuid(Vdi, self._uuid)
         if vdi is None or vdi.content_id:

@@ -25,8 +25,8 @@ from xorepd.xapi.rpc.failures import redact
 from xorepd.xapi.rpc.session import is_address
 
 
-class DiskDoor:
-    """Requests for the disks of one SR; implements `data.door.Door`."""
+class DiskEndpoint:
+    """Requests for the disks of one SR; implements `data.endpoint.Endpoint`."""
 
     def __init__(self, pool: Pool, sr: Ref) -> None:
         self._pool, self._sr = pool, sr

@@ -157,7 +157,7 @@ async def test_error_of_the_block_ends_the_background() -> None:
 # -- pools -----------------------------------------------------------------------------------------
 
 
-class Door:
+class Endpoint:
     """Pools that open and close, and remember it."""
 
     def __init__(self) -> None:
@@ -181,30 +181,30 @@ def pool(url: str = "https://one") -> PoolSettings:
 
 
 async def test_pool_stays_open_between_runs() -> None:
-    door = Door()
-    async with Pools(door.open) as pools:
+    endpoint = Endpoint()
+    async with Pools(endpoint.open) as pools:
         for _ in range(2):
             async with pools.lend(pool()) as lent:
                 assert lent == "https://one"
-        assert door.log == ["open https://one"]
+        assert endpoint.log == ["open https://one"]
 
-    assert door.log == ["open https://one", "close https://one"]
+    assert endpoint.log == ["open https://one", "close https://one"]
 
 
 async def test_changed_pool_is_opened_anew_and_the_old_one_outlives_its_last_run() -> None:
-    door = Door()
-    async with Pools(door.open) as pools, pools.lend(pool()):
+    endpoint = Endpoint()
+    async with Pools(endpoint.open) as pools, pools.lend(pool()):
         pools.retain({"prod": pool("https://two")})
         async with pools.lend(pool("https://two")) as lent:
             assert lent == "https://two"
-            assert door.log == ["open https://one", "open https://two"]
+            assert endpoint.log == ["open https://one", "open https://two"]
 
-    assert door.log.index("close https://one") < door.log.index("close https://two")
+    assert endpoint.log.index("close https://one") < endpoint.log.index("close https://two")
 
 
 async def test_removed_pool_that_nobody_uses_is_closed() -> None:
-    door = Door()
-    async with Pools(door.open) as pools:
+    endpoint = Endpoint()
+    async with Pools(endpoint.open) as pools:
         async with pools.lend(pool()):
             pass
 
@@ -212,13 +212,13 @@ async def test_removed_pool_that_nobody_uses_is_closed() -> None:
         async with pools.lend(pool()):
             pass
 
-        assert door.log.count("open https://one") == 2
+        assert endpoint.log.count("open https://one") == 2
 
 
 async def test_pool_that_failed_to_open_is_tried_anew() -> None:
-    door = Door()
-    door.failing = 1
-    async with Pools(door.open) as pools:
+    endpoint = Endpoint()
+    endpoint.failing = 1
+    async with Pools(endpoint.open) as pools:
         with pytest.raises(StateError, match="closed today"):
             async with pools.lend(pool()):
                 pass

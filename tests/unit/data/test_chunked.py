@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.unit.data.doors import ScriptedDoor
+from tests.unit.data.endpoints import ScriptedDoor
 from tests.unit.data.scripted import scripted
+from xorepd.data.http import chunked, endpoint, imports
 from xorepd.data.http.chunked import BATCH, open_chunked
-from xorepd.data.http.exchange import chunked, imports
-from xorepd.data.http.exchange import endpoint as door
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import NotServed, OutcomeUnknown, ProtocolViolation, TransferFailed
 from xorepd.ids import VdiUuid
@@ -287,8 +286,8 @@ async def write_on(writer: chunked.ChunkedWriter) -> None:
 
 
 async def test_a_host_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "STALL_S", 0.1)
-    monkeypatch.setattr(door, "BROKEN_S", 0.1)
+    monkeypatch.setattr(endpoint, "STALL_S", 0.1)
+    monkeypatch.setattr(endpoint, "BROKEN_S", 0.1)
     async with importing(Import(silent=True), [None]) as made, opened(made) as writer:
         with pytest.raises(ProtocolViolation, match="no byte moved"):
             await write_on(writer)

@@ -7,7 +7,7 @@ import pytest
 
 from xorepd.data import fingerprint_map as drawing_module
 from xorepd.data.blocks import BlockMap
-from xorepd.data.fingerprint_map import Drawing, Drawn
+from xorepd.data.fingerprint_map import MapBuilder, Mapped
 from xorepd.data.fingerprints import PAGE, Hashing
 from xorepd.data.reader import Piece
 from xorepd.data.subset import Remaining
@@ -61,66 +61,66 @@ class Letters:
             yield offset, memoryview(self._unit * 4)
 
 
-async def given(letter: bytes, drawing: Drawing, *, is_blank: bool = False) -> int:
+async def given(letter: bytes, builder: MapBuilder, *, is_blank: bool = False) -> int:
     """Return how many bytes are given on."""
     size = 0
-    async for _, data in Drawn(Letters(letter), drawing, is_blank=is_blank).pieces():
+    async for _, data in Mapped(Letters(letter), builder, is_blank=is_blank).pieces():
         size += len(data)
     return size
 
 
 async def base(letter: bytes) -> Memory:
     memory = Memory()
-    await given(letter, Drawing(HASHING, SIZE, memory, None), is_blank=True)
+    await given(letter, MapBuilder(HASHING, SIZE, memory, None), is_blank=True)
     return memory
 
 
 async def test_what_the_base_has_is_left_out() -> None:
-    drawing = Drawing(HASHING, SIZE, Memory(is_change=True), await base(b"A"), lambda: True)
+    builder = MapBuilder(HASHING, SIZE, Memory(is_change=True), await base(b"A"), lambda: True)
 
-    assert await given(b"A", drawing) == 0
-    assert drawing.left_out_bytes == drawing.left_out.size == SIZE
+    assert await given(b"A", builder) == 0
+    assert builder.left_out_bytes == builder.left_out.size == SIZE
 
 
 async def test_another_seed_makes_other_fingerprints() -> None:
-    drawing = Drawing(Hashing(8), SIZE, Memory(is_change=True), await base(b"A"), lambda: True)
+    builder = MapBuilder(Hashing(8), SIZE, Memory(is_change=True), await base(b"A"), lambda: True)
 
-    assert await given(b"A", drawing) == SIZE
+    assert await given(b"A", builder) == SIZE
 
 
 @pytest.mark.parametrize("damage", [bytes(4096), b"", b"\0", b"\xff" * 4096, b"\0" * 5000])
 async def test_a_damaged_page_leaves_nothing_out(damage: bytes) -> None:
     damaged = await base(b"A")
     damaged.pages[0] = damage
-    drawing = Drawing(HASHING, SIZE, Memory(is_change=True), damaged, lambda: True)
+    builder = MapBuilder(HASHING, SIZE, Memory(is_change=True), damaged, lambda: True)
 
-    assert await given(b"A", drawing) == PAGE
+    assert await given(b"A", builder) == PAGE
 
 
 async def test_a_unit_is_given_after_a_while_though_nothing_differs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(drawing_module, "BEAT_S", 0.0)
-    drawing = Drawing(HASHING, SIZE, Memory(is_change=True), await base(b"A"), lambda: True)
+    builder = MapBuilder(HASHING, SIZE, Memory(is_change=True), await base(b"A"), lambda: True)
 
-    assert await given(b"A", drawing) == SIZE
+    assert await given(b"A", builder) == SIZE
 
 
 async def test_a_map_that_cannot_be_written_is_given_up_and_everything_arrives() -> None:
-    drawing = Drawing(HASHING, SIZE, Memory(is_full=True), None)
+    builder = MapBuilder(HASHING, SIZE, Memory(is_full=True), None)
 
-    assert await given(b"A", drawing, is_blank=True) == SIZE
-    assert drawing.has_failed
-    assert not drawing.is_finished
+    assert await given(b"A", builder, is_blank=True) == SIZE
+    assert builder.has_failed
+    assert not builder.is_finished
 
 
 async def test_what_was_to_come_again_and_did_not_is_not_known() -> None:
     draft = Memory(is_change=True)
-    first = Drawing(HASHING, SIZE, draft, await base(b"A"))
+    first = MapBuilder(HASHING, SIZE, draft, await base(b"A"))
     await given(b"B", first)
     await first.begin(UNIT, SIZE, is_blank=False)  # it broke, and the daemon dies before it goes on
 
-    second = Drawing(HASHING, SIZE, draft, await base(b"A"))
+    second = MapBuilder(HASHING, SIZE, draft, await base(b"A"))
     await second.begin(PAGE, SIZE, is_blank=False)
     await second.finish()
 
@@ -129,13 +129,13 @@ async def test_what_was_to_come_again_and_did_not_is_not_known() -> None:
 
 async def test_a_map_with_a_gap_does_not_know_the_disk() -> None:
     whole = await base(b"A")
-    drawing = Drawing(HASHING, SIZE, Memory(), whole)
-    assert await drawing.knows(0, SIZE)
+    builder = MapBuilder(HASHING, SIZE, Memory(), whole)
+    assert await builder.knows(0, SIZE)
 
     del whole.pages[0]
 
-    assert not await drawing.knows(0, SIZE)
-    assert await drawing.knows(PAGE, SIZE)
+    assert not await builder.knows(0, SIZE)
+    assert await builder.knows(PAGE, SIZE)
 
 
 async def test_a_comparison_finds_what_became_zeroes_and_what_is_not_known() -> None:
@@ -143,17 +143,17 @@ async def test_a_comparison_finds_what_became_zeroes_and_what_is_not_known() -> 
     page = bytearray(there.pages[1])
     page[:16] = bytes(16)
     there.pages[1] = bytes(page)
-    drawing = Drawing(HASHING, SIZE, Memory(), there)
+    builder = MapBuilder(HASHING, SIZE, Memory(), there)
 
     class Half(Letters):
         async def pieces(self) -> AsyncGenerator[Piece, None]:
             yield UNIT, memoryview(b"A" * UNIT)
             yield PAGE, memoryview(b"A" * 4 * UNIT)
 
-    async for _ in Drawn(Half(b"A"), drawing, is_blank=True).pieces():
+    async for _ in Mapped(Half(b"A"), builder, is_blank=True).pieces():
         pass
 
-    assert list(drawing.differing) == [
+    assert list(builder.differing) == [
         Extent(0, UNIT),
         Extent(2 * UNIT, PAGE - UNIT),
         Extent(PAGE + 4 * UNIT, SIZE - PAGE - 4 * UNIT),

@@ -8,8 +8,8 @@ from contextlib import aclosing
 import pytest
 
 from tests.hostile import serving
-from tests.unit.data.doors import ScriptedDoor
-from xorepd.data.http.exchange import endpoint as door
+from tests.unit.data.endpoints import ScriptedDoor
+from xorepd.data.http import endpoint
 from xorepd.data.http.export import open_export, open_raw
 from xorepd.data.http.imports import open_upload
 from xorepd.errors import DataError, ProtocolViolation
@@ -21,10 +21,10 @@ OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "STALL_S", 2.0)
-    monkeypatch.setattr(door, "HEAD_S", 2.0)
-    monkeypatch.setattr(door, "BROKEN_S", 0.05)
-    monkeypatch.setattr(door, "PAGE_S", 0.5)
+    monkeypatch.setattr(endpoint, "STALL_S", 2.0)
+    monkeypatch.setattr(endpoint, "HEAD_S", 2.0)
+    monkeypatch.setattr(endpoint, "BROKEN_S", 0.05)
+    monkeypatch.setattr(endpoint, "PAGE_S", 0.5)
 
 
 def dripping(begin: bytes, *, pause_s: float = 0.05):

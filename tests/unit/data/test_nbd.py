@@ -15,10 +15,10 @@ import pytest
 import trustme
 
 from tests.patience import patience
+from xorepd.data.nbd import protocol as nbd
+from xorepd.data.nbd import reader as nbd_reader
 from xorepd.data.nbd.exports import NbdExport
 from xorepd.data.nbd.protocol import open_nbd
-from xorepd.data.nbd.protocol import protocol as nbd
-from xorepd.data.nbd.protocol import reader as nbd_reader
 from xorepd.data.nbd.reader import NbdBudget, NbdReader, open_nbd_reader
 from xorepd.errors import AddressFailed, DataError, ProtocolViolation, StreamCut
 from xorepd.extents import Extent, merge

@@ -9,10 +9,9 @@ from contextlib import aclosing
 
 import pytest
 
-from tests.unit.data.doors import ScriptedDoor
+from tests.unit.data.endpoints import ScriptedDoor
 from tests.unit.data.scripted import scripted
-from xorepd.data.http.exchange import endpoint as door
-from xorepd.data.http.exchange import export
+from xorepd.data.http import endpoint, export
 from xorepd.data.http.export import PIECE, open_raw
 from xorepd.errors import (
     DataError,
@@ -68,7 +67,7 @@ async def read(
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "BROKEN_S", 0.05)
+    monkeypatch.setattr(endpoint, "BROKEN_S", 0.05)
     monkeypatch.setattr(export, "OUTCOME_S", 0.05)
 
 
@@ -130,7 +129,7 @@ async def test_a_task_that_never_ends_makes_whole_data_worthless() -> None:
 async def test_a_stream_that_stands_still_is_given_up(
     monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(door, "STALL_S", 0.1)
+    monkeypatch.setattr(endpoint, "STALL_S", 0.1)
 
     with pytest.raises(ProtocolViolation, match="no byte moved"):
         await read(OK + DISK[:length], None, hang=True)

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.patience import patience
-from tests.unit.data.doors import ScriptedDoor
+from tests.unit.data.endpoints import ScriptedDoor
 from tests.unit.data.scripted import Behaviour, scripted
 from tests.unit.data.test_chunked import Import
 from xorepd.data.http.chunked import open_chunked
@@ -50,7 +50,7 @@ taking = answering("200 OK")
 
 
 @asynccontextmanager
-async def door(
+async def endpoint(
     behave: Behaviour = taking, *outcomes: tuple[str, ...]
 ) -> AsyncIterator[ScriptedDoor]:
     async with scripted(behave) as port:
@@ -74,7 +74,7 @@ async def upload_without_end(made: ScriptedDoor) -> None:
 
 
 async def test_disk_has_its_content_id_back_before_its_task_goes() -> None:
-    async with door() as made:
+    async with endpoint() as made:
         await upload(made)
 
     assert made.kept == [(VDI, "content-1")]
@@ -83,7 +83,7 @@ async def test_disk_has_its_content_id_back_before_its_task_goes() -> None:
 
 
 async def test_content_of_a_disk_is_left_to_its_pool_where_no_mark_names_any() -> None:
-    async with door() as made:
+    async with endpoint() as made:
         await upload(made, content="")
 
     assert (made.kept, made.keeper.is_settled) == ([], False)
@@ -91,7 +91,7 @@ async def test_content_of_a_disk_is_left_to_its_pool_where_no_mark_names_any() -
 
 
 async def test_task_stays_where_the_stream_was_cut_before_the_disk_had_its_content_id() -> None:
-    async with door(cutting) as made:
+    async with endpoint(cutting) as made:
         made.keeper.error = BUSY
         with pytest.raises(DataError):
             await upload_without_end(made)
@@ -101,7 +101,7 @@ async def test_task_stays_where_the_stream_was_cut_before_the_disk_had_its_conte
 
 
 async def test_task_goes_where_the_stream_was_cut_and_the_disk_had_its_content_id() -> None:
-    async with door(cutting) as made:
+    async with endpoint(cutting) as made:
         made.keeper.is_settled = True
         with pytest.raises(DataError):
             await upload_without_end(made)
@@ -113,7 +113,7 @@ async def test_task_goes_where_the_stream_was_cut_and_the_disk_had_its_content_i
 async def test_task_goes_where_the_request_was_refused_because_no_disk_was_attached(
     status: str,
 ) -> None:
-    async with door(answering(status)) as made:
+    async with endpoint(answering(status)) as made:
         with pytest.raises(TransferFailed):
             await upload(made)
 
@@ -122,7 +122,7 @@ async def test_task_goes_where_the_request_was_refused_because_no_disk_was_attac
 
 
 async def test_task_stays_where_the_pool_says_that_the_transfer_failed() -> None:
-    async with door(taking, ("VDI_IO_ERROR", "no space")) as made:
+    async with endpoint(taking, ("VDI_IO_ERROR", "no space")) as made:
         made.keeper.error = BUSY
         with pytest.raises(TransferFailed):
             await upload(made)
@@ -132,7 +132,7 @@ async def test_task_stays_where_the_pool_says_that_the_transfer_failed() -> None
 
 
 async def test_disk_that_something_else_has_by_now_is_of_unknown_content() -> None:
-    async with door() as made:
+    async with endpoint() as made:
         made.keeper.error = BUSY
         with pytest.raises(OutcomeUnknown, match="it is attached"):
             await upload(made)
@@ -144,7 +144,7 @@ async def test_disk_that_something_else_has_by_now_is_of_unknown_content() -> No
 async def test_task_of_a_request_that_is_cancelled_stays_until_its_disk_has_its_content_id(
     *, is_settled: bool
 ) -> None:
-    async with door() as made:
+    async with endpoint() as made:
         made.keeper.is_settled, made.keeper.error = is_settled, BUSY
         opened = asyncio.Event()
 
@@ -165,7 +165,7 @@ async def test_task_of_a_request_that_is_cancelled_stays_until_its_disk_has_its_
 
 async def test_each_segment_of_a_disk_keeps_its_content_id() -> None:
     async with (
-        door(Import()) as made,
+        endpoint(Import()) as made,
         open_chunked(made, VDI, fresh=True, what="disk", content="content-1") as writer,
     ):
         await writer.write(0, memoryview(b"a" * 512))
@@ -179,7 +179,7 @@ async def test_each_segment_of_a_disk_keeps_its_content_id() -> None:
 
 
 async def test_task_stays_where_no_host_answers() -> None:
-    async with door() as made:
+    async with endpoint() as made:
         made.keeper.error = BUSY
     with pytest.raises(DataError):
         await upload(made)

@@ -16,13 +16,13 @@ from typing import Any
 from tests.unit.xapi import raws
 from xorepd.ids import Ref, VdiUuid, VmUuid
 from xorepd.replication.format.inventory import SourceSide, TargetSide, read_source, read_target
-from xorepd.replication.format.marks import FOR, KEY, Commit, Mark, Role, Stream, decode
+from xorepd.replication.format.marks import FOR, KEY, Commit, Mark, ReplicaKey, Role, decode
 from xorepd.replication.format.ownership import temporary_name
 from xorepd.xapi.cache import Cache, EventBatch
 from xorepd.xapi.records import CONTENT_ID, Record, Vbd, Vdi, Vm
 
-STREAM = Stream(pool="pool-1", vm="vm-1", sr="sr-1")
-OTHER_STREAM = Stream(pool="pool-1", vm="vm-2", sr="sr-1")
+STREAM = ReplicaKey(pool="pool-1", vm="vm-1", sr="sr-1")
+OTHER_STREAM = ReplicaKey(pool="pool-1", vm="vm-2", sr="sr-1")
 SR, OTHER_SR = Ref("OpaqueRef:sr"), Ref("OpaqueRef:other-sr")
 NULL = "OpaqueRef:NULL"
 
@@ -233,7 +233,7 @@ class SourceWorld(World):
         """Take a snapshot that its run never came to sign: it has the name of the call."""
         return self.snapshot(self.web, temporary_name(run))
 
-    async def read(self, stream: Stream = STREAM) -> SourceSide:
+    async def read(self, stream: ReplicaKey = STREAM) -> SourceSide:
         cache = await self.cache()
         return read_source(cache, stream, cache.vms[self.web])
 
@@ -333,7 +333,7 @@ class TargetWorld(World):
             self.destroy(disk)
         return point
 
-    async def read(self, stream: Stream = STREAM, sr: Ref = SR) -> TargetSide:
+    async def read(self, stream: ReplicaKey = STREAM, sr: Ref = SR) -> TargetSide:
         return read_target(await self.cache(), stream, sr)
 
 

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from tests.unit.replication.builders import SourceWorld
 from xorepd.replication.deciding.plan import Full, FullReason
+from xorepd.replication.deciding.resume import Begun
 from xorepd.replication.transfer.foreign_base import adopt
-from xorepd.replication.transfer.staging import Begun, DiskPlan
+from xorepd.replication.transfer.staging import DiskPlan
 
 
 async def test_a_full_that_was_begun_is_ended_as_one() -> None:

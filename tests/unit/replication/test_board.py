@@ -204,13 +204,13 @@ async def test_first_moved_bytes_wake_the_watcher() -> None:
     assert await board.changed(0) == 1
 
 
-class Stream:
+class ReplicaKey:
     sent = 0
 
 
 def test_what_is_being_sent_shows_before_its_stream_ends() -> None:
     found = with_disks(Board())
-    stream = found.disks["1"].sending = Stream()
+    stream = found.disks["1"].sending = ReplicaKey()
     found.disks["1"].sent_bytes = 10
     stream.sent = 40
 

@@ -18,10 +18,10 @@ from xorepd.replication.format.claims import (
     key_of,
     rival_of,
 )
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-STREAM = Stream(pool="p", vm="v", sr="s")
+STREAM = ReplicaKey(pool="p", vm="v", sr="s")
 OURS, THEIRS = Owner("a", "alpha"), Owner("b", "beta")
 
 
@@ -44,7 +44,7 @@ def test_a_claim_reads_as_it_was_written() -> None:
 
 
 def test_claims_to_another_vm_are_not_seen() -> None:
-    other = Stream(pool="p", vm="v2", sr="s")
+    other = ReplicaKey(pool="p", vm="v2", sr="s")
 
     assert claims_on(entry(THEIRS, 7), other) == ()
 

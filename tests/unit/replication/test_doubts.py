@@ -98,7 +98,7 @@ def not_signed() -> Made:
     return world, disk
 
 
-def torn() -> Made:
+def unfinished() -> Made:
     world = SourceWorld()
     world.set_key(world.roots[0], SNAPSHOTTING, "run-9")
     return world, world.snapshot_disk(world.roots[0])
@@ -149,7 +149,7 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     (snapshotted, OF_ANOTHER),
     (imported_disk, OF_ANOTHER),
     (not_signed, "was made by run run-3, which never signed it, or was copied from such a disk"),
-    (torn, "was snapshotted while run run-9 took a snapshot, which has not got it"),
+    (unfinished, "was snapshotted while run run-9 took a snapshot, which has not got it"),
     (memory_of_no_vm, "is the memory of a snapshot that no VM has"),
     (
         disk_of_a_point_that_lost_its_marks,

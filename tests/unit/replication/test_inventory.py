@@ -309,7 +309,7 @@ async def test_replica_and_its_points_are_found_newest_first() -> None:
     assert [point.vm.ref for point in side.points] == [newer, older]
     assert side.points[0].contents == {"c-2", "c-3"}
     assert [vdi.ref for _, vdi in side.live] == world.disks(world.replica)
-    assert (side.fresh, side.loose, side.written, side.shells) == (None, (), (), ())
+    assert (side.fresh, side.unattached, side.written, side.shells) == (None, (), (), ())
 
 
 async def test_replica_of_another_stream_is_not_seen() -> None:
@@ -318,7 +318,7 @@ async def test_replica_of_another_stream_is_not_seen() -> None:
 
     side = await world.read(OTHER_STREAM)
 
-    assert (side.replica, side.points, side.loose) == (None, (), ())
+    assert (side.replica, side.points, side.unattached) == (None, (), ())
 
 
 async def test_points_are_shown_to_base_choice_with_their_contents() -> None:
@@ -431,7 +431,7 @@ async def test_point_that_was_imported_with_the_uuid_of_ours_is_not_ours() -> No
 
     side = await world.read()
 
-    assert (side.points, side.loose, side.written) == ((), (), ())
+    assert (side.points, side.unattached, side.written) == ((), (), ())
 
 
 async def test_snapshot_of_the_replica_by_a_user_is_never_ours() -> None:
@@ -442,7 +442,7 @@ async def test_snapshot_of_the_replica_by_a_user_is_never_ours() -> None:
     side = await world.read()
 
     assert [each.vm.ref for each in side.points] == [point]
-    assert (side.fresh, side.loose, side.shells) == (None, (), ())
+    assert (side.fresh, side.unattached, side.shells) == (None, (), ())
     assert manual not in [vm.ref for vm in side.shells]
 
 
@@ -451,7 +451,7 @@ async def test_disks_of_a_users_snapshot_of_the_replica_stay_when_its_record_goe
     world.run()
     world.destroy(world.snapshot(world.replica, "manual"))
 
-    assert (await world.read()).loose == ()
+    assert (await world.read()).unattached == ()
 
 
 async def test_snapshot_of_a_restore_points_disk_by_a_user_is_never_ours() -> None:
@@ -459,7 +459,7 @@ async def test_snapshot_of_a_restore_points_disk_by_a_user_is_never_ours() -> No
     point = world.run()
     world.snapshot_disk(world.disks(point)[0])
 
-    assert (await world.read()).loose == ()
+    assert (await world.read()).unattached == ()
 
 
 async def test_clone_of_the_replica_is_never_ours() -> None:
@@ -473,7 +473,7 @@ async def test_clone_of_the_replica_is_never_ours() -> None:
 
     assert side.replica is not None
     assert side.replica.ref == world.replica
-    assert (len(side.points), side.loose, side.shells) == (1, (), ())
+    assert (len(side.points), side.unattached, side.shells) == (1, (), ())
 
 
 async def test_clone_of_a_restore_point_is_never_ours() -> None:
@@ -486,7 +486,7 @@ async def test_clone_of_a_restore_point_is_never_ours() -> None:
     side = await world.read()
 
     assert [each.vm.ref for each in side.points] == [point]
-    assert (side.loose, side.shells) == ((), ())
+    assert (side.unattached, side.shells) == ((), ())
 
 
 async def test_snapshot_of_a_clone_of_the_replica_is_never_ours() -> None:
@@ -497,7 +497,7 @@ async def test_snapshot_of_a_clone_of_the_replica_is_never_ours() -> None:
     side = await world.read()
 
     assert [each.vm.ref for each in side.points] == [point]
-    assert side.loose == ()
+    assert side.unattached == ()
 
 
 async def test_staging_disks_are_loose() -> None:
@@ -505,7 +505,7 @@ async def test_staging_disks_are_loose() -> None:
     world.run()
     staged = world.stage("run-2")
 
-    assert [vdi.ref for vdi in (await world.read()).loose] == staged
+    assert [vdi.ref for vdi in (await world.read()).unattached] == staged
 
 
 async def test_disk_of_a_point_whose_record_is_gone_is_loose() -> None:
@@ -514,7 +514,7 @@ async def test_disk_of_a_point_whose_record_is_gone_is_loose() -> None:
     disks = world.disks(point)
     world.destroy(point)
 
-    assert [vdi.ref for vdi in (await world.read()).loose] == disks
+    assert [vdi.ref for vdi in (await world.read()).unattached] == disks
 
 
 async def test_staging_disk_that_a_request_of_ours_is_writing_is_loose_and_not_for_staging() -> (
@@ -527,7 +527,7 @@ async def test_staging_disk_that_a_request_of_ours_is_writing_is_loose_and_not_f
 
     side = await world.read()
 
-    assert [vdi.ref for vdi in side.loose] == [disk]
+    assert [vdi.ref for vdi in side.unattached] == [disk]
     assert (side.written, side.staging) == ((), ())
 
 
@@ -549,7 +549,7 @@ async def test_staging_disk_that_is_attached_for_writing_is_written_to_and_not_l
     side = await world.read()
 
     assert [vdi.ref for vdi in side.written] == [disk]
-    assert (side.loose, side.staging) == ((), ())
+    assert (side.unattached, side.staging) == ((), ())
 
 
 @pytest.mark.parametrize("whose", ["staging", "point", "replaced"])
@@ -569,7 +569,7 @@ async def test_disk_of_ours_that_something_wrote_to_is_not_loose(whose: str) -> 
 
     side = await world.read()
 
-    assert disk not in [vdi.ref for vdi in side.loose]
+    assert disk not in [vdi.ref for vdi in side.unattached]
     assert [vdi.ref for vdi in side.written] == [disk]
     assert side.staging == ()
 
@@ -588,7 +588,7 @@ async def test_disk_of_ours_in_somebody_elses_vm_is_left_alone() -> None:
     (disk,) = world.stage(contents=("c-0",))
     world.attach(world.vm("rescue"), disk)
 
-    assert (await world.read()).loose == ()
+    assert (await world.read()).unattached == ()
 
 
 async def test_disk_of_ours_in_somebody_elses_vm_is_left_alone_beside_the_control_domain() -> None:
@@ -597,14 +597,14 @@ async def test_disk_of_ours_in_somebody_elses_vm_is_left_alone_beside_the_contro
     world.attach(world.vm(is_control_domain=True), disk, currently_attached=True)
     world.attach(world.vm("rescue"), disk)
 
-    assert (await world.read()).loose == ()
+    assert (await world.read()).unattached == ()
 
 
 async def test_staging_disk_on_another_sr_is_left_alone() -> None:
     world = TargetWorld()
     world.stage()
 
-    assert (await world.read(sr=OTHER_SR)).loose == ()
+    assert (await world.read(sr=OTHER_SR)).unattached == ()
 
 
 @pytest.mark.parametrize("role", list(Role))
@@ -617,7 +617,7 @@ async def test_disk_with_a_mark_that_is_not_signed_is_in_no_inventory(role: Role
 
     side = await world.read()
 
-    assert (side.loose, side.written, side.staging, side.unmarked) == ((), (), (), {})
+    assert (side.unattached, side.written, side.staging, side.unmarked) == ((), (), (), {})
 
 
 @pytest.mark.parametrize("role", [Role.SOURCE, Role.REPLICA, Role.MEMORY])
@@ -627,7 +627,7 @@ async def test_disk_of_ours_of_another_role_is_not_loose(role: Role) -> None:
 
     side = await world.read()
 
-    assert (side.loose, side.staging) == ((), ())
+    assert (side.unattached, side.staging) == ((), ())
 
 
 async def test_copies_of_our_disks_are_in_no_inventory() -> None:
@@ -642,7 +642,7 @@ async def test_copies_of_our_disks_are_in_no_inventory() -> None:
 
     side = await world.read()
 
-    assert [vdi.ref for vdi in side.loose] == [staged]
+    assert [vdi.ref for vdi in side.unattached] == [staged]
     assert [marked.vdi.ref for marked in side.staging] == [staged]
     assert (side.written, side.unmarked) == ((), {})
 
@@ -653,7 +653,7 @@ async def test_clone_that_was_signed_is_loose_as_a_staging_disk() -> None:
     clone = world.clone_disk(world.disks(point)[0])
     world.mark(clone, Role.DISK, run="run-2")
 
-    assert [vdi.ref for vdi in (await world.read()).loose] == [clone]
+    assert [vdi.ref for vdi in (await world.read()).unattached] == [clone]
 
 
 async def test_vm_that_was_created_and_not_signed_is_a_shell_while_it_is_bare() -> None:
@@ -713,7 +713,7 @@ async def test_point_with_a_part_of_its_disks_signed_is_fresh_with_all_of_them()
 
     assert side.fresh is not None
     assert side.fresh.contents == {"c-0", "c-1"}
-    assert side.loose == ()
+    assert side.unattached == ()
 
 
 async def test_snapshot_by_a_user_before_the_commit_is_not_its_point() -> None:
@@ -833,4 +833,4 @@ async def test_garbage_in_the_place_of_marks_hurts_nothing() -> None:
     side = await world.read()
 
     assert len(side.points) == 1
-    assert (side.loose, side.unmarked) == ((), {})
+    assert (side.unattached, side.unmarked) == ((), {})

@@ -12,8 +12,8 @@ from xorepd.replication.format.marks import (
     XO_KEYS_OF_POINTS,
     Commit,
     Mark,
+    ReplicaKey,
     Role,
-    Stream,
     decode,
     is_from_the_future,
     next_order,
@@ -25,7 +25,7 @@ from xorepd.replication.format.marks import (
     xo_time,
 )
 
-STREAM = Stream("pool-1", "vm-1", "sr-1")
+STREAM = ReplicaKey("pool-1", "vm-1", "sr-1")
 COMMIT = Commit("run-1", {"0": "old-0"}, {"0": "new-0", "1": "new-1"}, "unmarked-1", "point 1")
 MARK = Mark(
     Role.REPLICA,

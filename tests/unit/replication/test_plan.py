@@ -17,15 +17,19 @@ from xorepd.replication.deciding.plan import (
     limit_deltas,
     without_changes,
 )
-from xorepd.replication.format.evidence import Point, PointDisk, SourceBase
+from xorepd.replication.format.evidence import PointDisk, RestorePoint, SourceBase
 from xorepd.replication.format.ownership import Content
 
 DISK = SourceDisk("d-0", "0", "root", 1000)
 
 
-def point(content: str, *, disk: str = "d-0", size: int = 1000, is_usable: bool = True) -> Point:
+def point(
+    content: str, *, disk: str = "d-0", size: int = 1000, is_usable: bool = True
+) -> RestorePoint:
     """Return a restore point of one disk, which is named after its content."""
-    return Point(f"p-{content}", (PointDisk(f"copy-{content}", disk, content, size, is_usable),))
+    return RestorePoint(
+        f"p-{content}", (PointDisk(f"copy-{content}", disk, content, size, is_usable),)
+    )
 
 
 def base(uuid: str, disk: str = "d-0") -> SourceBase:
@@ -122,7 +126,7 @@ def test_reason_can_be_read_by_machines(reason: FullReason) -> None:
 
 def test_deltas_are_counted_from_the_disk_that_they_build_on() -> None:
     held = point("s-1").disks[0]
-    counted = Point("p", (replace(held, deltas=6),))
+    counted = RestorePoint("p", (replace(held, deltas=6),))
 
     assert choose_base(DISK, [counted], [base("s-1")]) == Delta("s-1", held.uuid, number=7)
 
@@ -154,13 +158,13 @@ def chosen(
     points: Sequence[PointDisk], bases: Sequence[SourceBase], *, resync: bool = False
 ) -> Delta | Resync | Full:
     """Choose among restore points of one disk each, newest first."""
-    return choose_base(DISK, [Point("p", (each,)) for each in points], bases, resync=resync)
+    return choose_base(DISK, [RestorePoint("p", (each,)) for each in points], bases, resync=resync)
 
 
 def compared(
     points: list[PointDisk], bases: Sequence[SourceBase] = (), others: Sequence[str] = ()
 ) -> Delta | Resync | Full:
-    newest_first = [Point(f"p-{each.snapshot}", (each,)) for each in points]
+    newest_first = [RestorePoint(f"p-{each.snapshot}", (each,)) for each in points]
     return choose_base(DISK, newest_first, bases, others=others, resync=True)
 
 

@@ -20,7 +20,7 @@ from xorepd.replication.deciding.recovery import (
     decide_prune,
     decide_source,
 )
-from xorepd.replication.format.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Commit, Role
 from xorepd.replication.format.ownership import temporary_name
 
@@ -231,7 +231,7 @@ async def test_replaced_disks_are_loose_once_the_commit_is_done() -> None:
     side = await world.read()
 
     assert decide_commit(side) is None
-    assert [vdi.ref for vdi in side.loose] == old
+    assert [vdi.ref for vdi in side.unattached] == old
 
 
 async def test_replica_without_points_keeps_the_disks_that_somebody_gave_it() -> None:
@@ -371,8 +371,8 @@ async def cleaned(source: SourceWorld, target: TargetSide = NOTHING) -> SourceCl
     return decide_source(await source.read(), target, US)
 
 
-def refs(what: Iterable[Group | Marked]) -> list[Ref]:
-    return [each.vm.ref if isinstance(each, Group) else each.vdi.ref for each in what]
+def refs(what: Iterable[VmSnapshot | Marked]) -> list[Ref]:
+    return [each.vm.ref if isinstance(each, VmSnapshot) else each.vdi.ref for each in what]
 
 
 async def test_source_without_snapshots_needs_nothing() -> None:

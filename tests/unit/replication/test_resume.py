@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -184,7 +183,6 @@ async def test_a_place_that_no_run_gets_past_is_given_up() -> None:
     [
         (StreamCut("disk", 1, 2), True),
         (XapiUnreachable("dr", "dr.example", "no route"), True),
-        (asyncio.CancelledError(), True),
         (Refused("no room"), False),
         (ConsentMissing("disk 0 would be sent whole"), True),
         (DigestMismatch("disk", "a", "b"), False),

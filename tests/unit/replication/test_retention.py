@@ -10,7 +10,7 @@ from tests.unit.replication.builders import TargetWorld
 from xorepd.config.keep import Keep
 from xorepd.replication.cleanup.prune import period_time
 from xorepd.replication.deciding.retention import select_expired
-from xorepd.replication.format.inventory import Group
+from xorepd.replication.format.inventory import VmSnapshot
 
 PARIS = ZoneInfo("Europe/Paris")
 MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -137,7 +137,9 @@ def test_point_whose_day_cannot_be_known_counts_by_its_place_alone(time: datetim
 YEARS = timedelta(days=30 * 365)
 
 
-async def daily(*wrong: int, by: timedelta, offset_s: int = 0, target: timedelta) -> list[Group]:
+async def daily(
+    *wrong: int, by: timedelta, offset_s: int = 0, target: timedelta
+) -> list[VmSnapshot]:
     """Return points of one run a day, oldest first.
 
     Args:
@@ -160,9 +162,9 @@ async def daily(*wrong: int, by: timedelta, offset_s: int = 0, target: timedelta
     return points
 
 
-def kept_after_each_run(points: list[Group], keep: Keep) -> list[int]:
+def kept_after_each_run(points: list[VmSnapshot], keep: Keep) -> list[int]:
     """Return which runs' points stand when retention has followed each run."""
-    standing: list[Group] = []
+    standing: list[VmSnapshot] = []
     for point in points:
         standing.insert(0, point)
         gone = select_expired(standing, keep, UTC, period_time)

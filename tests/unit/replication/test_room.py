@@ -4,7 +4,7 @@ import pytest
 
 from xorepd.errors import Refused
 from xorepd.ids import Ref
-from xorepd.replication.context.reservations import Room
+from xorepd.replication.context.reservations import Reservations
 from xorepd.units import GiB
 from xorepd.xapi.records import Sr
 
@@ -16,17 +16,17 @@ def sr(size: int, used: int = 0, uuid: str = "sr-1") -> Sr:
 
 
 def test_room_that_is_there_is_enough() -> None:
-    Room().check(sr(10 * GiB, 4 * GiB), "dr", 5 * GiB, 1 * GiB, "disk 0")
+    Reservations().check(sr(10 * GiB, 4 * GiB), "dr", 5 * GiB, 1 * GiB, "disk 0")
 
 
 def test_one_byte_too_few_is_refused() -> None:
     with pytest.raises(Refused):
-        Room().check(sr(10 * GiB, 4 * GiB), "dr", 5 * GiB + 1, 1 * GiB, "disk 0")
+        Reservations().check(sr(10 * GiB, 4 * GiB), "dr", 5 * GiB + 1, 1 * GiB, "disk 0")
 
 
 def test_refusal_names_pool_sr_purpose_and_remedy() -> None:
     with pytest.raises(Refused) as caught:
-        Room().check(sr(10 * GiB, 8 * GiB), "dr", 3 * GiB, 1 * GiB, "disk root of VM web01")
+        Reservations().check(sr(10 * GiB, 8 * GiB), "dr", 3 * GiB, 1 * GiB, "disk root of VM web01")
 
     message = str(caught.value)
     assert "pool dr: disk root of VM web01 needs 3.0 GiB where SR dr-storage" in message
@@ -36,41 +36,41 @@ def test_refusal_names_pool_sr_purpose_and_remedy() -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_sr_that_does_not_know_its_size_is_believed_to_have_room(size: int) -> None:
-    Room().check(sr(size), "dr", 100 * GiB, GiB, "disk 0")
+    Reservations().check(sr(size), "dr", 100 * GiB, GiB, "disk 0")
 
 
 def test_promised_room_is_not_promised_again() -> None:
-    room = Room()
+    room = Reservations()
 
     with (
-        room.promise(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"),
+        room.reserve(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"),
         pytest.raises(Refused, match=r"4\.0 GiB free"),
     ):
         room.check(sr(10 * GiB), "dr", 5 * GiB, 0, "disk 1")
 
 
 def test_promise_on_one_sr_leaves_another_alone() -> None:
-    room = Room()
+    room = Reservations()
 
-    with room.promise(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"):
+    with room.reserve(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"):
         room.check(sr(10 * GiB, uuid="sr-2"), "dr", 10 * GiB, 0, "disk 1")
 
 
 def test_promise_ends_with_its_transfer() -> None:
-    room = Room()
+    room = Reservations()
 
-    with room.promise(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"):
+    with room.reserve(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"):
         pass
 
     room.check(sr(10 * GiB), "dr", 10 * GiB, 0, "disk 1")
 
 
 def test_promise_ends_with_a_transfer_that_failed() -> None:
-    room = Room()
+    room = Reservations()
 
     with (
         pytest.raises(OSError, match="cut"),
-        room.promise(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"),
+        room.reserve(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"),
     ):
         raise OSError("cut")
 
@@ -78,11 +78,11 @@ def test_promise_ends_with_a_transfer_that_failed() -> None:
 
 
 def test_promise_that_was_refused_holds_nothing() -> None:
-    room = Room()
+    room = Reservations()
 
     with (
         pytest.raises(Refused),
-        room.promise(sr(10 * GiB), "dr", 11 * GiB, 0, "disk 0"),
+        room.reserve(sr(10 * GiB), "dr", 11 * GiB, 0, "disk 0"),
     ):
         pass
 
@@ -90,10 +90,10 @@ def test_promise_that_was_refused_holds_nothing() -> None:
 
 
 def test_room_is_never_said_to_be_negative() -> None:
-    room = Room()
+    room = Reservations()
 
     with (
-        room.promise(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"),
+        room.reserve(sr(10 * GiB), "dr", 6 * GiB, 0, "disk 0"),
         pytest.raises(Refused, match="0 B free"),
     ):
         room.check(sr(10 * GiB, 8 * GiB), "dr", 1, 0, "disk 1")

@@ -15,7 +15,7 @@ from xorepd.replication.deciding.data_destroy import (
     is_agreed,
     reason_to_keep,
 )
-from xorepd.replication.format.inventory import Group, Marked, TargetSide
+from xorepd.replication.format.inventory import Marked, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import Use
 
 US, THEM = STREAM.sr, "sr-2"
@@ -37,8 +37,8 @@ async def decide(
     return decide_shedding(await source.read(), target, US, use, read_for=read_for)
 
 
-def refs(bases: Collection[Group | Marked]) -> list[Ref]:
-    return [base.vm.ref if isinstance(base, Group) else base.vdi.ref for base in bases]
+def refs(bases: Collection[VmSnapshot | Marked]) -> list[Ref]:
+    return [base.vm.ref if isinstance(base, VmSnapshot) else base.vdi.ref for base in bases]
 
 
 async def test_a_target_that_needs_no_data_says_so_on_its_base_and_lets_it_go() -> None:
@@ -163,7 +163,7 @@ def tracked() -> tuple[SourceWorld, Ref]:
 
 async def told(source: SourceWorld) -> list[str]:
     side, cache = await source.read(), await source.cache()
-    bases: list[Group | Marked] = [*side.snapshots, *side.orphans]
+    bases: list[VmSnapshot | Marked] = [*side.snapshots, *side.orphans]
     return [reason_to_keep(cache, base) for base in bases]
 
 

@@ -9,13 +9,13 @@ from tests.unit.replication.test_selection import vm
 from xorepd.ids import VmUuid
 from xorepd.replication.deciding.selection import select_vms
 from xorepd.replication.deciding.vanished import Stray, find_strays
-from xorepd.replication.format.marks import KEY, Mark, Role, Stream
+from xorepd.replication.format.marks import KEY, Mark, ReplicaKey, Role
 from xorepd.xapi.records import Vm
 
-SR = Stream(pool="pool-1", vm="", sr="sr-1")
+SR = ReplicaKey(pool="pool-1", vm="", sr="sr-1")
 
 
-def replica(of: str = "web01", *, stream: Stream = STREAM, **facts: Any) -> Vm:
+def replica(of: str = "web01", *, stream: ReplicaKey = STREAM, **facts: Any) -> Vm:
     plain = {"role": Role.REPLICA, "run": "r", "self": f"uuid-of-replica of {of}", "job": "web"}
     mark = Mark(**(plain | {"stream": replace(stream, vm=f"uuid-of-{of}")} | facts))
     name = f"replica of {of}"
@@ -43,7 +43,7 @@ def test_vm_whose_name_another_one_has_by_now_is_replaced() -> None:
 
 
 def test_snapshots_of_a_vm_that_is_gone_are_counted() -> None:
-    def snapshot(name: str, role: Role = Role.SOURCE, stream: Stream = STREAM) -> Vm:
+    def snapshot(name: str, role: Role = Role.SOURCE, stream: ReplicaKey = STREAM) -> Vm:
         of_source = replace(stream, vm="uuid-of-web01", sr="")
         mark = Mark(role, of_source, "run", self=f"uuid-of-{name}")
         return vm(name, is_a_snapshot=True, other_config={KEY: mark.encode()})

@@ -17,7 +17,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from xorepd.data.http.endpoint import Door
+from xorepd.data.http.endpoint import Endpoint
 from xorepd.data.http.imports import Upload, open_upload
 from xorepd.data.zeroes import without_zeroes
 from xorepd.ids import VdiUuid
@@ -45,7 +45,7 @@ class ChunkedWriter:
 
     def __init__(
         self,
-        door: Door,
+        endpoint: Endpoint,
         vdi: VdiUuid,
         what: str,
         *,
@@ -53,7 +53,7 @@ class ChunkedWriter:
         confirmed_to: Callable[[int], None],
         content: str,
     ) -> None:
-        self._door, self._vdi, self._what, self._fresh = door, vdi, what, fresh
+        self._door, self._vdi, self._what, self._fresh = endpoint, vdi, what, fresh
         self._content = content
         self._confirmed_to = confirmed_to
         self._taken_to = 0
@@ -162,7 +162,7 @@ class ChunkedWriter:
 
 @asynccontextmanager
 async def open_chunked(
-    door: Door,
+    endpoint: Endpoint,
     vdi: VdiUuid,
     *,
     fresh: bool,
@@ -184,7 +184,9 @@ async def open_chunked(
     Raises:
         DataError: the pool does not take it.
     """
-    writer = ChunkedWriter(door, vdi, what, fresh=fresh, confirmed_to=confirmed_to, content=content)
+    writer = ChunkedWriter(
+        endpoint, vdi, what, fresh=fresh, confirmed_to=confirmed_to, content=content
+    )
     try:
         await writer.begin()
         yield writer

@@ -54,10 +54,11 @@ class Keeper(Protocol):
     is_settled: bool
 
     async def settle(self) -> None: ...
+    async def settle_attached(self) -> None: ...
 
 
-class Door(Protocol):
-    """Requests for the disks of one SR (implemented by `xapi.doors.DiskDoor`)."""
+class Endpoint(Protocol):
+    """Requests for the disks of one SR (implemented by `xapi.endpoints.DiskEndpoint`)."""
 
     @property
     def pool(self) -> str: ...
@@ -75,18 +76,18 @@ class Door(Protocol):
 
 
 @asynccontextmanager
-async def task_of(door: Door, label: str) -> AsyncIterator[Ref]:
+async def task_of(endpoint: Endpoint, label: str) -> AsyncIterator[Ref]:
     """Provide a task for one request, and remove it afterwards, come what may."""
-    task_ref = await door.begin(label)
+    task_ref = await endpoint.begin(label)
     try:
         yield task_ref
     finally:
-        await door.discard(task_ref)
+        await endpoint.discard(task_ref)
 
 
 @asynccontextmanager
 async def respond(
-    door: Door,
+    endpoint: Endpoint,
     method: str,
     path: str,
     query: Mapping[str, str],
@@ -102,15 +103,15 @@ async def respond(
     Raises:
         DataError: any other status, or no answer.
     """
-    url = door.url(path, query)
+    url = endpoint.url(path, query)
     renewed = False
     for _ in range(_REDIRECTS + 1):
         try:
-            stream = await door.connect(url, STALL_S)
+            stream = await endpoint.connect(url, STALL_S)
         except OSError as error:
             raise lost(what, error) from error
         except ValueError as error:  # a name that is none
-            raise ProtocolViolation(what, f"{door.pool} names a host that is none") from error
+            raise ProtocolViolation(what, f"{endpoint.pool} names a host that is none") from error
         async with stream:
             try:
                 async with asyncio.timeout(HEAD_S):
@@ -124,22 +125,24 @@ async def respond(
                 raise lost(what, error) from error
             if response.status == 302:
                 try:
-                    url = door.redirected(response.headers.get("Location", ""), url)
+                    url = endpoint.redirected(response.headers.get("Location", ""), url)
                 except ValueError as error:
-                    raise ProtocolViolation(what, f"{door.pool} redirects to nowhere") from error
+                    raise ProtocolViolation(
+                        what, f"{endpoint.pool} redirects to nowhere"
+                    ) from error
                 continue
             if response.status == 401 and not renewed:
-                await door.renew()
-                url, renewed = door.url(path, query), True
+                await endpoint.renew()
+                url, renewed = endpoint.url(path, query), True
                 continue
             if response.status != 200:
-                raise http_failure(door, what, response.status, page)
+                raise http_failure(endpoint, what, response.status, page)
             yield response
             return
-    raise ProtocolViolation(what, f"{door.pool} redirected {_REDIRECTS + 1} times")
+    raise ProtocolViolation(what, f"{endpoint.pool} redirected {_REDIRECTS + 1} times")
 
 
-def http_failure(door: Door, what: str, status: int, page: bytes) -> TransferFailed:
+def http_failure(endpoint: Endpoint, what: str, status: int, page: bytes) -> TransferFailed:
     """Return the error that an HTTP error page of XAPI stands for."""
     if status == 404:
         return NotServed(what, f"HTTP status {status}", [])
@@ -147,12 +150,12 @@ def http_failure(door: Door, what: str, status: int, page: bytes) -> TransferFai
     if found is None:
         return TransferFailed(what, f"HTTP status {status}", [])
     params = [p.strip() for p in found[2].decode("utf-8", "replace").split(";")]
-    return refused(door, what, found[1].decode(), params)
+    return refused(endpoint, what, found[1].decode(), params)
 
 
-def refused(door: Door, what: str, code: str, params: Sequence[str]) -> TransferFailed:
+def refused(endpoint: Endpoint, what: str, code: str, params: Sequence[str]) -> TransferFailed:
     """Return the error for what a pool gives as the reason of a failed transfer."""
-    said, remedy = door.explain(code, params)
+    said, remedy = endpoint.explain(code, params)
     return TransferFailed(what, code, [*params], said=said, remedy=remedy)
 
 
@@ -175,20 +178,20 @@ def lost(what: str, error: BaseException) -> ProtocolViolation:
     return ProtocolViolation(what, f"the connection broke ({reason})")
 
 
-async def verdict(door: Door, task_ref: Ref, what: str, *, timeout: float) -> None:
+async def verdict(endpoint: Endpoint, task_ref: Ref, what: str, *, timeout: float) -> None:
     """Wait for the end of a request's task; only it tells whether the request succeeded.
 
     Raises:
         TransferFailed: what the task failed with, or that its outcome stays unknown.
     """
     try:
-        error_info = await door.outcome(task_ref, timeout)
+        error_info = await endpoint.outcome(task_ref, timeout)
     except (TimeoutError, XapiError) as error:
         reason = str(error) or f"its task did not end within {timeout:.0f} s"
         raise OutcomeUnknown(what, reason) from error
     if error_info:
         code, *params = error_info
-        raise refused(door, what, code, params)
+        raise refused(endpoint, what, code, params)
 
 
 BROKEN_S, SUSPECT_S = 5.0, 0.5
@@ -197,14 +200,14 @@ first kind of task has ended or is about to; the second may be waiting for us to
 
 
 async def explained(
-    door: Door, task_ref: Ref, what: str, error: XorepdError, *, timeout: float = BROKEN_S
+    endpoint: Endpoint, task_ref: Ref, what: str, error: XorepdError, *, timeout: float = BROKEN_S
 ) -> XorepdError:
     """Return the better explanation of a broken stream: the task's, when it has one.
 
     The server closed early because it had something to say; the task says it best.
     """
     try:
-        await verdict(door, task_ref, what, timeout=timeout)
+        await verdict(endpoint, task_ref, what, timeout=timeout)
     except TransferFailed as told:
         return told
     except OutcomeUnknown:

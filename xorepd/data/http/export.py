@@ -16,7 +16,7 @@ from xorepd.data.http.endpoint import (
     OUTCOME_S,
     PAGE_S,
     SUSPECT_S,
-    Door,
+    Endpoint,
     explained,
     http_failure,
     lost,
@@ -49,8 +49,8 @@ _STREAMED_ERROR = b"HTTP/"
 class _Export:
     """A response that is read from front to back, and the task that explains it."""
 
-    def __init__(self, door: Door, task_ref: Ref, response: Response, what: str) -> None:
-        self._door, self._task_ref, self._response, self._what = door, task_ref, response, what
+    def __init__(self, endpoint: Endpoint, task_ref: Ref, response: Response, what: str) -> None:
+        self._door, self._task_ref, self._response, self._what = endpoint, task_ref, response, what
         self._buffer = memoryview(bytearray(PIECE + SECTOR))  # a bitmap before the data
 
     async def _receive(self, size: int) -> memoryview:
@@ -81,9 +81,9 @@ class ExportReader(_Export):
     """A disk while it is exported as a VHD stream; see `open_export`."""
 
     def __init__(
-        self, door: Door, task_ref: Ref, response: Response, what: str, *, delta: bool
+        self, endpoint: Endpoint, task_ref: Ref, response: Response, what: str, *, delta: bool
     ) -> None:
-        super().__init__(door, task_ref, response, what)
+        super().__init__(endpoint, task_ref, response, what)
         self._parser = VhdStreamParser(differencing=delta)
 
     @property
@@ -140,9 +140,9 @@ class RawReader(_Export):
     """A disk while it is exported raw; see `open_raw`."""
 
     def __init__(
-        self, door: Door, task_ref: Ref, response: Response, what: str, virtual_size: int
+        self, endpoint: Endpoint, task_ref: Ref, response: Response, what: str, virtual_size: int
     ) -> None:
-        super().__init__(door, task_ref, response, what)
+        super().__init__(endpoint, task_ref, response, what)
         self._virtual_size = virtual_size
 
     @property
@@ -173,7 +173,7 @@ class RawReader(_Export):
 
 @asynccontextmanager
 async def open_export(
-    door: Door, vdi: VdiUuid, *, base: VdiUuid | None, what: str
+    endpoint: Endpoint, vdi: VdiUuid, *, base: VdiUuid | None, what: str
 ) -> AsyncIterator[ExportReader]:
     """Open a disk for reading: whole, or what changed since `base`.
 
@@ -190,34 +190,34 @@ async def open_export(
     query = {"format": "vhd", "vdi": vdi}
     if base is not None:
         query["base"] = base
-    async with task_of(door, f"xorepd export {vdi}") as task_ref:
+    async with task_of(endpoint, f"xorepd export {vdi}") as task_ref:
         query["task_id"] = task_ref
-        async with respond(door, "GET", "/export_raw_vdi", query, what) as response:
-            reader = ExportReader(door, task_ref, response, what, delta=base is not None)
+        async with respond(endpoint, "GET", "/export_raw_vdi", query, what) as response:
+            reader = ExportReader(endpoint, task_ref, response, what, delta=base is not None)
             await reader.read_head()
             yield reader
 
 
-async def read_map(door: Door, vdi: VdiUuid, *, what: str) -> BlockMap:
+async def read_map(endpoint: Endpoint, vdi: VdiUuid, *, what: str) -> BlockMap:
     """Return which blocks of 2 MiB a disk has allocated: the head of its export, and no more.
 
     Raises:
         DataError: the pool does not tell.
     """
-    async with open_export(door, vdi, base=None, what=what) as reader:
+    async with open_export(endpoint, vdi, base=None, what=what) as reader:
         return reader.extents
 
 
 @asynccontextmanager
 async def open_raw(
-    door: Door, vdi: VdiUuid, virtual_size: int, *, what: str
+    endpoint: Endpoint, vdi: VdiUuid, virtual_size: int, *, what: str
 ) -> AsyncIterator[RawReader]:
     """Open a whole disk for reading, every byte of it.
 
     Raises:
         DataError: the pool does not give it.
     """
-    async with task_of(door, f"xorepd export {vdi}") as task_ref:
+    async with task_of(endpoint, f"xorepd export {vdi}") as task_ref:
         query = {"format": "raw", "vdi": vdi, "task_id": task_ref}
-        async with respond(door, "GET", "/export_raw_vdi", query, what) as response:
-            yield RawReader(door, task_ref, response, what, virtual_size)
+        async with respond(endpoint, "GET", "/export_raw_vdi", query, what) as response:
+            yield RawReader(endpoint, task_ref, response, what, virtual_size)

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from xorepd.data.http.endpoint import (
     OUTCOME_S,
-    Door,
+    Endpoint,
     Keeper,
     explained,
     lost,
@@ -44,9 +44,14 @@ class Upload:
     """A request whose body is being sent; see `open_upload`."""
 
     def __init__(
-        self, door: Door, task_ref: Ref, response: Response, what: str, keeper: Keeper | None
+        self,
+        endpoint: Endpoint,
+        task_ref: Ref,
+        response: Response,
+        what: str,
+        keeper: Keeper | None,
     ) -> None:
-        self._door, self._task_ref, self._response, self._what = door, task_ref, response, what
+        self._door, self._task_ref, self._response, self._what = endpoint, task_ref, response, what
         self._keeper = keeper
 
     async def send(self, *parts: bytes | memoryview) -> None:
@@ -80,7 +85,7 @@ class Upload:
 
 @asynccontextmanager
 async def open_upload(
-    door: Door,
+    endpoint: Endpoint,
     vdi: VdiUuid,
     query: Mapping[str, str],
     what: str,
@@ -102,36 +107,41 @@ async def open_upload(
     Raises:
         DataError: the pool does not take it.
     """
-    task_ref = await door.begin(f"{IMPORT_LABEL}{vdi}")
+    task_ref = await endpoint.begin(f"{IMPORT_LABEL}{vdi}")
     keeper: Keeper | None = None
     try:
         asked = {**query, "vdi": vdi, "task_id": task_ref}
         headers = {} if length is None else {"Content-Length": str(length)}
         async with AsyncExitStack() as stack:
             if content:
-                keeper = await stack.enter_async_context(door.keeping(vdi, content))
-            answer = respond(door, "PUT", "/import_raw_vdi", asked, what, headers=headers)
+                keeper = await stack.enter_async_context(endpoint.keeping(vdi, content))
+            answer = respond(endpoint, "PUT", "/import_raw_vdi", asked, what, headers=headers)
             try:
                 response = await stack.enter_async_context(answer)
             except TransferFailed:
                 keeper = None  # refused by a status: the disk has never been attached
                 raise
-            yield Upload(door, task_ref, response, what, keeper)
+            yield Upload(endpoint, task_ref, response, what, keeper)
     finally:
         if keeper is not None and not keeper.is_settled:
             with suppress(XorepdError, TimeoutError):
-                await to_the_end(_settle_late(door, task_ref, keeper), LATE_S)
+                await to_the_end(_settle_late(endpoint, task_ref, keeper), LATE_S)
         if keeper is None or keeper.is_settled:
-            await door.discard(task_ref)
+            await endpoint.discard(task_ref)
 
 
-async def _settle_late(door: Door, task_ref: Ref, keeper: Keeper) -> None:
+async def _settle_late(endpoint: Endpoint, task_ref: Ref, keeper: Keeper) -> None:
     """Give a disk its content id back when its host is done with a stream that broke.
 
-    The task tells when: it ends when the disk has been detached.
+    The task tells when: it ends when the disk has been detached. A toolstack that dies takes the
+    task with it, and leaves the disk attached.
     """
-    await door.outcome(task_ref, LATE_S)
-    await keeper.settle()
+    try:
+        await endpoint.outcome(task_ref, LATE_S)
+    except XapiError:
+        await keeper.settle_attached()
+    else:
+        await keeper.settle()
 
 
 class ImportWriter:
@@ -163,7 +173,7 @@ class ImportWriter:
 
 @asynccontextmanager
 async def open_import(
-    door: Door,
+    endpoint: Endpoint,
     vdi: VdiUuid,
     virtual_size: int,
     extents: Iterable[Extent],
@@ -186,7 +196,7 @@ async def open_import(
     """
     encoder = VhdStreamEncoder(virtual_size, extents)
     async with open_upload(
-        door, vdi, {"format": "vhd"}, what, length=encoder.length, content=content
+        endpoint, vdi, {"format": "vhd"}, what, length=encoder.length, content=content
     ) as upload:
         writer = ImportWriter(upload, encoder, what)
         await writer.begin()

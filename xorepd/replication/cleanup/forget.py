@@ -23,16 +23,16 @@ from xorepd.ids import JobName, RunId
 from xorepd.replication.cleanup.sweep import claim, sweep
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import Clock, Progress
-from xorepd.replication.context.reservations import Room
-from xorepd.replication.context.shared_source import SourceVm, Visit, owner_of_shared
+from xorepd.replication.context.reservations import Reservations
+from xorepd.replication.context.shared_source import SharedSource, SourceVm, owner_of_shared
 from xorepd.replication.deciding.forgetting import Terms, use_objections
 from xorepd.replication.deciding.orphans import signs_of_use
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import own_current, source_of
 from xorepd.replication.format.inventory import (
-    Group,
     Marked,
     TargetSide,
+    VmSnapshot,
     disks_of,
     is_live,
     is_taken,
@@ -46,8 +46,8 @@ from xorepd.replication.format.marks import (
     REPLICA_TAG,
     XO_KEYS_OF_POINTS,
     Mark,
+    ReplicaKey,
     Role,
-    Stream,
     uses_of,
 )
 from xorepd.replication.format.ownership import own_mark, used_by_vms
@@ -75,7 +75,7 @@ _XO_KEYS = ("xo:backup:sr", *XO_KEYS_OF_POINTS)
 class Forgetting:
     """One stream that is to be given up."""
 
-    stream: Stream
+    stream: ReplicaKey
     run_id: RunId
     job: str
     """That made it, for the log."""
@@ -159,7 +159,7 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
         await destroy_unsigned(f.target, replace(side.fresh, mark=mark))
     for shell in side.shells:
         await destroy_record(f.target, shell)
-    for vdi in side.loose:
+    for vdi in side.unattached:
         await try_destroy_disk(f.target, vdi)
     return await _read_target(f)
 
@@ -180,9 +180,9 @@ def _assignment(f: Forgetting, source: Pool, vm: Vm) -> Assignment:
         sr=f.sr,
         stream=f.stream,
         source_vm=f.source_vm,
-        visit=Visit([to.place], set(), asyncio.TaskGroup(), Budget()),
+        shared=SharedSource([to.place], set(), asyncio.TaskGroup(), Budget()),
         transport=Direct(),
-        room=Room(),
+        reservations=Reservations(),
         nbd=NbdBudget(),
         budget=Budget(),
         progress=f.progress,
@@ -208,7 +208,7 @@ async def _leave_source(f: Forgetting) -> None:
         await _leave_vm(f.source, f.stream)
 
 
-async def _leave_vm(pool: Pool, stream: Stream) -> None:
+async def _leave_vm(pool: Pool, stream: ReplicaKey) -> None:
     """Take what we wrote on a source VM off it, when it has no target any more.
 
     Where roles have changed, it stays: it tells who is current.
@@ -224,7 +224,7 @@ async def _leave_vm(pool: Pool, stream: Stream) -> None:
     await _strike(pool, vm, [CURRENT])
 
 
-def _standing_for(cache: Cache, stream: Stream) -> list[Group | Marked]:
+def _standing_for(cache: Cache, stream: ReplicaKey) -> list[VmSnapshot | Marked]:
     """Return what the source pool has for a stream, whether or not the source VM is still there."""
 
     def mark_on(each: Vm | Vdi) -> Mark | None:
@@ -232,12 +232,12 @@ def _standing_for(cache: Cache, stream: Stream) -> list[Group | Marked]:
         is_ours = mark is not None and mark.role is Role.SOURCE
         return mark if is_ours and mark and mark.stream.of_source == stream.of_source else None
 
-    found: list[Group | Marked] = []
+    found: list[VmSnapshot | Marked] = []
     for vm in cache.vms.values():
         if (mark := mark_on(vm)) is not None and stream.sr in uses_of(vm.other_config, mark):
             disks = [(vdi, mark_on(vdi)) for _, vdi in disks_of(cache, vm)]
             ours = tuple(Marked(vdi, its) for vdi, its in disks if its is not None)
-            found.append(Group(vm, mark, ours))
+            found.append(VmSnapshot(vm, mark, ours))
     for vdi in cache.vdis.values():
         mark = None if used_by_vms(cache, vdi) else mark_on(vdi)
         if mark is not None and stream.sr in uses_of(vdi.other_config, mark):
@@ -305,14 +305,14 @@ async def _verify(f: Forgetting) -> None:
         Refused: there is something.
     """
     side = await _read_target(f)
-    left = [(f.target.name, vdi.name_label or vdi.uuid) for vdi in side.loose]
+    left = [(f.target.name, vdi.name_label or vdi.uuid) for vdi in side.unattached]
     left += [(f.target.name, vm.vm.name_label) for vm in (*side.points, *side.memories)]
     if side.replica is not None:
         left.append((f.target.name, side.replica.name_label))
     if f.source is not None:
         await f.source.refresh()
         for what in _standing_for(f.source.cache, f.stream):
-            each = what.vm if isinstance(what, Group) else what.vdi
+            each = what.vm if isinstance(what, VmSnapshot) else what.vdi
             left.append((f.source.name, each.name_label or each.uuid))
     if left:
         pool, first = left[0]

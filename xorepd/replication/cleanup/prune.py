@@ -17,7 +17,7 @@ from xorepd.replication.deciding.data_destroy import (
 )
 from xorepd.replication.deciding.recovery import decide_prune
 from xorepd.replication.deciding.retention import select_expired
-from xorepd.replication.format.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import Use, holds_on, is_from_the_future, read_time
 from xorepd.replication.removal.destroying import (
     destroy_group,
@@ -39,7 +39,7 @@ async def prune(a: Assignment, target: TargetSide) -> None:
     restore point holds, as far as no other target has a use for it. What cannot be removed now
     stays marked and is tried again by later runs.
     """
-    for vdi in target.loose:
+    for vdi in target.unattached:
         await try_destroy_disk(a.target, vdi)
     keep = a.job.keep_on(a.to)
     expired = select_expired(target.points, keep, a.job.timezone, period_time)
@@ -86,7 +86,7 @@ async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
         a.progress.base_data_reason = "; ".join(dict.fromkeys(kept))
 
 
-async def _reason_to_keep(a: Assignment, base: Group | Marked) -> str:
+async def _reason_to_keep(a: Assignment, base: VmSnapshot | Marked) -> str:
     """Return why a base is better kept with its data; empty where it is not.
 
     Without NBD each delta would be picked out of an export of the whole disk: that costs more than
@@ -101,7 +101,7 @@ async def _reason_to_keep(a: Assignment, base: Group | Marked) -> str:
     return ""
 
 
-def period_time(point: Group) -> datetime | None:
+def period_time(point: VmSnapshot) -> datetime | None:
     """Return the time that tells which periods a restore point belongs to.
 
     That is when its source was snapshotted; or when it arrived, where a clock was so wrong that it

@@ -1,6 +1,6 @@
 """Remove what an earlier run left, on both pools: at the start of a run and after a failed one.
 
-The same road for a crash, a failure and a cancellation: whatever state a run ended in, this brings
+The same steps for a crash, a failure and a cancellation: whatever state a run ended in, they bring
 both pools back to the last restore point, or forward to the one that was already taken.
 """
 
@@ -160,10 +160,10 @@ async def _sweep_target(a: Assignment, target: TargetSide, leftover: Leftover | 
     for vm in target.shells:
         await destroy_record(a.target, vm)
     spared = leftover.spared if leftover else ()
-    loose = [vdi for vdi in target.loose if vdi.uuid not in spared]
-    for vdi in loose:
+    unattached = [vdi for vdi in target.unattached if vdi.uuid not in spared]
+    for vdi in unattached:
         await try_destroy_disk(a.target, vdi)
-    return bool(target.shells or loose)
+    return bool(target.shells or unattached)
 
 
 def check_replica(a: Assignment, target: TargetSide) -> None:

@@ -9,13 +9,13 @@ from xorepd.data.budget import Budget, Holding
 from xorepd.data.nbd.reader import NbdBudget
 from xorepd.ids import RunId
 from xorepd.replication.context.board import Clock, Progress
-from xorepd.replication.context.reservations import Room
-from xorepd.replication.context.shared_source import SourceVm, Visit
+from xorepd.replication.context.reservations import Reservations
+from xorepd.replication.context.shared_source import SharedSource, SourceVm
 from xorepd.replication.format.current import Current
-from xorepd.replication.format.marks import Mark, Role, Stream
+from xorepd.replication.format.marks import Mark, ReplicaKey, Role
 from xorepd.state.maps import Maps
 from xorepd.transports.base import Transport
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi, Vm
 
@@ -32,13 +32,13 @@ class Assignment:
     """The source VM as it was found."""
     sr: Sr
     """The target SR as it was found."""
-    stream: Stream
+    stream: ReplicaKey
     source_vm: SourceVm
     """What this run shares with all that concern its source VM."""
-    visit: Visit
+    shared: SharedSource
     """What it shares with those for the job's other targets."""
     transport: Transport
-    room: Room
+    reservations: Reservations
     nbd: NbdBudget
     budget: Budget
     progress: Progress
@@ -82,8 +82,8 @@ class Assignment:
         """Return the same for one of its disks, which has this memory."""
         return replace(self, nbd=self.nbd.within(holding))
 
-    def source_door(self, vdi: Vdi) -> DiskDoor:
-        return DiskDoor(self.source, vdi.sr)
+    def source_endpoint(self, vdi: Vdi) -> DiskEndpoint:
+        return DiskEndpoint(self.source, vdi.sr)
 
-    def target_door(self) -> DiskDoor:
-        return DiskDoor(self.target, self.sr.ref)
+    def target_endpoint(self) -> DiskEndpoint:
+        return DiskEndpoint(self.target, self.sr.ref)

@@ -34,7 +34,7 @@ from xorepd.replication.format.claims import (
     key_of,
     rival_of,
 )
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 from xorepd.tidying import settled, to_the_end
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, parse_time
@@ -76,7 +76,7 @@ class Leases:
 
     @asynccontextmanager
     async def hold(
-        self, pool: Pool, sr: Sr, stream: Stream, run: RunId, what: str
+        self, pool: Pool, sr: Sr, stream: ReplicaKey, run: RunId, what: str
     ) -> AsyncIterator[Lease]:
         """Hold the right to write a stream while a block lasts.
 
@@ -99,7 +99,7 @@ class Leases:
         finally:
             await lease.release()
 
-    def watch(self, stream: Stream, claims: Iterable[Claim]) -> dict[str, float]:
+    def watch(self, stream: ReplicaKey, claims: Iterable[Claim]) -> dict[str, float]:
         """Return for how many seconds each of these claims has been seen, from now on counted."""
         now, known = boot_clock(), self._seen.get(str(stream), {})
         others = [claim.key for claim in claims if claim.owner != self.owner.id]
@@ -114,7 +114,7 @@ class Lease:
     """One stream's lease. Made and held by `Leases.hold`."""
 
     def __init__(
-        self, pool: Pool, sr: Ref, stream: Stream, run: RunId, what: str, leases: Leases
+        self, pool: Pool, sr: Ref, stream: ReplicaKey, run: RunId, what: str, leases: Leases
     ) -> None:
         self._pool, self._sr, self._stream = pool, sr, stream
         self._run, self._what = run, what

@@ -10,13 +10,13 @@ JOIN_S = 10.0
 that takes longer has trouble of its own, which is not to become that of the others."""
 
 
-class Meeting:
+class Rendezvous:
     """Where some may meet once; it is over when all who are still expected have come.
 
     Args:
         expected: who may come.
         late: who is not waited for, because he kept others waiting in vain before. Shared by the
-            meetings of one run, and added to.
+            rendezvous of one run, and added to.
     """
 
     def __init__(self, expected: Iterable[str], late: set[str], patience_s: float = JOIN_S) -> None:

@@ -11,7 +11,7 @@ from xorepd.units import format_size
 from xorepd.xapi.records import Sr
 
 
-class Room:
+class Reservations:
     """What running transfers have been promised, by UUID of the SR."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Room:
         )
 
     @contextmanager
-    def promise(self, sr: Sr, pool: str, needed: int, reserve: int, purpose: str) -> Iterator[None]:
+    def reserve(self, sr: Sr, pool: str, needed: int, reserve: int, purpose: str) -> Iterator[None]:
         """Check, and hold the room while a transfer fills it."""
         self.check(sr, pool, needed, reserve, purpose)
         self._promised[sr.uuid] += needed

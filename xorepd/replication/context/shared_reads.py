@@ -1,6 +1,6 @@
 """Who of the targets of one VM reads which disk together with whom.
 
-Two meetings bring them together: one before anybody reads anything, because a pool that serves a
+Two rendezvous bring them together: one before anybody reads anything, because a pool that serves a
 disk does not tell changed blocks of it any more, and one for each disk. Who comes late reads alone.
 """
 
@@ -17,7 +17,7 @@ import structlog
 from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import Branch, FanOut, OpenReader, most_branches
 from xorepd.errors import XorepdError
-from xorepd.replication.context.rendezvous import Meeting
+from xorepd.replication.context.rendezvous import Rendezvous
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ class _Shared:
 
 
 class SharedReads:
-    """The reads of one visit.
+    """The reads that the targets of one VM share.
 
     Args:
         places: who may come.
@@ -55,9 +55,9 @@ class SharedReads:
     ) -> None:
         self._late, self._patience_s, self._group = late, patience_s, group
         self._budget = budget
-        self._before = Meeting(places, late, patience_s)
+        self._before = Rendezvous(places, late, patience_s)
         self._wanting: defaultdict[Key, set[str]] = defaultdict(set)
-        self._meetings: dict[Key, Meeting] = {}
+        self._at_disk: dict[Key, Rendezvous] = {}
         self._holdings: dict[tuple[Key, str], Holding] = {}
         self._shared: dict[Key, _Shared] = {}
 
@@ -76,7 +76,7 @@ class SharedReads:
 
         Args:
             holding: of the disk. It holds nothing before, and with a branch what the disk needs:
-                whoever waits at a meeting keeps nobody from memory.
+                whoever waits at a rendezvous keeps nobody from memory.
             open_reader: how it is opened, if nobody has done so yet. It must not hang on what
                 becomes of `place`.
         """
@@ -97,8 +97,8 @@ class SharedReads:
     def leave(self, place: str) -> None:
         """Let nobody wait for one who is done or has failed."""
         self._forget(place)
-        for meeting in (self._before, *self._meetings.values()):
-            meeting.leave(place)
+        for rendezvous in (self._before, *self._at_disk.values()):
+            rendezvous.leave(place)
         for shared in self._shared.values():
             if place in shared.branches:
                 shared.branches[place].part()
@@ -110,15 +110,15 @@ class SharedReads:
     async def _shared_read(self, place: str, key: Key, open_reader: OpenReader) -> _Shared | None:
         if len(self._wanting[key] | {place}) < 2 or place not in self._wanting[key]:
             return None
-        if key not in self._meetings:
-            self._meetings[key] = Meeting(self._wanting[key], self._late, self._patience_s)
-        meeting = self._meetings[key]
-        if not await meeting.arrive(place):
+        if key not in self._at_disk:
+            self._at_disk[key] = Rendezvous(self._wanting[key], self._late, self._patience_s)
+        rendezvous = self._at_disk[key]
+        if not await rendezvous.arrive(place):
             return None
         if key not in self._shared:
-            if min(len(meeting.present), most_branches(self._budget)) < 2:
+            if min(len(rendezvous.present), most_branches(self._budget)) < 2:
                 return None
-            self._shared[key] = self._begin(key, meeting.present, open_reader)
+            self._shared[key] = self._begin(key, rendezvous.present, open_reader)
         shared = self._shared[key]
         return shared if place in shared.branches else None
 

@@ -1,9 +1,9 @@
 """What the targets of one source VM share on the source: turns, the snapshot, the migration block.
 
-A *visit* is one source VM in one run of a job. Each of its targets is served by a task of its own,
-and nothing of one waits for another but at meetings, which have an end. Several visits to one VM
-may be under way: of two jobs, or of two runs, where an earlier one has a slow target. What all of
-them share is `SourceVm`.
+`SharedSource` is one source VM in one run of a job. A task of its own serves each target, and
+targets wait for each other only at a rendezvous, which ends. Several runs of one VM may be under
+way: those of two jobs, or an earlier one that still serves a slow target. All of them share
+`SourceVm`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from xorepd.data.budget import Budget
 from xorepd.errors import Refused
-from xorepd.replication.context.rendezvous import JOIN_S, Meeting
+from xorepd.replication.context.rendezvous import JOIN_S, Rendezvous
 from xorepd.replication.context.shared_reads import Key, SharedReads
-from xorepd.replication.format.inventory import Group
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.deciding.reader_choice import Choice, Facts
+from xorepd.replication.format.inventory import VmSnapshot
+from xorepd.replication.format.marks import ReplicaKey
 from xorepd.xapi.records import OWNER_PREFIX, Sr
 
-if TYPE_CHECKING:  # they know of runs, which know of visits
-    from xorepd.replication.deciding.reader_choice import Choice, Facts
 
-
-def owner_of_shared(stream: Stream) -> str:
+def owner_of_shared(stream: ReplicaKey) -> str:
     """Return on whose behalf the tasks of a shared read run that a stream has begun."""
     return f"{OWNER_PREFIX}{stream}/shared"
 
@@ -79,12 +76,12 @@ class SourceVm:
         return {sr for sr, turn in self.turns.items() if turn.locked()}
 
 
-class Visit:
+class SharedSource:
     """One source VM in one run.
 
     Args:
         places: names of the targets that may come.
-        late: targets that nobody waits for any more; shared by the visits of a run.
+        late: targets that nobody waits for any more; shared by the VMs of a run.
         group: owns what the targets have in common and goes on without any one of them.
         budget: where the memory of shared reads comes from.
     """
@@ -97,14 +94,14 @@ class Visit:
         budget: Budget,
         patience_s: float = JOIN_S,
     ) -> None:
-        self.before_snapshot = Meeting(places, late, patience_s)
+        self.before_snapshot = Rendezvous(places, late, patience_s)
         self.reads = SharedReads(places, late, patience_s, group, budget)
         self.facts: dict[Key, Facts] = {}
         """What the source pool offers for each disk."""
         self.asking: defaultdict[Key, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.choices: dict[Key, Choice] = {}
         """How the disks that are read together are read."""
-        self.snapshot: Group | None = None
+        self.snapshot: VmSnapshot | None = None
         """Taken by whoever got there first, for all."""
         self.awaiting: dict[str, list[int]] = {}
         """UUID of each target SR that it is for → orders of the older restore points there."""

@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from xorepd.ids import NULL_REF
-from xorepd.replication.format.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import Use
 from xorepd.replication.format.ownership import used_by_vms
 from xorepd.xapi.tables import Tables
@@ -31,13 +31,13 @@ class Shedding:
 
     use: Use
     """How this target holds its bases."""
-    say: tuple[Group | Marked, ...]
+    say: tuple[VmSnapshot | Marked, ...]
     """Bases of it on which that is not written yet."""
-    shed: tuple[Group | Marked, ...]
+    shed: tuple[VmSnapshot | Marked, ...]
     """Bases that every target agrees to have without data, once that has been said."""
     kept: tuple[str, ...] = ()
     """Why the data of this target's own bases stays, in words, as far as it does."""
-    own: tuple[Group | Marked, ...] = ()
+    own: tuple[VmSnapshot | Marked, ...] = ()
     """Those of `shed` that are this target's own."""
 
 
@@ -56,10 +56,10 @@ def decide_shedding(
     content = set[str]().union(*(point.contents for point in newest))
     groups = [group for group in source.snapshots if group.disks]
     disks = [disk for disk in source.orphans if disk.vdi.has_data]
-    bases: list[Group | Marked] = [group for group in groups if group.vm.uuid in own]
+    bases: list[VmSnapshot | Marked] = [group for group in groups if group.vm.uuid in own]
     bases += [disk for disk in disks if disk.vdi.uuid in content]
     say = [base for base in bases if sr in base.uses and base.uses[sr] is not use]
-    everything: list[Group | Marked] = [*groups, *disks]
+    everything: list[VmSnapshot | Marked] = [*groups, *disks]
     shed = []
     for each in everything:
         uses = {**each.uses, sr: use} if each in say else each.uses
@@ -75,7 +75,7 @@ def is_agreed(uses: Mapping[str, Use]) -> bool:
     return bool(uses) and all(use is Use.BARE for use in uses.values())
 
 
-def _reason_to_wait(base: Group | Marked, sr: str, use: Use, read_for: Collection[str]) -> str:
+def _reason_to_wait(base: VmSnapshot | Marked, sr: str, use: Use, read_for: Collection[str]) -> str:
     """Return why the data of a target's base does not go now."""
     if use is not Use.BARE:
         return 'the job has base_data = "keep"'
@@ -86,14 +86,14 @@ def _reason_to_wait(base: Group | Marked, sr: str, use: Use, read_for: Collectio
     return f"it is being read for SR {', '.join(reading)}" if reading else "no SR is written on it"
 
 
-def disks_in(base: Group | Marked) -> tuple[Marked, ...]:
+def disks_in(base: VmSnapshot | Marked) -> tuple[Marked, ...]:
     """Return the disks of a base."""
-    return base.disks if isinstance(base, Group) else (base,)
+    return base.disks if isinstance(base, VmSnapshot) else (base,)
 
 
-def reason_to_keep(cache: Tables, base: Group | Marked) -> str:
+def reason_to_keep(cache: Tables, base: VmSnapshot | Marked) -> str:
     """Return why the data of a base is needed all the same; empty where it is not."""
-    own = base.vm.ref if isinstance(base, Group) else NULL_REF
+    own = base.vm.ref if isinstance(base, VmSnapshot) else NULL_REF
     for disk in disks_in(base):
         now = cache.vdis.get(disk.vdi.ref, disk.vdi)
         if used_by_vms(cache, now, but=own):

@@ -18,7 +18,7 @@ from xorepd.ids import PoolName
 from xorepd.replication.deciding.divergence import find_divergence
 from xorepd.replication.deciding.selection import Selection, has_namesake, is_excluded, select_vms
 from xorepd.replication.format.inventory import TargetSide, is_live, is_taken, read_target
-from xorepd.replication.format.marks import Mark, Role, Stream, decode, uses_of
+from xorepd.replication.format.marks import Mark, ReplicaKey, Role, decode, uses_of
 from xorepd.replication.format.ownership import own_mark
 from xorepd.xapi.records import Sr, Vdi, Vm
 from xorepd.xapi.tables import Tables
@@ -26,7 +26,7 @@ from xorepd.xapi.tables import Tables
 _Chosen = list[tuple[JobSettings, Selection | None]]
 """Each job with the VMs that it means; None where its source does not answer."""
 
-_Standing = Mapping[Stream, list[Mark]]
+_Standing = Mapping[ReplicaKey, list[Mark]]
 """What source pools have for each stream."""
 
 Known = Collection[tuple[str, str]]
@@ -181,8 +181,8 @@ def _of_pool(
 
 
 def _streams_on(
-    cache: Tables, belongings: Mapping[Stream, _Belongings], standing: _Standing
-) -> dict[Stream, Mark]:
+    cache: Tables, belongings: Mapping[ReplicaKey, _Belongings], standing: _Standing
+) -> dict[ReplicaKey, Mark]:
     """Return the streams that have something on a target pool, or on their source for it."""
     srs = {sr.uuid for sr in cache.srs.values()}
     found = {stream: own.mark for stream, own in belongings.items() if own.mark is not None}
@@ -192,9 +192,9 @@ def _streams_on(
     return found
 
 
-def _belongings(cache: Tables) -> dict[Stream, _Belongings]:
+def _belongings(cache: Tables) -> dict[ReplicaKey, _Belongings]:
     """Return what a target pool has of each stream."""
-    found: defaultdict[Stream, _Belongings] = defaultdict(_Belongings)
+    found: defaultdict[ReplicaKey, _Belongings] = defaultdict(_Belongings)
     srs = {sr.ref: sr.uuid for sr in cache.srs.values()}
     for vm in cache.vms.values():
         if (mark := decode(vm.other_config)) is None:
@@ -219,7 +219,7 @@ def _belongings(cache: Tables) -> dict[Stream, _Belongings]:
 
 def _standing(sources: Iterable[Tables]) -> _Standing:
     """Return the marks of source snapshots, and of disks of them, by the streams they stand for."""
-    found: defaultdict[Stream, list[Mark]] = defaultdict(list)
+    found: defaultdict[ReplicaKey, list[Mark]] = defaultdict(list)
     for source in sources:
         everything: tuple[Vm | Vdi, ...] = (*source.vms.values(), *source.vdis.values())
         for each in everything:
@@ -231,13 +231,13 @@ def _standing(sources: Iterable[Tables]) -> _Standing:
     return found
 
 
-def _disks_of(side: TargetSide, stream: Stream) -> int:
+def _disks_of(side: TargetSide, stream: ReplicaKey) -> int:
     ours = {vdi.uuid for _, vdi in side.live if is_live(vdi, stream)}
     ours |= {disk.vdi.uuid for point in side.points for disk in point.disks}
     for memory in side.memories:
         ours |= {disk.vdi.uuid for disk in memory.disks}
         ours |= {memory.image.uuid} if memory.image else set()
-    return len(ours | {vdi.uuid for vdi in side.loose})
+    return len(ours | {vdi.uuid for vdi in side.unattached})
 
 
 def _means(

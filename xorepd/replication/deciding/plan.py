@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from xorepd.replication.format.evidence import Point, PointDisk, SourceBase
+from xorepd.replication.format.evidence import PointDisk, RestorePoint, SourceBase
 from xorepd.replication.format.ownership import Content
 
 
@@ -107,7 +107,7 @@ class Full:
 
 def choose_base(
     disk: SourceDisk,
-    points: Sequence[Point],
+    points: Sequence[RestorePoint],
     bases: Sequence[SourceBase],
     *,
     others: Collection[str] = (),
@@ -144,7 +144,7 @@ def choose_base(
 
 def _prove_base(
     disk: SourceDisk,
-    points: Sequence[Point],
+    points: Sequence[RestorePoint],
     copies: Sequence[PointDisk],
     on_source: Mapping[str, Content],
 ) -> Delta | Full:
@@ -197,7 +197,7 @@ def without_changes(how: Delta, *, resync: bool) -> Resync | Full:
 
 
 def _former(
-    disk: SourceDisk, points: Sequence[Point], others: Collection[str]
+    disk: SourceDisk, points: Sequence[RestorePoint], others: Collection[str]
 ) -> Iterator[PointDisk]:
     """Yield copies of a disk that was at the same device and has the same size, and is gone."""
     for point in points:

@@ -22,7 +22,7 @@ from xorepd.replication.deciding.disk_sizes import MAX_VHD_SIZE, NOT_VHD
 from xorepd.xapi.records import Sr, Vdi
 
 
-class Road(StrEnum):
+class ReaderKind(StrEnum):
     NBD_CHANGES = "nbd-changes"
     EXPORT_CHANGES = "export-changes"
     EXPORT = "export"
@@ -58,34 +58,34 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    road: Road
+    kind: ReaderKind
     reason: str = ""
     """Why none of the better ones; empty when there is no better one."""
 
 
-def choose_roads(facts: Facts) -> list[Choice]:
-    """Return the roads that are open for a disk, best first; there is always one."""
+def choose_readers(facts: Facts) -> list[Choice]:
+    """Return the readers that are open for a disk, best first; there is always one."""
     choices = []
     why = "; ".join(reason for reason in (facts.without_changes, facts.without_nbd) if reason)
     if facts.is_delta and facts.changes is not None:
         if facts.nbd:
-            choices.append(Choice(Road.NBD_CHANGES))
+            choices.append(Choice(ReaderKind.NBD_CHANGES))
         if facts.is_vhd:
-            choices.append(Choice(Road.EXPORT_CHANGES, facts.without_nbd))
+            choices.append(Choice(ReaderKind.EXPORT_CHANGES, facts.without_nbd))
     elif facts.is_delta and facts.is_vhd and not facts.is_bare:
-        choices.append(Choice(Road.EXPORT, facts.without_changes))
+        choices.append(Choice(ReaderKind.EXPORT, facts.without_changes))
     elif facts.is_vhd and not facts.is_delta:
         if facts.nbd:
-            choices.append(Choice(Road.NBD_ALLOCATED))
-        choices.append(Choice(Road.EXPORT, facts.without_nbd))
+            choices.append(Choice(ReaderKind.NBD_ALLOCATED))
+        choices.append(Choice(ReaderKind.EXPORT, facts.without_nbd))
     if not choices:
         nothing = "the disk is no VHD that XAPI exports"
         if facts.is_bare:
             nothing = "the base has no data"
         why = f"{nothing}; {why}" if why else nothing
         if facts.nbd:
-            choices.append(Choice(Road.NBD_EVERYTHING, why))
-        choices.append(Choice(Road.EXPORT_RAW, why))
+            choices.append(Choice(ReaderKind.NBD_EVERYTHING, why))
+        choices.append(Choice(ReaderKind.EXPORT_RAW, why))
     return choices
 
 

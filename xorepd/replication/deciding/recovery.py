@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from xorepd.replication.format.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import Commit, Use
 
 
@@ -28,7 +28,7 @@ from xorepd.replication.format.marks import Commit, Use
 class FinishCommit:
     """The restore point is there: mark it, and release the replica from the commit."""
 
-    point: Group
+    point: VmSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class SourceCleaning:
     To be *released* means that this target is struck off; what stands for no other is destroyed.
     """
 
-    destroy: tuple[Group, ...]
-    hold: tuple[Group, ...]
-    release: tuple[Group | Marked, ...]
+    destroy: tuple[VmSnapshot, ...]
+    hold: tuple[VmSnapshot, ...]
+    release: tuple[VmSnapshot | Marked, ...]
     """Snapshots, and disks of snapshots whose record is gone."""
 
     @property
@@ -144,7 +144,7 @@ def decide_source(
 class Release:
     """One target is struck off a source snapshot, or off a disk whose snapshot's record is gone."""
 
-    what: Group | Marked
+    what: VmSnapshot | Marked
     sr: str
 
 
@@ -179,7 +179,7 @@ def decide_prune(
         for disk in source.orphans
         if disk.vdi.uuid not in content and (sr in disk.uses or not disk.uses)
     ]
-    everything: list[Group | Marked] = [*source.snapshots, *source.orphans]
+    everything: list[VmSnapshot | Marked] = [*source.snapshots, *source.orphans]
     newest_one = max(everything, key=lambda what: what.mark.order, default=None)
     now = newest_one.mark.taken_at if newest_one else None  # moments may be wrong, orders are not
     for what in everything:

@@ -26,7 +26,7 @@ from xorepd.errors import (
 )
 from xorepd.ids import VdiUuid
 from xorepd.replication.deciding.plan import Delta, Full, FullReason, Resync, ResyncReason
-from xorepd.replication.format.inventory import Group, Marked, SourceSide, TargetSide
+from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import Mark, Use, confirmed_on
 from xorepd.replication.format.ownership import Content
 
@@ -51,7 +51,7 @@ class Begun:
 class Leftover:
     """What an interrupted run left and the next one continues."""
 
-    snapshot: Group
+    snapshot: VmSnapshot
     """Of the source VM."""
     disks: Mapping[str, Begun] = field(default_factory=dict)
     """By UUID of the snapshot's disk; those that are missing have not been begun."""
@@ -94,7 +94,7 @@ def find_leftover(
     return None
 
 
-def _can_be_read(source: SourceSide, group: Group) -> bool:
+def _can_be_read(source: SourceSide, group: VmSnapshot) -> bool:
     """Return whether all of a snapshot is there, and its disks are still those of the VM."""
     present = {vdi.uuid for vdi in source.drives}
     return all(
@@ -104,7 +104,7 @@ def _can_be_read(source: SourceSide, group: Group) -> bool:
 
 
 def _begun(
-    source: SourceSide, target: TargetSide, group: Group, others: Collection[str]
+    source: SourceSide, target: TargetSide, group: VmSnapshot, others: Collection[str]
 ) -> Iterator[Begun]:
     """Yield the disks that can go on, the farthest of one content last."""
     contents = {disk.mark.snapshot: disk.vdi for disk in group.disks}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from xorepd.config.models import JobSettings
 from xorepd.ids import VmUuid
 from xorepd.replication.deciding.selection import Selection, has_namesake, is_excluded
-from xorepd.replication.format.marks import Role, Stream
+from xorepd.replication.format.marks import ReplicaKey, Role
 from xorepd.replication.format.ownership import own_mark
 from xorepd.xapi.records import Vm
 
@@ -41,7 +41,7 @@ class Stray:
 
 
 def find_strays(
-    job: JobSettings, selection: Selection, vms: Iterable[Vm], targets: Iterable[Vm], sr: Stream
+    job: JobSettings, selection: Selection, vms: Iterable[Vm], targets: Iterable[Vm], sr: ReplicaKey
 ) -> Iterator[Stray]:
     """Return the replicas that a job made on one SR and that this run leaves alone.
 

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 
 PREFIX = "XenCenter.CustomFields.xorepd-lease/"
 VERSION = 1
@@ -96,7 +96,7 @@ class Ending:
     left_s: float
 
 
-def key_of(stream: Stream, epoch: int, number: int) -> str:
+def key_of(stream: ReplicaKey, epoch: int, number: int) -> str:
     return f"{_prefix(stream)}{epoch}.{number}"
 
 
@@ -113,7 +113,7 @@ def encode(owner: Owner, run: str, now: datetime, good_for: float) -> str:
     return json.dumps(plain, separators=(",", ":"))
 
 
-def claims_on(other_config: Mapping[str, str], stream: Stream) -> tuple[Claim, ...]:
+def claims_on(other_config: Mapping[str, str], stream: ReplicaKey) -> tuple[Claim, ...]:
     """Return the claims to a stream, the newest first, those that cannot be read included."""
     prefix = _prefix(stream)
     found = [
@@ -175,7 +175,7 @@ def rival_of(
     return None
 
 
-def _prefix(stream: Stream) -> str:
+def _prefix(stream: ReplicaKey) -> str:
     return f"{PREFIX}{stream.pool}/{stream.vm}/"
 
 

@@ -41,7 +41,7 @@ class PointDisk:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class RestorePoint:
     """A restore point, as far as base choice looks at it."""
 
     uuid: str

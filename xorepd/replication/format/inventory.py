@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from xorepd.ids import Ref
-from xorepd.replication.format.evidence import Point, PointDisk, SourceBase
+from xorepd.replication.format.evidence import PointDisk, RestorePoint, SourceBase
 from xorepd.replication.format.marks import (
     KEY,
     Mark,
+    ReplicaKey,
     Role,
-    Stream,
     Use,
     decode,
     snapshotting_on,
@@ -53,7 +53,7 @@ class Marked:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class VmSnapshot:
     """A snapshot VM of ours, on either side, or a suspended VM of ours, with its disks."""
 
     vm: Vm
@@ -88,9 +88,9 @@ class SourceSide:
 
     vm: Vm
     disks: tuple[tuple[Vbd, Vdi], ...]
-    snapshots: tuple[Group, ...]
+    snapshots: tuple[VmSnapshot, ...]
     """Ours of this VM, for whatever targets, newest first."""
-    unsigned: tuple[Group, ...] = ()
+    unsigned: tuple[VmSnapshot, ...] = ()
     """Snapshots that a run took and never got to mark."""
     orphans: tuple[Marked, ...] = ()
     """Disks of snapshots of ours whose VM record is gone: somebody destroyed it, or `shed` did."""
@@ -121,29 +121,29 @@ class TargetSide:
     mark: Mark | None
     live: tuple[tuple[Vbd, Vdi], ...] = ()
     """What the replica's disk drives hold, ours or not."""
-    points: tuple[Group, ...] = ()
+    points: tuple[VmSnapshot, ...] = ()
     """Newest first."""
-    fresh: Group | None = None
+    fresh: VmSnapshot | None = None
     """A restore point that was taken and not signed yet: its commit is done."""
-    loose: tuple[Vdi, ...] = ()
+    unattached: tuple[Vdi, ...] = ()
     """Disks of ours that belong to no VM: staging disks, replaced disks, unfinished creations."""
     written: tuple[Vdi, ...] = ()
     """Disks of ours that something has written to since: no run uses or destroys them."""
     staging: tuple[Marked, ...] = ()
-    """Those of the loose disks that are staging disks and that nothing writes to any more."""
+    """Those of the unattached disks that are staging disks and that nothing writes to any more."""
     shells: tuple[Vm, ...] = ()
     """VMs that a run created a moment before its end, not signed and without any disk yet."""
-    memories: tuple[Group, ...] = ()
+    memories: tuple[VmSnapshot, ...] = ()
     """Suspended VMs beside restore points, finished or not."""
     unmarked: Mapping[str, Vdi] = field(default_factory=dict)
     """By UUID: disks on the SR that carry no mark and that no VM has. Some may be ours: an SR that
     was forgotten and introduced again has lost all marks."""
 
-    def plan_points(self) -> list[Point]:
+    def plan_points(self) -> list[RestorePoint]:
         """Return the restore points as base choice looks at them."""
         twins = {vdi.ref: vdi for _, vdi in self.live}
         return [
-            Point(
+            RestorePoint(
                 uuid=point.vm.uuid,
                 disks=tuple(
                     PointDisk(
@@ -163,7 +163,7 @@ class TargetSide:
             for point in self.points
         ]
 
-    def _lost(self, point: Group) -> Iterator[PointDisk]:
+    def _lost(self, point: VmSnapshot) -> Iterator[PointDisk]:
         """Yield the disks that a restore point names and that have lost their marks."""
         known = {disk.vdi.uuid for disk in point.disks}
         for device, uuid in point.mark.disks.items():
@@ -181,7 +181,7 @@ class TargetSide:
                 )
 
 
-def read_source(cache: Tables, stream: Stream, vm: Vm) -> SourceSide:
+def read_source(cache: Tables, stream: ReplicaKey, vm: Vm) -> SourceSide:
     """Return what the source pool holds of a stream: the same for every target of the VM."""
     of_source = stream.of_source
     snapshots, unsigned = [], []
@@ -192,12 +192,12 @@ def read_source(cache: Tables, stream: Stream, vm: Vm) -> SourceSide:
         if mark is not None:
             if mark.role is Role.SOURCE and mark.stream.of_source == of_source:
                 disks = tuple(_source_disks(cache, candidate, of_source))
-                snapshots.append(Group(candidate, mark, disks, _image_of(cache, candidate)))
+                snapshots.append(VmSnapshot(candidate, mark, disks, _image_of(cache, candidate)))
         elif run := run_that_named(candidate):
             blank = Mark(Role.SOURCE, of_source, run)
             taken = (vdi for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot)
             disks = tuple(Marked(vdi, _unsigned_mark(vdi, blank)) for vdi in taken)
-            unsigned.append(Group(candidate, blank, disks, _image_of(cache, candidate)))
+            unsigned.append(VmSnapshot(candidate, blank, disks, _image_of(cache, candidate)))
     orphans = [
         Marked(vdi, mark)
         for vdi in cache.vdis.values()
@@ -215,7 +215,7 @@ def read_source(cache: Tables, stream: Stream, vm: Vm) -> SourceSide:
     )
 
 
-def read_target(cache: Tables, stream: Stream, sr: Ref) -> TargetSide:
+def read_target(cache: Tables, stream: ReplicaKey, sr: Ref) -> TargetSide:
     """Return what the target pool holds of a stream."""
     replica, replica_mark = None, None
     shells, points, memories = [], [], []
@@ -229,21 +229,23 @@ def read_target(cache: Tables, stream: Stream, sr: Ref) -> TargetSide:
         elif mark.role is Role.REPLICA and not vm.is_a_snapshot:
             replica, replica_mark = vm, mark
         elif mark.role is Role.POINT and vm.is_a_snapshot:
-            points.append(Group(vm, mark, tuple(_point_disks(cache, vm, stream))))
+            points.append(VmSnapshot(vm, mark, tuple(_point_disks(cache, vm, stream))))
         elif mark.role is Role.MEMORY and not vm.is_a_snapshot:
             memories.append(_read_memory(cache, vm, mark))
     points.sort(key=lambda point: point.mark.order, reverse=True)
     fresh = None
     if replica is not None and replica_mark is not None and replica_mark.commit is not None:
         fresh = _fresh_point(cache, replica, replica_mark)
-    loose = [vdi for vdi in cache.vdis.values() if vdi.sr == sr and _is_loose(cache, vdi, stream)]
+    unattached = [
+        vdi for vdi in cache.vdis.values() if vdi.sr == sr and _is_unattached(cache, vdi, stream)
+    ]
     return TargetSide(
         replica=replica,
         mark=replica_mark,
         live=tuple(disks_of(cache, replica)) if replica else (),
         points=tuple(points),
         fresh=fresh,
-        loose=tuple(loose),
+        unattached=tuple(unattached),
         written=tuple(
             vdi
             for vdi in cache.vdis.values()
@@ -254,7 +256,7 @@ def read_target(cache: Tables, stream: Stream, sr: Ref) -> TargetSide:
         ),
         staging=tuple(
             Marked(vdi, mark)
-            for vdi in loose
+            for vdi in unattached
             if (mark := is_of(vdi, Role.DISK, stream)) and not is_attached(cache, vdi)
         ),
         shells=tuple(shells),
@@ -281,7 +283,7 @@ def is_attached(cache: Tables, vdi: Vdi) -> bool:
     return any(vbd.currently_attached for vbd in cache.present(Vbd, vdi.vbds))
 
 
-def _source_mark(vdi: Vdi, of_source: Stream) -> Mark | None:
+def _source_mark(vdi: Vdi, of_source: ReplicaKey) -> Mark | None:
     mark = own_mark(vdi)
     is_ours = mark is not None and mark.role is Role.SOURCE and mark.stream.of_source == of_source
     return mark if is_ours else None
@@ -295,19 +297,19 @@ def _unsigned_mark(vdi: Vdi, blank: Mark) -> Mark:
     return replace(blank, content=content or f"xorepd-{vdi.uuid}")  # an id that it cannot have had
 
 
-def _source_disks(cache: Tables, snapshot: Vm, of_source: Stream) -> Iterator[Marked]:
+def _source_disks(cache: Tables, snapshot: Vm, of_source: ReplicaKey) -> Iterator[Marked]:
     for _, vdi in disks_of(cache, snapshot):
         if (mark := _source_mark(vdi, of_source)) is not None:
             yield Marked(vdi, mark)
 
 
-def _point_disks(cache: Tables, point: Vm, stream: Stream) -> Iterator[Marked]:
+def _point_disks(cache: Tables, point: Vm, stream: ReplicaKey) -> Iterator[Marked]:
     for _, vdi in disks_of(cache, point):
         if (mark := is_of(vdi, Role.POINT, stream)) is not None:
             yield Marked(vdi, mark)
 
 
-def _read_memory(cache: Tables, vm: Vm, mark: Mark) -> Group:
+def _read_memory(cache: Tables, vm: Vm, mark: Mark) -> VmSnapshot:
     """Return a suspended VM of ours; its memory only as long as that is what we gave it."""
 
     def mark_on(vdi: Vdi) -> Mark | None:
@@ -318,10 +320,10 @@ def _read_memory(cache: Tables, vm: Vm, mark: Mark) -> Group:
     marked = ((vdi, mark_on(vdi)) for _, vdi in disks_of(cache, vm))
     disks = tuple(Marked(vdi, own) for vdi, own in marked if own is not None)
     image = _image_of(cache, vm)
-    return Group(vm, mark, disks, image if image and mark_on(image) else None)
+    return VmSnapshot(vm, mark, disks, image if image and mark_on(image) else None)
 
 
-def is_taken(memory: Group) -> bool:
+def is_taken(memory: VmSnapshot) -> bool:
     """Return whether somebody has resumed a suspended VM of ours, or it has other memory by now."""
     is_whole = bool(memory.mark.snapshot)
     return is_whole and (memory.vm.power_state != "Suspended" or memory.image is None)
@@ -331,7 +333,7 @@ def _image_of(cache: Tables, vm: Vm) -> Vdi | None:
     return cache.vdis.get(vm.suspend_vdi)
 
 
-def _fresh_point(cache: Tables, replica: Vm, mark: Mark) -> Group | None:
+def _fresh_point(cache: Tables, replica: Vm, mark: Mark) -> VmSnapshot | None:
     """Return the restore point of the commit under way: VM.snapshot makes its record last.
 
     Our own call gave it its name. In the earlier form that is the one which it keeps.
@@ -357,16 +359,16 @@ def _fresh_point(cache: Tables, replica: Vm, mark: Mark) -> Group | None:
                 disks.append(Marked(vdi, disk_mark))
         # Others may have snapshotted the replica before all its disks were swapped.
         if taken.issuperset(mark.commit.new.values()):
-            return Group(vm, inherited, tuple(disks))
+            return VmSnapshot(vm, inherited, tuple(disks))
     return None
 
 
-def is_live(vdi: Vdi, stream: Stream) -> bool:
+def is_live(vdi: Vdi, stream: ReplicaKey) -> bool:
     """Return whether a disk is one that we gave to the replica, or are about to."""
     return is_of(vdi, Role.DISK, stream) is not None
 
 
-def _is_loose(cache: Tables, vdi: Vdi, stream: Stream) -> bool:
+def _is_unattached(cache: Tables, vdi: Vdi, stream: ReplicaKey) -> bool:
     """Return whether a disk is provably ours, holds what we left there, and belongs to no VM."""
     mark = own_mark(vdi)
     return (

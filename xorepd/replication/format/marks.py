@@ -108,7 +108,7 @@ class Use(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ReplicaKey:
     """What is kept together: one source VM replicated to one SR, whatever job does it."""
 
     pool: str
@@ -119,7 +119,7 @@ class Stream:
     """UUID of the target SR; empty on source snapshots, which serve all targets of the VM."""
 
     @property
-    def of_source(self) -> Stream:
+    def of_source(self) -> ReplicaKey:
         """What the streams of one source VM have in common."""
         return replace(self, sr="")
 
@@ -147,7 +147,7 @@ class Mark:
     """What `xorepd:mark` says. Empty where it does not apply to the role."""
 
     role: Role
-    stream: Stream
+    stream: ReplicaKey
     run: str
     self: str = ""
     """UUID of the object that it was written on."""
@@ -244,7 +244,7 @@ def decode(other_config: Mapping[str, str]) -> Mark | None:
         known = {f.name for f in fields(Mark)}
         values = {key: value for key, value in plain.items() if key in known}
         values["role"] = Role(values["role"])
-        values["stream"] = Stream(**values["stream"])
+        values["stream"] = ReplicaKey(**values["stream"])
         if values.get("commit"):
             values["commit"] = Commit(**values["commit"])
         mark = Mark(**values)

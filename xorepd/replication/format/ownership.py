@@ -26,7 +26,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from xorepd.ids import NULL_REF, Ref
-from xorepd.replication.format.marks import Mark, Role, Stream, decode
+from xorepd.replication.format.marks import Mark, ReplicaKey, Role, decode
 from xorepd.xapi.records import Vbd, Vdi, Vm
 from xorepd.xapi.tables import Tables
 
@@ -133,7 +133,7 @@ def objection(what: Vm | Vdi, *, even_if_changed: bool = False) -> str:
     return ""
 
 
-def is_of(what: Vm | Vdi, role: Role, stream: Stream) -> Mark | None:
+def is_of(what: Vm | Vdi, role: Role, stream: ReplicaKey) -> Mark | None:
     """Return the mark on an object if it is our own, of a role and of a stream."""
     mark = own_mark(what)
     is_it = mark is not None and mark.role is role and mark.stream == stream

@@ -12,7 +12,7 @@ import structlog
 
 from xorepd.errors import ObjectGone, XapiError
 from xorepd.replication.deciding.data_destroy import is_agreed
-from xorepd.replication.format.inventory import Group, Marked
+from xorepd.replication.format.inventory import Marked, VmSnapshot
 from xorepd.replication.format.marks import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
 from xorepd.replication.format.ownership import objection, used_by_vms
 from xorepd.xapi.cache import Cache
@@ -29,7 +29,7 @@ GONE_S = 5.0
 NOT_AGREED = "another daemon has written on it that it needs its data"
 
 
-async def destroy_group(pool: Pool, group: Group, *, even_if_changed: bool = False) -> bool:
+async def destroy_group(pool: Pool, group: VmSnapshot, *, even_if_changed: bool = False) -> bool:
     """Destroy a snapshot VM of ours, and then its disks, and its memory, that are in no other VM.
 
     A disk that a VM of others has stays until it is detached: then it is left over. Where something
@@ -58,7 +58,7 @@ async def destroy_group(pool: Pool, group: Group, *, even_if_changed: bool = Fal
     return True
 
 
-async def destroy_unsigned(pool: Pool, group: Group) -> None:
+async def destroy_unsigned(pool: Pool, group: VmSnapshot) -> None:
     """Destroy a snapshot that a run took and never came to sign: its name proves it.
 
     All of it is signed first: once its record is gone, nothing else tells of its disks. What the
@@ -140,7 +140,7 @@ def older_metadata(cache: Cache, vdi: Vdi) -> Vdi | None:
     return next((other for other in alike if other.snapshot_time < vdi.snapshot_time), None)
 
 
-async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
+async def release(pool: Pool, what: VmSnapshot | Marked, sr: str) -> None:
     """Strike a target off a source snapshot; the last one takes the snapshot along.
 
     Args:
@@ -149,7 +149,7 @@ async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
     """
     try:
         match what:
-            case Group(vm=vm):
+            case VmSnapshot(vm=vm):
                 if await _is_for_others(pool, "VM", vm, sr):
                     log.info("snapshot.released", snapshot=vm.uuid, sr=sr)
                     await _strike_off(pool, "VM", vm, sr)
@@ -167,7 +167,7 @@ async def release(pool: Pool, what: Group | Marked, sr: str) -> None:
         log.info("snapshot.gone", sr=sr)  # another daemon was faster, or its owner
 
 
-async def shed(pool: Pool, base: Group | Marked) -> str:
+async def shed(pool: Pool, base: VmSnapshot | Marked) -> str:
     """Destroy the data of a base, if every target still agrees, and keep its changed-block logs.
 
     Returns why it stays, in words; empty where it has gone.
@@ -216,9 +216,9 @@ async def _try_destroy_data(pool: Pool, vdi: Vdi) -> str:
     return ""
 
 
-async def say_use(pool: Pool, base: Group | Marked, sr: str, use: Use) -> None:
+async def say_use(pool: Pool, base: VmSnapshot | Marked, sr: str, use: Use) -> None:
     """Write what a base is to one target; key by key, for others write on it as well."""
-    kind, ref = ("VM", base.vm.ref) if isinstance(base, Group) else ("VDI", base.vdi.ref)
+    kind, ref = ("VM", base.vm.ref) if isinstance(base, VmSnapshot) else ("VDI", base.vdi.ref)
     with suppress(ObjectGone):
         await update_keys(pool, kind, ref, "other_config", {FOR + sr: use.value})
 

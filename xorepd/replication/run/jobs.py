@@ -1,10 +1,10 @@
 """One execution of a job: its VMs, a few at a time, to all targets, each with a fate of its own.
 
-    run_job ─► _VmRun, one for each VM: a visit to the source VM
+    run_job ─► _VmRun, one for each VM: what its targets share
                   └► serve, one for each target ─► run.replicate
 
 A target works through the job's VMs at its own pace. One that lags behind holds up no other:
-`max_vms` counts for each target by itself, and at meetings on the source nobody waits for long.
+`max_vms` counts for each target by itself, and at rendezvous on the source nobody waits for long.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from xorepd.replication.context.board import Board, Clock, Progress
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.context.limits import Limits, Place, places_of
 from xorepd.replication.context.rendezvous import JOIN_S
-from xorepd.replication.context.reservations import Room
-from xorepd.replication.context.shared_source import SourceVm, Visit
+from xorepd.replication.context.reservations import Reservations
+from xorepd.replication.context.shared_source import SharedSource, SourceVm
 from xorepd.replication.deciding.selection import LeftOut, Selection
 from xorepd.replication.format.current import source_of
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 from xorepd.replication.run.preflight import find_sr, find_vm
 from xorepd.replication.run.replicate import replicate
-from xorepd.replication.run.select_vms import find_missing, muster
+from xorepd.replication.run.select_vms import find_missing, wanted_vms
 from xorepd.state.maps import Maps
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.transports.base import Surroundings, Transport
@@ -61,7 +61,7 @@ class Context:
     """VMs in transfer at once, over all jobs."""
     clock: Clock
     leases: Leases
-    room: Room = field(default_factory=Room)
+    reservations: Reservations = field(default_factory=Reservations)
     nbd: NbdBudget = field(default_factory=NbdBudget)
     budget: Budget = field(default_factory=Budget)
     """Memory for data on its way."""
@@ -71,7 +71,7 @@ class Context:
     maps: Maps | None = None
     """Of what the restore points hold; None where none are kept."""
     sources: defaultdict[str, SourceVm] = field(default_factory=lambda: defaultdict(SourceVm))
-    """By UUID of the source VM: what its visits share."""
+    """By UUID of the source VM: what its runs share."""
     closed: Mapping[PoolName, XorepdError] = field(default_factory=dict)
     """Pools of targets that could not even be opened, and why."""
     join_s: float = JOIN_S
@@ -126,7 +126,7 @@ async def run_job(
             tell(progress.finished(Outcome.CANCELLED, None, context.clock()))
             raise
         finally:
-            vm.visit.leave(to.place)
+            vm.shared.leave(to.place)
         return tell(record)
 
     async def miss(selection: Selection, to: TargetSettings) -> list[RunRecord]:
@@ -136,17 +136,17 @@ async def run_job(
         )
         return [tell(record) for record in records]
 
-    mustered = await muster(job, run_id, context.pools[job.source], context.clock)
+    selected = await wanted_vms(job, run_id, context.pools[job.source], context.clock)
     async with asyncio.TaskGroup() as group:
         tasks, missing = [], []
         expected: list[RunRecord] = []
-        if selection := mustered.selection:
+        if selection := selected.selection:
             for to in (to for to in job.targets if to.pool in context.pools):
                 name = f"{job.name} missing on {to.place}"
                 missing.append(group.create_task(miss(selection, to), name=name))
         found = selection.found if selection else ()
         names: dict[str, str] = {vm.uuid: vm.name_label for vm in found}
-        for wanted in mustered.wanted:
+        for wanted in selected.wanted:
             vm = _VmRun(job, run_id, wanted, names.get(wanted, wanted), context, late, group)
             for to in job.targets:
                 progress = vm.progress_to(to)
@@ -155,10 +155,10 @@ async def run_job(
                 tasks.append(group.create_task(serve(vm, to, progress), name=name))
         if report is not None:
             report.expects(expected, selection.replicas if selection else ())
-        for record in mustered.records:
+        for record in selected.records:
             tell(record)
     served = [task.result() for task in tasks]
-    return [*mustered.records, *served, *chain(*(task.result() for task in missing))]
+    return [*selected.records, *served, *chain(*(task.result() for task in missing))]
 
 
 class _Seat:
@@ -198,7 +198,7 @@ class _VmRun:
         self._vm: Vm | None = None
         self.seat = _Seat(context.slots)
         places = [to.place for to in job.targets]
-        self.visit = Visit(places, late, group, context.budget, context.join_s)
+        self.shared = SharedSource(places, late, group, context.budget, context.join_s)
 
     def progress_to(self, to: TargetSettings) -> Progress:
         """Return what shows how the VM gets on to one target; it is waiting yet."""
@@ -263,11 +263,11 @@ class _VmRun:
         await target.refresh()
         sr = find_sr(target.cache, target.name, to.sr)
         progress.sr, progress.sr_uuid = sr.name_label, sr.uuid
-        stream = Stream(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid)
+        stream = ReplicaKey(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid)
         what = f"replication of VM {vm.name_label} to SR {sr.name_label} of pool {target.name}"
         source_vm = context.sources[vm.uuid]
         places = places_of(source, vm, target, sr, context.limits)
-        with self.visit.serving(sr):
+        with self.shared.serving(sr):
             async with (
                 self._admitted(places, progress, deadline),
                 source_vm.turns[sr.uuid],
@@ -284,9 +284,9 @@ class _VmRun:
                         sr=sr,
                         stream=stream,
                         source_vm=source_vm,
-                        visit=self.visit,
+                        shared=self.shared,
                         transport=transport,
-                        room=context.room,
+                        reservations=context.reservations,
                         nbd=context.nbd,
                         budget=context.budget,
                         progress=progress,

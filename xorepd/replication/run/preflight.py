@@ -133,7 +133,7 @@ def check_source(a: Assignment, side: SourceSide) -> None:
             raise Refused(f"pool {pool}: disk {vdi.name_label} of VM {vm.name_label} {problem}")
     _check_chains(a.source, [vdi for _, vdi in side.disks], MAX_DEPTH)
     for sr in a.source.cache.present(Sr, {vdi.sr for _, vdi in side.disks}):
-        a.room.check(sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}")
+        a.reservations.check(sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}")
 
 
 def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
@@ -217,7 +217,9 @@ def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) 
             f"pool {a.target.name}: SR {sr.name_label} of type {sr.type} hands out disks with what "
             "others wrote there before, and a replica's zeroes are never sent; choose another SR"
         )
-    a.room.check(sr, a.target.name, 0, a.job.target_reserve, f"replica of VM {a.vm.name_label}")
+    a.reservations.check(
+        sr, a.target.name, 0, a.job.target_reserve, f"replica of VM {a.vm.name_label}"
+    )
 
 
 def plan_interfaces(a: Assignment, vm: Vm) -> list[Interface]:

@@ -30,7 +30,7 @@ from xorepd.replication.deciding.plan import (
     limit_deltas,
 )
 from xorepd.replication.deciding.resume import Leftover, may_be_resumed
-from xorepd.replication.format.inventory import Group, SourceSide, TargetSide
+from xorepd.replication.format.inventory import SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.ownership import Content
 from xorepd.replication.run.preflight import (
     check_current,
@@ -156,7 +156,7 @@ def plan_disks(
     a: Assignment,
     source: SourceSide,
     target: TargetSide,
-    snapshot: Group,
+    snapshot: VmSnapshot,
     leftover: Leftover | None = None,
 ) -> list[DiskPlan]:
     """Return how each disk of the snapshot travels."""

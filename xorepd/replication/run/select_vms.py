@@ -21,7 +21,7 @@ from xorepd.ids import RunId
 from xorepd.replication.context.board import Clock
 from xorepd.replication.deciding.selection import Selection, select_vms
 from xorepd.replication.deciding.vanished import find_strays
-from xorepd.replication.format.marks import Stream
+from xorepd.replication.format.marks import ReplicaKey
 from xorepd.replication.run.preflight import find_sr
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pool import Pool
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Muster:
+class SelectedVms:
     wanted: tuple[str, ...]
     """Names and UUIDs of the VMs to serve."""
     records: tuple[RunRecord, ...] = ()
@@ -39,10 +39,10 @@ class Muster:
     """Where the pool was asked."""
 
 
-async def muster(job: JobSettings, run_id: RunId, source: Pool, clock: Clock) -> Muster:
+async def wanted_vms(job: JobSettings, run_id: RunId, source: Pool, clock: Clock) -> SelectedVms:
     """Return the VMs that a run of a job has to serve; never raises for what a pool does."""
     if not job.found_by:
-        return Muster(job.named)
+        return SelectedVms(job.named)
     started_at = clock()
 
     def recorded(outcome: Outcome, error: XorepdError) -> tuple[RunRecord, ...]:
@@ -53,7 +53,7 @@ async def muster(job: JobSettings, run_id: RunId, source: Pool, clock: Clock) ->
     try:
         await source.refresh()
     except XorepdError as error:
-        return Muster(job.named, recorded(Outcome.FAILED, error))
+        return SelectedVms(job.named, recorded(Outcome.FAILED, error))
     selection = select_vms(job, source.cache.vms.values())
     log.info(
         "vms.selected",
@@ -67,7 +67,7 @@ async def muster(job: JobSettings, run_id: RunId, source: Pool, clock: Clock) ->
         outcome = Outcome.FAILED if job.empty is Empty.FAIL else Outcome.EMPTY
         records = recorded(outcome, _nothing_found(job, selection, source.name))
         log.warning("vms.none_found", job=job.name, found_by=job.found_by)
-    return Muster(selection.wanted, records, selection)
+    return SelectedVms(selection.wanted, records, selection)
 
 
 async def find_missing(
@@ -87,7 +87,7 @@ async def find_missing(
     except XorepdError as error:  # the runs of the VMs that are there say the same
         log.debug("vms.not_missed", target=to.pool, reason=str(error))
         return []
-    stream = Stream(pool=source.cache.pool.uuid, vm="", sr=sr.uuid)
+    stream = ReplicaKey(pool=source.cache.pool.uuid, vm="", sr=sr.uuid)
     vms = source.cache.vms.values()
     records = []
     for stray in find_strays(job, selection, vms, target.cache.vms.values(), stream):

@@ -16,10 +16,10 @@ from xorepd.replication.deciding.vm_record import left_behind
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import own_current
 from xorepd.replication.format.inventory import (
-    Group,
     Marked,
     SourceSide,
     TargetSide,
+    VmSnapshot,
     disks_of,
     read_source,
 )
@@ -48,8 +48,8 @@ HAS_MEMORY = ("Running", "Suspended")
 """Power states in which XAPI snapshots a VM with its memory."""
 
 
-async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -> Group:
-    """Return the snapshot that this run reads: one for all targets of the visit.
+async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -> VmSnapshot:
+    """Return the snapshot that this run reads: one for all targets.
 
     Who comes too late for the others still gets theirs, as long as it stands and is newer than what
     the target has.
@@ -57,16 +57,16 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
     Raises:
         Refused: a disk was attached or detached in the very moment.
     """
-    visit, sr = a.visit, a.stream.sr
-    visit.awaiting[sr] = [point.mark.order for point in target.points]
-    await visit.before_snapshot.arrive(a.place)
+    shared, sr = a.shared, a.stream.sr
+    shared.awaiting[sr] = [point.mark.order for point in target.points]
+    await shared.before_snapshot.arrive(a.place)
     async with a.source_vm.lock:
         await block_migration(a, side.vm)
-        snapshot = visit.snapshot
-        if snapshot is None or not await _join(a, snapshot, visit.awaiting[sr]):
+        snapshot = shared.snapshot
+        if snapshot is None or not await _join(a, snapshot, shared.awaiting[sr]):
             await _say_active(a, side.vm)
             await enable_tracking(a, side)
-            snapshot = visit.snapshot = await take_source_snapshot(a, side, visit.awaiting)
+            snapshot = shared.snapshot = await take_source_snapshot(a, side, shared.awaiting)
             raw = await a.source.call("VM.get_record", side.vm.ref)
             if missing := left_behind(raw, with_memory=snapshot.image is not None):
                 log.warning("vm.left_behind", vm=side.vm.uuid, what=missing)
@@ -81,16 +81,16 @@ async def _say_active(a: Assignment, vm: Vm) -> None:
     await update_keys(a.source, "VM", vm.ref, "other_config", {CURRENT: said.encode()})
 
 
-async def former_snapshot(a: Assignment, side: SourceSide, snapshot: Group) -> Group:
+async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot) -> VmSnapshot:
     """Return the snapshot that an interrupted run has read a part of, to be read on."""
-    a.visit.before_snapshot.leave(a.place)
+    a.shared.before_snapshot.leave(a.place)
     async with a.source_vm.lock:
         await block_migration(a, side.vm)
     log.info("snapshot.resumed", snapshot=snapshot.vm.uuid, of=snapshot.mark.run)
     return snapshot
 
 
-async def _join(a: Assignment, snapshot: Group, points: Iterable[int]) -> bool:
+async def _join(a: Assignment, snapshot: VmSnapshot, points: Iterable[int]) -> bool:
     """Write this target on a snapshot that was taken for others; return whether it will do."""
     await a.source.refresh()
     vms, vdis = a.source.cache.vms, a.source.cache.vdis
@@ -107,7 +107,7 @@ async def _join(a: Assignment, snapshot: Group, points: Iterable[int]) -> bool:
 
 async def take_source_snapshot(
     a: Assignment, side: SourceSide, awaiting: Mapping[str, Iterable[int]]
-) -> Group:
+) -> VmSnapshot:
     """Snapshot the source VM and mark the snapshot and its disks as ours.
 
     The VM's record is marked last: a marked snapshot has all its disks marked.
@@ -172,7 +172,7 @@ async def take_source_snapshot(
     other |= keys | wanted | {KEY: mark.encode()}
     await a.source.call("VM.set_other_config", snapshot.ref, other)
     await a.source.call("VM.set_name_label", snapshot.ref, replica_name(a))
-    return Group(snapshot, mark, tuple(disks), image)
+    return VmSnapshot(snapshot, mark, tuple(disks), image)
 
 
 async def _note_contents(a: Assignment, side: SourceSide) -> None:
@@ -203,7 +203,7 @@ async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:
     return await take_snapshot(a.source, vm.ref, name, without=without)
 
 
-async def hold_snapshot(a: Assignment, group: Group) -> None:
+async def hold_snapshot(a: Assignment, group: VmSnapshot) -> None:
     """Record on a source snapshot that the target holds its content: it is a base from now on.
 
     Key by key, because runs for other targets write on it as well.

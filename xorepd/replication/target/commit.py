@@ -25,7 +25,13 @@ from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica, other_config_of
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import Current, State, own_current
-from xorepd.replication.format.inventory import Group, TargetSide, disks_of, is_live, read_target
+from xorepd.replication.format.inventory import (
+    TargetSide,
+    VmSnapshot,
+    disks_of,
+    is_live,
+    read_target,
+)
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
@@ -61,7 +67,7 @@ log = structlog.get_logger(__name__)
 async def commit(
     a: Assignment,
     side: TargetSide,
-    snapshot: Group,
+    snapshot: VmSnapshot,
     staged: Sequence[Staged],
     interfaces: Sequence[Interface],
 ) -> str:
@@ -133,7 +139,7 @@ async def commit(
     return str(side.fresh.vm.uuid)
 
 
-async def finish_commit(a: Assignment, side: TargetSide, point: Group) -> None:
+async def finish_commit(a: Assignment, side: TargetSide, point: VmSnapshot) -> None:
     """Mark a restore point that was taken as what it is, and release the replica from its commit.
 
     The point's record is marked last: a marked point has all its disks marked.
@@ -169,7 +175,7 @@ async def finish_commit(a: Assignment, side: TargetSide, point: Group) -> None:
     await _release(a, side.replica, side.mark)
 
 
-async def _check_contents(a: Assignment, snapshot: Group, staged: Sequence[Staged]) -> None:
+async def _check_contents(a: Assignment, snapshot: VmSnapshot, staged: Sequence[Staged]) -> None:
     """Make sure that the disks on both sides hold what was read and written, and nothing else.
 
     Raises:
@@ -312,7 +318,7 @@ async def _describe(
     replica: Ref,
     raw: Mapping[str, Any],
     previous: Mapping[str, Any] | None,
-    snapshot: Group,
+    snapshot: VmSnapshot,
 ) -> None:
     """Name, describe and tag the replica; tags and keys that others gave it, or took, stay so."""
     moved = sum(disk.moved_bytes for disk in a.progress.disks.values())

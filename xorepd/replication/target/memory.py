@@ -31,9 +31,9 @@ from xorepd.replication.context.board import DiskProgress
 from xorepd.replication.deciding.plan import Full, FullReason
 from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica
 from xorepd.replication.format.inventory import (
-    Group,
     Marked,
     SourceSide,
+    VmSnapshot,
     disks_of,
     read_target,
 )
@@ -98,7 +98,9 @@ async def check_memory(a: Assignment, side: SourceSide) -> None:
 # -- after its commit ---------------------------------------------------------------------------
 
 
-async def carry_memory(a: Assignment, snapshot: Group, interfaces: Sequence[Interface]) -> None:
+async def carry_memory(
+    a: Assignment, snapshot: VmSnapshot, interfaces: Sequence[Interface]
+) -> None:
     """Make the suspended VM that goes with the restore point just committed, or say why not.
 
     Args:
@@ -128,7 +130,7 @@ async def carry_memory(a: Assignment, snapshot: Group, interfaces: Sequence[Inte
         log.error("memory.not_carried", reason=str(error))  # noqa: TRY400 -- the sentence says all
 
 
-async def _stage_image(a: Assignment, snapshot: Group, image: Vdi) -> Staged:
+async def _stage_image(a: Assignment, snapshot: VmSnapshot, image: Vdi) -> Staged:
     """Make the disk that the memory is written to: whole each time, for it has no base."""
     blank = replace(_blank(a, snapshot), role=Role.DISK, snapshot=image.uuid, device=MEMORY)
     name = f"[Importing] memory of {a.vm.name_label}"
@@ -145,7 +147,7 @@ async def _stage_image(a: Assignment, snapshot: Group, image: Vdi) -> Staged:
 
 
 async def _build(
-    a: Assignment, snapshot: Group, staged: Staged, interfaces: Sequence[Interface]
+    a: Assignment, snapshot: VmSnapshot, staged: Staged, interfaces: Sequence[Interface]
 ) -> None:
     """Put the suspended VM together from its memory and clones of the restore point's disks.
 
@@ -205,7 +207,7 @@ async def _build(
 
 
 async def _attach_disks(
-    a: Assignment, snapshot: Group, point: Group, vm: Ref
+    a: Assignment, snapshot: VmSnapshot, point: VmSnapshot, vm: Ref
 ) -> list[tuple[Ref, Mark]]:
     """Clone the disks of a restore point and attach them as the source's are; return the clones."""
     plugged = {vbd.userdevice: vbd for vbd, _ in disks_of(a.source.cache, snapshot.vm)}
@@ -234,7 +236,7 @@ async def _attach_disks(
     return clones
 
 
-def _blank(a: Assignment, snapshot: Group) -> Mark:
+def _blank(a: Assignment, snapshot: VmSnapshot) -> Mark:
     origin = snapshot.mark
     return replace(
         a.blank(Role.MEMORY), order=origin.order, moment=origin.moment, offset=origin.offset

@@ -13,7 +13,7 @@ import structlog
 from xorepd.errors import XapiError
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.format.inventory import Group, SourceSide, TargetSide, is_taken
+from xorepd.replication.format.inventory import SourceSide, TargetSide, VmSnapshot, is_taken
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
@@ -56,7 +56,7 @@ async def sweep_memories(a: Assignment, side: TargetSide) -> bool:
     return changed
 
 
-async def prune_memories(a: Assignment, side: TargetSide, points: Iterable[Group]) -> None:
+async def prune_memories(a: Assignment, side: TargetSide, points: Iterable[VmSnapshot]) -> None:
     """Destroy the suspended VMs whose restore point is none of these."""
     bound = {point.mark.snapshot for point in points}
     for memory in side.memories:
@@ -75,10 +75,10 @@ async def drop_images(a: Assignment, side: SourceSide) -> None:
             await try_destroy_disk(a.source, group.image)
 
 
-async def destroy_memory(pool: Pool, memory: Group) -> None:
+async def destroy_memory(pool: Pool, memory: VmSnapshot) -> None:
     """Destroy a suspended VM of ours with its disks and its memory, or say why it stays for now.
 
-    These become loose disks first: if this ends half-way, the next sweep finds them.
+    These become unattached disks first: if this ends half-way, the next sweep finds them.
     """
     image = memory.image
     whole = [(disk.vdi.ref, disk.mark) for disk in memory.disks if disk.mark.role is Role.MEMORY]
@@ -92,7 +92,7 @@ async def destroy_memory(pool: Pool, memory: Group) -> None:
         log.warning("memory.not_destroyed", vm=memory.vm.uuid, error=str(error))
 
 
-async def let_go(pool: Pool, memory: Group) -> None:
+async def let_go(pool: Pool, memory: VmSnapshot) -> None:
     """Make a suspended VM of ours an ordinary VM of whoever has resumed it; key by key."""
     vm = memory.vm
     for disk in memory.disks:

@@ -105,7 +105,7 @@ async def _read_there(a: Assignment, sent: Sent) -> str | None:
     try:
         return await a.transport.digest(sent.target, extents)
     except DataError as error:
-        log.warning("road.closed", what=sent.target.disk.what, road="there", reason=str(error))
+        log.warning("reader.closed", what=sent.target.disk.what, reader="there", reason=str(error))
         return None
 
 
@@ -130,16 +130,16 @@ async def _open_staged(
                     open_nbd(a.target, disk, a.nbd, sample, f"{what}, NBD")
                 )
             except DataError as error:
-                log.warning("road.closed", what=what, road="nbd", reason=str(error))
+                log.warning("reader.closed", what=what, reader="nbd", reason=str(error))
             else:
                 yield reader, True
                 return
-        door = a.target_door()
+        endpoint = a.target_endpoint()
         if is_vhd(disk, a.target.cache.srs.get(a.sr.ref, a.sr)):
             onto = None if isinstance(plan.how, Full) else VdiUuid(plan.how.onto)
-            export = open_export(door, disk.uuid, base=onto, what=what)
+            export = open_export(endpoint, disk.uuid, base=onto, what=what)
             reader = await stack.enter_async_context(export)
             yield reader, onto is None
         else:
-            raw = open_raw(door, disk.uuid, disk.virtual_size, what=what)
+            raw = open_raw(endpoint, disk.uuid, disk.virtual_size, what=what)
             yield await stack.enter_async_context(raw), True

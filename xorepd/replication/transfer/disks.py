@@ -20,7 +20,7 @@ from xorepd.replication.context.board import DiskProgress
 from xorepd.replication.deciding.disk_sizes import check_size
 from xorepd.replication.deciding.plan import Delta, Full, Resync, ResyncReason
 from xorepd.replication.deciding.reader_choice import Facts
-from xorepd.replication.format.inventory import Group
+from xorepd.replication.format.inventory import VmSnapshot
 from xorepd.replication.transfer.check import Sample, Sent, check, choose_sample
 from xorepd.replication.transfer.fingerprint_maps import DiskMap, open_map, retain_maps
 from xorepd.replication.transfer.readers import open_source
@@ -42,7 +42,7 @@ from xorepd.xapi.records import Vdi
 log = structlog.get_logger(__name__)
 
 UNCHANGED = "unchanged"
-"""In place of a road: the source tells that no block has changed, so nothing has to be opened."""
+"""In place of a reader: the source tells that no block has changed, so nothing has to be opened."""
 
 TRIES, PAUSE_S = 4, 1.0
 """How often a stream that breaks in one place is begun there, and the pause before the second time:
@@ -61,7 +61,9 @@ DISKS_AT_ONCE = 4
 """Disks of one VM in transfer at the same time. More share the same two hosts."""
 
 
-async def transfer_disks(a: Assignment, snapshot: Group, plans: list[DiskPlan]) -> list[Staged]:
+async def transfer_disks(
+    a: Assignment, snapshot: VmSnapshot, plans: list[DiskPlan]
+) -> list[Staged]:
     """Fill a staging disk for each planned one, several at a time, and check each.
 
     Raises:
@@ -259,7 +261,7 @@ class DiskTransfer:
         else:
             opening = open_shared(a, content, self.base, facts, progress, what)
         async with opening as (reader, choice):
-            progress.reader, progress.reader_reason = choice.road.value, choice.reason
+            progress.reader, progress.reader_reason = choice.kind.value, choice.reason
             if facts.changes is not None and window is None:
                 progress.changed_bytes = facts.changes.size
             sample = await choose_sample(a, staged, reader.extents)
@@ -268,7 +270,7 @@ class DiskTransfer:
             planned, moved = size_of(rest.extents), progress.moved_bytes
             progress.planned_bytes = moved + planned
             sr = a.target.cache.srs.get(a.sr.ref, a.sr)
-            with a.room.promise(sr, a.target.name, planned, a.job.target_reserve, what):
+            with a.reservations.reserve(sr, a.target.name, planned, a.job.target_reserve, what):
                 await fit(a, staged, reader.virtual_size)
                 passing: Reader = Observed(rest, digest, self._moved)
                 if window is None:  # else it has been drawn while it was compared

@@ -19,7 +19,7 @@ import structlog
 from xorepd.config.models import Verify
 from xorepd.data.blocks import BlockMap
 from xorepd.data.digest import Digest, Meter
-from xorepd.data.fingerprint_map import Drawing, Drawn
+from xorepd.data.fingerprint_map import MapBuilder, Mapped
 from xorepd.data.fingerprints import Hashing
 from xorepd.data.reader import Reader
 from xorepd.data.subset import Remaining
@@ -43,25 +43,25 @@ class DiskMap:
     """The map of one disk in one run.
 
     Args:
-        drawing: None where no maps are kept: everything passes as it is then.
+        builder: None where no maps are kept: everything passes as it is then.
         is_all_sent: whether nothing may be left out, whatever is known.
     """
 
-    def __init__(self, drawing: Drawing | None, *, is_all_sent: bool = True) -> None:
-        self._drawing, self.is_all_sent = drawing, is_all_sent
+    def __init__(self, builder: MapBuilder | None, *, is_all_sent: bool = True) -> None:
+        self._builder, self.is_all_sent = builder, is_all_sent
 
     @property
     def tells(self) -> bool:
         """Whether it knows anything of what the target's disk held before."""
-        return self._drawing is not None and self._drawing.tells
+        return self._builder is not None and self._builder.tells
 
     @property
     def left_out_bytes(self) -> int:
-        return 0 if self._drawing is None else self._drawing.left_out_bytes
+        return 0 if self._builder is None else self._builder.left_out_bytes
 
     async def knows(self, start: int, end: int) -> bool:
         """Return whether it tells all of what the target's disk holds between two offsets."""
-        return self._drawing is not None and await self._drawing.knows(start, end)
+        return self._builder is not None and await self._builder.knows(start, end)
 
     async def find_differences(
         self, source: Reader, start: int, end: int, compared: Meter
@@ -77,11 +77,11 @@ class DiskMap:
         Raises:
             DataError: it could not be read.
         """
-        assert self._drawing is not None
+        assert self._builder is not None
         async with aclosing(self.drawn(source, start, end, is_blank=True).pieces()) as pieces:
             async for _, data in pieces:
                 compared(len(data))
-        return self._drawing.differing if self._drawing.tells else None
+        return self._builder.differing if self._builder.tells else None
 
     def drawn(
         self, reader: Reader, start: int, end: int | None = None, *, is_blank: bool
@@ -92,15 +92,15 @@ class DiskMap:
             start, end: what of the disk the reader is about.
             is_blank: whether what it does not give of that is zeroes.
         """
-        if self._drawing is None:
+        if self._builder is None:
             return reader
-        return Drawn(reader, self._drawing, start=start, end=end, is_blank=is_blank)
+        return Mapped(reader, self._builder, start=start, end=end, is_blank=is_blank)
 
     async def nothing_changed(self, start: int, virtual_size: int) -> None:
         """Draw a disk of which nothing has to be read from an offset on."""
-        if self._drawing is not None:
-            await self._drawing.begin(start, virtual_size, is_blank=False)
-            await self._drawing.finish()
+        if self._builder is not None:
+            await self._builder.begin(start, virtual_size, is_blank=False)
+            await self._builder.finish()
 
     def written(
         self, whole: Sample, digest: Digest, start: int, plan: DiskPlan, *, is_alone: bool
@@ -115,10 +115,10 @@ class DiskMap:
         """
         if self.is_all_sent or is_alone or isinstance(plan.how, Full):
             return whole
-        assert self._drawing is not None
-        if not start and not self._drawing.left_out_bytes:
+        assert self._builder is not None
+        if not start and not self._builder.left_out_bytes:
             return whole
-        return Sample(Remaining(whole.extents, start, self._drawing.left_out), digest)
+        return Sample(Remaining(whole.extents, start, self._builder.left_out), digest)
 
 
 @asynccontextmanager
@@ -132,11 +132,11 @@ async def open_map(a: Assignment, plan: DiskPlan) -> AsyncIterator[DiskMap]:
     if opened is None:
         yield DiskMap(None)
         return
-    drawing, draft = opened
+    builder, draft = opened
     progress = a.progress.disks[plan.source.mark.device]
     try:
-        yield DiskMap(drawing, is_all_sent=_is_all_sent(a))
-        if drawing.is_finished and not drawing.has_failed:
+        yield DiskMap(builder, is_all_sent=_is_all_sent(a))
+        if builder.is_finished and not builder.has_failed:
             await _try(draft.complete())
     except DigestMismatch:  # perhaps because of the map that told what to leave out
         assert a.maps is not None
@@ -144,10 +144,10 @@ async def open_map(a: Assignment, plan: DiskPlan) -> AsyncIterator[DiskMap]:
         raise
     except BaseException:
         with suppress(TimeoutError):
-            await to_the_end(drawing.flush(), WRITE_S)
+            await to_the_end(builder.flush(), WRITE_S)
         raise
     finally:
-        progress.unchanged_bytes = drawing.left_out_bytes
+        progress.unchanged_bytes = builder.left_out_bytes
 
 
 async def retain_maps(a: Assignment, plans: Iterable[DiskPlan]) -> None:
@@ -160,7 +160,7 @@ async def retain_maps(a: Assignment, plans: Iterable[DiskPlan]) -> None:
         log.warning("map.unusable", stream=str(a.stream), reason=str(error))
 
 
-async def _open(a: Assignment, plan: DiskPlan) -> tuple[Drawing, Draft] | None:
+async def _open(a: Assignment, plan: DiskPlan) -> tuple[MapBuilder, Draft] | None:
     if a.maps is None:
         return None
     stream, content = str(a.stream), plan.source.vdi
@@ -172,7 +172,7 @@ async def _open(a: Assignment, plan: DiskPlan) -> tuple[Drawing, Draft] | None:
     def leaves_out() -> bool:
         return progress.writer != VHD and not _is_all_sent(a)  # a VHD has announced its blocks
 
-    return Drawing(Hashing(a.maps.seed), content.virtual_size, draft, base, leaves_out), draft
+    return MapBuilder(Hashing(a.maps.seed), content.virtual_size, draft, base, leaves_out), draft
 
 
 def _is_all_sent(a: Assignment) -> bool:

@@ -29,7 +29,7 @@ from xorepd.replication.format.inventory import SourceSide
 from xorepd.replication.transfer.readers import find_nbd, open_nbd
 from xorepd.replication.transfer.staging import DiskPlan
 from xorepd.units import MiB
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Vdi
 
@@ -99,7 +99,7 @@ async def _is_equal(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
     size = onto.virtual_size
     extents: BlockMap | list[Extent] = [Extent(0, size)]
     if is_vhd(onto, a.sr):
-        extents = await read_map(DiskDoor(a.target, a.sr.ref), onto.uuid, what=f"{what}, map")
+        extents = await read_map(DiskEndpoint(a.target, a.sr.ref), onto.uuid, what=f"{what}, map")
     sides = ((a.source, base), (a.target, onto))
     if all([(await find_nbd(pool, disk.ref))[0] for pool, disk in sides]):
         sample = list(sample_of(extents, SAMPLE, seed=onto.uuid))
@@ -120,7 +120,7 @@ async def _open(
         if (await find_nbd(pool, disk.ref))[0]:
             yield await stack.enter_async_context(open_nbd(pool, disk, a.nbd, sample, what))
             return
-        door = DiskDoor(pool, disk.sr)
+        endpoint = DiskEndpoint(pool, disk.sr)
         yield await stack.enter_async_context(
-            open_raw(door, disk.uuid, disk.virtual_size, what=what)
+            open_raw(endpoint, disk.uuid, disk.virtual_size, what=what)
         )

@@ -27,9 +27,15 @@ from xorepd.errors import DataError, ProtocolViolation, XapiError
 from xorepd.extents import Extent, total
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.deciding.reader_choice import Choice, Facts, Road, choose_roads, is_vhd
+from xorepd.replication.deciding.reader_choice import (
+    Choice,
+    Facts,
+    ReaderKind,
+    choose_readers,
+    is_vhd,
+)
 from xorepd.units import MiB
-from xorepd.xapi.endpoints import DiskDoor
+from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Vdi
 from xorepd.xapi.rpc.session import is_address
@@ -147,17 +153,17 @@ async def open_nbd(
         yield reader
 
 
-# -- entering -----------------------------------------------------------------------------------
+# -- opening -----------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def open_source(
     a: Assignment, disk: Vdi, base: Vdi | None, facts: Facts, what: str
 ) -> AsyncIterator[tuple[Reader, Choice]]:
-    """Open a disk of the source for reading on the best road that can be entered.
+    """Open a disk of the source for reading with the best reader that can be opened.
 
     Raises:
-        DataError: none could.
+        DataError: none could be.
     """
     async with _open(a.source, a.nbd, disk, base, facts, what) as opened:
         yield opened
@@ -170,7 +176,7 @@ async def open_whole(
     """Open all of a disk of either pool for reading.
 
     Raises:
-        DataError: no road could be entered.
+        DataError: no reader could be opened.
     """
     nbd, without_nbd = await find_nbd(pool, disk.ref)
     facts = Facts(
@@ -187,19 +193,19 @@ async def open_whole(
 async def _open(
     pool: Pool, budget: NbdBudget, disk: Vdi, base: Vdi | None, facts: Facts, what: str
 ) -> AsyncIterator[tuple[Reader, Choice]]:
-    choices = choose_roads(facts)
+    choices = choose_readers(facts)
     closed = ""
     async with AsyncExitStack() as stack:
         for number, choice in enumerate(choices):
             try:
-                reader = await _enter(stack, pool, budget, disk, base, facts, choice.road, what)
+                reader = await _open_kind(stack, pool, budget, disk, base, facts, choice.kind, what)
             except DataError as error:
                 if number == len(choices) - 1:
                     raise
                 closed = str(error)
-                log.warning("road.closed", what=what, road=choice.road.value, reason=closed)
+                log.warning("reader.failed", what=what, reader=choice.kind.value, reason=closed)
             else:
-                yield reader, Choice(choice.road, closed or choice.reason)
+                yield reader, Choice(choice.kind, closed or choice.reason)
                 return
 
 
@@ -209,67 +215,67 @@ async def open_rest(
     disk: Vdi,
     base: Vdi | None,
     facts: Facts,
-    road: Road,
+    kind: ReaderKind,
     extents: Iterable[Extent],
     start: int,
     what: str,
 ) -> AsyncIterator[Reader]:
-    """Open a disk again on the road on which it was read, for what it still has to give.
+    """Open a disk again with the same kind of reader, for what it still has to give.
 
     Args:
         extents: what it gave and was to give.
         start: where to go on, in bytes. An export is read from its front again.
 
     Raises:
-        DataError: the road is closed now.
+        DataError: that kind of reader cannot be opened now.
     """
     async with AsyncExitStack() as stack:
-        if road in (Road.NBD_CHANGES, Road.NBD_ALLOCATED, Road.NBD_EVERYTHING):
+        if kind in (ReaderKind.NBD_CHANGES, ReaderKind.NBD_ALLOCATED, ReaderKind.NBD_EVERYTHING):
             rest = Beyond(extents, start)
             nbd = open_nbd(a.source, disk, a.nbd, rest, f"{what}, NBD")
             yield await stack.enter_async_context(nbd)
         else:
-            reader = await _enter(stack, a.source, a.nbd, disk, base, facts, road, what)
+            reader = await _open_kind(stack, a.source, a.nbd, disk, base, facts, kind, what)
             yield Rest(reader, start, lambda offset, data: None)
 
 
-async def _enter(
+async def _open_kind(
     stack: AsyncExitStack,
     pool: Pool,
     budget: NbdBudget,
     disk: Vdi,
     base: Vdi | None,
     facts: Facts,
-    road: Road,
+    kind: ReaderKind,
     what: str,
 ) -> Reader:
-    door = DiskDoor(pool, disk.sr)
+    endpoint = DiskEndpoint(pool, disk.sr)
     size = disk.virtual_size
     if facts.is_bare:
         base = None  # no export can be narrowed by it
-    match road:
-        case Road.NBD_CHANGES | Road.NBD_ALLOCATED | Road.NBD_EVERYTHING:
+    match kind:
+        case ReaderKind.NBD_CHANGES | ReaderKind.NBD_ALLOCATED | ReaderKind.NBD_EVERYTHING:
             extents: BlockMap | list[Extent] = [Extent(0, size)]
-            if road is Road.NBD_CHANGES and facts.changes is not None:
+            if kind is ReaderKind.NBD_CHANGES and facts.changes is not None:
                 extents = facts.changes
-            elif road is Road.NBD_ALLOCATED:
-                extents = await read_map(door, disk.uuid, what=f"{what}, map")
+            elif kind is ReaderKind.NBD_ALLOCATED:
+                extents = await read_map(endpoint, disk.uuid, what=f"{what}, map")
             return await stack.enter_async_context(
                 open_nbd(pool, disk, budget, extents, f"{what}, NBD")
             )
-        case Road.EXPORT | Road.EXPORT_CHANGES:
+        case ReaderKind.EXPORT | ReaderKind.EXPORT_CHANGES:
             reader = await stack.enter_async_context(
                 open_export(
-                    door, disk.uuid, base=base.uuid if base else None, what=f"{what}, export"
+                    endpoint, disk.uuid, base=base.uuid if base else None, what=f"{what}, export"
                 )
             )
-            if road is Road.EXPORT_CHANGES and facts.changes is not None:
+            if kind is ReaderKind.EXPORT_CHANGES and facts.changes is not None:
                 if base is None:  # of the whole disk: what is not allocated has become zeroes
                     return Filled(reader, facts.changes)
                 return Narrowed(reader, facts.changes.within(reader.extents))
             return reader
-        case Road.EXPORT_RAW:
+        case ReaderKind.EXPORT_RAW:
             raw = await stack.enter_async_context(
-                open_raw(door, disk.uuid, size, what=f"{what}, export")
+                open_raw(endpoint, disk.uuid, size, what=f"{what}, export")
             )
             return raw if facts.changes is None else Narrowed(raw, facts.changes)

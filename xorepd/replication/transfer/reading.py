@@ -29,16 +29,16 @@ async def announce_reads(a: Assignment, disks: Iterable[tuple[Vdi, Vdi | None]])
         facts = await known_facts(a, disk, base)
         if not (a.job.resync and facts.can_only_be_compared):  # what differs there is its own
             keys.append(_key(disk, base))
-    await a.visit.reads.announce(a.place, keys)
+    await a.shared.reads.announce(a.place, keys)
 
 
 async def known_facts(a: Assignment, disk: Vdi, base: Vdi | None) -> Facts:
     """Return what the source pool offers for a disk; it is asked once for all targets."""
     key = _key(disk, base)
-    async with a.visit.asking[key]:
-        if key not in a.visit.facts:
-            a.visit.facts[key] = await find_facts(a, disk, base)
-        return a.visit.facts[key]
+    async with a.shared.asking[key]:
+        if key not in a.shared.facts:
+            a.shared.facts[key] = await find_facts(a, disk, base)
+        return a.shared.facts[key]
 
 
 @asynccontextmanager
@@ -53,9 +53,9 @@ async def open_shared(
     """Open a disk for reading, together with the targets that need the same of it at this time.
 
     Raises:
-        DataError: no road could be entered.
+        DataError: no reader could be entered.
     """
-    key, visit = _key(disk, base), a.visit
+    key, shared = _key(disk, base), a.shared
 
     @asynccontextmanager
     async def begin(holding: Holding) -> AsyncIterator[Reader]:
@@ -64,18 +64,18 @@ async def open_shared(
         of_all = replace(a.within(holding), source=a.source.unguarded())
         with a.source_vm.lending(str(a.stream)):
             async with open_source(of_all, disk, base, facts, what) as (reader, choice):
-                visit.choices[key] = choice
+                shared.choices[key] = choice
                 yield reader
 
     def go_on(reader: Reader, start: int) -> AbstractAsyncContextManager[Reader]:
-        road = visit.choices[key].road
-        return open_rest(a, disk, base, facts, road, reader.extents, start, what)
+        kind = shared.choices[key].kind
+        return open_rest(a, disk, base, facts, kind, reader.extents, start, what)
 
-    async with visit.reads.join(a.place, key, a.memory, begin) as branch:
+    async with shared.reads.join(a.place, key, a.memory, begin) as branch:
         if branch is not None:
             branch.open_rest = go_on
             try:
-                yield branch, visit.choices[key]
+                yield branch, shared.choices[key]
             finally:
                 progress.shared_bytes += branch.shared_bytes
             return

@@ -22,7 +22,7 @@ from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
 from xorepd.replication.deciding.plan import Delta, Full, Resync
 from xorepd.replication.deciding.resume import Begun
-from xorepd.replication.format.inventory import Group, Marked
+from xorepd.replication.format.inventory import Marked, VmSnapshot
 from xorepd.replication.format.marks import CONFIRMED, KEY, Mark, Role, xo_point
 from xorepd.replication.transfer.resume_offset import Confirmations
 from xorepd.tidying import to_the_end
@@ -82,7 +82,7 @@ async def take_up(a: Assignment, plan: DiskPlan, begun: Begun) -> Staged:
     return Staged(plan, vdi.ref, vdi.uuid, mark, confirmations)
 
 
-async def stage(a: Assignment, snapshot: Group, plan: DiskPlan) -> Staged:
+async def stage(a: Assignment, snapshot: VmSnapshot, plan: DiskPlan) -> Staged:
     """Make the disk to write into: empty for a full, a clone of the base for a delta."""
     content = plan.source.vdi
     origin = plan.source.mark
@@ -176,11 +176,11 @@ class StagingTarget:
     @asynccontextmanager
     async def open(self, virtual_size: int, extents: Iterable[Extent]) -> AsyncIterator[Writer]:
         """Open the disk for writing: in extents, or as a VHD where those are not taken."""
-        progress, door, vdi = self._progress, self._a.target_door(), VdiUuid(self.disk.vdi)
+        progress, endpoint, vdi = self._progress, self._a.target_endpoint(), VdiUuid(self.disk.vdi)
         fresh, what = not self.disk.base, self._what
         async with AsyncExitStack() as stack:
             chunked = open_chunked(
-                door,
+                endpoint,
                 vdi,
                 fresh=fresh,
                 what=what,
@@ -194,7 +194,7 @@ class StagingTarget:
             except NotServed as error:
                 log.warning("writer.refused", what=what, reason=str(error))
                 vhd = open_import(
-                    door, vdi, virtual_size, extents, what=what, content=self._content
+                    endpoint, vdi, virtual_size, extents, what=what, content=self._content
                 )
                 writer = await stack.enter_async_context(vhd)
                 progress.writer = VHD

@@ -13,7 +13,7 @@ from xorepd.state.records import Outcome, RunRecord
 KiB, MiB = 1 << 10, 1 << 20
 
 
-def roads(record: RunRecord) -> dict[str, str]:
+def readers(record: RunRecord) -> dict[str, str]:
     return {disk.device: disk.reader for disk in record.disks}
 
 
@@ -29,8 +29,8 @@ async def test_changed_blocks_over_nbd_send_what_changed_and_no_more(two_pools: 
 
     second = await two_pools.replicate(changed_blocks="enable")
 
-    assert set(roads(first).values()) == {"nbd-allocated"}
-    assert roads(second) == {"0": "unchanged", "1": "nbd-changes"}
+    assert set(readers(first).values()) == {"nbd-allocated"}
+    assert readers(second) == {"0": "unchanged", "1": "nbd-changes"}
     assert second.outcome is Outcome.DELTA
     assert sizes(second)["1"] == (len(blocks) * 64 * KiB, len(blocks) * 64 * KiB)
     assert sizes(second)["0"] == (0, 0)
@@ -43,7 +43,7 @@ async def test_a_network_for_insecure_nbd_is_not_used(two_pools: World) -> None:
 
     record = await two_pools.replicate()
 
-    assert set(roads(record).values()) == {"export"}
+    assert set(readers(record).values()) == {"export"}
     assert all("refuses TLS" in disk.reader_reason for disk in record.disks)
 
 
@@ -67,7 +67,7 @@ async def test_a_job_that_does_not_want_tracking_leaves_it_alone(two_pools: Worl
         "prod", lambda x: [vdi["cbt_enabled"] for vdi in x.VDI.get_all_records().values()]
     )
     assert not any(enabled)
-    assert set(roads(first).values()) == {"export"}
+    assert set(readers(first).values()) == {"export"}
 
 
 async def test_tracking_that_was_lost_is_switched_on_again_and_said(two_pools: World) -> None:
@@ -90,7 +90,7 @@ async def test_tracking_that_was_lost_is_switched_on_again_and_said(two_pools: W
     assert disk.reader == "export"
     assert "changed blocks cannot be had" in disk.reader_reason
     assert "SR_BACKEND_FAILURE_460" in disk.reader_reason
-    assert roads(third)["1"] == "nbd-changes"
+    assert readers(third)["1"] == "nbd-changes"
     await two_pools.newest_equals_its_source()
 
 
@@ -120,7 +120,7 @@ async def test_a_connection_that_breaks_is_opened_again_and_goes_on(
     record = await two_pools.replicate()
 
     assert fault.fired == 1
-    assert set(roads(record).values()) == {"nbd-allocated"}
+    assert set(readers(record).values()) == {"nbd-allocated"}
     await two_pools.newest_equals_its_source()
     assert await two_pools.left_over() == []
 

@@ -18,7 +18,7 @@ from xorepd.xapi.rpc.explained import explain
 
 @dataclass
 class ScriptedKeeper:
-    """Implements `data.door.Keeper`."""
+    """Implements `data.endpoint.Keeper`."""
 
     is_settled: bool = False
     error: XapiError | None = None
@@ -31,7 +31,7 @@ class ScriptedKeeper:
 
 
 class ScriptedDoor:
-    """Implements `data.door.Door`.
+    """Implements `data.endpoint.Endpoint`.
 
     Args:
         outcomes: how tasks end, in their order: nothing, an error, or None for never. What comes

@@ -1,4 +1,4 @@
-"""Which roads are open for a disk, from what its pool offers."""
+"""Which readers are open for a disk, from what its pool offers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from tests.unit.xapi import raws
 from xorepd.data.blocks import BlockMap
 from xorepd.data.nbd.exports import NbdExport
 from xorepd.ids import Ref
-from xorepd.replication.deciding.reader_choice import Choice, Facts, Road, choose_roads, is_vhd
+from xorepd.replication.deciding.reader_choice import (
+    Choice,
+    Facts,
+    ReaderKind,
+    choose_readers,
+    is_vhd,
+)
 from xorepd.replication.transfer.readers import MOST_ADDRESSES, find_nbd
 from xorepd.units import GiB, KiB
 from xorepd.xapi.pool import Pool
@@ -44,49 +50,49 @@ def facts(*, delta: bool, vhd: bool, nbd: bool, changes: bool) -> Facts:
 
 
 @pytest.mark.parametrize(
-    ("vhd", "nbd", "changes", "roads"),
+    ("vhd", "nbd", "changes", "readers"),
     [
-        (True, True, True, [Road.NBD_CHANGES, Road.EXPORT_CHANGES]),
-        (True, False, True, [Road.EXPORT_CHANGES]),
-        (True, True, False, [Road.EXPORT]),
-        (True, False, False, [Road.EXPORT]),
-        (False, True, True, [Road.NBD_CHANGES]),
-        (False, False, True, [Road.EXPORT_RAW]),
-        (False, True, False, [Road.NBD_EVERYTHING, Road.EXPORT_RAW]),
-        (False, False, False, [Road.EXPORT_RAW]),
+        (True, True, True, [ReaderKind.NBD_CHANGES, ReaderKind.EXPORT_CHANGES]),
+        (True, False, True, [ReaderKind.EXPORT_CHANGES]),
+        (True, True, False, [ReaderKind.EXPORT]),
+        (True, False, False, [ReaderKind.EXPORT]),
+        (False, True, True, [ReaderKind.NBD_CHANGES]),
+        (False, False, True, [ReaderKind.EXPORT_RAW]),
+        (False, True, False, [ReaderKind.NBD_EVERYTHING, ReaderKind.EXPORT_RAW]),
+        (False, False, False, [ReaderKind.EXPORT_RAW]),
     ],
 )
 def test_a_delta_takes_the_road_that_sends_least(
-    vhd: bool, nbd: bool, changes: bool, roads: list[Road]
+    vhd: bool, nbd: bool, changes: bool, readers: list[ReaderKind]
 ) -> None:
-    choices = choose_roads(facts(delta=True, vhd=vhd, nbd=nbd, changes=changes))
+    choices = choose_readers(facts(delta=True, vhd=vhd, nbd=nbd, changes=changes))
 
-    assert [choice.road for choice in choices] == roads
+    assert [choice.kind for choice in choices] == readers
 
 
 @pytest.mark.parametrize(
-    ("vhd", "nbd", "roads"),
+    ("vhd", "nbd", "readers"),
     [
-        (True, True, [Road.NBD_ALLOCATED, Road.EXPORT]),
-        (True, False, [Road.EXPORT]),
-        (False, True, [Road.NBD_EVERYTHING, Road.EXPORT_RAW]),
-        (False, False, [Road.EXPORT_RAW]),
+        (True, True, [ReaderKind.NBD_ALLOCATED, ReaderKind.EXPORT]),
+        (True, False, [ReaderKind.EXPORT]),
+        (False, True, [ReaderKind.NBD_EVERYTHING, ReaderKind.EXPORT_RAW]),
+        (False, False, [ReaderKind.EXPORT_RAW]),
     ],
 )
 def test_a_whole_disk_takes_the_road_that_sends_least(
-    vhd: bool, nbd: bool, roads: list[Road]
+    vhd: bool, nbd: bool, readers: list[ReaderKind]
 ) -> None:
-    choices = choose_roads(facts(delta=False, vhd=vhd, nbd=nbd, changes=False))
+    choices = choose_readers(facts(delta=False, vhd=vhd, nbd=nbd, changes=False))
 
-    assert [choice.road for choice in choices] == roads
+    assert [choice.kind for choice in choices] == readers
 
 
 def test_the_best_road_needs_no_reason_and_any_other_has_one() -> None:
-    best = choose_roads(facts(delta=True, vhd=True, nbd=True, changes=True))
-    without_nbd = choose_roads(facts(delta=True, vhd=True, nbd=False, changes=True))
-    without_both = choose_roads(facts(delta=True, vhd=False, nbd=False, changes=False))
+    best = choose_readers(facts(delta=True, vhd=True, nbd=True, changes=True))
+    without_nbd = choose_readers(facts(delta=True, vhd=True, nbd=False, changes=True))
+    without_both = choose_readers(facts(delta=True, vhd=False, nbd=False, changes=False))
 
-    assert best[0] == Choice(Road.NBD_CHANGES, "")
+    assert best[0] == Choice(ReaderKind.NBD_CHANGES, "")
     assert without_nbd[0].reason == NO_NBD
     assert NO_NBD in without_both[0].reason
     assert NO_CHANGES in without_both[0].reason
@@ -95,21 +101,27 @@ def test_the_best_road_needs_no_reason_and_any_other_has_one() -> None:
 @pytest.mark.parametrize("nbd", [True, False])
 @pytest.mark.parametrize("changes", [True, False])
 def test_no_whole_disk_stands_in_for_a_delta_that_can_be_had(nbd: bool, changes: bool) -> None:
-    choices = choose_roads(facts(delta=True, vhd=True, nbd=nbd, changes=changes))
+    choices = choose_readers(facts(delta=True, vhd=True, nbd=nbd, changes=changes))
 
-    assert not {choice.road for choice in choices} & {Road.NBD_EVERYTHING, Road.EXPORT_RAW}
+    assert not {choice.kind for choice in choices} & {
+        ReaderKind.NBD_EVERYTHING,
+        ReaderKind.EXPORT_RAW,
+    }
 
 
 @pytest.mark.parametrize(
-    ("nbd", "roads"),
-    [(True, [Road.NBD_CHANGES, Road.EXPORT_CHANGES]), (False, [Road.EXPORT_CHANGES])],
+    ("nbd", "readers"),
+    [
+        (True, [ReaderKind.NBD_CHANGES, ReaderKind.EXPORT_CHANGES]),
+        (False, [ReaderKind.EXPORT_CHANGES]),
+    ],
 )
 def test_without_the_data_of_the_base_the_bitmap_alone_tells_what_to_send(
-    nbd: bool, roads: list[Road]
+    nbd: bool, readers: list[ReaderKind]
 ) -> None:
     known = replace(facts(delta=True, vhd=True, nbd=nbd, changes=True), is_bare=True)
 
-    assert [choice.road for choice in choose_roads(known)] == roads
+    assert [choice.kind for choice in choose_readers(known)] == readers
     assert not known.can_only_be_compared
 
 
@@ -117,10 +129,13 @@ def test_without_the_data_of_the_base_the_bitmap_alone_tells_what_to_send(
 def test_without_data_and_bitmap_no_vhd_stands_in_for_the_delta(vhd: bool) -> None:
     known = replace(facts(delta=True, vhd=vhd, nbd=True, changes=False), is_bare=True)
 
-    choices = choose_roads(known)
+    choices = choose_readers(known)
 
     assert known.can_only_be_compared
-    assert [choice.road for choice in choices] == [Road.NBD_EVERYTHING, Road.EXPORT_RAW]
+    assert [choice.kind for choice in choices] == [
+        ReaderKind.NBD_EVERYTHING,
+        ReaderKind.EXPORT_RAW,
+    ]
     assert "the base has no data" in choices[0].reason
 
 
