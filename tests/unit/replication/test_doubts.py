@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -133,6 +134,34 @@ def wiped() -> Made:
     return world, world.replica
 
 
+def point_with_the_keys_of_another() -> Made:
+    world, point = replicated()
+    world.set_key(point, KEY, world.mark_on(world.replica).encode())
+    return world, point
+
+
+def replica_with_the_keys_of_another() -> Made:
+    world, point = replicated()
+    world.set_key(world.replica, KEY, world.mark_on(point).encode())
+    return world, world.replica
+
+
+def source_snapshot_without_keys() -> Made:
+    world = SourceWorld()
+    snapshot = world.source_snapshot(sr_1="held")
+    world.raw(snapshot)["other_config"] = {}
+    return world, snapshot
+
+
+def disk_of_others_taken_out_of_the_replica() -> Made:
+    world, _ = replicated()
+    disk = world.disk()
+    mark = replace(world.mark_on(world.replica), displaced={world.uuid(disk): "7"})
+    world.set_key(world.replica, KEY, mark.encode())
+    return world, disk
+
+
+LOST = r"carries no mark of its own any more, and its disks are signed by a run \(.*\)"
 OF_ANOTHER = "carries the mark of disk .+: a run that died cloned it, or a person did"
 WRITTEN = "is a disk of ours, and was written to since its run left it"
 ALL: list[tuple[Callable[[], Made], str]] = [
@@ -155,6 +184,13 @@ ALL: list[tuple[Callable[[], Made], str]] = [
         disk_of_a_point_that_lost_its_marks,
         "was the disk of restore point point of run-2, and has lost its marks",
     ),
+    (
+        disk_of_others_taken_out_of_the_replica,
+        "was disk 7 of replica .+ until a run put another",
+    ),
+    (point_with_the_keys_of_another, LOST),
+    (replica_with_the_keys_of_another, LOST),
+    (source_snapshot_without_keys, LOST),
     (imported_vm, "bears the UUID of our replica, and is another object: it was imported"),
     (wiped, "has lost its marks: restore point point of run-2 is a snapshot of it"),
 ]

@@ -620,7 +620,7 @@ async def test_disk_with_a_mark_that_is_not_signed_is_in_no_inventory(role: Role
     assert (side.unattached, side.written, side.staging, side.unmarked) == ((), (), (), {})
 
 
-@pytest.mark.parametrize("role", [Role.SOURCE, Role.REPLICA, Role.MEMORY])
+@pytest.mark.parametrize("role", [Role.SOURCE, Role.REPLICA])
 async def test_disk_of_ours_of_another_role_is_not_loose(role: Role) -> None:
     world = TargetWorld()
     world.mark(world.disk(), role)

@@ -11,6 +11,8 @@ it as an object like any other.
     a disk in no VM that a restore point names       its SR was introduced again, and lost all marks
     a VM that bears the UUID of one of ours          imported with it
     a VM that our restore points are snapshots of    its marks were wiped
+    a VM or snapshot like ours, with disks we signed the same, or others were written over them
+    a disk in no VM that a run took out of a replica people had put it there
 """
 
 from __future__ import annotations
@@ -20,12 +22,20 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from xorepd.replication.format.inventory import disks_of
-from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Role, decode, snapshotting_on
+from xorepd.replication.format.marks import (
+    KEY,
+    REPLICA_TAG,
+    SNAPSHOTTING,
+    Role,
+    decode,
+    snapshotting_on,
+)
 from xorepd.replication.format.ownership import (
     Content,
     content_of,
     is_changed,
     own_mark,
+    run_that_named,
     used_by_vms,
 )
 from xorepd.xapi.records import EPOCH, Vbd, Vdi, Vm
@@ -111,18 +121,22 @@ def _about_disk(cache: Tables, vdi: Vdi, named: Mapping[str, str]) -> str:
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
     if vdi.type == "suspend" and vdi.is_a_snapshot:
         return "is the memory of a snapshot that no VM has"
-    if vdi.uuid in named:
-        return f"was the disk of {named[vdi.uuid]}, and has lost its marks"
-    return ""
+    return named.get(vdi.uuid, "")
 
 
 def _named_disks(cache: Tables) -> Iterator[tuple[str, str]]:
-    """Yield the UUIDs of the disks that our VMs say they have, with these VMs' names."""
+    """Yield the UUIDs of the disks that our VMs say they have or had, and why they are doubtful."""
     for vm in cache.vms.values():
         mark = own_mark(vm)
         if mark is not None:
             kind = "restore point" if mark.role is Role.POINT else "replica"
-            yield from ((uuid, f"{kind} {vm.name_label}") for uuid in mark.disks.values())
+            lost = f"was the disk of {kind} {vm.name_label}, and has lost its marks"
+            yield from ((uuid, lost) for uuid in mark.disks.values())
+            for uuid, device in mark.displaced.items():
+                yield (
+                    uuid,
+                    f"was disk {device} of {kind} {vm.name_label} until a run put another",
+                )
 
 
 def _vms(pool: str, cache: Tables) -> Iterator[Doubt]:
@@ -155,10 +169,20 @@ def _about_vm(cache: Tables, vm: Vm) -> str:
         return f"is a {what} that was written to since it was taken (disk {names})"
     if mark is not None and mark.self == vm.uuid:
         return f"bears the UUID of our {mark.role.value}, and is another object: it was imported"
-    if vm.is_a_snapshot or KEY in vm.other_config:
-        return ""  # of others, or settled
-    for point in cache.present(Vm, vm.snapshots):
-        theirs = own_mark(point)
-        if theirs is not None and theirs.role is Role.POINT:
-            return f"has lost its marks: restore point {point.name_label} is a snapshot of it"
+    if mark is None and KEY in vm.other_config:
+        return ""  # settled
+    if mark is None and not vm.is_a_snapshot:
+        for point in cache.present(Vm, vm.snapshots):
+            theirs = own_mark(point)
+            if theirs is not None and theirs.role is Role.POINT:
+                return f"has lost its marks: restore point {point.name_label} is a snapshot of it"
+    disks = [vdi for _, vdi in disks_of(cache, vm)]
+    origin = cache.vms.get(vm.snapshot_of) if vm.is_a_snapshot else None
+    inherited = decode(origin.other_config) if origin is not None else mark
+    if mark is not None and (inherited is None or inherited.self != mark.self):
+        return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
+    looks_ours = vm.is_a_snapshot or mark is not None or REPLICA_TAG in vm.tags
+    if looks_ours and disks and all(map(own_mark, disks)) and not run_that_named(vm):
+        names = ", ".join(vdi.name_label or vdi.uuid for vdi in disks)
+        return f"carries no mark of its own any more, and its disks are signed by a run ({names})"
     return ""

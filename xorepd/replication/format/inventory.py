@@ -374,7 +374,7 @@ def _is_unattached(cache: Tables, vdi: Vdi, stream: ReplicaKey) -> bool:
     return (
         mark is not None
         and mark.stream == stream
-        and mark.role in (Role.DISK, Role.POINT)
+        and mark.role in (Role.DISK, Role.POINT, Role.MEMORY)
         and not objection(vdi)
         and not used_by_vms(cache, vdi)
     )

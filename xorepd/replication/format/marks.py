@@ -195,6 +195,9 @@ class Mark:
     nobody knows, and both sides are compared."""
     reason: str = ""
     """On staging disks: why it is not sent against a base."""
+    displaced: Mapping[str, str] = field(default_factory=dict)
+    """On replicas: UUID → device of disks of others that a commit has put other disks in place of.
+    Nothing of ours tells on such a disk; `xorepctl orphans` lists it while no VM has it."""
 
     def on(self, uuid: str, ref: str) -> Mark:
         """Return this mark as it is written on the object with that UUID and reference."""
@@ -266,7 +269,7 @@ def _is_sound(mark: Mark) -> bool:
     """Return whether every member has its type: anybody may have written into `other_config`."""
     texts: list[object] = [mark.stream.pool, mark.stream.vm, mark.stream.sr]
     texts += [getattr(mark, name) for name in _TEXTS]
-    sides: list[object] = [mark.disks]
+    sides: list[object] = [mark.disks, mark.displaced]
     commit: Any = mark.commit
     if commit is not None:
         if not isinstance(commit, Commit):

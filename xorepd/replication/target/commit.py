@@ -63,6 +63,9 @@ from xorepd.xapi.vms import (
 
 log = structlog.get_logger(__name__)
 
+MOST_DISPLACED = 64
+"""Disks of others that a replica's mark remembers: each takes up to 50 bytes of `other_config`."""
+
 
 async def commit(
     a: Assignment,
@@ -94,6 +97,7 @@ async def commit(
         moment=snapshot.mark.moment,
         offset=snapshot.mark.offset,
         disks=new,
+        displaced=_displaced(a, side, leaving),
         commit=Commit(
             run=a.run_id,
             old={vbd.userdevice: str(vdi.uuid) for vbd, vdi in leaving if vdi is not None},
@@ -166,6 +170,7 @@ async def finish_commit(a: Assignment, side: TargetSide, point: VmSnapshot) -> N
         commit=None,
         arrived=point.vm.snapshot_time.isoformat(),
         disks=disks,
+        displaced={},
     )
     await rewrite_other_config(a.target, "VM", point.vm.ref, {KEY: mark.encode()}, [CURRENT])
     assert side.replica is not None
@@ -266,11 +271,26 @@ def _part_drives(
         is_ours = vdi is not None and is_live(vdi, a.stream)
         if vbd.userdevice in wanted or is_ours:
             leaving.append((vbd, vdi))
-            if not is_ours:
-                log.warning("drive.detached", device=vbd.userdevice, vdi=vdi and vdi.uuid)
         elif vdi is not None and vbd.type == "Disk":
             staying.append(vdi.ref)
     return leaving, staying
+
+
+def _displaced(
+    a: Assignment, side: TargetSide, leaving: Sequence[tuple[Vbd, Vdi | None]]
+) -> dict[str, str]:
+    """Return the disks of others that make room, now or before, and that may be in no VM then."""
+    before = side.mark.displaced if side.mark is not None else {}
+    present = {
+        uuid: device
+        for uuid, device in before.items()
+        if a.target.cache.by_uuid(Vdi, uuid) is not None
+    }
+    for vbd, vdi in leaving:
+        if vdi is not None and not is_live(vdi, a.stream):
+            log.warning("disk.displaced", device=vbd.userdevice, vdi=vdi.uuid, name=vdi.name_label)
+            present[vdi.uuid] = vbd.userdevice
+    return dict(list(present.items())[-MOST_DISPLACED:])
 
 
 async def _create_replica(a: Assignment, raw: Mapping[str, Any]) -> Ref:
