@@ -66,7 +66,10 @@ class Leavings:
         """
         pools, not_asked = await self._ask()
         found = find_orphans(self._settings().jobs.values(), pools, known)
-        doubts = [doubt for name, cache in pools.items() for doubt in find_doubts(name, cache)]
+        running = {record.run_id for record in self._board.records()}
+        doubts = [
+            doubt for name, cache in pools.items() for doubt in find_doubts(name, cache, running)
+        ]
         return OrphansReply(
             orphans=tuple(map(_told, found)),
             doubts=tuple(DoubtReply(**asdict(doubt)) for doubt in doubts),

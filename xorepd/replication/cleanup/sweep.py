@@ -199,7 +199,7 @@ async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
             if made is not None and own_mark(made) is None:
                 if is_attached(pool.cache, made):
                     continue  # the next sweep looks again
-                if is_as_made(made):
+                if is_as_made(pool.cache, made):
                     log.info("disk.claimed", pool=pool.name, vdi=made.uuid, task=task.name_label)
                     await sign_disk(pool, made, mark)
                 else:

@@ -17,13 +17,15 @@ it as an object like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from xorepd.replication.format.inventory import disks_of
 from xorepd.replication.format.marks import (
+    BLOCK_TEXT,
     KEY,
+    PREFIX,
     REPLICA_TAG,
     SNAPSHOTTING,
     Role,
@@ -68,13 +70,14 @@ class Doubt:
     """The command that makes it an object like any other."""
 
 
-def find_doubts(pool: str, cache: Tables) -> list[Doubt]:
+def find_doubts(pool: str, cache: Tables, running: Collection[str] = ()) -> list[Doubt]:
     """Return the doubtful objects of one pool, by their names.
 
     Args:
         pool: its name.
+        running: runs that are under way: they are going to sign what they have made.
     """
-    found = [*_disks(pool, cache), *_vms(pool, cache)]
+    found = [*_disks(pool, cache), *_vms(pool, cache, running)]
     return sorted(found, key=lambda doubt: (doubt.kind, doubt.name, doubt.uuid))
 
 
@@ -119,6 +122,8 @@ def _about_disk(cache: Tables, vdi: Vdi, named: Mapping[str, str]) -> str:
     if SNAPSHOTTING in vdi.other_config and vdi.is_a_snapshot:
         run, _ = snapshotting_on(vdi.other_config)
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
+    if vdi.is_a_snapshot and any(key.startswith(PREFIX) for key in vdi.other_config):
+        return "is a snapshot with keys of ours, and carries no mark: people changed its keys"
     if vdi.type == "suspend" and vdi.is_a_snapshot:
         return "is the memory of a snapshot that no VM has"
     return named.get(vdi.uuid, "")
@@ -139,9 +144,9 @@ def _named_disks(cache: Tables) -> Iterator[tuple[str, str]]:
                 )
 
 
-def _vms(pool: str, cache: Tables) -> Iterator[Doubt]:
+def _vms(pool: str, cache: Tables, running: Collection[str]) -> Iterator[Doubt]:
     for vm in cache.vms.values():
-        why = _about_vm(cache, vm)
+        why = "" if run_that_named(vm) in running else _about_vm(cache, vm)
         if why:
             yield Doubt(
                 pool=pool,
@@ -177,12 +182,18 @@ def _about_vm(cache: Tables, vm: Vm) -> str:
             if theirs is not None and theirs.role is Role.POINT:
                 return f"has lost its marks: restore point {point.name_label} is a snapshot of it"
     disks = [vdi for _, vdi in disks_of(cache, vm)]
+    run = run_that_named(vm)
     origin = cache.vms.get(vm.snapshot_of) if vm.is_a_snapshot else None
+    if run and mark is None and origin is not None and own_mark(origin) is not None:
+        return f"was made by run {run}, and carries no mark: people took it off"
     inherited = decode(origin.other_config) if origin is not None else mark
     if mark is not None and (inherited is None or inherited.self != mark.self):
         return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
+    is_blocked = BLOCK_TEXT in vm.blocked_operations.values()
+    if mark is None and not vm.is_a_snapshot and is_blocked and REPLICA_TAG in vm.tags:
+        return "looks like a replica, which xorepd keeps from starting, and carries no mark"
     looks_ours = vm.is_a_snapshot or mark is not None or REPLICA_TAG in vm.tags
-    if looks_ours and disks and all(map(own_mark, disks)) and not run_that_named(vm):
+    if looks_ours and disks and all(map(own_mark, disks)) and not run:
         names = ", ".join(vdi.name_label or vdi.uuid for vdi in disks)
         return f"carries no mark of its own any more, and its disks are signed by a run ({names})"
     return ""

@@ -40,6 +40,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+PREFIX = "xorepd:"
 KEY = "xorepd:mark"
 VERSION = 2
 EARLIER = 1

@@ -78,16 +78,22 @@ def content_of(vdi: Vdi, mark: Mark, twin: Vdi | None = None) -> Content:
     return Content.UNKNOWN
 
 
-def is_as_made(vdi: Vdi) -> bool:
+def is_as_made(cache: Tables, vdi: Vdi) -> bool:
     """Return whether a disk that was never signed holds what it held when our call made it.
 
-    A new disk has no content id then. A copy has that of its origin, which the mark that it
-    inherited names; where that does not say, the disk is believed.
+    A new disk has no content id then. A copy has that of its origin. The mark that it inherited
+    names it; where there is none, as on copies of others, another disk has the same.
     """
     inherited = decode(vdi.other_config)
-    if inherited is None or (inherited.self and not inherited.content):
-        return True
-    return vdi.content_id == (inherited.content if inherited.self else "")
+    if inherited is not None and not inherited.self:
+        return not vdi.content_id
+    if inherited is not None and inherited.content:
+        return vdi.content_id == inherited.content
+    return not vdi.content_id or any(
+        other.content_id == vdi.content_id
+        for other in cache.vdis.values()
+        if other.ref != vdi.ref and other.sr == vdi.sr
+    )
 
 
 def is_changed(vdi: Vdi) -> bool:
@@ -101,8 +107,10 @@ def is_changed(vdi: Vdi) -> bool:
 
 def used_by_vms(cache: Tables, vdi: Vdi, *, but: Ref = NULL_REF) -> bool:
     """Return whether any VM, `but` and control domains left out, has this disk, or memory in it."""
-    if vdi.type == "suspend":  # no drive holds it
-        return any(vm.suspend_vdi == vdi.ref and vm.ref != but for vm in cache.vms.values())
+    if vdi.type == "suspend" and any(
+        vm.suspend_vdi == vdi.ref and vm.ref != but for vm in cache.vms.values()
+    ):
+        return True
     owners = (cache.vms.get(vbd.vm) for vbd in cache.present(Vbd, vdi.vbds))
     return any(
         owner is not None and not owner.is_control_domain and owner.ref != but for owner in owners
