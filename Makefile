@@ -19,7 +19,7 @@ setup: .venv/ready
 
 # KEEP=1 leaves pools and daemon running and prints how to look around.
 demo: setup
-	$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+	$(BIN)/python -m xorepd_lab.demo $(if $(KEEP),--keep)
 
 # Software that is not ours and that the lab is tried with: Ansible, XenGarden and npm's xen-api.
 # What Debian has (see .ci/run) is the machine's business.
@@ -58,7 +58,7 @@ mischief: setup
 
 # The tables in docs/lab.md, from the lab's own code.
 docs: setup
-	$(BIN)/python -m xorepd.lab.coverage docs/lab.md
+	$(BIN)/python -m xorepd_lab.coverage docs/lab.md
 
 lint: setup
 	$(BIN)/ruff format --check .

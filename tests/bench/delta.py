@@ -37,10 +37,10 @@ from rich.table import Table
 
 from tests.bench.memory import cpu_seconds
 from tests.bench.served import ServedLab, pool_table, serve
-from tests.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
-from tests.demo.stage import BIN, Stage, StageError
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd_lab.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
+from xorepd_lab.demo.stage import BIN, Stage, StageError
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PAGE: Final = 4 * KIB

@@ -31,9 +31,9 @@ from rich.table import Table
 from tests.bench.guests import DISKS, source_pool
 from tests.bench.memory import cpu_seconds, peak
 from tests.bench.served import ServedLab, pool_table, serve
-from tests.demo.stage import Stage, StageError
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import PoolSpec, SrSpec, Topology
+from xorepd_lab.demo.stage import Stage, StageError
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import PoolSpec, SrSpec, Topology
 
 MIB: Final = 1 << 20
 BUDGETS: Final = ("16MiB", "64MiB", "64GiB")

@@ -37,10 +37,10 @@ from rich.table import Table
 from tests.bench.guests import DISK_SIZE, DISKS, source_pool
 from tests.bench.memory import cpu_seconds
 from tests.bench.served import ServedLab, pool_table, serve
-from tests.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
-from tests.demo.stage import Stage, StageError
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import PoolSpec, SrSpec, Topology
+from xorepd_lab.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
+from xorepd_lab.demo.stage import Stage, StageError
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import PoolSpec, SrSpec, Topology
 
 MIB: Final = 1 << 20
 VMS: Final = ("app01", "app02", "db01", "web01")

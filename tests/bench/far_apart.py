@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from tests.bench.network import FAR, NEAR, Link, Side
 from tests.bench.served import ServedLab, pool_table, serve
-from tests.demo.stage import BIN, READY_S, Notifications, Stage, StageError
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import DiskSpec, ImageSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd_lab.demo.stage import BIN, READY_S, Notifications, Stage, StageError
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import DiskSpec, ImageSpec, PoolSpec, SrSpec, Topology, VmSpec
 
 VM: Final = "web01"
 JOBS: Final = ("direct", "compressed")

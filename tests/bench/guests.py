@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from xorepd.lab.topology import DiskSpec, PoolSpec, SrSpec, VmSpec
+from xorepd_lab.topology import DiskSpec, PoolSpec, SrSpec, VmSpec
 
 MIB: Final = 1 << 20
 DISKS: Final = 4

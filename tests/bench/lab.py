@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 import XenAPI
 
 from tests.bench.memory import cpu_seconds
-from tests.demo.stage import ended_by_signals
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import GIB, LARGE, DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd_lab.demo.stage import ended_by_signals
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import GIB, LARGE, DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
 
 FAST: Final = 0.002
 PIECE: Final = 2 << 20

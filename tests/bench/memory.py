@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.demo.stage import Stage, StageError
+from xorepd_lab.demo.stage import Stage, StageError
 
 GIB = 1 << 30
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -31,7 +31,6 @@ import XenAPI
 from rich.console import Console
 from rich.table import Table
 
-from tests.demo.stage import Stage
 from xorepd.config.models import PoolSettings
 from xorepd.data.digest import Digest, Observed
 from xorepd.data.http.chunked import open_chunked
@@ -43,6 +42,7 @@ from xorepd.ids import Ref, VdiUuid
 from xorepd.transports.direct import Direct
 from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
+from xorepd_lab.demo.stage import Stage
 
 GIB: Final = 1 << 30
 PLAIN_GOAL, TLS_GOAL = 0.3, 0.7

@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 import structlog
 
-from tests.demo.stage import StageError
-from xorepd.lab.handover import describe, write_files
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import Topology
+from xorepd_lab.demo.stage import StageError
+from xorepd_lab.handover import describe, write_files
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import Topology
 
 FAST = 0.01
 """Time scale: what a pool would wait for is not what is measured."""

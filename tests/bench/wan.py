@@ -38,8 +38,8 @@ from tests.bench.far_apart import JOBS, FarApart
 from tests.bench.installed import Installed, InstalledError, lay_out, make_image
 from tests.bench.memory import cpu_seconds
 from tests.bench.network import Link, NetworkError, open_link
-from tests.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
-from tests.demo.stage import StageError
+from xorepd_lab.demo.proof import DISK, ProofError, disks_of, hashes, hold_files_still, login
+from xorepd_lab.demo.stage import StageError
 
 MIB, GIB = 1 << 20, 1 << 30
 BITS_PER_S: Final = 100_000_000

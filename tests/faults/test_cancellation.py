@@ -13,11 +13,11 @@ from tests.lab import hands
 from tests.lab.world import World, new_run
 from tests.patience import patience
 from xorepd.config.models import PoolSettings
-from xorepd.lab.faults import Fault
 from xorepd.replication.deciding.selection import LeftOut
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pool import Pool
+from xorepd_lab.faults.faults import Fault
 
 MiB = 1 << 20
 PROMPT_S = patience(5.0)

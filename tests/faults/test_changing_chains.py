@@ -18,10 +18,10 @@ from tests.lab import hands
 from tests.lab.beginnings import Beginning
 from tests.lab.world import World, new_run, serve_nbd
 from tests.patience import patience
-from xorepd.lab.classes import vdi_cbt
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.classes.storage import vdi_cbt
+from xorepd_lab.faults.faults import Fault
 
 KiB, MiB = 1 << 10, 1 << 20
 

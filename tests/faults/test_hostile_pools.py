@@ -15,8 +15,8 @@ from tests.lab.world import World
 from xorepd.config.models import PoolSettings
 from xorepd.errors import Remedy, XapiUnreachable
 from xorepd.ids import Ref
-from xorepd.lab.faults import Fault
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.faults import Fault
 
 
 def value(given: object) -> bytes:

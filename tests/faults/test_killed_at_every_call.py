@@ -17,9 +17,9 @@ import pytest
 
 from tests.lab.world import World, new_run, world
 from tests.patience import patience
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.faults import Fault
 
 SHARDS = 2
 EVERY_CALL = os.environ.get("XOREPD_SWEEP") == "all"

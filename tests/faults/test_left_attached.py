@@ -14,10 +14,10 @@ from tests.lab import hands
 from tests.lab.test_ownership import doubts, everything
 from tests.lab.test_resume import has_its_content
 from tests.lab.world import World, world
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.topology import SMALL, SrSpec
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.topology import SMALL, SrSpec
 
 pytestmark = pytest.mark.lab
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.world import World
-from xorepd.lab.faults import Fault
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.faults import Fault
 
 
 async def delta(on: World, seed: int) -> int:

@@ -25,13 +25,13 @@ from tests.patience import patience
 from xorepd.data.http import chunked, endpoint, imports
 from xorepd.data.nbd import protocol as nbd
 from xorepd.data.nbd import reader as nbd_reader
-from xorepd.lab.certificates import nbd_context
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
 from xorepd.replication.run.jobs import run_job
 from xorepd.replication.transfer import readers
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi import vdis
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.front.certificates import nbd_context
 
 KiB, MiB = 1 << 10, 1 << 20
 

@@ -14,9 +14,9 @@ from tests.lab import hands
 from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run
 from tests.patience import patience
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 
 async def next_run(two_pools: World, seed: int, **changes: Any) -> RunRecord:

@@ -15,9 +15,9 @@ import trustme
 
 from tests.lab import hands
 from tests.lab.world import World, new_run
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.faults import Fault
 
 
 async def refused(two_pools: World, said: str, **changes: Any) -> str:

@@ -17,13 +17,13 @@ from tests.lab.labclient import until
 from tests.lab.test_ownership import doubts
 from tests.lab.world import TIME_SCALE, World, new_run
 from xorepd.ids import PoolName
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
-from xorepd.lab.pools import Pool
-from xorepd.lab.topology import SMALL
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
+from xorepd_lab.pools import Pool
+from xorepd_lab.topology import SMALL
 
 MiB = 1 << 20
 

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from tests.lab import hands
 from tests.lab.world import World, new_run
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.faults import Fault
 
 AUDIT = "frozen for the audit, ask Jane"
 

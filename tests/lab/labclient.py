@@ -12,9 +12,9 @@ import XenAPI
 
 from tests.lab.whole import OF_CLIENTS, assert_whole
 from tests.patience import patience
-from xorepd.lab.lab import Lab
-from xorepd.lab.pools import Pool
-from xorepd.lab.topology import SMALL
+from xorepd_lab.lab import Lab
+from xorepd_lab.pools import Pool
+from xorepd_lab.topology import SMALL
 
 FAST = 0.002
 """Time scale: what takes a second in a pool takes 2 ms."""

@@ -7,8 +7,8 @@ import pytest
 
 from tests.lab.labclient import Api, logged_in, small_lab
 from tests.lab.whole import left_by
-from xorepd.lab.faults import Faults
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import Faults
+from xorepd_lab.lab import Lab
 
 
 @pytest.fixture

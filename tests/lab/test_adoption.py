@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 from tests.lab import carried, hands
 from tests.lab.world import World, serve_nbd
 from xorepd.data.http import chunked
-from xorepd.lab.faults import Fault
 from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import Outcome
 from xorepd.units import MiB
+from xorepd_lab.faults.faults import Fault
 
 pytestmark = pytest.mark.lab
 

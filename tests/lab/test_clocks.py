@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.lab.world import World
-from xorepd.lab.incidents import Incident
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.incidents import Incident
 
 pytestmark = pytest.mark.lab
 

@@ -19,11 +19,11 @@ from tests.lab.test_forget import forget
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data.http import chunked
-from xorepd.lab.faults import Fault
-from xorepd.lab.topology import SMALL, PoolSpec, SrSpec
 from xorepd.replication.run.jobs import run_job
 from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.topology import SMALL, PoolSpec, SrSpec
 
 pytestmark = pytest.mark.lab
 

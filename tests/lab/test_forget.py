@@ -19,12 +19,12 @@ from xorepd.control.protocol import OrphanReply
 from xorepd.daemon.engine import open_engine
 from xorepd.daemon.orphans import Leavings
 from xorepd.errors import ControlError, LeaseHeld, Refused, XorepdError
-from xorepd.lab.faults import Fault
 from xorepd.replication.deciding.forgetting import Terms
 from xorepd.replication.format.claims import Owner
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.maps import Maps, open_maps
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.faults import Fault
 
 pytestmark = pytest.mark.lab
 

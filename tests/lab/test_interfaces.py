@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import hands
 from tests.lab.world import World
-from xorepd.lab.faults import Fault
+from xorepd_lab.faults.faults import Fault
 
 TO_ISOLATED = {"lan": "dr-isolated"}
 

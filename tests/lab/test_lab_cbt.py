@@ -9,12 +9,12 @@ from uuid import UUID
 import pytest
 
 from tests.lab.labclient import Api, get, logged_in, put, vbd_record, vdi_record, wire
-from xorepd.lab.cbt import CbtLogs, LogHeader, log_size
-from xorepd.lab.chain import DiskError
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import SMALL, PoolSpec, SrSpec, Topology
-from xorepd.lab.vhd import blocks_of, table_size
+from xorepd_lab.disks.cbt import CbtLogs, LogHeader, log_size
+from xorepd_lab.disks.chain import DiskError
+from xorepd_lab.disks.vhd import blocks_of, table_size
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import SMALL, PoolSpec, SrSpec, Topology
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

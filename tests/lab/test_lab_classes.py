@@ -13,12 +13,12 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import FAST, Api, logged_in
-from xorepd.lab.datamodel import CLASSES, NEWER_CLASSES
-from xorepd.lab.generics import REMOVED, WITHOUT_GETTERS, WITHOUT_LISTS, WITHOUT_NAMES
-from xorepd.lab.lab import Lab
-from xorepd.lab.schema import ClassSpec, Type
-from xorepd.lab.topology import SMALL, AccountSpec
-from xorepd.lab.unsimulated import unsimulated
+from xorepd_lab.calls.generics import REMOVED, WITHOUT_GETTERS, WITHOUT_LISTS, WITHOUT_NAMES
+from xorepd_lab.classes.unsimulated import unsimulated
+from xorepd_lab.lab import Lab
+from xorepd_lab.model.datamodel import CLASSES, NEWER_CLASSES
+from xorepd_lab.model.schema import ClassSpec, Type
+from xorepd_lab.topology import SMALL, AccountSpec
 
 pytestmark = pytest.mark.lab
 

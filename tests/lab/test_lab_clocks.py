@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.lab.labclient import Api, get, logged_in, post, wire
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("result", "session")]

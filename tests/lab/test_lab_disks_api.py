@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.lab.labclient import FAST, Api, get, logged_in, until, vbd_record, vdi_record, wire
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import SMALL
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import SMALL
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.lab.labclient import Api, logged_in, small_lab, vbd_record, vdi_record
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("task", "session")]
@@ -198,7 +198,7 @@ async def test_the_old_interface_tells_every_change(lab: Lab, api: Api) -> None:
 async def test_the_old_interface_loses_what_is_too_much(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xorepd.lab.old_events.MOST_BYTES", 2000)
+    monkeypatch.setattr("xorepd_lab.model.old_events.MOST_BYTES", 2000)
     await api("event.register", ["task"])
     for number in range(10):
         await api("task.create", f"t{number}", "")

@@ -10,9 +10,9 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import NULL, Api, exchange, get, logged_in, post, put, until, vdi_record
-from xorepd.lab.faults import BadFault, Fault, Faults
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import BadFault, Fault, Faults
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

@@ -21,10 +21,10 @@ import XenAPI
 from tests.lab.labclient import NULL, Api, logged_in, small_lab
 from tests.lab.test_lab_xva import exported
 from tests.patience import patience
-from xorepd.lab import fsck
-from xorepd.lab.admin import ask
-from xorepd.lab.lab import Lab
-from xorepd.lab.persistence import StateError
+from xorepd_lab import fsck
+from xorepd_lab.admin import ask
+from xorepd_lab.lab import Lab
+from xorepd_lab.model.persistence import StateError
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab
@@ -203,7 +203,7 @@ async def test_a_lab_that_works_is_whole_all_the_time(lab: Lab, api: Api) -> Non
 async def running(state: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
     """Run a lab as a process; give it and what it tells."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xorepd.lab", "up", "--json", "--state", str(state)),
+        *(sys.executable, "-m", "xorepd_lab", "up", "--json", "--state", str(state)),
         *("--topology", "small", "--time-scale", "0.01"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -220,7 +220,7 @@ async def running(state: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
 async def command(state: Path, *options: str) -> tuple[int, str]:
     """Run `xorepd-lab fsck`; return its exit status and what it printed."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xorepd.lab", "fsck", "--state", str(state), *options),
+        *(sys.executable, "-m", "xorepd_lab", "fsck", "--state", str(state), *options),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )

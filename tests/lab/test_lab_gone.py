@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab.labclient import NULL, Api, exchange, get, put, vbd_record, vdi_record
 from tests.lab.nbdclient import allow_nbd, connected, nbd_info
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("result", "task", "session", "disk")]

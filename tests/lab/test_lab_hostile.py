@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from tests.lab.labclient import Api, Wire, exchange, get, post, until, wire
 from tests.lab.nbdclient import allow_nbd, connected, exported, nbd_info
 from tests.lab.test_lab_incidents import administered
-from xorepd.lab.__main__ import app
-from xorepd.lab.faults import Fault, Faults
-from xorepd.lab.lab import Lab
+from xorepd_lab.__main__ import app
+from xorepd_lab.faults.faults import Fault, Faults
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

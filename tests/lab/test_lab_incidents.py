@@ -13,13 +13,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.lab.labclient import Api, exchange, get, logged_in, small_lab, until, vdi_record
-from xorepd.lab.__main__ import app
-from xorepd.lab.admin import Admin, AdminError, ask, socket_path
-from xorepd.lab.chain import DiskError
-from xorepd.lab.effects import EFFECTS
-from xorepd.lab.faults import BadFault, parse_incident
-from xorepd.lab.incidents import INCIDENTS, Incident
-from xorepd.lab.lab import Lab
+from xorepd_lab.__main__ import app
+from xorepd_lab.admin import Admin, AdminError, ask, socket_path
+from xorepd_lab.disks.chain import DiskError
+from xorepd_lab.faults.effects import EFFECTS
+from xorepd_lab.faults.faults import BadFault, parse_incident
+from xorepd_lab.faults.incidents import INCIDENTS, Incident
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

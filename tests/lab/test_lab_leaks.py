@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab.labclient import Api, get, small_lab, until, wire
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
-from xorepd.lab.persistence import StateError
-from xorepd.lab.topology import SMALL
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
+from xorepd_lab.model.persistence import StateError
+from xorepd_lab.topology import SMALL
 
 pytestmark = pytest.mark.lab
 
@@ -108,7 +108,7 @@ async def test_a_directory_that_cannot_be_used_is_refused(tmp_path: Path, obstac
 async def command(*arguments: str) -> tuple[int | None, str]:
     """Run the lab's command line: exit code, and what it wrote to stderr."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xorepd.lab", *arguments),
+        *(sys.executable, "-m", "xorepd_lab", *arguments),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -121,7 +121,7 @@ async def test_a_start_that_is_interrupted_can_be_repeated(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xorepd.lab", "up", "--json", "--state", str(tmp_path)),
+        *(sys.executable, "-m", "xorepd_lab", "up", "--json", "--state", str(tmp_path)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

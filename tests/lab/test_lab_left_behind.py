@@ -10,10 +10,10 @@ import pytest
 
 from tests.lab.labclient import FAST, NULL, Api, get, logged_in, put, until, vdi_record, wire
 from tests.lab.nbdclient import allow_nbd, dom0_vbds, exported, nbd_info
-from xorepd.lab.calls import OutsideCall
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
+from xorepd_lab.calls.recorder import OutsideCall
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("result", "task", "session")]

@@ -30,11 +30,11 @@ from tests.lab.nbdclient import (
     nbd_info,
     trusting,
 )
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.life import State
-from xorepd.lab.pools import NBD_PORT
-from xorepd.lab.topology import SMALL, AccountSpec
+from xorepd_lab.classes.hosts.life import State
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
+from xorepd_lab.pools import NBD_PORT
+from xorepd_lab.topology import SMALL, AccountSpec
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

@@ -16,9 +16,9 @@ from tests.lab.labclient import (
     vbd_record,
     vdi_record,
 )
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("session")]

@@ -13,7 +13,7 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import logged_in, small_lab
-from xorepd.lab.persistence import StateError
+from xorepd_lab.model.persistence import StateError
 
 pytestmark = pytest.mark.lab
 
@@ -61,7 +61,7 @@ async def running(state: Path, kill: bool = False) -> AsyncIterator[dict[str, An
     """Run the command line and give what it told."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "xorepd.lab", "up", "--json", "--topology", "small", "--time-scale", "0.01"),
+        *("-m", "xorepd_lab", "up", "--json", "--topology", "small", "--time-scale", "0.01"),
         *("--state", str(state)),
         stdout=asyncio.subprocess.PIPE,
     )
@@ -78,7 +78,7 @@ async def running(state: Path, kill: bool = False) -> AsyncIterator[dict[str, An
 
 async def run(*arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "xorepd.lab", *arguments, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "xorepd_lab", *arguments, stdout=asyncio.subprocess.PIPE
     )
     output, _ = await process.communicate()
     assert process.returncode == 0

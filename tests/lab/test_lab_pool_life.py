@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.lab.labclient import FAST, NULL, Api, get, post, until, wire
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
-from xorepd.lab.life import State
-from xorepd.lab.pools import Pool
-from xorepd.lab.topology import MIB, DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd_lab.classes.hosts.life import State
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
+from xorepd_lab.pools import Pool
+from xorepd_lab.topology import MIB, DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
 
 pytestmark = pytest.mark.lab
 

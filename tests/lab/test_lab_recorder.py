@@ -6,8 +6,8 @@ import base64
 import pytest
 
 from tests.lab.labclient import Api, exchange, get, logged_in, put, vdi_record
-from xorepd.lab.calls import Caller, Recorder
-from xorepd.lab.lab import Lab
+from xorepd_lab.calls.recorder import Caller, Recorder
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab
@@ -58,7 +58,7 @@ async def test_streams_are_listed_with_their_callers_and_their_bytes(lab: Lab, a
 
 
 def test_the_list_forgets_its_older_half_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xorepd.lab.calls.MOST", 10)
+    monkeypatch.setattr("xorepd_lab.calls.recorder.MOST", 10)
     recorder = Recorder()
 
     for number in range(11):

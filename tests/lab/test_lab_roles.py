@@ -11,10 +11,10 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import FAST, Api, exchange, get, vdi_record
-from xorepd.lab.dispatch import METHODS
-from xorepd.lab.lab import Lab
-from xorepd.lab.roles import ROLES, lowest_role, permission
-from xorepd.lab.topology import SMALL, AccountSpec
+from xorepd_lab.calls.dispatch import METHODS
+from xorepd_lab.lab import Lab
+from xorepd_lab.model.roles import ROLES, lowest_role, permission
+from xorepd_lab.topology import SMALL, AccountSpec
 
 pytestmark = pytest.mark.lab
 

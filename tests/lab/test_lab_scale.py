@@ -23,10 +23,10 @@ from tests.lab.labclient import (
     vdi_record,
     wire,
 )
-from xorepd.lab.failures import ApiError
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.persistence import (
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
+from xorepd_lab.model.failures import ApiError
+from xorepd_lab.model.persistence import (
     RESUME_GAP,
     StateFile,
     dump_registry,
@@ -34,8 +34,8 @@ from xorepd.lab.persistence import (
     load_registry,
     read_state,
 )
-from xorepd.lab.registry import DELETIONS_HIGH, Registry
-from xorepd.lab.topology import MIB, DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd_lab.model.registry import DELETIONS_HIGH, Registry
+from xorepd_lab.topology import MIB, DiskSpec, PoolSpec, SrSpec, Topology, VmSpec
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab
@@ -186,7 +186,7 @@ def test_more_deletions_than_are_remembered_are_saved_all_the_same(tmp_path: Pat
 
 def test_a_journal_is_folded_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, db = tmp_path / "lab.json", registry()
-    monkeypatch.setattr("xorepd.lab.persistence.JOURNAL_BYTES", 4096)
+    monkeypatch.setattr("xorepd_lab.model.persistence.JOURNAL_BYTES", 4096)
     state = StateFile(path)
     made = db.create("SR")
     largest = 0

@@ -8,9 +8,9 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import Api, logged_in, post, wire
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.sessions import MAX_ANONYMOUS, MAX_PER_GROUP
+from xorepd_lab.calls.sessions import MAX_ANONYMOUS, MAX_PER_GROUP
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("task", "session")]

@@ -12,11 +12,11 @@ import pytest
 import xxhash
 
 from tests.lab.labclient import FAST, Api, exchange, get, logged_in, put, vdi_record
-from xorepd.lab import fsck
-from xorepd.lab.kinds import KINDS
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import PoolSpec, SrSpec, Topology
-from xorepd.lab.vhd import DYNAMIC, FULL_BITMAP, Footer, Header, blocks_of, table_size
+from xorepd_lab import fsck
+from xorepd_lab.disks.kinds import KINDS
+from xorepd_lab.disks.vhd import DYNAMIC, FULL_BITMAP, Footer, Header, blocks_of, table_size
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import PoolSpec, SrSpec, Topology
 
 pytestmark = pytest.mark.lab
 

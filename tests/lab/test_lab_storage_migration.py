@@ -9,9 +9,9 @@ import pytest
 
 from tests.lab.labclient import FAST, NULL, Api, exchange, get, logged_in, vdi_record
 from tests.lab.vmwatch import empty_drive, messages
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import SMALL
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import SMALL
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("result", "session")]

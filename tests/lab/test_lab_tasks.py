@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 
 from tests.lab.labclient import Api, logged_in, vdi_record
-from xorepd.lab.faults import Fault
-from xorepd.lab.incidents import Incident
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.leaves("task", "session")]
@@ -193,7 +193,7 @@ async def test_storage_operations_on_one_sr_wait_for_each_other(lab: Lab, api: A
 
 @pytest.mark.leaves("task", "session", "operation")
 async def test_too_many_may_not_wait(lab: Lab, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xorepd.lab.operations.MOST_QUEUED", 1)
+    monkeypatch.setattr("xorepd_lab.calls.operations.MOST_QUEUED", 1)
     (sr,) = await api("SR.get_by_name_label", "prod-shared")
     lab.pools["prod"].db.put("SR", sr, "current_operations", "OpaqueRef:other", "scan")
     waiting = [await api("Async.VDI.create", vdi_record(sr)) for _ in range(2)]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import XenAPI
 
-from xorepd.lab.faults import Fault
-from xorepd.lab.persistence import StateError
-from xorepd.lab.threaded import threaded_lab
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.model.persistence import StateError
+from xorepd_lab.threaded import threaded_lab
 
 pytest_plugins = ("pytester",)
 pytestmark = pytest.mark.lab
@@ -51,7 +51,7 @@ def test_a_failure_in_the_block_still_ends_the_lab(tmp_path: Path) -> None:
 
 
 def test_the_fixture_serves_the_tests_of_another_client(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest('pytest_plugins = ("xorepd.lab.pytest_plugin",)')
+    pytester.makeconftest('pytest_plugins = ("xorepd_lab.pytest_plugin",)')
     pytester.makepyfile(
         """
         import XenAPI

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import judge
 from tests.lab.labclient import FAST, logged_in
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import MIB, DiskSpec, ImageSpec, PoolSpec, SrSpec, Topology, VmSpec
+from xorepd_lab.demo import judge
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import MIB, DiskSpec, ImageSpec, PoolSpec, SrSpec, Topology, VmSpec
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

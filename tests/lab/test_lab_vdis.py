@@ -7,8 +7,8 @@ import pytest
 import pyvhdi
 
 from tests.lab.labclient import Api, exchange, get, vbd_record, vdi_record, wire
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from tests.lab.labclient import NULL, VM_RECORD, Api
-from xorepd.lab.datamodel import CLASSES
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.snapshot_text import dump_record, load_record
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
+from xorepd_lab.model.datamodel import CLASSES
+from xorepd_lab.wire.snapshot_text import dump_record, load_record
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

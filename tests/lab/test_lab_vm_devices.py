@@ -4,7 +4,7 @@ import pytest
 
 from tests.lab.labclient import NULL, Api, vbd_record, vdi_record, vif_record
 from tests.lab.vmwatch import empty_drive
-from xorepd.lab.classes.vif import mac_from_seed
+from xorepd_lab.classes.devices.vif import mac_from_seed
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

@@ -15,9 +15,9 @@ from tests.lab.labclient import (
     vif_record,
 )
 from tests.lab.vmwatch import begun, free_memory, host, messages, tools, until
-from xorepd.lab.faults import Fault
-from xorepd.lab.guest_agent import drop_report
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.guests.agent import drop_report
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

@@ -4,7 +4,7 @@ import pytest
 
 from tests.lab.labclient import NULL, VM_RECORD, Api
 from tests.lab.vmwatch import free_memory, host
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

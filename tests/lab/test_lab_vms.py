@@ -14,8 +14,8 @@ from tests.lab.labclient import (
     vif_record,
 )
 from tests.lab.vmwatch import tools
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

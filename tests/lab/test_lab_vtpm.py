@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from tests.lab.labclient import VM_RECORD, Api
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

@@ -10,7 +10,7 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import Api, exchange, get, post, wire
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.debug, pytest.mark.leaves("task", "session")]
@@ -468,7 +468,7 @@ async def test_connections_above_the_limit_wait(lab: Lab, monkeypatch: pytest.Mo
 
 
 async def test_a_header_has_to_come_in_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xorepd.lab.http.READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("xorepd_lab.wire.http.READ_TIMEOUT_S", 0.05)
 
     late = await exchange(lab.pools["prod"].plain_url, b"GET / HTTP/1.1\r\nHost: ")
 

@@ -17,7 +17,6 @@ import pytest
 import xxhash
 import zstandard
 
-from tests import judge
 from tests.lab.labclient import (
     NULL,
     Api,
@@ -29,9 +28,10 @@ from tests.lab.labclient import (
     vif_record,
     wire,
 )
-from xorepd.lab.faults import Fault
-from xorepd.lab.lab import Lab
-from xorepd.lab.xmlrpc import decode_value, encode_value
+from xorepd_lab.demo import judge
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.lab import Lab
+from xorepd_lab.wire.xmlrpc import decode_value, encode_value
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab

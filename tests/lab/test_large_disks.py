@@ -14,7 +14,6 @@ from xorepd.data.http.chunked import open_chunked
 from xorepd.data.nbd.reader import NbdBudget
 from xorepd.extents import Extent
 from xorepd.ids import PoolName, VdiUuid
-from xorepd.lab.topology import SMALL, DiskSpec, SrSpec, Topology
 from xorepd.replication.transfer.readers import open_nbd
 from xorepd.state.records import Outcome
 from xorepd.units import KiB, MiB, TiB
@@ -22,6 +21,7 @@ from xorepd.xapi.endpoints import DiskEndpoint
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi
 from xorepd.xapi.vdis import create_disk, destroy_disk
+from xorepd_lab.topology import SMALL, DiskSpec, SrSpec, Topology
 
 
 def volumes(*, source: bool, target: bool, data: int | None = None) -> Topology:

@@ -17,8 +17,6 @@ from tests.lab.world import World, new_run, world
 from tests.patience import patience
 from xorepd.errors import LeaseHeld
 from xorepd.ids import PoolName
-from xorepd.lab.faults import Fault
-from xorepd.lab.topology import SMALL, AccountSpec
 from xorepd.replication.context import lease
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.format.claims import PREFIX, Owner, encode, key_of
@@ -27,6 +25,8 @@ from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.records import Sr, parse_time
 from xorepd.xapi.rpc import session
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.topology import SMALL, AccountSpec
 
 OTHER = Owner("0b9d6b0e-52c3-4c0d-8f0a-6a8c5d0f7e11", "standby")
 MiB = 1 << 20

@@ -13,12 +13,12 @@ from structlog.testing import capture_logs
 from tests.lab.world import World, new_run, world
 from tests.patience import patience
 from xorepd.ids import PoolName
-from xorepd.lab.faults import Fault
-from xorepd.lab.topology import SMALL, Topology
 from xorepd.replication.context.limits import pool_key
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pace import WINDOW
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.topology import SMALL, Topology
 
 pytestmark = pytest.mark.lab
 

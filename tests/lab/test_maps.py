@@ -19,11 +19,11 @@ from tests.lab.test_targets import BOTH, THREE_POOLS
 from tests.lab.world import World, clock, new_run, serve_nbd, world
 from xorepd.data import fingerprint_map as builder
 from xorepd.data.http import chunked
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.replication.transfer import disks as transfer
 from xorepd.state.maps import open_maps
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 KiB, MiB = 1 << 10, 1 << 20
 UNIT = 64 * KiB

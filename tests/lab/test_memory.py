@@ -14,10 +14,10 @@ import pytest
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data.budget import CARRYING, COMPARING, READING, Budget
-from xorepd.lab.topology import SMALL, DiskSpec, PoolSpec, SrSpec, VmSpec
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.units import MiB
+from xorepd_lab.topology import SMALL, DiskSpec, PoolSpec, SrSpec, VmSpec
 
 DISKS = 4
 WEB = VmSpec(

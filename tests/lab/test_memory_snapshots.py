@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests import judge
 from tests.lab import hands
 from tests.lab.test_forget import AGREED, daemon, ours_on
 from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run, serve_nbd, world
-from xorepd.lab.faults import Fault
-from xorepd.lab.topology import SMALL, AccountSpec
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 from xorepd.xapi.records import parse_time
+from xorepd_lab.demo import judge
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.topology import SMALL, AccountSpec
 
 pytestmark = pytest.mark.lab
 

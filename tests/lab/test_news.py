@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.lab.world import World
-from xorepd.lab.faults import Fault
 from xorepd.xapi import events
 from xorepd.xapi.pool import Pool
+from xorepd_lab.faults.faults import Fault
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from tests.lab.world import World, clock, new_run
 from xorepd.config.models import Settings
 from xorepd.daemon.engine import open_engine
-from xorepd.lab.faults import Fault
 from xorepd.state.records import Outcome
+from xorepd_lab.faults.faults import Fault
 
 
 def missing(file: Path) -> None:

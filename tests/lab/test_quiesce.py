@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from tests.faults.test_killed_at_every_call import DEAD, killed_at
 from tests.lab import hands
 from tests.lab.world import World, new_run
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 pytestmark = pytest.mark.lab
 

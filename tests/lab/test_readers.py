@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.lab.world import World, serve_nbd
-from xorepd.lab.faults import Fault
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 KiB, MiB = 1 << 10, 1 << 20
 

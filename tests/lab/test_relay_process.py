@@ -23,11 +23,11 @@ from tests.lab.world import World
 from tests.patience import patience
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
-from xorepd.lab.faults import Fault
 from xorepd.relay.certificates import client_context
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.messages import Code
 from xorepd.relay.protocol.mux import Connection
+from xorepd_lab.faults.faults import Fault
 
 pytestmark = pytest.mark.lab
 

@@ -32,13 +32,13 @@ from xorepd.data.http import chunked
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
 from xorepd.extents import Extent
-from xorepd.lab.faults import Fault
 from xorepd.relay import disks
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.blocks import hash_of
 from xorepd.relay.protocol.channel import Over
 from xorepd.relay.protocol.messages import Code
 from xorepd.replication.format.marks import Role
+from xorepd_lab.faults.faults import Fault
 
 pytestmark = [pytest.mark.lab, pytest.mark.debug]
 

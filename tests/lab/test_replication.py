@@ -10,8 +10,8 @@ import pytest
 
 from tests.lab import hands
 from tests.lab.world import World, world
-from xorepd.lab.topology import SMALL
 from xorepd.state.records import Outcome
+from xorepd_lab.topology import SMALL
 
 
 @pytest.mark.debug

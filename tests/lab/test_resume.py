@@ -13,11 +13,11 @@ from tests.lab import carried, hands
 from tests.lab.world import World, serve_nbd
 from tests.patience import patience
 from xorepd.data.http import chunked
-from xorepd.lab.faults import Fault
 from xorepd.replication.deciding import resume
 from xorepd.replication.run.jobs import Context
 from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 KiB, MiB = 1 << 10, 1 << 20
 DATA = 30 * MiB

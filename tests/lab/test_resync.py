@@ -8,9 +8,9 @@ import pytest
 
 from tests.lab import hands
 from tests.lab.world import World, serve_nbd
-from xorepd.lab.faults import Fault
 from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 KiB, MiB = 1 << 10, 1 << 20
 UNIT = 64 * KiB

@@ -13,11 +13,11 @@ from tests.lab import carried, hands
 from tests.lab.test_resume import unseen
 from tests.lab.world import World, serve_nbd
 from xorepd.data.nbd import reader as nbd_reader
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import Context
 from xorepd.replication.transfer import disks as transfer
 from xorepd.replication.transfer import resync
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 KiB, MiB = 1 << 10, 1 << 20
 UNIT = 64 * KiB

@@ -9,10 +9,10 @@ import pytest
 
 from tests.lab import hands
 from tests.lab.world import World, new_run
-from xorepd.lab.faults import Fault
 from xorepd.replication.deciding.selection import LeftOut
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 
 class Told:

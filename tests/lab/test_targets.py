@@ -15,10 +15,10 @@ from tests.lab.hands import destroy_with_disks, vm_of
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data.budget import Budget
-from xorepd.lab.faults import Fault
-from xorepd.lab.topology import SMALL, PoolSpec, SrSpec
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.topology import SMALL, PoolSpec, SrSpec
 
 FAR = PoolSpec("far", ("far-h1",), (SrSpec("far-storage", "ext", ("far-h1",)),), ("lan",))
 THREE_POOLS = replace(SMALL, name="three", pools=(*SMALL.pools, FAR))

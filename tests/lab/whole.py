@@ -6,9 +6,9 @@ from collections.abc import Collection
 import pytest
 
 from tests.patience import patience
-from xorepd.lab import fsck
-from xorepd.lab.fsck import Problem
-from xorepd.lab.lab import Lab
+from xorepd_lab import fsck
+from xorepd_lab.fsck import Problem
+from xorepd_lab.lab import Lab
 
 WAIT_S = 10.0
 """For work that the test did not wait for, such as letting go of a disk after a disconnect."""

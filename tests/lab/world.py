@@ -21,19 +21,19 @@ from typing import Any
 import aiohttp
 import xxhash
 
-from tests import judge
-from tests.demo.proof import check_equal, disks_of, hashes, leftovers, login
 from tests.lab.whole import assert_whole
 from xorepd.config.models import JobSettings, PoolSettings
 from xorepd.ids import RunId
-from xorepd.lab.lab import Lab
-from xorepd.lab.topology import SMALL, Topology
 from xorepd.replication.context.board import Board
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.format.claims import Owner
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.xapi.pool import Pool
+from xorepd_lab.demo import judge
+from xorepd_lab.demo.proof import check_equal, disks_of, hashes, leftovers, login
+from xorepd_lab.lab import Lab
+from xorepd_lab.topology import SMALL, Topology
 
 TIME_SCALE = 0.001
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests import judge
+from xorepd_lab.demo import judge
 
 SETTLED_NS = 25 * 10**6
 """File systems stamp changes by a clock that stands still for some milliseconds."""

@@ -15,13 +15,13 @@ from urllib.parse import urlencode, urlsplit
 
 import XenAPI
 
-from tests.demo.proof import login
 from tests.lab import hands
 from tests.lab.labclient import VM_RECORD, vbd_record, vdi_record
 from tests.mischief import contents
 from tests.mischief.plan import Kind, Role
 from tests.mischief.scene import NULL, Key, Look, Scene, Thing, Written
 from tests.patience import patience
+from xorepd_lab.demo.proof import login
 
 LONGEST_S = patience(30.0)
 """What takes longer hangs."""

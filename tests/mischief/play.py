@@ -20,12 +20,12 @@ from tests.mischief.plan import Deed, End, Forget, Options, Plan, Run, shorter
 from tests.mischief.scene import POOLS, VM_NAME, Scene, Violation
 from tests.patience import patience
 from xorepd.errors import XorepdError
-from xorepd.lab.faults import Fault
-from xorepd.lab.topology import DiskSpec, NoiseSpec, PoolSpec, SrSpec, Topology, VmSpec
 from xorepd.replication.deciding.forgetting import Terms
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.maps import open_maps
 from xorepd.state.records import RunRecord
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.topology import DiskSpec, NoiseSpec, PoolSpec, SrSpec, Topology, VmSpec
 
 MiB = 1 << 20
 MAPS = 1 << 26

@@ -14,7 +14,7 @@ from tests.lab.world import World
 from tests.mischief import contents
 from tests.mischief.contents import Place
 from tests.mischief.plan import Kind, Options, Role
-from xorepd.lab.schema import words
+from xorepd_lab.model.schema import words
 
 NULL = "OpaqueRef:NULL"
 POOLS = ("prod", "dr")

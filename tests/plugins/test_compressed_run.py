@@ -21,12 +21,12 @@ from tests.lab.world import World, clock, new_run, serve_nbd
 from tests.patience import patience
 from tests.unit.relay.ends import make_certificates
 from xorepd.data.nbd import reader as nbd_reader
-from xorepd.lab.faults import Fault
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.replication.transfer import disks as transfer
 from xorepd.replication.transfer import resync
 from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 MiB = 1 << 20
 

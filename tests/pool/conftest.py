@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab.whole import OF_CLIENTS, assert_whole
 from tests.pool.target import Bench, Target, bench_on
-from xorepd.lab.threaded import threaded_lab
+from xorepd_lab.threaded import threaded_lab
 
 
 @pytest.fixture(scope="session")

@@ -27,10 +27,10 @@ from hypothesis.stateful import (
     rule,
 )
 
-from xorepd.lab.cbt import BLOCK as TRACKED
-from xorepd.lab.chain import DiskError
-from xorepd.lab.disks import DiskStore
-from xorepd.lab.vhd import BLOCK
+from xorepd_lab.disks.cbt import BLOCK as TRACKED
+from xorepd_lab.disks.chain import DiskError
+from xorepd_lab.disks.store import DiskStore
+from xorepd_lab.disks.vhd import BLOCK
 
 PER_BLOCK: Final = BLOCK // TRACKED
 SECTOR: Final = 512

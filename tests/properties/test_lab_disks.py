@@ -18,9 +18,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from xorepd.lab.disks import Disk, DiskStore
-from xorepd.lab.streams import ChunkedRawImport, RawExport, VhdExport, VhdImport
-from xorepd.lab.vhd import BLOCK
+from xorepd_lab.disks.store import Disk, DiskStore
+from xorepd_lab.disks.vhd import BLOCK
+from xorepd_lab.wire.streams import ChunkedRawImport, RawExport, VhdExport, VhdImport
 
 SECTOR: Final = 512
 PER_BLOCK: Final = BLOCK // SECTOR

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.patience import patience
-from xorepd.lab.threaded import ThreadedLab, threaded_lab
-from xorepd.lab.topology import PoolSpec, SrSpec, Topology
-from xorepd.lab.vhd import BLOCK, DYNAMIC, SECTOR, Footer, Header, checksum, table_size
+from xorepd_lab.disks.vhd import BLOCK, DYNAMIC, SECTOR, Footer, Header, checksum, table_size
+from xorepd_lab.threaded import ThreadedLab, threaded_lab
+from xorepd_lab.topology import PoolSpec, SrSpec, Topology
 
 pytestmark = pytest.mark.lab
 

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.lab.labclient import small_lab
-from xorepd.lab.failures import ApiError
-from xorepd.lab.jsonrpc import JsonCall
-from xorepd.lab.jsonrpc import decode_call as decode_json
-from xorepd.lab.lab import Lab
-from xorepd.lab.xmlrpc import DEEPEST, Malformed, decode_value, encode_value
-from xorepd.lab.xmlrpc import decode_call as decode_xml
+from xorepd_lab.lab import Lab
+from xorepd_lab.model.failures import ApiError
+from xorepd_lab.wire.jsonrpc import JsonCall
+from xorepd_lab.wire.jsonrpc import decode_call as decode_json
+from xorepd_lab.wire.xmlrpc import DEEPEST, Malformed, decode_value, encode_value
+from xorepd_lab.wire.xmlrpc import decode_call as decode_xml
 
 pytestmark = pytest.mark.lab
 

@@ -24,10 +24,10 @@ from tests.lab.whole import find_problems
 from tests.lab.world import World, new_run, serve_nbd, world
 from tests.patience import patience
 from tests.sweep.sweep import CHUNK, LEFT_BY_THE_DEAD
-from xorepd.lab.faults import Fault
 from xorepd.replication.format.claims import Owner
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 

@@ -17,8 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.patience import patience
-from xorepd.lab.bodies import EndedEarly
-from xorepd.lab.nbd_protocol import (
+from xorepd_lab.faults.bodies import EndedEarly
+from xorepd_lab.front.nbd_server import CONNECTION_LIMIT, NbdConnection, pieces
+from xorepd_lab.pools import Pool
+from xorepd_lab.threaded import ThreadedLab, threaded_lab
+from xorepd_lab.wire.nbd_protocol import (
     LONGEST_NAME,
     PIECE,
     SECTOR,
@@ -33,9 +36,6 @@ from xorepd.lab.nbd_protocol import (
     parse_option,
     refusal,
 )
-from xorepd.lab.nbd_server import CONNECTION_LIMIT, NbdConnection, pieces
-from xorepd.lab.pools import Pool
-from xorepd.lab.threaded import ThreadedLab, threaded_lab
 
 pytestmark = pytest.mark.lab
 

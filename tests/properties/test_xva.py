@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xorepd.lab.failures import ApiError
-from xorepd.lab.xva import (
+from xorepd_lab.model.failures import ApiError
+from xorepd_lab.wire.xva import (
     END,
     OVA_XML,
     Archive,

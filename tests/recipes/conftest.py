@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo.stage import Stage
 from tests.recipes.machine import Machine
+from xorepd_lab.demo.stage import Stage
 
 
 @pytest.fixture

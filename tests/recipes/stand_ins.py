@@ -198,7 +198,7 @@ def _stop(unit: str) -> None:
 
 def xe(arguments: Sequence[str]) -> None:
     """Do with the SDK what xe does, as far as the pages use it."""
-    from tests.demo.proof import login
+    from xorepd_lab.demo.proof import login
 
     command, *rest = arguments
     given = dict(argument.split("=", 1) for argument in rest)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from tests.demo.stage import Stage
 from tests.recipes.likeness import assert_like, is_like
 from tests.recipes.machine import Machine
 from tests.recipes.pages import claim
@@ -34,6 +33,7 @@ from xorepd.daemon.status import job_status
 from xorepd.errors import ControlError, LeaseHeld
 from xorepd.state.history import Latest
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd_lab.demo.stage import Stage
 
 pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.demo.proof import login
-from tests.demo.stage import Stage
 from tests.recipes.likeness import assert_like
 from tests.recipes.machine import Machine
 from tests.recipes.pages import ROOT, Block, claim
 from tests.strangers.programs import need
+from xorepd_lab.demo.proof import login
+from xorepd_lab.demo.stage import Stage
 
 pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 
@@ -209,7 +209,7 @@ def _memory_goes_on(machine: Machine, pools: Stage) -> None:
 
 def test_the_demo_tells_what_the_page_shows() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.demo"],
+        [sys.executable, "-m", "xorepd_lab.demo"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo.stage import Stage
 from tests.recipes.machine import Machine
 from tests.recipes.pages import ROOT, claim
 from tests.strangers.programs import need
+from xorepd_lab.demo.stage import Stage
 
 pytestmark = [
     pytest.mark.timeout(600),  # whole systems, one thing after the other

@@ -21,6 +21,7 @@ NOT_INSTALLED = claim(PAGE, "$ xorepd check")
 INSTALLS = [
     claim("plugins/README.md", "pip install"),
     claim("plugins/xorepd-throttled/README.md", "pip install"),
+    claim("plugins/xorepd-lab/README.md", "pip install"),
     claim("plugins/xorepd-compressed/README.md", "pip install"),
 ]
 THROTTLED = claim("docs/operations.md", 'transport = { name = "throttled"')

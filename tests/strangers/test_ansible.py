@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.labclient import Api
 from tests.strangers.programs import need_python_program, succeed
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests import judge
 from tests.lab.labclient import Api, vdi_record
 from tests.strangers.programs import need, run, succeed
 from tests.unit.lab.vhd_judges import digest_by_qemu
-from xorepd.lab.lab import Lab
-from xorepd.lab.pools import Pool
+from xorepd_lab.demo import judge
+from xorepd_lab.lab import Lab
+from xorepd_lab.pools import Pool
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

@@ -4,7 +4,7 @@ import pytest
 
 from tests.lab.labclient import Api
 from tests.strangers.programs import Done, need, run
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 # It never logs out.

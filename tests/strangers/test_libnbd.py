@@ -12,7 +12,7 @@ import pytest
 from tests.lab.labclient import Api, exchange, get
 from tests.lab.nbdclient import allow_nbd, detached, nbd_info
 from tests.strangers.programs import need, run, succeed
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

@@ -21,8 +21,8 @@ from tests.strangers.programs import need, succeed
 from xorepd.data.nbd.exports import NbdExport
 from xorepd.data.nbd.reader import NbdBudget, open_nbd_reader
 from xorepd.extents import Extent, merge, total
-from xorepd.lab.lab import Lab
 from xorepd.units import KiB, MiB, TiB
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

@@ -6,7 +6,7 @@ import ssl
 import pytest
 
 from tests.strangers.programs import need, succeed
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

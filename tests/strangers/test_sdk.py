@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.labclient import Api, logged_in
 from tests.strangers.programs import PATIENCE_S, run, succeed
-from xorepd.lab.lab import Lab
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

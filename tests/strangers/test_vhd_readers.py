@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import judge
 from tests.lab.labclient import Api
 from tests.strangers.programs import need, succeed
 from tests.unit.lab.vhd_judges import digest_by_qemu
-from xorepd.lab.lab import Lab
+from xorepd_lab.demo import judge
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

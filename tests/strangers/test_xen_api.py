@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests import judge
 from tests.lab.labclient import Api
 from tests.strangers.programs import NODE, need_node_module, succeed
-from xorepd.lab.lab import Lab
-from xorepd.lab.pools import Pool
+from xorepd_lab.demo import judge
+from xorepd_lab.lab import Lab
+from xorepd_lab.pools import Pool
 
 pytest_plugins = ("tests.lab.labfixtures",)
 # It sends its logout and ends without waiting for it.

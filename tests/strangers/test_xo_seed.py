@@ -4,8 +4,8 @@ import pytest
 
 from tests.lab.labclient import VM_RECORD, Api, logged_in, vbd_record, vdi_record
 from tests.strangers.programs import NODE, need_node_module, run
-from xorepd.lab.lab import Lab
-from xorepd.lab.pools import Pool
+from xorepd_lab.lab import Lab
+from xorepd_lab.pools import Pool
 
 pytest_plugins = ("tests.lab.labfixtures",)
 # It never logs out.

@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests import judge
 from tests.lab.labclient import Api, logged_in
 from tests.strangers.programs import need, succeed
 from tests.strangers.test_curl import curl
-from xorepd.lab.lab import Lab
+from xorepd_lab.demo import judge
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = [pytest.mark.lab, pytest.mark.stranger]

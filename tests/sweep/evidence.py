@@ -13,9 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests import judge
-from tests.demo.proof import DISK, leftovers, login
 from tests.lab.world import World
+from xorepd_lab.demo import judge
+from xorepd_lab.demo.proof import DISK, leftovers, login
 
 SOURCE = "prod"
 

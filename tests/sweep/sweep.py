@@ -23,11 +23,11 @@ from tests.lab.world import World, clock, new_run, serve_nbd, world
 from tests.patience import patience
 from tests.sweep.beside import Beside, give_up, stand_beside
 from tests.sweep.evidence import Evidence, look
-from xorepd.lab.faults import Fault
-from xorepd.lab.topology import SMALL, NoiseSpec, PoolSpec, VmSpec
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.maps import open_maps
 from xorepd.state.records import Outcome, RunRecord
+from xorepd_lab.faults.faults import Fault
+from xorepd_lab.topology import SMALL, NoiseSpec, PoolSpec, VmSpec
 
 JOBS = (("web", "web01", "keep"), ("db", "db01", "destroy"))
 """Each job's name, its VM, and what becomes of the data in bases on the source."""

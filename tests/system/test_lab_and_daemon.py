@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import judge
-from tests.demo.proof import disks_of, hold_files_still, login
-from tests.demo.stage import BIN, Stage
+from xorepd_lab.demo import judge
+from xorepd_lab.demo.proof import disks_of, hold_files_still, login
+from xorepd_lab.demo.stage import BIN, Stage
 
 SLOW = 2 << 20
 """Bytes per second of an export that has to be met in its middle."""

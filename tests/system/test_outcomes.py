@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.demo.stage import BIN, CONFIG, Stage
+from xorepd_lab.demo.stage import BIN, CONFIG, Stage
 
 PATIENCE_S = 60.0
 

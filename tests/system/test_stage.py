@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PLAY = """
-from tests.demo.stage import Stage
+from xorepd_lab.demo.stage import Stage
 with Stage() as stage:
     stage.start_lab("--topology", "small")
     print(stage.directory, stage.lab.pid, flush=True)

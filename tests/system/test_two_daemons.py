@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.demo.proof import hold_files_still, leftovers, login
-from tests.demo.stage import CONFIG, Stage
 from xorepd.replication.format.claims import PREFIX
+from xorepd_lab.demo.proof import hold_files_still, leftovers, login
+from xorepd_lab.demo.stage import CONFIG, Stage
 
 SLOW = 1 << 20
 """Bytes per second of an export that has to be met in its middle."""

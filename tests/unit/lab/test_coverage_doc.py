@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from xorepd.lab.coverage import TABLES, own_calls, render
-from xorepd.lab.unsimulated import unsimulated
+from xorepd_lab.classes.unsimulated import unsimulated
+from xorepd_lab.coverage import TABLES, own_calls, render
 
 PAGE = Path(__file__).parents[3] / "docs" / "lab.md"
 

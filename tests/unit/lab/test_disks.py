@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from vhd_judges import assert_sound, digest, digest_by_libvhdi, digest_by_qemu, needs_qemu
 
-from xorepd.lab.disks import Disk, DiskError, DiskStore
-from xorepd.lab.vhd import BLOCK
+from xorepd_lab.disks.store import Disk, DiskError, DiskStore
+from xorepd_lab.disks.vhd import BLOCK
 
 PAGE = 4096
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 import pytest
 from vhd_judges import assert_sound, chain_of, digest, digest_by_libvhdi
 
-from xorepd.lab.disks import Disk, DiskStore
-from xorepd.lab.vhd import BLOCK
+from xorepd_lab.disks.store import Disk, DiskStore
+from xorepd_lab.disks.vhd import BLOCK
 
 PAGE: Final = 4096
 KILLED: Final = 9

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from vhd_judges import assert_sound, digest, digest_by_libvhdi
 
-from xorepd.lab.chain import runs
-from xorepd.lab.disks import Disk, DiskStore
-from xorepd.lab.guests import (
+from xorepd_lab.disks.chain import runs
+from xorepd_lab.disks.store import Disk, DiskStore
+from xorepd_lab.disks.vhd import BLOCK
+from xorepd_lab.guests.workload import (
     GuestError,
     load_raw,
     make_ext4,
@@ -20,7 +21,6 @@ from xorepd.lab.guests import (
     write_random,
     write_sequential,
 )
-from xorepd.lab.vhd import BLOCK
 
 FILES = {"etc/motd": b"welcome\n", "/var/www/index.html": b"<p>hello</p>" * 5000}
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 import trustme
 
-from xorepd.lab.http import Connection
+from xorepd_lab.wire.http import Connection
 
 BODY = bytes(range(256)) * 64
 

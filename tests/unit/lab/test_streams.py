@@ -11,8 +11,9 @@ import pytest
 import pyvhdi
 from vhd_judges import assert_sound, digest, digest_by_qemu, needs_qemu
 
-from xorepd.lab.disks import Disk, DiskError, DiskStore
-from xorepd.lab.streams import (
+from xorepd_lab.disks.store import Disk, DiskError, DiskStore
+from xorepd_lab.disks.vhd import BLOCK, DIFFERENCING, FIXED, UNUSED, Footer, Header
+from xorepd_lab.wire.streams import (
     ChunkedRawImport,
     RawExport,
     RawImport,
@@ -20,7 +21,6 @@ from xorepd.lab.streams import (
     VhdExport,
     VhdImport,
 )
-from xorepd.lab.vhd import BLOCK, DIFFERENCING, FIXED, UNUSED, Footer, Header
 
 PAGE = 4096
 ALL = b"\xff" * 512

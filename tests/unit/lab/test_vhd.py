@@ -2,7 +2,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from xorepd.lab.vhd import (
+from xorepd_lab.disks.vhd import (
     BLOCK,
     DIFFERENCING,
     DYNAMIC,

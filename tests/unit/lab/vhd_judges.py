@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pyvhdi
 
-from xorepd.lab.disks import DiskStore
+from xorepd_lab.disks.store import DiskStore
 
 needs_qemu = pytest.mark.skipif(
     shutil.which("qemu-img") is None, reason="qemu-img is not installed (Debian: qemu-utils)"

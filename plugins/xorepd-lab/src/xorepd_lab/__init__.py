@@ -1,0 +1,1 @@
+"""XCP-ng pools in one process, without a hypervisor, to try and to test clients of XAPI."""

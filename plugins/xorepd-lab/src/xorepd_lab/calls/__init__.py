@@ -1,0 +1,1 @@
+"""From a request to its handler and back: sessions, operations, tasks, dispatch."""

@@ -1,0 +1,1 @@
+"""The calls of each XAPI class, and what follows from them."""

@@ -1,0 +1,1 @@
+"""VBD, VIF, VTPM, network: what belongs to a VM and is no VM."""

@@ -1,0 +1,1 @@
+"""SR, PBD, VDI: storage, and which disks are in use."""

@@ -1,0 +1,1 @@
+"""VM: from making one to migrating its disks."""

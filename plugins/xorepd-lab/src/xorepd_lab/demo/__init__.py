@@ -1,0 +1,1 @@
+"""The tour of xorepd between two pools of a lab, judged by software that is neither."""

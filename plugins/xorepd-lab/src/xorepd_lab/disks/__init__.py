@@ -1,0 +1,1 @@
+"""The disks behind SRs: VHD files, chains, changed-block logs, kinds of SR, garbage collection."""

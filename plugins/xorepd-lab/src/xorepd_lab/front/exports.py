@@ -1,0 +1,160 @@
+"""GET /export_raw_vdi: a disk as a stream, answered with 200 before anything is tried.
+
+    header ► 200 ► attach ► blocks until the end ► detach ► task
+                     └─ failure: a whole HTTP 500 response inside the body, task failed
+
+Source: xapi: ocaml/xapi/export_raw_vdi.ml, vhd_tool_wrapper.ml.
+"""
+
+from collections import deque
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from xorepd_lab.classes.storage.attachments import attached_to_dom0
+from xorepd_lab.disks.chain import DiskError
+from xorepd_lab.disks.kinds import MAX_VHD, kind_of
+from xorepd_lab.disks.vhd_file import FileRange
+from xorepd_lab.faults.bodies import EndedEarly, OutgoingBody
+from xorepd_lab.front.doors import FORMATS, IO_ERROR, Visit, credentials, find, other_host, task_of
+from xorepd_lab.model.failures import ApiError, internal_error
+from xorepd_lab.pools import Pool
+from xorepd_lab.wire import http
+from xorepd_lab.wire.streams import Export, Part, RawExport, StreamError, TarExport, VhdExport
+
+CONTENT_TYPES: Final = FORMATS | {"tar": "application/x-tar"}
+
+
+async def export_raw_vdi(visit: Visit) -> None:
+    """Serve one export. Raises ApiError for what becomes a real 500, before any answer."""
+    pool, request = visit.pool, visit.request
+    async with credentials(visit):
+        name = request.parameter("vdi")
+        if name is None:
+            raise ApiError("VDI_MISSING")
+        vdi = find(pool, "VDI", name)
+        location = other_host(visit, pool.db.get("VDI", vdi, "SR"))
+        if location is not None:
+            visit.record.outcome = "302"
+            await visit.connection.send(http.redirect(location))
+            return
+        async with task_of(visit, "Exporting raw VDI") as task:
+            await _serve(visit, vdi, task)
+
+
+async def _serve(visit: Visit, vdi: str, task: str) -> None:
+    pool = visit.pool
+    if visit.format not in CONTENT_TYPES:
+        visit.record.outcome = "404"
+        pool.tasks.fail(task, internal_error(f"Unknown format {visit.format}"))
+        await visit.connection.send(http.missing())
+        return
+    uuid = pool.db.get("VDI", vdi, "uuid")
+    extension = "raw" if visit.format == "raw" else visit.format
+    disposition = f'content-disposition: attachment; filename="{uuid}.{extension}"'
+    body = OutgoingBody(visit.connection, visit.fault)
+    try:
+        await visit.connection.send(
+            http.stream_head(task, CONTENT_TYPES[visit.format], disposition)
+        )
+        await _work(visit, vdi, task, body)
+        if visit.fault is not None:
+            await visit.fault.after_work()
+    except EndedEarly:
+        visit.record.outcome = IO_ERROR.code
+        pool.tasks.fail(task, IO_ERROR)
+    except http.Disconnected:
+        visit.record.outcome = "disconnected"
+        pool.tasks.fail(task, IO_ERROR)
+        raise
+    except ApiError as error:
+        visit.record.outcome = error.code
+        pool.tasks.fail(task, error)
+        await visit.connection.send(http.internal_error_page(str(error), visit.request.version))
+    else:
+        pool.tasks.complete(task, "")
+        if visit.fault is not None and visit.fault.drop_response:
+            visit.connection.cut()
+    finally:
+        visit.record.moved = body.sent
+
+
+async def _work(visit: Visit, vdi: str, task: str, body: OutgoingBody) -> None:
+    pool, db = visit.pool, visit.pool.db
+    if visit.format == "vhd" and db.get("VDI", vdi, "virtual_size") > MAX_VHD:
+        raise ApiError("VDI_TOO_LARGE", vdi, str(MAX_VHD))
+    async with AsyncExitStack() as stack:
+        if visit.fault is not None:
+            await visit.fault.before_work()
+        await stack.enter_async_context(attached_to_dom0(pool, visit.host, vdi, "RO"))
+        repository, uuid = pool.storage.of_vdi(vdi)
+        is_vhd = _is_vhd(pool, vdi)
+        base_uuid = None
+        base_name = visit.request.parameter("base")
+        if base_name is not None:
+            base = find(pool, "VDI", base_name)
+            await stack.enter_async_context(attached_to_dom0(pool, visit.host, base, "RO"))
+            if not is_vhd:
+                raise _failure("Cannot compute differences on non-VHD images")
+            if not _is_vhd(pool, base):
+                raise _failure("base VDI is not a vhd; cannot compute differences")
+            base_repository, base_uuid = pool.storage.of_vdi(base)
+            if base_repository is not repository:
+                raise IO_ERROR
+        make: dict[str, type[Export]] = {"vhd": VhdExport, "raw": RawExport, "tar": TarExport}
+        try:
+            opening = partial(
+                make[visit.format], repository.store, uuid, base_uuid, scanned=not is_vhd
+            )
+            async with pool.lab.opened_in_thread(opening) as export:
+                await _send(visit, export, task, body)
+        except (StreamError, DiskError, OSError) as error:
+            pool.log.info("export.failed", vdi=uuid, error=str(error))
+            raise IO_ERROR from error
+
+
+def _is_vhd(pool: Pool, vdi: str) -> bool:
+    record = pool.db.record("VDI", vdi)
+    kind = kind_of(pool.db.get("SR", record["SR"], "type"))
+    return kind.is_vhd(record["sm_config"])
+
+
+def _failure(text: str) -> ApiError:
+    """Return what OCaml's `failwith` becomes."""
+    return internal_error(f'Failure("{text}")')
+
+
+async def _send(visit: Visit, export: Export, task: str, body: OutgoingBody) -> None:
+    lists = export.parts(body.takes_files)
+    waiting: deque[Part] = deque()  # what was opened and not sent yet, however this ends
+
+    def prepare() -> bool:
+        waiting.extend(next(lists, ()))
+        return bool(waiting)
+
+    percent = 0
+    try:
+        while await visit.pool.lab.in_thread(prepare):
+            while waiting:
+                await _send_part(waiting[0], body)
+                _let_go(waiting.popleft())
+            reached = min(99, body.sent * 100 // max(1, export.length))
+            if reached > percent:
+                percent = reached
+                visit.pool.tasks.progress(task, percent / 100)
+    finally:
+        for part in waiting:
+            _let_go(part)
+    await body.finish()
+
+
+async def _send_part(part: Part, body: OutgoingBody) -> None:
+    if isinstance(part, bytes):
+        await body.send(part)
+    else:
+        await body.send_file(part)
+
+
+def _let_go(part: Part) -> None:
+    if isinstance(part, FileRange):
+        part.close()

@@ -1,0 +1,1 @@
+"""XAPI's data model, and the objects of one pool: classes, fields, roles, errors and events."""
