@@ -114,7 +114,11 @@ def restore_vm(people: People, it: Thing) -> None:
     if pool == it.pool and people.rng.random() < 0.7:
         people.destroy_vm(it.pool, it.ref, with_disks=people.rng.random() < 0.7)
     before = Look(people.scene.world)
-    people.import_vm(archive, pool, people.storage(pool), restore=True)
+    try:
+        people.import_vm(archive, pool, people.storage(pool), restore=True)
+    except NotNow:
+        people.scene.is_harmless = False  # it may be deleted by now
+        raise
     after = Look(people.scene.world)
     people.removed += [key for key in before.vms if key not in after.vms]  # gave way to it
     if it.key == people.scene.source:

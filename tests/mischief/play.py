@@ -268,6 +268,7 @@ async def execute(
         if late:
             task.cancel()
             await asyncio.wait({task}, timeout=PATIENCE_S)
+    reached |= fault.fired > 0  # where it strikes without holding the request back
     faults.clear()
     record = None
     if not task.cancelled() and not (reached and dies):
