@@ -184,8 +184,8 @@ def _about_vm(cache: Tables, vm: Vm) -> str:
     disks = [vdi for _, vdi in disks_of(cache, vm)]
     run = run_that_named(vm)
     origin = cache.vms.get(vm.snapshot_of) if vm.is_a_snapshot else None
-    if run and mark is None and origin is not None and own_mark(origin) is not None:
-        return f"was made by run {run}, and carries no mark: people took it off"
+    if mark is None and origin is not None and own_mark(origin) is not None:
+        return f"is a snapshot of replica {origin.name_label}, and has lost the mark of one"
     inherited = decode(origin.other_config) if origin is not None else mark
     if mark is not None and (inherited is None or inherited.self != mark.self):
         return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
