@@ -11,7 +11,7 @@ import pytest
 from tests.unit.replication.builders import SourceWorld, TargetWorld, World
 from xorepd.ids import Ref
 from xorepd.replication.format.doubts import Doubt, find_doubts
-from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Role
+from xorepd.replication.format.marks import BLOCK_TEXT, KEY, REPLICA_TAG, SNAPSHOTTING, Role
 
 Made = tuple[World, Ref]
 """A pool, and the one object on it that is doubtful."""
@@ -161,6 +161,30 @@ def disk_of_others_taken_out_of_the_replica() -> Made:
     return world, disk
 
 
+def point_without_marks() -> Made:
+    world, point = replicated()
+    for each in (point, *world.disks(point)):
+        world.raw(each)["other_config"] = {}
+    return world, point
+
+
+def replica_without_marks() -> Made:
+    world, _ = replicated()
+    for each in (world.replica, *world.disks(world.replica)):
+        world.raw(each)["other_config"] = {}
+    world.raw(world.replica)["tags"] = [REPLICA_TAG]
+    world.raw(world.replica)["blocked_operations"] = {"start": BLOCK_TEXT}
+    world.raw(world.replica)["snapshots"] = []
+    return world, world.replica
+
+
+def snapshot_with_other_keys() -> Made:
+    world = SourceWorld()
+    disk = world.snapshot_disk(world.roots[0])
+    world.raw(disk)["other_config"] = {"xorepd:cbt": "web"}
+    return world, disk
+
+
 LOST = r"carries no mark of its own any more, and its disks are signed by a run \(.*\)"
 OF_ANOTHER = "carries the mark of disk .+: a run that died cloned it, or a person did"
 WRITTEN = "is a disk of ours, and was written to since its run left it"
@@ -191,6 +215,15 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     (point_with_the_keys_of_another, LOST),
     (replica_with_the_keys_of_another, LOST),
     (source_snapshot_without_keys, LOST),
+    (point_without_marks, r"is a snapshot of replica .+, and has lost the mark of one"),
+    (
+        replica_without_marks,
+        "looks like a replica, which xorepd keeps from starting, and carries no mark",
+    ),
+    (
+        snapshot_with_other_keys,
+        "is a snapshot with keys of ours, and carries no mark: people changed its keys",
+    ),
     (imported_vm, "bears the UUID of our replica, and is another object: it was imported"),
     (wiped, "has lost its marks: restore point point of run-2 is a snapshot of it"),
 ]
