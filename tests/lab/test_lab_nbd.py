@@ -30,7 +30,7 @@ from tests.lab.nbdclient import (
     nbd_info,
     trusting,
 )
-from xorepd_lab.classes.hosts.life import State
+from xorepd_lab.calls.call import State
 from xorepd_lab.faults.faults import Fault
 from xorepd_lab.lab import Lab
 from xorepd_lab.pools import NBD_PORT

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.lab.labclient import FAST, NULL, Api, get, post, until, wire
-from xorepd_lab.classes.hosts.life import State
+from xorepd_lab.calls.call import State
 from xorepd_lab.faults.faults import Fault
 from xorepd_lab.faults.incidents import Incident
 from xorepd_lab.lab import Lab

@@ -11,7 +11,7 @@ import pytest
 import XenAPI
 
 from tests.lab.labclient import FAST, Api, exchange, get, vdi_record
-from xorepd_lab.calls.dispatch import METHODS
+from xorepd_lab.calls.signatures import METHODS
 from xorepd_lab.lab import Lab
 from xorepd_lab.model.roles import ROLES, lowest_role, permission
 from xorepd_lab.topology import SMALL, AccountSpec

@@ -117,7 +117,8 @@ async def counts(api: Api) -> dict[str, int]:
 
 async def disks(api: Api, vm: str) -> dict[str, str]:
     """Return the SHA-256 of a VM's disks by position, as libvhdi reads them."""
-    await api.pool.lab.settled()
+    for repository in api.pool.storage.repositories.values():
+        await repository.garbage.settled.wait()
     found = {}
     for vbd in await api("VM.get_VBDs", vm):
         record = await api("VBD.get_record", vbd)

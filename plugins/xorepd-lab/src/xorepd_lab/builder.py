@@ -3,7 +3,8 @@
 import random
 from typing import Any
 
-from xorepd_lab.calls.dispatch import METHODS, Call
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import METHODS
 from xorepd_lab.classes.vm.power import boot, prepare
 from xorepd_lab.disks.kinds import SrKind, kind_of
 from xorepd_lab.disks.storage import Repository

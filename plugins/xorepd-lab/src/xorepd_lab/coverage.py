@@ -20,8 +20,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from xorepd_lab import methods as methods
-from xorepd_lab.calls.dispatch import METHODS, Method
 from xorepd_lab.calls.generics import register_generics
+from xorepd_lab.calls.signatures import METHODS, Method
 from xorepd_lab.classes.unsimulated import is_simulated, unsimulated
 from xorepd_lab.disks.kinds import KINDS
 from xorepd_lab.faults.effects import EFFECTS

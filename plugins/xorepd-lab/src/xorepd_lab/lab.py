@@ -415,7 +415,7 @@ class Lab:
                 db.create("Certificate", type="host", host=host, **known)
         pool.ca_file = self.directory / f"{pool.name}.pem"
         pool.ca_file.write_text("".join(pool.certificates[host].read_text() for host in hosts))
-        pool.frontages = {host: Frontage(pool, host) for host in hosts}
+        pool.frontages = {host: Frontage(pool, host, self.faults) for host in hosts}
         # Known before it listens: whatever happens from here on, `_stop` closes what is open.
         self.pools[pool.name] = pool
         if pool.https_port:

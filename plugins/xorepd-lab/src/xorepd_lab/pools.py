@@ -1,27 +1,29 @@
 """One pool: its objects, sessions, tasks, locks and disks."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import structlog
 
-from xorepd_lab.calls.dispatch import Call
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Operations
-from xorepd_lab.calls.recorder import NOBODY, Caller
+from xorepd_lab.calls.recorder import NOBODY, Caller, Recorder
 from xorepd_lab.calls.sessions import Sessions
 from xorepd_lab.calls.tasks import Tasks
 from xorepd_lab.classes.hosts.life import Life
 from xorepd_lab.disks.storage import Storage
+from xorepd_lab.faults.faults import Faults
+from xorepd_lab.front.frontage import Frontage
 from xorepd_lab.model.clock import Clock
 from xorepd_lab.model.old_events import OldEvents
 from xorepd_lab.model.registry import Registry
 
-if TYPE_CHECKING:
-    from xorepd_lab.front.frontage import Frontage
-    from xorepd_lab.lab import Lab
+P = ParamSpec("P")
+T = TypeVar("T")
 
 USERNAME = "root"
 NBD_PORT = 10809
@@ -40,18 +42,36 @@ class SrView:
     directory: Path
 
 
+class Lab(Protocol):
+    """What a pool asks of the lab that it is in."""
+
+    directory: Path
+    clock: Clock
+    faults: Faults
+    recorder: Recorder
+
+    def guest_still(self, vm: str) -> AbstractAsyncContextManager[None]: ...
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None] | None": ...
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    def opened_in_thread(
+        self, opening: Callable[[], AbstractContextManager[T]]
+    ) -> AbstractAsyncContextManager[T]: ...
+
+
 class Pool:
     """Everything that the members of a pool share."""
 
     def __init__(
         self,
-        lab: "Lab",
+        lab: Lab,
         name: str,
         db: Registry,
         password: str,
         accounts: Mapping[str, str] | None = None,
     ) -> None:
-        self.lab = lab
+        self._lab = lab
+        self.faults = lab.faults
+        self.recorder = lab.recorder
         self.name = name
         self.db = db
         self.username = USERNAME
@@ -112,7 +132,7 @@ class Pool:
         return self.db.one("host", name_label=name)
 
     def sr_directory(self, uuid: str) -> Path:
-        return self.lab.directory / "srs" / uuid
+        return self._lab.directory / "srs" / uuid
 
     def restart_toolstack(self) -> None:
         """Lose all sessions and tasks; VMs, streams and what was begun go on."""
@@ -137,17 +157,35 @@ class Pool:
             return NOBODY
         return Caller(session, self.db.get("session", session, "originator"))
 
+    def remove_host(self, host: str) -> None:
+        """Forget what listens on a host that is no member any more."""
+        self.frontages.pop(host)
+
+    def guest_still(self, vm: str) -> AbstractAsyncContextManager[None]:
+        """Let a guest read and write nothing while the block runs."""
+        return self._lab.guest_still(vm)
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work on a disk in a thread, see `Lab.in_thread`."""
+        return await self._lab.in_thread(work, *args, **kwargs)
+
+    def opened_in_thread(
+        self, opening: Callable[[], AbstractContextManager[T]]
+    ) -> AbstractAsyncContextManager[T]:
+        """Hold something open that is opened and closed in a thread, see `Lab.opened_in_thread`."""
+        return self._lab.opened_in_thread(opening)
+
     def internal_call(self) -> Call:
         """Return a call of the toolstack's own, on the master."""
         return Call(self, self.master)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None] | None":
         """Run something that a restart of the toolstack does not touch: a guest, a collector."""
-        self.lab.spawn(work, name)
+        return self._lab.spawn(work, name)
 
     def spawn_call(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run the work of an `Async.` call; it dies with the master's toolstack."""
-        task = self.lab.spawn(work, name)
+        task = self._lab.spawn(work, name)
         if task is not None:
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)

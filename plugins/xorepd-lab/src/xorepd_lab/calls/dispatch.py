@@ -1,12 +1,5 @@
 """From a method's name and parameters to its handler, and back to a result or an error.
 
-A handler is declared by the signature that XAPI's data model gives it::
-
-    @rpc("VM.snapshot(vm: ref VM, new_name: string, ignore_vdis: set ref VDI = [])")
-    async def snapshot(call: Call, vm: str, new_name: str, ignore_vdis: list[str]) -> str: ...
-
-The session, first parameter of nearly every call, is checked here and not passed on.
-
     decode the arguments ─► session ─► task ─► role ─► faults ─► handler
 
 All from the task on happens in the task: an `Async.` call that its caller may not make gives a task
@@ -16,123 +9,14 @@ Source: xapi: ocaml/idl/ocaml_backend/gen_server.ml, ocaml/xapi/server_helpers.m
 """
 
 import inspect
-import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from xorepd_lab.calls.call import Call, Fault, Pool
+from xorepd_lab.calls.signatures import METHODS, Method, method_names, split_name
 from xorepd_lab.calls.tasks import NOTHING, TaskWish, result_text
-from xorepd_lab.model.datamodel import ENUMS
 from xorepd_lab.model.failures import NULL, ApiError, internal_error
 from xorepd_lab.model.roles import CALL_EXTENSION, lowest_role, permission
-from xorepd_lab.model.schema import Type, coerce, parse_type
-
-if TYPE_CHECKING:
-    from xorepd_lab.faults.faults import Fault
-    from xorepd_lab.pools import Pool
-
-Handler = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    name: str
-    type: Type
-    mandatory: bool
-    default: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    name: str
-    parameters: tuple[Parameter, ...]
-    handler: Handler
-    asynchronous: bool = True
-    """Whether `Async.<name>` exists."""
-    session: bool = True
-    tracked: bool = True
-    """Whether a synchronous call shows as a task while it runs."""
-    newer: bool = False
-    """Whether pools of XCP-ng 8.3 do not know it."""
-
-    @property
-    def mandatory(self) -> int:
-        return sum(p.mandatory for p in self.parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Where a call came in and on whose behalf it runs."""
-
-    pool: "Pool"
-    host: str
-    session: str = NULL
-    task: str = NULL
-
-
-METHODS: dict[str, Method] = {}
-"""Every method by both its spellings, `VM.start` and `VM_start`."""
-
-_SIGNATURE = re.compile(r"(?P<name>\w+\.\w+)\((?P<params>.*)\)$", re.DOTALL)
-_PARAMETER = re.compile(r"\s*(?P<name>\w+): (?P<type>[\w ]+?)(?: = (?P<default>.+))?\s*$")
-
-
-def register(method: Method, replace: bool = True) -> None:
-    if not replace and method.name in METHODS:
-        return
-    METHODS[method.name] = method
-    METHODS[method.name.replace(".", "_", 1)] = method
-
-
-def rpc(
-    signature: str, *, asynchronous: bool = True, session: bool = True, newer: bool = False
-) -> Callable[[Handler], Handler]:
-    """Declare the handler of one method. Defaults are written as JSON."""
-    found = _SIGNATURE.match(signature)
-    if found is None:
-        raise ValueError(f"cannot read the signature {signature!r}")
-    parameters = read_parameters(found["params"])
-
-    def declare(handler: Handler) -> Handler:
-        register(
-            Method(
-                found["name"],
-                parameters,
-                handler,
-                asynchronous,
-                session,
-                tracked=asynchronous,
-                newer=newer,
-            )
-        )
-        return handler
-
-    return declare
-
-
-def read_parameters(text: str) -> tuple[Parameter, ...]:
-    """Read what stands between the parentheses of a signature."""
-    return tuple(_parameter(part) for part in text.split(",") if part.strip())
-
-
-def _parameter(text: str) -> Parameter:
-    found = _PARAMETER.match(text)
-    if found is None:
-        raise ValueError(f"cannot read the parameter {text!r}")
-    declared = parse_type(found["type"], ENUMS)
-    if found["default"] is None:
-        return Parameter(found["name"], declared, mandatory=True)
-    return Parameter(found["name"], declared, mandatory=False, default=json.loads(found["default"]))
-
-
-def split_name(name: str) -> tuple[str, bool]:
-    """Return a method's name and whether its `Async.` form was asked for."""
-    for prefix in ("Async.", "InternalAsync."):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix), True
-    return name, False
+from xorepd_lab.model.schema import Type, coerce
 
 
 def find_method(pool: "Pool", host: str, name: str, params: list[Any]) -> Method:
@@ -198,7 +82,7 @@ async def dispatch(
     host: str,
     name: str,
     params: list[Any],
-    fault: "Fault | None" = None,
+    fault: Fault | None = None,
     wish: TaskWish = NOTHING,
 ) -> Any:
     """Execute one call that came to `host` and return its result.
@@ -243,7 +127,7 @@ async def perform(call: Call, name: str, *arguments: Any) -> Any:
     """Make a call from inside the toolstack, as a subtask of another one."""
     method = METHODS[name]
     host_name = call.pool.db.get("host", call.host, "name_label")
-    fault = call.pool.lab.faults.pick("inner", name, call.pool.name, host_name, arguments)
+    fault = call.pool.faults.pick("inner", name, call.pool.name, host_name, arguments)
     label = f"Async.{name}"
     with call.pool.tasks.temporary(label, call.task, session=call.session) as task:
         given = list(arguments) + [p.default for p in method.parameters[len(arguments) :]]
@@ -251,7 +135,7 @@ async def perform(call: Call, name: str, *arguments: Any) -> Any:
         return await _run(inner, method, given, fault)
 
 
-async def _execute(call: Call, method: Method, arguments: list[Any], fault: "Fault | None") -> Any:
+async def _execute(call: Call, method: Method, arguments: list[Any], fault: Fault | None) -> Any:
     if method.session:
         _authorise(call, method, arguments)
     return await _run(call, method, arguments, fault)
@@ -267,7 +151,7 @@ def _authorise(call: Call, method: Method, arguments: list[Any]) -> None:
     call.pool.sessions.authorise(call.session, needed, lowest_role(method.name))
 
 
-async def _run(call: Call, method: Method, arguments: list[Any], fault: "Fault | None") -> Any:
+async def _run(call: Call, method: Method, arguments: list[Any], fault: Fault | None) -> Any:
     if fault is not None:
         await fault.before_work()
     try:
@@ -285,7 +169,7 @@ async def _run(call: Call, method: Method, arguments: list[Any], fault: "Fault |
 
 
 async def _run_async(
-    call: Call, method: Method, arguments: list[Any], fault: "Fault | None", own: bool
+    call: Call, method: Method, arguments: list[Any], fault: Fault | None, own: bool
 ) -> None:
     """Run a call in its task; one that the client brought along is the client's to complete."""
     tasks = call.pool.tasks
@@ -297,13 +181,6 @@ async def _run_async(
     else:
         if own:
             tasks.complete(call.task, result_text(result))
-
-
-@cache
-def method_names(release: str) -> tuple[str, ...]:
-    """Return the names of all methods that a pool of a release knows, once each."""
-    old = release == "8.3"
-    return tuple(sorted({m.name for m in METHODS.values() if not (m.newer and old)}))
 
 
 def _system(pool: "Pool", name: str, params: list[Any]) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from xorepd_lab.calls.dispatch import METHODS, Call, Handler, Method, Parameter, register
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import METHODS, Handler, Method, Parameter, register
 from xorepd_lab.model.datamodel import CLASSES, NEWER_CLASSES
 from xorepd_lab.model.failures import ApiError, internal_error
 from xorepd_lab.model.schema import ClassSpec, Field, Type, coerce, words

@@ -11,7 +11,7 @@ from collections import defaultdict
 from datetime import timedelta
 from typing import Any
 
-from xorepd_lab.calls.dispatch import method_names
+from xorepd_lab.calls.signatures import method_names
 from xorepd_lab.calls.tasks import Tasks
 from xorepd_lab.model.clock import Clock, parse_time
 from xorepd_lab.model.failures import NULL, ApiError

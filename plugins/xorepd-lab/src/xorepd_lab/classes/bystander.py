@@ -5,8 +5,9 @@ Source: xapi: ocaml/idl/datamodel.ml, ocaml/xapi/xapi_blob.ml, xapi_secret.ml.
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, Method, Parameter, register, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import create_arguments
+from xorepd_lab.calls.signatures import Method, Parameter, register, rpc
 from xorepd_lab.model.bystanders import NEWER_TABLES
 from xorepd_lab.model.schema import Type, words
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.datamodel import NOT_IN_DATABASE
 from xorepd_lab.model.events import BATCH_S, Token, parse_subscription, wait_for_events
 from xorepd_lab.model.failures import handle_invalid

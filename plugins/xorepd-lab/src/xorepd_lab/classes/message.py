@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import ApiError
 from xorepd_lab.model.schema import DateTime
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, method_names, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import method_names, rpc
 from xorepd_lab.model.failures import ApiError, handle_invalid
 from xorepd_lab.model.roles import ROLES, granted, permissions, role_ref, role_uuid
 from xorepd_lab.wire.filters import parse_filter

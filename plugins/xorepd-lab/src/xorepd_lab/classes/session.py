@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.sessions import ROOT
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import ApiError
 
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import add_to_map
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import NULL
 from xorepd_lab.model.roles import DESTROY_ANY_TASK
 

@@ -15,7 +15,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from xorepd_lab.calls.dispatch import METHODS, Call, Method, Parameter, read_parameters, register
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import METHODS, Method, Parameter, read_parameters, register
 from xorepd_lab.model.failures import NULL, internal_error, not_simulated
 
 _CALLS = """

@@ -9,14 +9,10 @@ Source: sm: libs/sm/cleanup.py.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from xorepd_lab.disks.collector import Kind, Step
+from xorepd_lab.disks.owners import Pool, Repository
 from xorepd_lab.model.failures import ApiError
-
-if TYPE_CHECKING:
-    from xorepd_lab.disks.storage import Repository
-    from xorepd_lab.pools import Pool
 
 QUIET_S = 20.0
 """How long it waits before it starts. XAPI's waits 5 minutes; nobody would watch the lab that long,
@@ -26,7 +22,7 @@ and a client cannot tell the difference from a collector kicked earlier."""
 class GarbageCollector:
     """Works in the background when kicked, until there is nothing left to do."""
 
-    def __init__(self, pool: "Pool", repository: "Repository") -> None:
+    def __init__(self, pool: Pool, repository: Repository) -> None:
         self._pool = pool
         self._repository = repository
         self._waiting = False

@@ -9,15 +9,13 @@ libs/sm/drivers/FileSR.py.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xorepd_lab.disks import volumes
 from xorepd_lab.disks.kinds import SrKind, kind_of
 from xorepd_lab.disks.store import DiskStore, Node
 from xorepd_lab.model.failures import ApiError, backend_failure
-
-if TYPE_CHECKING:
-    from xorepd_lab.model.registry import Registry
+from xorepd_lab.model.registry import Registry
 
 _OF_ONE_VDI = {"type", "vdi_type", "vhd-parent", "paused", "relinking", "activating"}
 """Keys of `sm_config` that a leaf on LVM does not take over from its source, and `host_…`."""

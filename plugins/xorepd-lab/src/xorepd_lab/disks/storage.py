@@ -16,17 +16,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from xorepd_lab.disks.chain import UNAVAILABLE
 from xorepd_lab.disks.garbage import GarbageCollector
 from xorepd_lab.disks.kinds import kind_of
+from xorepd_lab.disks.owners import Pool
 from xorepd_lab.disks.space import Space
 from xorepd_lab.disks.store import DiskError, DiskStore, Node
 from xorepd_lab.model.failures import ApiError, backend_failure
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +37,7 @@ FRESH_SIZE = 1 << 40
 class Repository:
     """One SR and its directory."""
 
-    def __init__(self, pool: "Pool", ref: str, store: DiskStore, directory: Path) -> None:
+    def __init__(self, pool: Pool, ref: str, store: DiskStore, directory: Path) -> None:
         self.ref = ref
         self.store = store
         self.directory = directory
@@ -70,7 +68,7 @@ class Repository:
         """
         async with self._lock:
             try:
-                return await self._pool.lab.in_thread(work, *args, **kwargs)
+                return await self._pool.in_thread(work, *args, **kwargs)
             except DiskError as error:
                 raise backend_failure(error.backend, str(error)) from error
             except OSError as error:
@@ -251,7 +249,7 @@ class Repository:
 class Storage:
     """The repositories of one pool."""
 
-    def __init__(self, pool: "Pool") -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.repositories: dict[str, Repository] = {}
 
@@ -259,7 +257,7 @@ class Storage:
         record = self._pool.db.record("SR", sr)
         capacity = record["physical_size"] if record["physical_size"] > 0 else None
         largest = kind_of(record["type"]).max_size
-        store = await self._pool.lab.in_thread(DiskStore, directory, capacity, largest)
+        store = await self._pool.in_thread(DiskStore, directory, capacity, largest)
         found = self.repositories[sr] = Repository(self._pool, sr, store, directory)
         return found
 

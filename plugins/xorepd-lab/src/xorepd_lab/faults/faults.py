@@ -9,22 +9,20 @@ What each kind does is written in `effects`.
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import structlog
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.faults.effects import EFFECTS, Effect, rewritten
 from xorepd_lab.faults.incidents import Incident
 from xorepd_lab.faults.subjects import names_object, names_sr
 from xorepd_lab.wire.http import Connection, Disconnected
-
-if TYPE_CHECKING:
-    from xorepd_lab.lab import Lab
 
 Where = Literal["rpc", "inner", "export", "import", "nbd", "greeting", "any"]
 OUTSIDE = {"rpc", "export", "import", "nbd"}
@@ -319,10 +317,19 @@ def _parse(adapter: TypeAdapter[Any], value: Any, what: str) -> Any:
         raise BadFault(f"{what}: {place}: {reason}" if place else f"{what}: {reason}") from error
 
 
+class Lab(Protocol):
+    """What the rules ask of the lab that they are for."""
+
+    @property
+    def pools(self) -> Mapping[str, Pool]: ...
+
+    async def happen(self, incident: Incident) -> None: ...
+
+
 class Faults:
     """The rules in force, oldest first; the first that fires wins."""
 
-    def __init__(self, lab: "Lab | None" = None) -> None:
+    def __init__(self, lab: Lab | None = None) -> None:
         self._lab = lab
         self._rules: list[Fault] = []
 

@@ -6,15 +6,13 @@ meets a request. A new kind is a coroutine under `@incident`; nothing else chang
 
 from collections.abc import Awaitable, Callable
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ConfigDict
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.classes.hosts import database
-
-if TYPE_CHECKING:
-    from xorepd_lab.disks.storage import Repository
-    from xorepd_lab.pools import Pool
+from xorepd_lab.disks.storage import Repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class Incident:
         }
 
 
-Happen = Callable[["Pool", Incident], Awaitable[None]]
+Happen = Callable[[Pool, Incident], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +79,11 @@ def incident(name: str, tells: str) -> Callable[[Happen], Happen]:
     return declare
 
 
-def _host(pool: "Pool", what: Incident) -> str:
+def _host(pool: Pool, what: Incident) -> str:
     return pool.master if what.host is None else pool.host(what.host)
 
 
-def _repositories(pool: "Pool", what: Incident) -> "list[Repository]":
+def _repositories(pool: Pool, what: Incident) -> list[Repository]:
     """Return the SR that is meant, or all.
 
     Raises:
@@ -108,65 +106,65 @@ def _repositories(pool: "Pool", what: Incident) -> "list[Repository]":
     "toolstack-restart",
     "the host's toolstack dies and comes back, and leaves disks attached; the master's loses all",
 )
-async def _toolstack_restart(pool: "Pool", what: Incident) -> None:
+async def _toolstack_restart(pool: Pool, what: Incident) -> None:
     await pool.life.restart_toolstack(_host(pool, what))
 
 
 @incident("host-crash", "the host loses its power, and stays off")
-async def _host_crash(pool: "Pool", what: Incident) -> None:
-    await pool.crash_host(_host(pool, what))
+async def _host_crash(pool: Pool, what: Incident) -> None:
+    await pool.life.crash(_host(pool, what))
 
 
 @incident("host-restart", "the host boots, after a crash if it was up")
-async def _host_restart(pool: "Pool", what: Incident) -> None:
-    await pool.restart_host(_host(pool, what))
+async def _host_restart(pool: Pool, what: Incident) -> None:
+    await pool.life.restart(_host(pool, what))
 
 
 @incident("host-unreachable", "nobody reaches the host any more; its VMs go on")
-async def _host_unreachable(pool: "Pool", what: Incident) -> None:
+async def _host_unreachable(pool: Pool, what: Incident) -> None:
     pool.life.isolate(_host(pool, what))
 
 
 @incident("host-reachable", "the host can be reached again")
-async def _host_reachable(pool: "Pool", what: Incident) -> None:
+async def _host_reachable(pool: Pool, what: Incident) -> None:
     await pool.life.reconnect(_host(pool, what))
 
 
 @incident("master-change", "another host becomes master: the one given, else any other")
-async def _master_change(pool: "Pool", what: Incident) -> None:
+async def _master_change(pool: Pool, what: Incident) -> None:
     wanted = None if what.host is None else pool.host(what.host)
     able = [ref for ref in pool.db.refs("host") if ref != pool.master and pool.life.has_power(ref)]
     if not able:
         raise LookupError(f"pool {pool.name} has no other host that is on")
     if wanted in (None, pool.master):
-        await pool.change_master(able[0])
+        await pool.life.change_master(able[0])
     elif wanted in able:
-        await pool.change_master(wanted)
+        await pool.life.change_master(wanted)
     else:
         raise LookupError(f"host {what.host} is off")
 
 
 @incident("session-loss", "sessions end: all, or those of one originator")
-async def _session_loss(pool: "Pool", what: Incident) -> None:
+async def _session_loss(pool: Pool, what: Incident) -> None:
     for ref in pool.db.refs("session"):
         if what.originator in (None, pool.db.get("session", ref, "originator")):
             pool.db.destroy("session", ref)
 
 
 @incident("database-saved", "the pool's database reaches its master's disk; no later one does")
-async def _database_saved(pool: "Pool", what: Incident) -> None:
+async def _database_saved(pool: Pool, what: Incident) -> None:
     pool.saved_database = database.save(pool)
 
 
 @incident("database-rollback", "the master's toolstack is killed; it comes back with the saved one")
-async def _database_rollback(pool: "Pool", what: Incident) -> None:
+async def _database_rollback(pool: Pool, what: Incident) -> None:
     if pool.saved_database is None:
         raise LookupError(f"pool {pool.name} has saved no database; let database-saved happen")
     await pool.life.roll_back(pool.saved_database)
 
 
 @incident("clock-jump", "the clock of the pool's hosts jumps by so many seconds, either way")
-async def _clock_jump(pool: "Pool", what: Incident) -> None:
+async def _clock_jump(pool: Pool, what: Incident) -> None:
     pool.clock.jump(what.seconds)
 
 
@@ -174,43 +172,43 @@ async def _clock_jump(pool: "Pool", what: Incident) -> None:
 
 
 @incident("sr-full", "the SR takes no more than so many bytes from now on (0)")
-async def _sr_full(pool: "Pool", what: Incident) -> None:
+async def _sr_full(pool: Pool, what: Incident) -> None:
     for repository in _repositories(pool, what):
         space, store = repository.space, repository.store
-        spent = space.spent if space.is_lvm else await pool.lab.in_thread(store.spent)
+        spent = space.spent if space.is_lvm else await pool.in_thread(store.spent)
         repository.shrink_capacity(spent + what.bytes)
 
 
 @incident("sr-free", "the SR is as large again as its record says")
-async def _sr_free(pool: "Pool", what: Incident) -> None:
+async def _sr_free(pool: Pool, what: Incident) -> None:
     for repository in _repositories(pool, what):
         repository.restore_capacity()
 
 
 @incident("coalesce-stuck", "the SR's garbage collector does nothing any more")
-async def _coalesce_stuck(pool: "Pool", what: Incident) -> None:
+async def _coalesce_stuck(pool: Pool, what: Incident) -> None:
     for repository in _repositories(pool, what):
         repository.garbage.stuck = True
 
 
 @incident("coalesce-resumed", "the SR's garbage collector works again")
-async def _coalesce_resumed(pool: "Pool", what: Incident) -> None:
+async def _coalesce_resumed(pool: Pool, what: Incident) -> None:
     for repository in _repositories(pool, what):
         repository.garbage.stuck = False
         repository.garbage.kick()
 
 
 @incident("pbd-unplugged", "the host no longer sees the SR, whoever uses it")
-async def _pbd_unplugged(pool: "Pool", what: Incident) -> None:
+async def _pbd_unplugged(pool: Pool, what: Incident) -> None:
     _set_plugged(pool, what, plugged=False)
 
 
 @incident("pbd-plugged", "the host sees the SR again")
-async def _pbd_plugged(pool: "Pool", what: Incident) -> None:
+async def _pbd_plugged(pool: Pool, what: Incident) -> None:
     _set_plugged(pool, what, plugged=True)
 
 
-def _set_plugged(pool: "Pool", what: Incident, plugged: bool) -> None:
+def _set_plugged(pool: Pool, what: Incident, plugged: bool) -> None:
     host, db = _host(pool, what), pool.db
     for repository in _repositories(pool, what):
         for pbd in db.select("PBD", SR=repository.ref, host=host):

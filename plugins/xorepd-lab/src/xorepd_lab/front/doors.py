@@ -8,11 +8,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.calls.recorder import OutsideCall
 from xorepd_lab.faults.faults import Fault
 from xorepd_lab.model.failures import NULL, ApiError
 from xorepd_lab.model.http_actions import HttpAction
-from xorepd_lab.pools import Pool
 from xorepd_lab.rules.storage_rules import hosts_of
 from xorepd_lab.wire.http import Connection, Request
 

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.classes.storage.attachments import attached_to_dom0
 from xorepd_lab.disks.chain import DiskError
 from xorepd_lab.disks.kinds import MAX_VHD, kind_of
@@ -18,7 +19,6 @@ from xorepd_lab.disks.vhd_file import FileRange
 from xorepd_lab.faults.bodies import EndedEarly, OutgoingBody
 from xorepd_lab.front.doors import FORMATS, IO_ERROR, Visit, credentials, find, other_host, task_of
 from xorepd_lab.model.failures import ApiError, internal_error
-from xorepd_lab.pools import Pool
 from xorepd_lab.wire import http
 from xorepd_lab.wire.streams import Export, Part, RawExport, StreamError, TarExport, VhdExport
 
@@ -106,7 +106,7 @@ async def _work(visit: Visit, vdi: str, task: str, body: OutgoingBody) -> None:
             opening = partial(
                 make[visit.format], repository.store, uuid, base_uuid, scanned=not is_vhd
             )
-            async with pool.lab.opened_in_thread(opening) as export:
+            async with pool.opened_in_thread(opening) as export:
                 await _send(visit, export, task, body)
         except (StreamError, DiskError, OSError) as error:
             pool.log.info("export.failed", vdi=uuid, error=str(error))
@@ -134,7 +134,7 @@ async def _send(visit: Visit, export: Export, task: str, body: OutgoingBody) -> 
 
     percent = 0
     try:
-        while await visit.pool.lab.in_thread(prepare):
+        while await visit.pool.in_thread(prepare):
             while waiting:
                 await _send_part(waiting[0], body)
                 _let_go(waiting.popleft())

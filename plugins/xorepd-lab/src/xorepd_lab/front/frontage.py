@@ -1,24 +1,22 @@
 """Everything of one pool member that listens: opened, closed and cut as one."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
+from xorepd_lab.calls.call import Pool
+from xorepd_lab.faults.faults import Faults
 from xorepd_lab.front.certificates import server_context
 from xorepd_lab.front.nbd_server import NbdFront
 from xorepd_lab.front.server import Front
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 
 class Frontage:
     """The doors of one member, always at the same ports."""
 
-    def __init__(self, pool: "Pool", host: str) -> None:
+    def __init__(self, pool: Pool, host: str, faults: Faults) -> None:
         self._pool = pool
         self.host = host
-        self._front = Front(pool, host)
-        self._nbd = NbdFront(pool, host)
+        self._front = Front(pool, host, faults)
+        self._nbd = NbdFront(pool, host, faults)
         self._opening = asyncio.Lock()
         self._closed = 0
         """How often it was closed: who opens sees whether that happened meanwhile."""

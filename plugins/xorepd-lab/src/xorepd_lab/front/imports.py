@@ -8,7 +8,8 @@ Source: xapi: ocaml/xapi/import_raw_vdi.ml, importexport.ml; vhd-tool: impl.ml.
 
 from functools import partial
 
-from xorepd_lab.calls.dispatch import Call, perform
+from xorepd_lab.calls.call import Call, Pool
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.tasks import result_text
 from xorepd_lab.classes.storage.attachments import attached_to_dom0
 from xorepd_lab.disks.chain import Disk, DiskError
@@ -16,7 +17,6 @@ from xorepd_lab.disks.kinds import kind_of
 from xorepd_lab.faults.bodies import IncomingBody
 from xorepd_lab.front.doors import FORMATS, IO_ERROR, Visit, credentials, find, other_host, task_of
 from xorepd_lab.model.failures import ApiError, internal_error
-from xorepd_lab.pools import Pool
 from xorepd_lab.wire import http
 from xorepd_lab.wire.streams import ChunkedRawImport, RawImport, StreamError, VhdImport
 
@@ -133,7 +133,7 @@ async def _work(visit: Visit, vdi: str, chunked: bool) -> None:
             raise IO_ERROR
         try:
             opening = partial(repository.store.open, uuid, writable=True)
-            async with pool.lab.opened_in_thread(opening) as disk:
+            async with pool.opened_in_thread(opening) as disk:
                 await _receive(visit, disk, chunked)
         except (StreamError, DiskError, OSError) as error:
             pool.log.info("import.failed", vdi=uuid, error=str(error))
@@ -148,7 +148,6 @@ def _is_prezeroed(pool: Pool, vdi: str) -> bool:
 
 
 async def _receive(visit: Visit, disk: Disk, chunked: bool) -> None:
-    lab = visit.pool.lab
     length = None if chunked else visit.request.content_length
     parser: ChunkedRawImport | RawImport | VhdImport
     if chunked:
@@ -160,7 +159,7 @@ async def _receive(visit: Visit, disk: Disk, chunked: bool) -> None:
     body = IncomingBody(visit.connection, length, visit.fault)
     try:
         while not parser.done and (piece := await body.take(parser.needed)):
-            await lab.in_thread(parser.feed, piece)
+            await visit.pool.in_thread(parser.feed, piece)
     finally:
         visit.record.moved = body.received
-    await lab.in_thread(parser.finish)
+    await visit.pool.in_thread(parser.finish)

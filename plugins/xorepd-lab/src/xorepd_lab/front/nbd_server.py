@@ -21,17 +21,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 
+from xorepd_lab.calls.call import Pool, State
 from xorepd_lab.calls.recorder import OutsideCall
-from xorepd_lab.classes.hosts.life import State
 from xorepd_lab.classes.storage.attachments import attached_to_dom0
 from xorepd_lab.disks.chain import Disk, DiskError
 from xorepd_lab.disks.vhd import BLOCK
 from xorepd_lab.faults.bodies import EndedEarly, OutgoingBody
-from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.faults import Fault, Faults
 from xorepd_lab.front.certificates import nbd_context
 from xorepd_lab.model.failures import ApiError, incompatible_type
 from xorepd_lab.model.registry import Registry
-from xorepd_lab.pools import Pool
 from xorepd_lab.wire.http import READ_SIZE, Connection, Disconnected
 from xorepd_lab.wire.nbd_protocol import (
     CLIENT_FLAGS,
@@ -118,8 +117,9 @@ class NbdConnection(Connection):
 class NbdFront:
     """What listens for NBD on one host's addresses."""
 
-    def __init__(self, pool: Pool, host: str) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, host: str, faults: Faults) -> None:
+        self.pool = pool
+        self.faults = faults
         self.host = host
         self._servers: list[asyncio.Server] = []
         self._connections: dict[NbdConnection, asyncio.Task[None]] = {}
@@ -131,7 +131,7 @@ class NbdFront:
 
     async def listen(self, address: str, port: int) -> int:
         """Listen, whatever networks have a purpose: that is looked at for each connection."""
-        self._context = nbd_context(self._pool.certificates[self.host])
+        self._context = nbd_context(self.pool.certificates[self.host])
         server = await asyncio.start_server(
             self._accept, address, port, limit=READ_AHEAD, reuse_address=True
         )
@@ -149,7 +149,7 @@ class NbdFront:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = NbdConnection(reader, writer)
-        serving = self._pool.lab.spawn(self._serve(connection), "nbd connection")
+        serving = self.pool.spawn(self._serve(connection), "nbd connection")
         if serving is not None:
             self._connections[connection] = serving
             serving.add_done_callback(lambda _: self._connections.pop(connection, None))
@@ -170,20 +170,21 @@ class NbdFront:
     async def _converse(self, connection: NbdConnection) -> None:
         if not await self._greets(connection) or not await self._toolstack_is_up():
             return
-        purposes = purposes_of(self._pool.db)
+        purposes = purposes_of(self.pool.db)
         if len(purposes) != 1:
             self._note().outcome = "no purpose" if not purposes else "two purposes"
             return
         with suppress(ProtocolError):
             name = await negotiate(connection, self._context if "nbd" in purposes else None)
             if name is not None:
-                await _Visit(self._pool, self.host, connection, *parse_export_name(name)).run()
+                uuid, session = parse_export_name(name)
+                await _Visit(self, connection, uuid, session).run()
 
     async def _greets(self, connection: NbdConnection) -> bool:
         """Let a fault meet the connection; say whether it is served all the same."""
-        pool = self._pool
+        pool = self.pool
         host_name = pool.db.get("host", self.host, "name_label")
-        fault = pool.lab.faults.pick("greeting", "nbd", pool.name, host_name)
+        fault = self.faults.pick("greeting", "nbd", pool.name, host_name)
         if fault is None:
             return True
         try:
@@ -196,14 +197,14 @@ class NbdFront:
     async def _toolstack_is_up(self) -> bool:
         """Wait until there is a toolstack to ask, for some time."""
         for _ in range(TOOLSTACK_TRIES):
-            if self._pool.life.state(self.host) is State.UP:
+            if self.pool.life.state(self.host) is State.UP:
                 return True
-            await self._pool.clock.nap(TOOLSTACK_RETRY_S)
+            await self.pool.clock.nap(TOOLSTACK_RETRY_S)
         return False
 
     def _note(self) -> OutsideCall:
-        host_name = self._pool.db.get("host", self.host, "name_label")
-        return self._pool.lab.recorder.note(self._pool.name, host_name, "nbd", "connect", ())
+        host_name = self.pool.db.get("host", self.host, "name_label")
+        return self.pool.recorder.note(self.pool.name, host_name, "nbd", "connect", ())
 
 
 def purposes_of(db: Registry) -> set[str]:
@@ -252,11 +253,12 @@ class _Visit:
     """A client that named an export, until its VBD is gone."""
 
     def __init__(
-        self, pool: Pool, host: str, connection: NbdConnection, uuid: str, session: str | None
+        self, front: NbdFront, connection: NbdConnection, uuid: str, session: str | None
     ) -> None:
-        self._pool = pool
-        self._host = host
-        self._host_name = pool.db.get("host", host, "name_label")
+        self._pool = pool = front.pool
+        self._faults = front.faults
+        self._host = front.host
+        self._host_name = pool.db.get("host", front.host, "name_label")
         self._connection = connection
         self._uuid = uuid
         self._session = session
@@ -284,10 +286,10 @@ class _Visit:
 
     def _announce(self, name: str, *arguments: int) -> tuple[OutsideCall, Fault | None]:
         """Write down what the client does, and return the fault that meets it."""
-        lab, pool = self._pool.lab, self._pool.name
+        pool = self._pool
         told = (self._uuid, *arguments)
-        record = lab.recorder.note(pool, self._host_name, "nbd", name, told, self._caller)
-        return record, lab.faults.pick("nbd", name, pool, self._host_name, told)
+        record = pool.recorder.note(pool.name, self._host_name, "nbd", name, told, self._caller)
+        return record, self._faults.pick("nbd", name, pool.name, self._host_name, told)
 
     async def _attach(self, vdi: str) -> str:
         """Serve the disk through a VBD on dom0, and return how it ended."""
@@ -307,7 +309,7 @@ class _Visit:
     async def _serve(self, vdi: str) -> str:
         repository, uuid = self._pool.storage.of_vdi(vdi)
         opening = partial(repository.store.open, uuid)
-        async with self._pool.lab.opened_in_thread(opening) as disk:
+        async with self._pool.opened_in_thread(opening) as disk:
             if self._fault is not None and self._fault.drop_response:
                 self._connection.cut()
                 raise Disconnected
@@ -366,7 +368,7 @@ class _Visit:
         blocks = range(offset // BLOCK, (offset + size - 1) // BLOCK + 1)
         if not any(disk.holds(index) for index in blocks):
             return ZEROES if size == PIECE else bytes(size)
-        return await self._pool.lab.in_thread(disk.read, offset, size)
+        return await self._pool.in_thread(disk.read, offset, size)
 
 
 def authorise(pool: Pool, uuid: str, session: str | None) -> str:

@@ -7,18 +7,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.calls.dispatch import dispatch
 from xorepd_lab.calls.recorder import OutsideCall
 from xorepd_lab.calls.tasks import TaskWish
 from xorepd_lab.faults.bodies import send_spoilt
-from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.faults import Fault, Faults
 from xorepd_lab.front import xva_doors
 from xorepd_lab.front.doors import Forbidden, Unauthorised, Visit, admitted
 from xorepd_lab.front.exports import export_raw_vdi
 from xorepd_lab.front.imports import import_raw_vdi
 from xorepd_lab.model.failures import NULL, ApiError
 from xorepd_lab.model.http_actions import ACTIONS, HttpAction, find_action
-from xorepd_lab.pools import Pool
 from xorepd_lab.wire import http, jsonrpc, xmlrpc
 from xorepd_lab.wire.http import Connection, Disconnected, HttpError, Request
 
@@ -50,8 +50,9 @@ CLOSE_S = 60.0
 class Front:
     """What listens on one member's address."""
 
-    def __init__(self, pool: Pool, host: str) -> None:
+    def __init__(self, pool: Pool, host: str, faults: Faults) -> None:
         self._pool = pool
+        self._faults = faults
         self.host = host
         self._servers: list[asyncio.Server] = []
         self._connections: dict[Connection, asyncio.Task[None]] = {}
@@ -86,7 +87,7 @@ class Front:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer)
-        serving = self._pool.lab.spawn(self._serve(connection), "connection")
+        serving = self._pool.spawn(self._serve(connection), "connection")
         if serving is not None:
             self._connections[connection] = serving
             serving.add_done_callback(lambda _: self._connections.pop(connection, None))
@@ -173,15 +174,15 @@ class Front:
     # -- disk handlers --------------------------------------------------------------------------
 
     async def _visit(self, request: Request, connection: Connection, action: HttpAction) -> None:
-        pool, lab = self._pool, self._pool.lab
+        pool = self._pool
         door, format_ = DOORS[action.name]
         name = format_ or request.parameter("format") or "raw"
         kind = "export" if request.method == "GET" else "import"
         host_name = pool.db.get("host", self.host, "name_label")
         query = tuple(sorted((k, v) for k, v in request.query.items() if k != "session_id"))
         caller = pool.caller(request.parameter("session_id"))
-        record = lab.recorder.note(pool.name, host_name, kind, name, query, caller)
-        fault = lab.faults.pick(kind, name, pool.name, host_name, query)
+        record = pool.recorder.note(pool.name, host_name, kind, name, query, caller)
+        fault = self._faults.pick(kind, name, pool.name, host_name, query)
         await _arrive(fault, record, connection)
         visit = Visit(pool, self.host, request, action, connection, record, fault)
         self._streams.add(connection)
@@ -255,14 +256,14 @@ class Front:
         succeed: Callable[[Any], bytes],
         fail: Callable[[list[str]], bytes],
     ) -> tuple[bytes, Fault | None]:
-        pool, lab = self._pool, self._pool.lab
+        pool = self._pool
         host_name = pool.db.get("host", self.host, "name_label")
         is_login = name.startswith(("session.login", "session.slave_l"))
         arguments = tuple(params if is_login else params[1:])
         caller = pool.caller(None if is_login or not params else params[0])
-        record = lab.recorder.note(pool.name, host_name, "rpc", name, arguments, caller)
+        record = pool.recorder.note(pool.name, host_name, "rpc", name, arguments, caller)
         plain_name = name.removeprefix("Async.")
-        fault = lab.faults.pick("rpc", plain_name, pool.name, host_name, arguments)
+        fault = self._faults.pick("rpc", plain_name, pool.name, host_name, arguments)
         await _arrive(fault, record, connection)
         try:
             answer = succeed(await dispatch(pool, self.host, name, params, fault, wish))

@@ -14,9 +14,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from xorepd_lab.calls.dispatch import Call
+from xorepd_lab.calls.call import Call, Pool
 from xorepd_lab.calls.operations import Claim
 from xorepd_lab.calls.tasks import result_text
 from xorepd_lab.classes.storage.attachments import attached_to_dom0
@@ -43,9 +43,6 @@ from xorepd_lab.wire.xva import (
     member,
     premature_end,
 )
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 CANCEL_POLL_S: Final = 10.0
 LOCK_PATIENCE_S: Final = 120.0
@@ -95,13 +92,13 @@ def _vm_of(visit: Visit) -> str:
     return visit.pool.db.by_uuid("VM", query["uuid"])
 
 
-def _vdis_of(pool: "Pool", vm: str) -> list[str]:
+def _vdis_of(pool: Pool, vm: str) -> list[str]:
     vbds = [pool.db.record("VBD", vbd) for vbd in pool.db.get("VM", vm, "VBDs")]
     return [vbd["VDI"] for vbd in vbds if not vbd["empty"] and pool.db.exists("VDI", vbd["VDI"])]
 
 
 @asynccontextmanager
-async def _locked(pool: "Pool", task: str, operation: str, *vms: str) -> AsyncIterator[None]:
+async def _locked(pool: Pool, task: str, operation: str, *vms: str) -> AsyncIterator[None]:
     """Hold VMs; who is in the way for two minutes is told to the client."""
     claims = [Claim("VM", vm, operation) for vm in vms]
     async with AsyncExitStack() as stack:
@@ -152,7 +149,7 @@ async def _export(visit: Visit, vm: str, task: str) -> None:
     pack = compressor(_COMPRESSIONS.get(visit.request.query.get("use_compression", "")))
 
     async def send(data: bytes) -> None:
-        packed = await pool.lab.in_thread(pack.compress, data)
+        packed = await pool.in_thread(pack.compress, data)
         if packed:
             await body.send(packed)
 
@@ -169,13 +166,13 @@ async def _export(visit: Visit, vm: str, task: str) -> None:
         async with attached_to_dom0(pool, visit.host, vdi, "RO"):
             await _send_disk(pool, identifier, vdi, send, watch)
     await send(END)
-    await body.send(await pool.lab.in_thread(pack.flush))
+    await body.send(await pool.in_thread(pack.flush))
     await body.finish()
     if visit.fault is not None:
         await visit.fault.after_work()
 
 
-def _streamed(pool: "Pool", vm: str, table: Table, suspended: bool) -> dict[str, str]:
+def _streamed(pool: Pool, vm: str, table: Table, suspended: bool) -> dict[str, str]:
     """Return the disks that go along with their contents, by identifier: all but CDs."""
     db = pool.db
     vbds = [db.record("VBD", vbd) for vbd in db.get("VM", vm, "VBDs")]
@@ -192,7 +189,7 @@ def _streamed(pool: "Pool", vm: str, table: Table, suspended: bool) -> dict[str,
 class _Watch:
     """Progress of a task over all disks, and its cancellation, looked at now and then."""
 
-    def __init__(self, pool: "Pool", task: str, total: int) -> None:
+    def __init__(self, pool: Pool, task: str, total: int) -> None:
         self._pool = pool
         self._task = task
         self._total = max(1, total)
@@ -218,7 +215,7 @@ class _Watch:
 
 
 async def _send_disk(
-    pool: "Pool",
+    pool: Pool,
     identifier: str,
     vdi: str,
     send: Callable[[bytes], Awaitable[None]],
@@ -226,9 +223,9 @@ async def _send_disk(
 ) -> None:
     repository, uuid = pool.storage.of_vdi(vdi)
     try:
-        async with pool.lab.opened_in_thread(partial(repository.store.open, uuid)) as disk:
+        async with pool.opened_in_thread(partial(repository.store.open, uuid)) as disk:
             parts = _chunks(disk, identifier)
-            while part := await pool.lab.in_thread(next, parts, None):
+            while part := await pool.in_thread(next, parts, None):
                 data, size = part
                 if data:
                     await send(data)
@@ -387,7 +384,7 @@ async def stream_import(call: Call, receive: Receive, options: Options) -> list[
     Raises:
         ApiError: It cannot be done, and all that was begun is undone unless `options.force`.
     """
-    archive = Archive(receive, call.pool.lab.in_thread)
+    archive = Archive(receive, call.pool.in_thread)
     manifest = await archive.manifest()
     check_version(call, manifest)
     records = Records(call, manifest, options)
@@ -424,11 +421,11 @@ async def _receive_disks(
             repository, uuid = pool.storage.of_vdi(vdi)
             try:
                 opening = partial(repository.store.open, uuid, writable=True)
-                async with pool.lab.opened_in_thread(opening) as disk:
+                async with pool.opened_in_thread(opening) as disk:
                     await disks.receive(
                         identifier, size, disk.virtual_size, _writer(pool, disk), watch.passed
                     )
-                    await pool.lab.in_thread(disk.flush)
+                    await pool.in_thread(disk.flush)
             except (DiskError, OSError) as error:
                 pool.log.info("import.failed", vdi=uuid, error=str(error))
                 raise ApiError("VDI_IO_ERROR", "Device I/O error") from error
@@ -438,9 +435,9 @@ async def _receive_disks(
         await disks.check_table()
 
 
-def _writer(pool: "Pool", disk: Disk) -> Callable[[int, bytes], Awaitable[None]]:
+def _writer(pool: Pool, disk: Disk) -> Callable[[int, bytes], Awaitable[None]]:
     async def write(offset: int, data: bytes) -> None:
-        await pool.lab.in_thread(write_bytes, disk, offset, data)
+        await pool.in_thread(write_bytes, disk, offset, data)
 
     return write
 

@@ -8,7 +8,8 @@ from urllib.parse import urljoin
 
 import aiohttp
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.front.xva_doors import stream_import
 from xorepd_lab.front.xva_records import Options
 from xorepd_lab.model.failures import ApiError, internal_error

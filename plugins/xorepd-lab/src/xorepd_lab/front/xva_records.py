@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, perform
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.front.xva_manifest import xapi_version
 from xorepd_lab.model.failures import NULL, ApiError
 from xorepd_lab.model.schema import coerce

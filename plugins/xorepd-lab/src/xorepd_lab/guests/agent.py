@@ -14,13 +14,11 @@ ocaml/xenopsd/lib/xenops_server.ml.
 """
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.model.failures import NULL
 from xorepd_lab.model.registry import Registry
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 BEHAVIOUR_KEY = "lab:guest"
 OS_VERSION = {
@@ -57,7 +55,7 @@ def has_drivers(db: Registry, vm: str) -> bool:
     return bool(disks) and not behaves(db, vm, "no-tools")
 
 
-def report_tools(pool: "Pool", vm: str) -> None:
+def report_tools(pool: Pool, vm: str) -> None:
     """Write what a guest with drivers reports once it is up."""
     _write(
         pool,
@@ -75,13 +73,13 @@ def report_tools(pool: "Pool", vm: str) -> None:
     pool.operations.refresh_vm(vm)
 
 
-def begin_report(pool: "Pool", vm: str) -> None:
+def begin_report(pool: Pool, vm: str) -> None:
     """Let a new domain have a report that says nothing yet, unless it goes on with an older one."""
     if not pool.db.exists("VM_guest_metrics", pool.db.get("VM", vm, "guest_metrics")):
         _write(pool, vm, live=True)
 
 
-def refresh_networks(pool: "Pool", vm: str) -> None:
+def refresh_networks(pool: Pool, vm: str) -> None:
     """Report the addresses anew, after an interface came or went."""
     metrics = pool.db.get("VM", vm, "guest_metrics")
     if pool.db.exists("VM_guest_metrics", metrics) and pool.db.get(
@@ -98,7 +96,7 @@ def drop_report(db: Registry, vm: str) -> None:
         db.destroy("VM_guest_metrics", metrics)
 
 
-def _write(pool: "Pool", vm: str, **fields: Any) -> None:
+def _write(pool: Pool, vm: str, **fields: Any) -> None:
     db = pool.db
     fields["last_updated"] = pool.clock.now()
     metrics = db.get("VM", vm, "guest_metrics")

@@ -7,14 +7,11 @@ Source: xcp-ng: guest-templates-json; xapi: ocaml/xapi/xapi_templates.ml.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.rules.placement import update_memory_overhead
 from xorepd_lab.wire.provision import DISKS_KEY, WantedDisk, write_disks
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 MIB, GIB = 1 << 20, 1 << 30
 MOST_VCPUS = 64
@@ -49,7 +46,7 @@ TEMPLATES = (
 )
 
 
-def make_templates(pool: "Pool") -> None:
+def make_templates(pool: Pool) -> None:
     """Add the default templates to a new pool."""
     db = pool.db
     for template in TEMPLATES:

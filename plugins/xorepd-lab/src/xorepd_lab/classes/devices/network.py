@@ -8,8 +8,9 @@ Source: xapi: ocaml/xapi/xapi_network.ml, ocaml/idl/datamodel.ml.
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import create_arguments
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import NULL, ApiError
 
 USUAL_MTU = 1500

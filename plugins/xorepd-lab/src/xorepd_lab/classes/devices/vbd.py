@@ -5,9 +5,10 @@ Source: xapi: ocaml/xapi/xapi_vbd.ml, xapi_vbd_helpers.ml, message_forwarding.ml
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import create_arguments
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.storage.attachments import activate, check_attach, deactivate
 from xorepd_lab.guests import agent as guest_agent
 from xorepd_lab.model.failures import NULL, ApiError, incompatible_type

@@ -8,9 +8,10 @@ import ipaddress
 import re
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import create_arguments
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.guests import agent as guest_agent
 from xorepd_lab.model.failures import ApiError
 from xorepd_lab.rules.placement import sees_network

@@ -10,8 +10,9 @@ import base64
 import binascii
 import uuid as uuids
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import ApiError, internal_error
 from xorepd_lab.model.registry import Registry
 from xorepd_lab.rules.vm_rules import check_power_state

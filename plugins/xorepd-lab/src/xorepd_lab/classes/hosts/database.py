@@ -14,17 +14,14 @@ Source: xapi: ocaml/database/db_cache_impl.ml, ocaml/xapi/xapi_xenops.ml (on_xap
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.classes.storage.attachments import release_all
 from xorepd_lab.classes.vm.domain import settle
 from xorepd_lab.classes.vm.power import halt
 from xorepd_lab.model.persistence import dump_registry, load_registry
 from xorepd_lab.model.schema import words
 from xorepd_lab.rules.placement import update_free_memory
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 OF_DOMAINS = words("power_state resident_on domid")
 OF_DRIVES = words("VDI empty currently_attached device")
@@ -38,12 +35,12 @@ class _Domain:
     drives: dict[str, dict[str, object]]
 
 
-def save(pool: "Pool") -> str:
+def save(pool: Pool) -> str:
     """Return the database as it is now."""
     return json.dumps(dump_registry(pool.db))
 
 
-async def restore(pool: "Pool", saved: str) -> None:
+async def restore(pool: Pool, saved: str) -> None:
     """Give a pool a database of before; sessions and tasks are in none."""
     db, master = pool.db, pool.master
     domains = {vm: _domain(pool, vm) for vm in db.select("VM", is_control_domain=False)}
@@ -63,7 +60,7 @@ async def restore(pool: "Pool", saved: str) -> None:
     db.wake()
 
 
-def _domain(pool: "Pool", vm: str) -> _Domain | None:
+def _domain(pool: Pool, vm: str) -> _Domain | None:
     """Return what runs of a VM; None when nothing does."""
     db = pool.db
     record = db.record("VM", vm)
@@ -76,7 +73,7 @@ def _domain(pool: "Pool", vm: str) -> _Domain | None:
     )
 
 
-def _resync(pool: "Pool", vm: str, domain: _Domain | None) -> None:
+def _resync(pool: Pool, vm: str, domain: _Domain | None) -> None:
     """Let a VM's record say whether it runs, and what it has attached."""
     db = pool.db
     if domain is None:

@@ -3,10 +3,12 @@
 Source: xapi: ocaml/xapi/xapi_host.ml, message_forwarding.ml (module Host).
 """
 
-from xorepd_lab.calls.dispatch import Call, method_names, perform, rpc
+from xorepd_lab.calls.call import Call, State
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import method_names, rpc
 from xorepd_lab.classes.hosts.host_guests import guests_of, reset_guests
-from xorepd_lab.classes.hosts.life import RESTART_AGENT_S, State
+from xorepd_lab.classes.hosts.life import RESTART_AGENT_S
 from xorepd_lab.model.failures import NULL, ApiError, internal_error, not_simulated
 from xorepd_lab.model.schema import DateTime
 from xorepd_lab.rules.host_rules import check_host_operation
@@ -212,7 +214,7 @@ def destroy(call: Call, host: str) -> None:
         raise ApiError("HOST_HAS_RESIDENT_VMS", host)
     control_domain = db.get("host", host, "control_domain")
     db.destroy("host", host)
-    call.pool.frontages.pop(host)
+    call.pool.remove_host(host)
     for vbd in db.get("VM", control_domain, "VBDs"):
         db.destroy("VBD", vbd)
     db.destroy("VM", control_domain)

@@ -7,15 +7,11 @@ Source: xapi: ocaml/xapi/xapi_xenops.ml, xapi_vm_lifecycle.ml (force_state_reset
 scripts/xapi-autostart-vms.
 """
 
-from typing import TYPE_CHECKING
-
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.classes.vm.power import halt
 from xorepd_lab.model.failures import ApiError
 from xorepd_lab.model.registry import Registry
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 
 def guests_of(db: Registry, host: str) -> list[str]:
@@ -41,7 +37,7 @@ def disks_written_by(db: Registry, host: str) -> list[str]:
     ]
 
 
-def reset_guests(pool: "Pool", host: str) -> None:
+def reset_guests(pool: Pool, host: str) -> None:
     """Note that VMs said to run on a host do not: their domains are gone."""
     call = pool.internal_call()
     for vm in guests_of(pool.db, host):
@@ -50,7 +46,7 @@ def reset_guests(pool: "Pool", host: str) -> None:
         pool.operations.refresh("VM", vm)
 
 
-async def autostart(pool: "Pool") -> None:
+async def autostart(pool: Pool) -> None:
     """Start what is to be started when a host has booted."""
     db = pool.db
     own = next(db.select("pool"))
@@ -64,7 +60,7 @@ async def autostart(pool: "Pool") -> None:
     await _start(pool, wanted)
 
 
-async def restart_protected(pool: "Pool") -> None:
+async def restart_protected(pool: Pool) -> None:
     """Start what HA protects, in order."""
     db = pool.db
     wanted = [
@@ -76,7 +72,7 @@ async def restart_protected(pool: "Pool") -> None:
     await _start(pool, sorted(wanted, key=lambda vm: int(db.get("VM", vm, "order"))))
 
 
-async def _start(pool: "Pool", vms: list[str]) -> None:
+async def _start(pool: Pool, vms: list[str]) -> None:
     for vm in vms:
         try:
             await perform(pool.internal_call(), "VM.start", vm, False, False)

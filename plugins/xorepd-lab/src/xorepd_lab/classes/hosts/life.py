@@ -11,9 +11,8 @@ dbsync_slave.ml, scripts/xapi-autostart-vms; ocaml/idl/datamodel.ml (emergency_c
 """
 
 from collections import Counter
-from enum import Enum, auto
-from typing import TYPE_CHECKING
 
+from xorepd_lab.calls.call import Pool, State
 from xorepd_lab.classes.hosts import database
 from xorepd_lab.classes.hosts.host_guests import (
     autostart,
@@ -26,9 +25,6 @@ from xorepd_lab.classes.storage.attachments import deactivate
 from xorepd_lab.classes.vm.power import halt
 from xorepd_lab.model.failures import ApiError
 from xorepd_lab.model.schema import words
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 HOST_BOOT_S = 120.0
 TOOLSTACK_S = 10.0
@@ -57,19 +53,10 @@ EMERGENCY = set(
 """What a member answers by itself, with or without a master."""
 
 
-class State(Enum):
-    UP = auto()
-    BOOTING = auto()
-    """Its toolstack has not found the master yet."""
-    DOWN = auto()
-    """No toolstack runs; VMs and streams do."""
-    OFF = auto()
-
-
 class Life:
     """What the members of one pool are doing."""
 
-    def __init__(self, pool: "Pool") -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._states: dict[str, State] = {}
         self._isolated: set[str] = set()

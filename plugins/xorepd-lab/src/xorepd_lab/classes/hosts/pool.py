@@ -3,8 +3,9 @@
 Source: xapi: ocaml/xapi/xapi_pool.ml, xapi_pool_transition.ml, xapi_ha.ml, message_forwarding.ml.
 """
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.hosts.life import FUSE_S
 from xorepd_lab.model.failures import ApiError
 from xorepd_lab.rules.storage_rules import features, hosts_of

@@ -17,13 +17,10 @@ sm: libs/sm/blktap2.py, libs/sm/drivers/FileSR.py (load).
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
+from xorepd_lab.calls.call import Pool
 from xorepd_lab.model.failures import ApiError, backend_failure, incompatible_type, internal_error
 from xorepd_lab.rules.storage_rules import hosts_of
-
-if TYPE_CHECKING:
-    from xorepd_lab.pools import Pool
 
 ATTACH_S = 0.5
 """Order of a second in reality; not measured."""
@@ -40,12 +37,12 @@ def device_name(userdevice: str) -> str:
     return f"xvd{letters[number // 26 - 1]}{letters[number % 26]}"
 
 
-def free_userdevice(pool: "Pool", vm: str) -> str:
+def free_userdevice(pool: Pool, vm: str) -> str:
     taken = {pool.db.get("VBD", vbd, "userdevice") for vbd in pool.db.get("VM", vm, "VBDs")}
     return next(str(n) for n in range(255) if str(n) not in taken)
 
 
-def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
+def check_attach(pool: Pool, vdi: str, host: str, mode: str) -> None:
     """Raise what the storage layer says to attaching a VDI on a host, see the table above."""
     db = pool.db
     if not db.get("VDI", vdi, "managed"):
@@ -73,7 +70,7 @@ def check_attach(pool: "Pool", vdi: str, host: str, mode: str) -> None:
         )
 
 
-def activate(pool: "Pool", vdi: str, mode: str, host: str) -> None:
+def activate(pool: Pool, vdi: str, mode: str, host: str) -> None:
     """Note that somebody on a host may read a VDI now, or write.
 
     What is written to loses the fingerprint of its content. Its changed-block log counts as
@@ -98,7 +95,7 @@ def activate(pool: "Pool", vdi: str, mode: str, host: str) -> None:
         repository.lose_log(vdi, "VDI_CBT_METADATA_INCONSISTENT", text)
 
 
-def deactivate(pool: "Pool", vdi: str) -> None:
+def deactivate(pool: Pool, vdi: str) -> None:
     """Note which hosts are done with a VDI: those on which nothing has it attached any more.
 
     Whoever was the last, reader or writer, leaves a consistent log and a fingerprint.
@@ -117,19 +114,19 @@ def deactivate(pool: "Pool", vdi: str) -> None:
             repository.store.logs.set_consistent(db.get("VDI", vdi, "uuid"), True)
 
 
-def active_hosts(pool: "Pool", vdi: str) -> set[str]:
+def active_hosts(pool: Pool, vdi: str) -> set[str]:
     """Return the keys of `sm_config` that name the hosts where a VDI is attached."""
     return {key for key in pool.db.get("VDI", vdi, "sm_config") if key.startswith("host_")}
 
 
-def release_all(pool: "Pool") -> None:
+def release_all(pool: Pool) -> None:
     """Deactivate whatever nothing has attached any more, after VBDs went without a word."""
     for vdi in pool.db.refs("VDI"):
         if active_hosts(pool, vdi):
             deactivate(pool, vdi)
 
 
-def _users(pool: "Pool", vdi: str) -> set[str]:
+def _users(pool: Pool, vdi: str) -> set[str]:
     """Return the hosts whose domains have a VDI; a suspended VM's is attached on paper only."""
     db = pool.db
     vms = {db.get("VBD", vbd, "VM") for vbd in db.select("VBD", VDI=vdi, currently_attached=True)}
@@ -139,7 +136,7 @@ def _users(pool: "Pool", vdi: str) -> set[str]:
 
 @asynccontextmanager
 async def attached_to_dom0(
-    pool: "Pool", host: str, vdi: str, mode: str, by_toolstack: bool = True
+    pool: Pool, host: str, vdi: str, mode: str, by_toolstack: bool = True
 ) -> AsyncIterator[None]:
     """Hold a VDI attached to a host's control domain while the block runs.
 

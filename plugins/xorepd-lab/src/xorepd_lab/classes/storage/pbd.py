@@ -5,9 +5,10 @@ Source: xapi: ocaml/xapi/xapi_pbd.ml, message_forwarding.ml (module PBD).
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import create_arguments
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import ApiError
 
 

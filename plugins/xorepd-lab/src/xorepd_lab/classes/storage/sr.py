@@ -7,8 +7,9 @@ sm: libs/sm/drivers/*.py.
 import shutil
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.storage.pbd import set_plugged
 from xorepd_lab.disks.kinds import kind_of
 from xorepd_lab.model.failures import ApiError, backend_failure
@@ -165,7 +166,7 @@ async def destroy(call: Call, sr: str) -> None:
         for host in db.select("host", local_cache_sr=sr):
             raise ApiError("SR_IS_CACHE_SR", host)
         directory = pool.sr_directory(db.get("SR", sr, "uuid"))
-        await pool.lab.in_thread(shutil.rmtree, directory, ignore_errors=True)
+        await pool.in_thread(shutil.rmtree, directory, ignore_errors=True)
         _forget(call, sr)
 
 

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.generics import create_arguments
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.storage.attachments import active_hosts
 from xorepd_lab.classes.storage.vdi_copy import copy_data
 from xorepd_lab.classes.storage.vdi_fields import check_known

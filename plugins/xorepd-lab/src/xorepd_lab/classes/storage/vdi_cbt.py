@@ -7,8 +7,9 @@ Source: xapi: ocaml/xapi/xapi_vdi.ml, storage_smapiv1.ml; sm: libs/sm/VDI.py
 import asyncio
 from base64 import b64encode
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.storage.attachments import active_hosts
 from xorepd_lab.disks.storage import Repository
 from xorepd_lab.model.failures import NULL, ApiError, backend_failure, internal_error

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.storage.attachments import attached_to_dom0
 from xorepd_lab.disks.chain import Disk, DiskError
 from xorepd_lab.disks.storage import Repository
@@ -126,17 +128,17 @@ async def move_data(
     repository, uuid = pool.storage.of_vdi(vdi)
     into, new = pool.storage.of_vdi(target)
     async with (
-        pool.lab.opened_in_thread(partial(into.store.open, new, writable=True)) as writer,
-        pool.lab.opened_in_thread(partial(repository.store.open, uuid)) as reader,
+        pool.opened_in_thread(partial(into.store.open, new, writable=True)) as writer,
+        pool.opened_in_thread(partial(repository.store.open, uuid)) as reader,
     ):
-        blocks = await pool.lab.in_thread(_blocks, repository, uuid, _base(call, base))
+        blocks = await pool.in_thread(_blocks, repository, uuid, _base(call, base))
         done = 0
         for few in batched(blocks):
             _check_cancelled(call)
-            await pool.lab.in_thread(_copy_blocks, reader, writer, few, base is not None)
+            await pool.in_thread(_copy_blocks, reader, writer, few, base is not None)
             done += len(few)
             pool.tasks.progress(call.task, span[0] + span[1] * done / len(blocks))
-        await pool.lab.in_thread(writer.flush)
+        await pool.in_thread(writer.flush)
 
 
 def _check_cancelled(call: Call) -> None:

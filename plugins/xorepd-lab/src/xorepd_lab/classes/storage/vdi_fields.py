@@ -5,8 +5,9 @@ Source: xapi: ocaml/xapi/xapi_vdi.ml, message_forwarding.ml (module VDI), sm.ml.
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import ApiError, internal_error
 from xorepd_lab.rules.storage_rules import check_plugged, check_served
 

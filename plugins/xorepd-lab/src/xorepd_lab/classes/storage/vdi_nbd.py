@@ -7,7 +7,8 @@ from typing import Any
 
 from cryptography import x509
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import incompatible_type
 from xorepd_lab.model.registry import Registry
 from xorepd_lab.rules.storage_rules import hosts_of

@@ -8,9 +8,11 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.generics import create_arguments
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import NULL, ApiError
 
 

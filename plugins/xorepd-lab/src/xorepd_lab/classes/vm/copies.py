@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, perform
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.classes.devices import vtpm as vtpms
 from xorepd_lab.classes.devices.vif import introduce
 from xorepd_lab.classes.vm.records import remove_vm

@@ -11,7 +11,7 @@ Source: xapi: ocaml/xapi/xapi_xenops.ml, xapi_vm_lifecycle.ml (force_state_reset
 import asyncio
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call
+from xorepd_lab.calls.call import Call
 from xorepd_lab.classes.devices.vbd import attach, detach, let_go
 from xorepd_lab.guests import agent as guest_agent
 from xorepd_lab.model.failures import NULL, ApiError

@@ -5,8 +5,9 @@ Source: xapi: ocaml/xapi/xapi_vm.ml, xapi_vm_memory_constraints.ml, message_forw
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.model.failures import ApiError, internal_error
 from xorepd_lab.rules.placement import (
     check_memory_order,

@@ -6,8 +6,9 @@ Source: xapi: ocaml/xapi/xapi_vm_migrate.ml (pool_migrate), message_forwarding.m
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.storage.attachments import activate, deactivate
 from xorepd_lab.classes.vm.domain import announce, host_text, move, nap_unless_cancelled
 from xorepd_lab.classes.vm.power import reserved

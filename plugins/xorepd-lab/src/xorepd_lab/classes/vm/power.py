@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.operations import QUICKLY_S, Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.vm.domain import (
     announce,
     await_tools,

@@ -3,8 +3,10 @@
 Source: xapi: ocaml/xapi/xapi_vm.ml (provision), xapi_templates.ml.
 """
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.vm.copies import OWNER
 from xorepd_lab.classes.vm.records import make_vm
 from xorepd_lab.model.failures import ApiError

@@ -5,9 +5,10 @@ Source: xapi: ocaml/xapi/xapi_vm.ml, xapi_vm_helpers.ml, ocaml/idl/datamodel_vm.
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import add_to_map, create_arguments
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.devices import vtpm as vtpms
 from xorepd_lab.classes.devices.vbd import free_devices
 from xorepd_lab.classes.devices.vif import LAST_DEVICE

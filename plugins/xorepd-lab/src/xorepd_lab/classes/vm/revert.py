@@ -9,8 +9,10 @@ Source: xapi: ocaml/xapi/xapi_vm_snapshot.ml, message_forwarding.ml, xapi_vm.ml.
 
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.devices import vtpm as vtpms
 from xorepd_lab.classes.vm.copies import (
     copy_metrics,

@@ -5,9 +5,10 @@ Source: xapi: ocaml/xapi/xapi_vm.ml, xapi_vm_helpers.ml, message_forwarding.ml.
 
 import re
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.generics import add_to_map
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.vm.memory import set_sizes
 from xorepd_lab.model.failures import NULL, ApiError, incompatible_type, not_simulated
 from xorepd_lab.model.registry import Registry

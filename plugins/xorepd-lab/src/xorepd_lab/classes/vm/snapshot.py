@@ -3,8 +3,9 @@
 Source: xapi: ocaml/xapi/message_forwarding.ml, xapi_vm.ml, xapi_vm_snapshot.ml.
 """
 
-from xorepd_lab.calls.dispatch import Call, rpc
+from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.vm.copies import copy_vm
 from xorepd_lab.classes.vm.domain import announce, leave
 from xorepd_lab.classes.vm.power import destroy_quietly

@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.storage.vdi import split
 from xorepd_lab.classes.storage.vdi_copy import copy_data, move_data
 from xorepd_lab.classes.vm.domain import announce, host_text
@@ -247,7 +249,7 @@ async def _change_over(
     db = call.pool.db
     snapshots = db.get("VM", vm, "snapshots")
     own = _disks(call, vm)
-    async with call.pool.lab.guest_still(vm):
+    async with call.pool.guest_still(vm):
         for vdi, base in bases.items():
             await move_data(call, vdi, new[vdi], base)
         if _is_live(call, vm):

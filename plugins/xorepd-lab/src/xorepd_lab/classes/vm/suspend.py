@@ -11,8 +11,10 @@ import json
 from typing import Final
 from uuid import UUID
 
-from xorepd_lab.calls.dispatch import Call, perform, rpc
+from xorepd_lab.calls.call import Call
+from xorepd_lab.calls.dispatch import perform
 from xorepd_lab.calls.operations import Claim
+from xorepd_lab.calls.signatures import rpc
 from xorepd_lab.classes.vm.domain import (
     announce,
     enter,
@@ -182,7 +184,7 @@ async def _save(call: Call, image: str) -> None:
             disk.write(0, SIGNATURE.ljust(guests.PAGE, b"\0"))
             guests.write_random(disk, PAGES, UUID(uuid).int, (guests.PAGE, FRONT))
 
-    await call.pool.lab.in_thread(write)
+    await call.pool.in_thread(write)
     await repository.follow(uuid)
 
 
@@ -193,7 +195,7 @@ async def _check_image(call: Call, image: str) -> None:
         with repository.store.open(uuid) as disk:
             return disk.read(0, guests.PAGE)
 
-    if not (await call.pool.lab.in_thread(read)).startswith(SIGNATURE):
+    if not (await call.pool.in_thread(read)).startswith(SIGNATURE):
         raise ApiError("INTERNAL_ERROR", f"xenopsd internal error: no saved domain in VDI {uuid}")
 
 
