@@ -9,17 +9,19 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 setup: .venv/ready
 
+# xorepd goes first: an older one that is replaced takes its command xorepd-lab along.
 .venv/ready: pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	  --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  $(patsubst %/pyproject.toml,--editable %,$(wildcard plugins/*/pyproject.toml))
 	touch $@
 
 # KEEP=1 leaves pools and daemon running and prints how to look around.
 demo: setup
-	$(BIN)/python -m xorepd_lab.demo $(if $(KEEP),--keep)
+	$(BIN)/xorepd-lab demo $(if $(KEEP),--keep)
 
 # Software that is not ours and that the lab is tried with: Ansible, XenGarden and npm's xen-api.
 # What Debian has (see .ci/run) is the machine's business.

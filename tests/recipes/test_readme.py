@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tests.recipes.machine import Machine
 from tests.recipes.pages import ROOT, Block, claim
 from tests.strangers.programs import need
 from xorepd_lab.demo.proof import login
-from xorepd_lab.demo.stage import Stage
+from xorepd_lab.demo.stage import BIN, Stage
 
 pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 
@@ -209,7 +208,7 @@ def _memory_goes_on(machine: Machine, pools: Stage) -> None:
 
 def test_the_demo_tells_what_the_page_shows() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "xorepd_lab.demo"],
+        [BIN / "xorepd-lab", "demo"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from xorepd.config.load import load
 from xorepd.config.models import DaemonSettings, JobSettings, PoolSettings, TargetSettings
+from xorepd_lab.demo.stage import CONFIG as DEMO
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -53,7 +54,7 @@ def test_demo_loads_with_its_variables() -> None:
         "XOREPD_DEMO_DR_URL": "https://127.0.0.1:4432",
     }
 
-    settings = load(CONFIG / "demo.toml", environ=environ)
+    settings = load(DEMO, environ=environ)
 
     assert settings.daemon.socket == Path("/demo/control.sock")
     assert settings.jobs["web"].vms == ("web01",)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from xorepd_lab import fsck
 from xorepd_lab.admin import Admin, AdminError, NotRunning, ask
+from xorepd_lab.demo.needs import missing
 from xorepd_lab.faults.effects import EFFECTS
 from xorepd_lab.faults.faults import Where
 from xorepd_lab.faults.incidents import INCIDENTS
@@ -171,6 +172,21 @@ def incident(
         "originator": originator,
     }
     _ask(state, "incident", **what)
+
+
+@app.command()
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running at the end.")
+    ] = False,
+) -> None:
+    """Show what xorepd does between two pools, with a proof of each step; exit 1 if one fails."""
+    if lacking := missing():
+        _fail(lacking)
+    from xorepd_lab.demo.story import perform  # imports what may be missing
+
+    if not perform(keep):
+        raise typer.Exit(1)
 
 
 @fault_app.command("add")

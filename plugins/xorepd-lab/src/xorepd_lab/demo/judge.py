@@ -8,7 +8,6 @@ refuses what lies beyond the end of a smaller parent, so disks that have grown a
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple, Self
 
 import pyvhdi
 import xxhash
+
+from xorepd_lab.demo.needs import find_tool
 
 MiB = 1024 * 1024
 
@@ -146,7 +147,7 @@ def read_ext4_file(image: Path, path: str) -> bytes:
 
 
 def _tool(name: str) -> str:
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    found = find_tool(name)
     if found is None:
         raise FileNotFoundError(f"{name} is missing: install the package e2fsprogs")
     return found

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TextIO
 
-BIN = Path(sys.executable).parent
-CHECKOUT = Path(__file__).resolve().parents[5]
-CONFIG = CHECKOUT / "config" / "demo.toml"
+from xorepd_lab.demo.needs import BIN as BIN
+
+CONFIG = Path(__file__).with_name("demo.toml")
 READY_S = 60.0
 STOP_S = 30.0
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)

@@ -1,13 +1,8 @@
-"""The demonstration that `make demo` runs: a story in six steps, each with its proof.
-
-Exit code 0: everything held. 1: something did not, and the last line says what.
-"""
+"""The demo: a story in six steps, each with its proof."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
-import sys
 import time
 from typing import Any
 
@@ -23,7 +18,7 @@ from xorepd_lab.demo.proof import (
     leftovers,
     login,
 )
-from xorepd_lab.demo.stage import CONFIG, Stage, StageError
+from xorepd_lab.demo.stage import BIN, CONFIG, Stage, StageError
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -50,23 +45,25 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} m {rest} s" if minutes else f"{rest} s"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make demo")
-    parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
-    keep = parser.parse_args().keep
+def perform(keep: bool) -> bool:
+    """Run the demo; say whether everything held, which the last line says as well.
+
+    Args:
+        keep: Leave everything running at the end, until Ctrl-C.
+    """
     began = time.monotonic()
     with Stage() as stage:
         try:
             tell(stage)
         except (ProofError, StageError, OSError, subprocess.CalledProcessError) as error:
             console.print(f"\n[bold red]NOT PROVEN[/]  {error}", markup=True)
-            return 1
+            return False
         took = format_duration(time.monotonic() - began)
         console.print(f"\n[bold green]PROVEN[/]  all six steps, in {took}.")
         if keep:
             invite(stage)
             wait_for_the_end(stage)
-        return 0
+        return True
 
 
 def tell(stage: Stage) -> None:
@@ -84,7 +81,7 @@ def tell(stage: Stage) -> None:
 
     step(2, "xorepd starts; the first run copies everything that is allocated")
     stage.start_daemon()
-    fact(f"the daemon runs from {CONFIG.parent.name}/{CONFIG.name}")
+    fact(f"the daemon runs from {CONFIG.name}")
     first = replicate(stage)
     expect(first["outcome"] == "full", f"the first run was a {first['outcome']}, not a full")
 
@@ -261,11 +258,11 @@ def invite(stage: Stage) -> None:
 Everything still runs; end it with Ctrl-C. To look around, in another terminal:
 
   export XOREPD_SOCKET={stage.socket}
-  .venv/bin/xorepctl status
-  .venv/bin/xorepctl history
+  {BIN}/xorepctl status
+  {BIN}/xorepctl history
   curl --unix-socket $XOREPD_SOCKET http://localhost/status
-  .venv/bin/xorepd-lab write --state {stage.directory}/lab --vm web01 --disk 1 --random 100
-  .venv/bin/xorepctl run web --wait
+  {BIN}/xorepd-lab write --state {stage.directory}/lab --vm web01 --disk 1 --random 100
+  {BIN}/xorepctl run web --wait
   ls {dr["srs"][0]["directory"]}
 
 XAPI of {dr["name"]}: {dr["url"]} user {dr["username"]} password {dr["password"]}""",
@@ -292,7 +289,3 @@ def fact(text: str) -> None:
 def expect(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ProofError(otherwise)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
