@@ -33,6 +33,13 @@ _PATH = re.compile(rf"(?<![\w./~-])(?:{'|'.join(map(re.escape, OURS))})(?![\w-])
 
 STOP_S = 60.0
 
+PLACES = """
+[daemon]
+state_dir = "/var/lib/xorepd"
+socket = "/run/xorepd/control.sock"
+"""
+"""The defaults, for a machine that is a directory."""
+
 
 @dataclass
 class Machine:

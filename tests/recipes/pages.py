@@ -56,7 +56,7 @@ class Block:
 
 def pages() -> list[str]:
     """Return every page that may hold a recipe."""
-    found = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     found += (ROOT / "plugins").rglob("*.md")
     return sorted(str(page.relative_to(ROOT)) for page in found)
 

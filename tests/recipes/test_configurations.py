@@ -85,11 +85,11 @@ def test_all_options_that_are_commented_out_are_known_here() -> None:
     assert {name for name, _ in OPTION.findall(EXAMPLE)} == EXCLUSIVE.keys()
 
 
-def test_the_daemons_unit_says_what_the_readme_does() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_daemons_unit_says_what_the_page_does() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
     comments = re.findall(r"^#   (.+)$", UNIT.partition("[Unit]")[0], re.MULTILINE)
     lines = [line.partition("  #")[0].strip() for line in comments]
 
     said = [line for line in lines if line[0] not in "[#" and "Encrypted" not in line]
     assert len(said) > 3
-    assert [line for line in said if line not in readme] == []
+    assert [line for line in said if line not in page] == []

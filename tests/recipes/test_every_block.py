@@ -38,5 +38,5 @@ def test_every_fence_of_a_page_is_read(page: str) -> None:
 
 
 def test_the_pages_are_those_of_the_repository() -> None:
-    assert {"README.md", "docs/operations.md", "docs/relay.md", "docs/lab.md"} <= {*pages()}
+    assert {"README.md", "docs/install.md", "docs/relay.md", "docs/lab.md"} <= {*pages()}
     assert len(EVERY) > 80

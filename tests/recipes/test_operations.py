@@ -1,4 +1,4 @@
-"""docs/operations.md: what a running daemon is asked and says, in the order of the page."""
+"""What a running daemon is asked and says, as the pages for operators show it."""
 
 from __future__ import annotations
 
@@ -38,25 +38,27 @@ from xorepd_lab.demo.stage import Stage
 pytestmark = pytest.mark.timeout(600)  # whole systems, one thing after the other
 
 PAGE = "docs/operations.md"
+API = "docs/control-api.md"
+REMOVING = "docs/removing.md"
 CURL = "$ curl -s --unix-socket /run/xorepd/control.sock "
 HELD = claim(PAGE, "web01 (web): held in connect")
-LOG_LINE = claim(PAGE, '{"timestamp"')
+LOG_LINE = claim("docs/log-events.md", '{"timestamp"')
 MEMORY = claim(PAGE, "web01 (web): disks 2, 3 wait")
-VERSION = claim(PAGE, CURL + "http://localhost/version")
-STATUS = claim(PAGE, CURL + "http://localhost/status")
-AGE = claim(PAGE, "curl -s --unix-socket /run/xorepd/control.sock http://localhost/status \\")
-FOLLOW = claim(PAGE, "$ run=$(curl")
-REFUSALS = claim(PAGE, CURL + "-X POST http://localhost/jobs/wev/run")
-THROTTLE = claim(PAGE, "$ xorepctl throttle wan 5Mbit/s")
+VERSION = claim(API, CURL + "http://localhost/version")
+STATUS = claim(API, CURL + "http://localhost/status")
+AGE = claim(API, "curl -s --unix-socket /run/xorepd/control.sock http://localhost/status \\")
+FOLLOW = claim(API, "$ run=$(curl")
+REFUSALS = claim(API, CURL + "-X POST http://localhost/jobs/wev/run")
+THROTTLE = claim("docs/transfers.md", "$ xorepctl throttle wan 5Mbit/s")
 LINKS = claim("plugins/xorepd-throttled/README.md", "$ xorepctl throttle")
 THROTTLED = claim("plugins/xorepd-throttled/README.md", "[jobs.web.transport]")
-KEPT_UP = claim(PAGE, "$ xorepctl forget web01\nxorepctl: job")
-TWO_OF_ONE_NAME = claim(PAGE, "$ xorepctl forget web01\nxorepctl: web01 means")
-ORPHANS = claim(PAGE, "$ xorepctl orphans")
-DOUBTS = claim(PAGE, "Every replica has its job.")
-FORGET = claim(PAGE, "$ xorepctl forget web01\n[XO")
+KEPT_UP = claim(REMOVING, "$ xorepctl forget web01\nxorepctl: job")
+TWO_OF_ONE_NAME = claim(REMOVING, "$ xorepctl forget web01\nxorepctl: web01 means")
+ORPHANS = claim(REMOVING, "$ xorepctl orphans")
+DOUBTS = claim(REMOVING, "Every replica has its job.")
+FORGET = claim(REMOVING, "$ xorepctl forget web01\n[XO")
 SLOW = claim(PAGE, "$ xorepctl status")
-KEEP = claim(PAGE, "keep = {")
+KEEP = claim("docs/jobs.md", "keep = {")
 
 CONFIGURATION = """
 [daemon]
@@ -106,7 +108,7 @@ def test_an_operator_asks_and_tells_the_daemon_as_the_page_does(machine: Machine
     [finished] = [line for line in log if '"run.finished"' in line]
     assert_shaped(LOG_LINE.text, finished)
 
-    # Control socket
+    # Control API
     for block in (VERSION, STATUS):
         [(command, shown)] = block.steps
         assert_shaped(shown, machine.run(command))
@@ -119,7 +121,7 @@ def test_an_operator_asks_and_tells_the_daemon_as_the_page_does(machine: Machine
     for command, shown in REFUSALS.steps:
         assert_like(shown, machine.run(command))
 
-    # Slower on purpose
+    # A rate
     table = TIMETABLE.sub('timetable = { "00:00-24:00" = "20Mbit/s" }', THROTTLED.text)
     machine.write("/etc/xorepd/xorepd.toml", CONFIGURATION + table)
     machine.run("xorepctl reload")
@@ -142,7 +144,7 @@ def test_an_operator_asks_and_tells_the_daemon_as_the_page_does(machine: Machine
         said = machine.run(f"{command} <<< y" if block is FORGET else command)
         assert_like(shown.replace("[y/N]: y\n", "[y/N]: "), said)
 
-    # Retention
+    # Retention and chain depth
     machine.write("/etc/xorepd/xorepd.toml", CONFIGURATION.replace("keep = 2\n", KEEP.text))
     said = machine.run("xorepd check --config /etc/xorepd/xorepd.toml")
     assert "keep last 3, daily 7, weekly 4, monthly 6, yearly 2" in said

@@ -24,7 +24,7 @@ INSTALLS = [
     claim("plugins/xorepd-lab/README.md", "pip install"),
     claim("plugins/xorepd-compressed/README.md", "pip install"),
 ]
-THROTTLED = claim("docs/operations.md", 'transport = { name = "throttled"')
+THROTTLED = claim("docs/transfers.md", 'transport = { name = "throttled"')
 TABLES = [
     claim("plugins/xorepd-throttled/README.md", "[jobs.web.transport]"),
     claim("plugins/xorepd-compressed/README.md", "[jobs.web.transport]"),
