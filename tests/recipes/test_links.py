@@ -42,3 +42,42 @@ def test_the_index_names_every_page(page: str) -> None:
     name = page.removeprefix("docs/")
 
     assert name == "README.md" or f"({name})" in (ROOT / "docs" / "README.md").read_text()
+
+
+_MODULE = re.compile(r"`((?!tests/)(?:[a-z_]+/)+[a-z_]+)(?:\.(\w+))?")
+"""A module as the architecture names it, `replication/run/jobs`, perhaps with something in it."""
+
+
+def test_every_module_of_the_architecture_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(_MODULE.findall(_FENCED.sub("", text)))
+    drawn = {(name, "") for name in re.findall(r"\b((?:daemon|data|transports)/[a-z_/]+)", text)}
+    lost = []
+    for path, inside in named | drawn:
+        module = ROOT / "xorepd" / f"{path.rstrip('/')}.py"
+        if (
+            not (module.exists() and inside in module.read_text())
+            and not module.with_suffix("").is_dir()
+        ):
+            lost.append(path)
+
+    assert len(named) > 50
+    assert sorted(lost) == []
+
+
+def test_the_rooms_are_drawn_with_all_their_modules() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    [drawing] = re.findall(r"^ run        jobs.*?^```$", text, re.MULTILINE | re.DOTALL)
+    rooms = [room for room in (ROOT / "xorepd" / "replication").iterdir() if room.is_dir()]
+    modules = {
+        name.stem
+        for room in rooms
+        if room.name != "__pycache__"
+        for name in room.glob("*.py")
+        if name.stem != "__init__"
+    }
+
+    drawn = set(re.findall(r"[a-z_]+", drawing))
+
+    assert modules - drawn == set()
+    assert {room.name for room in rooms} - drawn <= {"__pycache__"}
