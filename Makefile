@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout clean
+.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout trace clean
 
 setup: .venv/ready
 
@@ -108,6 +108,10 @@ bench-wan: setup
 # Whether a target at a tenth of the speed holds up the other one.
 bench-fanout: setup
 	$(BIN)/python -m tests.bench.fanout
+
+# How many of our files and functions one plain delta runs through; the last line is one JSON object.
+trace: setup
+	$(BIN)/python -m tests.bench.trace
 
 clean:
 	rm -rf .venv .strangers tests/strangers/node/node_modules build dist
