@@ -7,9 +7,15 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """What a server does with one connection; it is closed afterwards."""
+
+
+def take_no_more(writer: asyncio.StreamWriter) -> None:
+    """Leave what the peer sends from now on in the kernel, until its buffers are full."""
+    cast(asyncio.Transport, writer.transport).pause_reading()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-class _Jumping(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _Jumping(selectors.DefaultSelector):
     """Instead of waiting, moves the clock on by as long as it would have waited."""
 
     now = 0.0

@@ -309,7 +309,7 @@ def report(costs: dict[str, list[Cost]], seconds: float) -> int:
 
 
 def median(costs: Sequence[Cost], name: str) -> float:
-    return statistics.median(getattr(cost, name) for cost in costs)
+    return float(statistics.median(getattr(cost, name) for cost in costs))
 
 
 if __name__ == "__main__":

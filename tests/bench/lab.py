@@ -156,7 +156,7 @@ class Client:
 
     def export(self, form: str, tls: bool = False, keep: Path | None = None) -> int:
         """Read the full disk and return how many bytes came."""
-        path = f"/export_raw_vdi?session_id={self.session._session}&vdi={self.full}&format={form}"
+        path = f"/export_raw_vdi?session_id={self.session.handle}&vdi={self.full}&format={form}"
         moved = 0
         with self.connected(tls) as connection, contextlib.ExitStack() as stack:
             out = stack.enter_context(keep.open("wb")) if keep else None
@@ -267,7 +267,7 @@ class Client:
         )
         task = api.task.create("bench", "")
         path = (
-            f"/import_raw_vdi?session_id={self.session._session}&vdi={vdi}&task_id={task}"
+            f"/import_raw_vdi?session_id={self.session.handle}&vdi={vdi}&task_id={task}"
             f"&format={form}{more}"
         )
         said = "" if length is None else f"Content-Length: {length}\r\n"
@@ -370,7 +370,7 @@ def report(cases: list[Case], loads: list[Load]) -> bool:
             f"{each.name:22}{each.seconds:>8.1f} s ({each.cpu_s:.1f} of CPU)"
             f"{each.rss_mib:>7.0f} MiB   {goal}{'' if each.good else '  MISSED'}"
         )
-    good = all(each.good for each in (*cases, *loads))
+    good = all(case.good for case in cases) and all(load.good for load in loads)
     facts = {case.name: case.summary() for case in cases}
     facts |= {
         each.name: {

@@ -139,7 +139,7 @@ class Bench:
             [result] = self._workers(way, tls, [self._large])
         finally:
             network.remove_purpose(self._network, purpose)
-        return float(result["cpu_s"]) / (result["bytes"] / GIB)
+        return float(result["cpu_s"]) / (int(result["bytes"]) / GIB)
 
     def peak_of_many(self) -> float:
         network = self._source.xenapi.network

@@ -74,7 +74,7 @@ async def test_servers_that_say_nothing_are_asked_once_and_left_for_the_export(
         infos = [told(port, cert=cert) for port in (one, other)]
         async with (
             told_by_prod(two_pools, tmp_path, *infos) as prod,
-            two_pools.daemon(prod=prod) as context,
+            two_pools.daemon({"prod": prod}) as context,
         ):
             first = await two_pools.run(context, vms=("web01",))
             await two_pools.lab.guest_write("web01", 1, random=3, seed=1)
@@ -103,7 +103,7 @@ async def test_without_a_certificate_nothing_goes_out_in_clear(
     async with (
         serving(listen) as port,
         told_by_prod(two_pools, tmp_path, told(port, cert=cert)) as prod,
-        two_pools.daemon(prod=prod) as context,
+        two_pools.daemon({"prod": prod}) as context,
     ):
         record = await two_pools.run(context)
 

@@ -14,9 +14,9 @@ from tests.faults.impostor import PAGE, Impostor, http, impostor
 from tests.lab.world import World
 from xorepd.config.models import PoolSettings
 from xorepd.errors import Remedy, XapiUnreachable
-from xorepd.ids import Ref
+from xorepd.ids import PoolName, Ref
 from xorepd.state.records import Outcome
-from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.faults import Fault, Where
 
 
 def value(given: object) -> bytes:
@@ -61,8 +61,8 @@ async def test_nonsense_among_the_events_costs_a_sentence_and_no_feed(
     two_pools: World, before_prod: Impostor, answer: bytes
 ) -> None:
     with capture_logs() as logs:
-        async with two_pools.daemon(prod=through(two_pools, before_prod)) as context:
-            prod = context.pools["prod"]
+        async with two_pools.daemon({"prod": through(two_pools, before_prod)}) as context:
+            prod = context.pools[PoolName("prod")]
             await prod.refresh()
             told = before_prod.lie("event.from", answer).told
             await told.wait()
@@ -81,8 +81,8 @@ async def test_a_record_of_nonsense_when_a_class_is_read_again_ends_no_feed(
 ) -> None:
     miscounted = value({"events": [], "token": "1,1", "valid_ref_counts": {"vm": 999}})
 
-    async with two_pools.daemon(prod=through(two_pools, before_prod)) as context:
-        prod = context.pools["prod"]
+    async with two_pools.daemon({"prod": through(two_pools, before_prod)}) as context:
+        prod = context.pools[PoolName("prod")]
         await prod.refresh()
         before_prod.lie("VM.get_all_records", value({"OpaqueRef:1": {"uuid": []}}))
         told = before_prod.lie("event.from", miscounted).told
@@ -98,7 +98,7 @@ async def test_pages_in_place_of_answers_end_no_transfer_that_is_under_way(
 
     with capture_logs() as logs:
         async with (
-            two_pools.daemon(prod=through(two_pools, before_prod)) as context,
+            two_pools.daemon({"prod": through(two_pools, before_prod)}) as context,
             asyncio.TaskGroup() as group,
         ):
             running = group.create_task(two_pools.run(context))
@@ -119,7 +119,7 @@ async def test_a_page_where_something_was_to_be_changed_fails_the_run_with_a_sen
 ) -> None:
     before_prod.lie(method, http(PAGE))
 
-    async with two_pools.daemon(prod=through(two_pools, before_prod)) as context:
+    async with two_pools.daemon({"prod": through(two_pools, before_prod)}) as context:
         failed = await two_pools.run(context)
         following = await two_pools.run(context)
 
@@ -144,8 +144,8 @@ async def test_a_page_where_something_was_to_be_changed_fails_the_run_with_a_sen
 async def test_a_task_of_nonsense_fails_the_run_with_a_sentence(
     two_pools: World, before_prod: Impostor, record: dict[str, object]
 ) -> None:
-    async with two_pools.daemon(prod=through(two_pools, before_prod)) as context:
-        prod = context.pools["prod"]
+    async with two_pools.daemon({"prod": through(two_pools, before_prod)}) as context:
+        prod = context.pools[PoolName("prod")]
         await prod.refresh()
         before_prod.lie("task.get_record", value(record))
         with pytest.raises(XapiUnreachable, match="of task 'u'"):
@@ -155,8 +155,8 @@ async def test_a_task_of_nonsense_fails_the_run_with_a_sentence(
 async def test_a_hundred_thousand_records_are_taken_in(
     two_pools: World, before_prod: Impostor
 ) -> None:
-    async with two_pools.daemon(prod=through(two_pools, before_prod)) as context:
-        prod = context.pools["prod"]
+    async with two_pools.daemon({"prod": through(two_pools, before_prod)}) as context:
+        prod = context.pools[PoolName("prod")]
         await prod.refresh()
         many = [
             {"class": "task", "ref": f"OpaqueRef:{n}", "operation": "add",
@@ -170,7 +170,7 @@ async def test_a_hundred_thousand_records_are_taken_in(
 
 @pytest.mark.parametrize("where", ["rpc", "inner"])
 async def test_twenty_megabytes_of_error_text_come_to_one_sentence(
-    two_pools: World, where: str
+    two_pools: World, where: Where
 ) -> None:
     text = "x" * 20_000_000
     two_pools.lab.faults.add(Fault(where, "*.snapshot", error=("INTERNAL_ERROR", text)))

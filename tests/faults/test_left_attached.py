@@ -15,7 +15,7 @@ from tests.lab.test_ownership import doubts, everything
 from tests.lab.test_resume import has_its_content
 from tests.lab.world import World, world
 from xorepd.state.records import Outcome, RunRecord
-from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.faults import Fault, Where
 from xorepd_lab.faults.incidents import Incident
 from xorepd_lab.topology import SMALL, SrSpec
 
@@ -46,7 +46,7 @@ async def test_a_disk_that_a_dead_toolstack_left_attached_is_freed_and_goes(
     replicated: World, pool: str
 ) -> None:
     await replicated.lab.guest_write("web01", 1, sequential=(0, 12 * MiB), seed=1)
-    where = "import" if pool == "dr" else "export"
+    where: Where = "import" if pool == "dr" else "export"
     fault = Fault(where, pool=pool, object="web01-data", stall=True, stall_at=3 * MiB)
     if pool == "dr":
         fault.object = "[Importing] web01-data"

@@ -53,7 +53,7 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nbd, "DETACH_S", 0.5)
     monkeypatch.setattr(nbd_reader, "PAUSE_S", 0.01)
     monkeypatch.setattr(nbd_reader, "TRIES", 3)
-    monkeypatch.setattr(vdis, "_BUSY_PAUSE_S", 0.05)
+    monkeypatch.setattr(vdis, "BUSY_PAUSE_S", 0.05)
     monkeypatch.setattr(chunked, "SEGMENT_BYTES", 256 * KiB)
 
 
@@ -197,7 +197,7 @@ async def test_a_server_with_another_certificate_is_left_for_the_export(tracked:
     prod, dr = tracked.lab.pools["prod"], tracked.lab.pools["dr"]
     foreign = nbd_context(dr.certificates[dr.master])
     for frontage in prod.frontages.values():
-        frontage._nbd._context = foreign
+        frontage.nbd.context = foreign
 
     record = await run(tracked)
 

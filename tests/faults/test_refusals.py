@@ -127,7 +127,7 @@ async def test_a_replica_that_runs_is_left_alone(replicated: World) -> None:
 
 
 async def test_a_wrong_password_is_said_without_the_password(two_pools: World) -> None:
-    async with two_pools.daemon(prod=two_pools.settings("prod", password="S3cret-wrong")) as c:
+    async with two_pools.daemon({"prod": two_pools.settings("prod", password="S3cret-wrong")}) as c:
         record = await two_pools.run(c)
 
     assert record.outcome is Outcome.FAILED
@@ -139,7 +139,7 @@ async def test_an_untrusted_certificate_is_refused(two_pools: World, tmp_path: P
     stranger = tmp_path / "stranger.pem"
     trustme.CA().cert_pem.write_to_path(str(stranger))
 
-    async with two_pools.daemon(dr=two_pools.settings("dr", ca_file=str(stranger))) as context:
+    async with two_pools.daemon({"dr": two_pools.settings("dr", ca_file=str(stranger))}) as context:
         record = await two_pools.run(context)
 
     assert record.outcome is Outcome.FAILED
@@ -156,9 +156,9 @@ async def test_a_pinned_fingerprint_is_enough_and_a_wrong_one_is_refused(
     good = two_pools.settings("dr", ca_file=None, fingerprint=f"sha256:{pinned}")
     bad = two_pools.settings("dr", ca_file=None, fingerprint="sha256:" + "0" * 64)
 
-    async with two_pools.daemon(dr=bad) as context:
+    async with two_pools.daemon({"dr": bad}) as context:
         failed = await two_pools.run(context)
-    async with two_pools.daemon(dr=good) as context:
+    async with two_pools.daemon({"dr": good}) as context:
         record = await two_pools.run(context)
 
     assert "its fingerprint is sha256:" in (failed.error or "")
@@ -174,7 +174,7 @@ async def test_an_unreachable_pool_is_named_with_its_address(two_pools: World) -
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"https://127.0.0.1:{taken.getsockname()[1]}"
-        async with two_pools.daemon(dr=two_pools.settings("dr", url=url)) as context:
+        async with two_pools.daemon({"dr": two_pools.settings("dr", url=url)}) as context:
             record = await two_pools.run(context)
 
     assert record.outcome is Outcome.FAILED

@@ -128,7 +128,7 @@ async def test_a_member_that_is_asked_names_the_master_and_a_new_master_is_follo
     first, second = prod.host("prod-h1"), prod.host("prod-h2")
     member = f"https://{prod.address(second)}:{prod.https_port}"
 
-    async with two_pools.daemon(prod=two_pools.settings("prod", url=member)) as context:
+    async with two_pools.daemon({"prod": two_pools.settings("prod", url=member)}) as context:
         record = await two_pools.run(context)
         assert record.outcome is Outcome.FULL, record.error
         assert context.pools[PoolName("prod")].session.url == prod.url
@@ -196,7 +196,7 @@ async def test_what_pools_that_die_in_a_snapshot_leave_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon lives on; the pools stop in the middle of VM.snapshot and start again."""
-    monkeypatch.setattr("xorepd.xapi.pool._TASK_LOOK_S", 0.2)  # how long it waits for news
+    monkeypatch.setattr("xorepd.xapi.pool.TASK_LOOK_S", 0.2)  # how long it waits for news
 
     def lab() -> AbstractAsyncContextManager[Lab]:
         return Lab.start(tmp_path / "lab", SMALL, seed=1, time_scale=TIME_SCALE)

@@ -14,7 +14,7 @@ from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome
-from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.faults import Fault, Where
 
 AUDIT = "frozen for the audit, ask Jane"
 
@@ -85,10 +85,10 @@ async def test_usb_devices_are_named_and_not_the_role(two_pools: World) -> None:
     ],
 )
 async def test_a_vm_is_told_by_name_and_with_the_remedy_of_the_error(
-    two_pools: World, where: str, method: str, code: str, more: tuple[str, ...], says: str
+    two_pools: World, where: Where, method: str, code: str, more: tuple[str, ...], says: str
 ) -> None:
     vm = next(two_pools.lab.pools["prod"].db.select("VM", name_label="web01"))
-    two_pools.lab.faults.add(Fault(where, method, "prod", times=None, error=(code, vm, *more)))  # type: ignore[arg-type]
+    two_pools.lab.faults.add(Fault(where, method, "prod", times=None, error=(code, vm, *more)))
 
     error = await failed(two_pools)
 

@@ -21,12 +21,19 @@ FAST = 0.002
 NULL = "OpaqueRef:NULL"
 
 
+class Session(XenAPI.Session):  # type: ignore[misc]  # the SDK has no types
+    """A session of the SDK that can be one which was logged in elsewhere."""
+
+    def adopt(self, ref: str) -> None:
+        self._session = ref
+
+
 class Api:
     """One session of the SDK; calls run in a thread, one after another."""
 
     def __init__(self, pool: Pool, url: str | None = None) -> None:
         self.pool = pool
-        self.session = XenAPI.Session(url or pool.url, ignore_ssl=True)
+        self.session = Session(url or pool.url, ignore_ssl=True)
 
     async def login(self, originator: str = "tests") -> None:
         await asyncio.to_thread(
@@ -39,7 +46,7 @@ class Api:
 
     @property
     def ref(self) -> str:
-        return str(self.session._session)
+        return str(self.session.handle)
 
     async def __call__(self, method: str, *arguments: Any) -> Any:
         return await asyncio.to_thread(self.session.xenapi_request, method, arguments)

@@ -47,7 +47,7 @@ class Staging:
     base: str = ""
 
     def open(self, pool: str, **changes: Any) -> wire.Open:
-        plain = {
+        plain: dict[str, Any] = {
             "virtual_size": SIZE,
             "window": 256 * 1024,
             "pool": pool,
@@ -138,7 +138,7 @@ class Relayed:
 
 
 def _mark(staging: Staging, /, **changes: Any) -> Mark:
-    plain = {
+    plain: dict[str, Any] = {
         "role": Role.DISK,
         "stream": staging.stream,
         "run": staging.run,

@@ -97,7 +97,7 @@ async def extra_files(world: World) -> set[str]:
         records = xenapi.VDI.get_all_records().values()
         return {vdi["uuid"] for vdi in records if vdi["managed"] and not vdi["is_a_snapshot"]}
 
-    live = await world.ask("prod", read)
+    live: set[str] = await world.ask("prod", read)
     await world.lab.settled()  # coalescing takes a while
     files = [f for sr in world.lab.pools["prod"].srs.values() for f in sr.directory.rglob("*.vhd")]
     return {file.stem for file in files} - live
@@ -363,7 +363,7 @@ async def test_a_disk_that_is_still_held_is_waited_for(shedding: World) -> None:
 async def test_data_that_cannot_be_destroyed_now_goes_with_the_next_run(
     shedding: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xorepd.xapi.vdis._BUSY_PAUSE_S", 0.1)
+    monkeypatch.setattr("xorepd.xapi.vdis.BUSY_PAUSE_S", 0.1)
     busy = shedding.lab.faults.add(
         Fault("rpc", "VDI.data_destroy", "prod", times=None, object="web01-root", error=BUSY)
     )

@@ -31,7 +31,8 @@ async def run(world: World, **changes: Any) -> RunRecord:
 
 
 async def disks(world: World) -> dict[str, str]:
-    return await world.ask("dr", lambda x: hands.disks_of(x, hands.replica_of(x)))
+    found: dict[str, str] = await world.ask("dr", lambda x: hands.disks_of(x, hands.replica_of(x)))
+    return found
 
 
 async def test_a_replica_that_was_started_is_kept_and_named(replicated: World) -> None:

@@ -144,6 +144,7 @@ async def test_everything_of_the_stream_goes_from_both_pools_and_the_vm_stays(
 
 async def test_maps_of_the_stream_go_as_well(replicated: World, tmp_path: Path) -> None:
     async with open_maps(tmp_path / "maps.db", 1 << 30, clock) as maps:
+        assert maps is not None
         async with replicated.daemon() as context:
             record = await replicated.run(replace(context, maps=maps))
         contents = [base["self"] for base in await vdis_of_bases(replicated)]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import XenAPI
 
-from tests.lab.labclient import FAST, Api, logged_in
+from tests.lab.labclient import FAST, Api, Session, logged_in
 from xorepd_lab.calls.generics import REMOVED, WITHOUT_GETTERS, WITHOUT_LISTS, WITHOUT_NAMES
 from xorepd_lab.classes.unsimulated import unsimulated
 from xorepd_lab.lab import Lab
@@ -130,8 +130,8 @@ async def test_every_getter_of_every_class_gives_what_the_table_says(
     await api("message.create", "HELLO", "5", "Pool", pool["uuid"], "text")
 
     def read_all() -> set[str]:
-        session = XenAPI.Session(api.pool.plain_url)
-        session._session = api.ref
+        session = Session(api.pool.plain_url)
+        session.adopt(api.ref)
         reader = Reader(session, api.ref)
         seen = set()
         for spec in CLASSES.values():

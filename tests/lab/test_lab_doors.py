@@ -291,20 +291,22 @@ async def test_a_raw_import_fills_the_disk_through_curl(lab: Lab, api: Api, tmp_
 
     # The master does not see prod-local: curl follows the redirect to the host that does.
     ran = await asyncio.to_thread(
-        subprocess.run,
-        ["curl", "-sSfL", "--cacert", pool.ca_file, "-T", source, url],
-        capture_output=True,
-        text=True,
-        check=False,
+        lambda: subprocess.run(
+            ["curl", "-sSfL", "--cacert", pool.ca_file, "-T", source, url],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     )
 
     assert ran.returncode == 0, ran.stderr
     assert (await api.finished(task))["status"] == "success"
     back = await asyncio.to_thread(
-        subprocess.run,
-        ["curl", "-sSfL", "--cacert", pool.ca_file, url.replace("import", "export")],
-        capture_output=True,
-        check=False,
+        lambda: subprocess.run(
+            ["curl", "-sSfL", "--cacert", pool.ca_file, url.replace("import", "export")],
+            capture_output=True,
+            check=False,
+        )
     )
     assert back.stdout == data
     assert back.returncode == 0

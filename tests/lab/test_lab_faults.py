@@ -243,15 +243,15 @@ async def test_a_rule_can_be_for_one_sr(lab: Lab, faults: Faults, api: Api) -> N
     faults.add(Fault("any", sr="prod-local", times=None, error=("HOST_OFFLINE", "x")))
     url = lab.pools["prod"].plain_url
 
+    there, elsewhere = addresses(lab, "prod-h1", "prod-h2")
+
     def request(vdi: str) -> bytes:
         return get(f"/export_raw_vdi?session_id={api.ref}&vdi={vdi}&format=vhd")
 
     assert await api.failure("VDI.snapshot", local) == ["HOST_OFFLINE", "x"]
     snapshot = await api("VDI.snapshot", shared)
     assert b"HOST_OFFLINE" not in await exchange(url, request(snapshot))
-    assert b"HOST_OFFLINE" in await exchange(
-        url.replace(*addresses(lab, "prod-h1", "prod-h2")), request(uuid)
-    )
+    assert b"HOST_OFFLINE" in await exchange(url.replace(there, elsewhere), request(uuid))
 
 
 def addresses(lab: Lab, *hosts: str) -> list[str]:
@@ -323,7 +323,7 @@ async def test_pieces_of_a_stream_count_as_well(lab: Lab, faults: Faults, api: A
     ids=["cut", "ended", "longer", "says-more", "says-less", "flipped"],
 )
 async def test_answers_to_calls_are_spoilt_as_told(
-    lab: Lab, faults: Faults, api: Api, what: dict[str, int], said: int, got: int
+    lab: Lab, faults: Faults, api: Api, what: dict[str, Any], said: int, got: int
 ) -> None:
     body = xmlrpc.client.dumps((api.ref,), "VM.get_all").encode()
     good = await exchange(lab.pools["prod"].plain_url, post(body, version="1.0"))

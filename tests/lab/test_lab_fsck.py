@@ -317,7 +317,7 @@ class Busy:
             api = session.xenapi
 
             def turn(number: int) -> None:
-                url = f"{self._dr['plain_url']}/import?session_id={session._session}"
+                url = f"{self._dr['plain_url']}/import?session_id={session.handle}"
                 request = urllib.request.Request(url, self._xva, method="PUT")
                 with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                     answer.read()

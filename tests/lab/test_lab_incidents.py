@@ -6,11 +6,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import XenAPI
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from tests.lab.labclient import Api, exchange, get, logged_in, small_lab, until, vdi_record
 from xorepd_lab.__main__ import app
@@ -241,7 +241,7 @@ async def test_people_set_rules_with_incidents(lab: Lab, api: Api) -> None:
 async def test_the_command_line_knows_incidents_and_rules(
     lab: Lab, api: Api, tmp_path: Path
 ) -> None:
-    rules = [
+    rules: list[dict[str, Any]] = [
         {"where": "rpc", "match": "VM.start", "incident": {"kind": "host-crash"}},
         {"where": "any", "reset": True, "probability": 0.25, "seed": 4},
     ]
@@ -250,7 +250,7 @@ async def test_the_command_line_knows_incidents_and_rules(
     cli = CliRunner()
 
     async def run(*arguments: str) -> Result:
-        return await asyncio.to_thread(cli.invoke, app, [*arguments])
+        return await asyncio.to_thread(lambda: cli.invoke(app, [*arguments]))
 
     async with administered(lab) as directory:
         state = ("--state", str(directory))

@@ -94,6 +94,8 @@ async def test_a_directory_that_cannot_be_used_is_refused(tmp_path: Path, obstac
         case "disks":
             (directory / "srs").mkdir(parents=True)
             (directory / "srs" / "kept").write_text("not ours")
+        case other:
+            raise AssertionError(other)
 
     code, told = await command("up", "--json", "--state", str(directory))
 

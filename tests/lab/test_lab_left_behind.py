@@ -11,7 +11,7 @@ import pytest
 from tests.lab.labclient import FAST, NULL, Api, get, logged_in, put, until, vdi_record, wire
 from tests.lab.nbdclient import allow_nbd, dom0_vbds, exported, nbd_info
 from xorepd_lab.calls.recorder import OutsideCall
-from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.faults import Fault, Where
 from xorepd_lab.faults.incidents import Incident
 from xorepd_lab.lab import Lab
 
@@ -30,7 +30,7 @@ async def new_disk(api: Api) -> str:
 @asynccontextmanager
 async def stream_in_the_middle(lab: Lab, api: Api, way: str, vdi: str) -> AsyncIterator[None]:
     """Hold a stream of which a part has passed while the block runs; it ends afterwards."""
-    where = "export" if way == "export" else "import"
+    where: Where = "export" if way == "export" else "import"
     fault = lab.faults.add(Fault(where, stall=True, stall_at=4096))
     path = f"?session_id={api.ref}&vdi={vdi}&format=raw"
     async with wire(lab.pools["prod"].plain_url) as connection:

@@ -436,8 +436,7 @@ async def test_an_error_of_the_disk_drops_the_connection(
     repository, _ = lab.pools["prod"].storage.of_vdi(disk)
     async with exported(info) as nbd:
         await nbd.read(0, SIZE)
-        for file in repository.store._files.values():
-            file.close()
+        repository.store.lose_files()
 
         nbd.ask(READ, 0, SIZE)
 
@@ -509,7 +508,7 @@ async def test_the_vbd_outlives_its_client(
     repository, uuid = lab.pools["prod"].storage.of_vdi(disk)
     async with exported(info):
         lab.pools["prod"].clock.scale = 1.0
-    while uuid in repository.store._opened:  # noqa: ASYNC110 -- nobody tells
+    while repository.store.is_open(uuid):  # noqa: ASYNC110 -- nobody tells
         await asyncio.sleep(0.001)
 
     assert len(lab.pools["prod"].db.get("VDI", disk, "VBDs")) == 1

@@ -4,6 +4,7 @@ import asyncio
 import xmlrpc.client
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -409,10 +410,13 @@ async def test_a_host_shuts_down_and_can_be_forgotten(pool: Pool, api: Api) -> N
 
 
 async def test_a_host_is_evacuated(pool: Pool, api: Api) -> None:
+    def may_migrate(vm: str) -> bool:
+        return "pool_migrate" in pool.db.get("VM", vm, "allowed_operations")
+
     two = pool.host("two")
     for name in ("alpha", "beta"):
         vm = await api.vm(name)
-        await until(lambda vm=vm: "pool_migrate" in pool.db.get("VM", vm, "allowed_operations"))
+        await until(partial(may_migrate, vm))
     await api("host.disable", two)
     assert await api("host.get_vms_which_prevent_evacuation", two) == {}
 

@@ -31,7 +31,7 @@ async def test_a_dead_session_is_invalid(lab: Lab, api: Api) -> None:
     async with logged_in(lab) as other:
         dead = other.ref
         await other("session.logout")
-        other.session._session = dead
+        other.session.adopt(dead)
 
         lab_session = lab.pools["prod"].sessions
         with pytest.raises(Exception, match="SESSION_INVALID"):

@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 def read_chain(directory: Path, uuid: str, parents: dict[str, str]) -> bytes:
     """Return a disk's content as libvhdi reads it."""
-    files = []
+    files: list[Any] = []
     name: str | None = uuid
     while name is not None:
         file = pyvhdi.file()

@@ -202,7 +202,7 @@ async def test_members_send_clients_to_the_master(lab: Lab, api: Api) -> None:
         expected = ["HOST_IS_SLAVE", pool.address(pool.master)]
         with pytest.raises(XenAPI.Failure) as refused:
             await other.login()
-        other.session._session = api.ref
+        other.session.adopt(api.ref)
 
         assert refused.value.details == expected
         assert await other.failure("VM.get_all") == expected
@@ -451,8 +451,8 @@ async def test_nobody_is_told_to_continue(lab: Lab) -> None:
 
 async def test_connections_above_the_limit_wait(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = lab.pools["prod"]
-    front = pool.frontages[pool.master]._front
-    monkeypatch.setattr(front, "_places", asyncio.Semaphore(1))
+    front = pool.frontages[pool.master].front
+    monkeypatch.setattr(front, "places", asyncio.Semaphore(1))
     ping = post(xml_call("system.isAlive:x", "x"))
 
     async with wire(pool.plain_url) as first:

@@ -163,7 +163,7 @@ async def test_a_failed_run_lets_go(replicated: World) -> None:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a lease be renewed every half second that is good for a minute."""
-    monkeypatch.setattr(lease, "_RENEWALS", 120)
+    monkeypatch.setattr(lease, "RENEWALS", 120)
 
 
 @pytest.mark.usefixtures("often")
@@ -188,7 +188,7 @@ async def test_a_long_run_renews_its_lease_and_keeps_one_claim(replicated: World
 async def test_a_run_that_ends_within_a_renewal_takes_both_claims_away(
     replicated: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_SETTLE_S", 0.1)
+    monkeypatch.setattr(session, "SETTLE_S", 0.1)
     fault = await stalled_import(replicated)
     async with replicated.daemon(lease=60.0) as context:
         run = start(replicated, context)
@@ -233,7 +233,7 @@ async def die_in_a_run(on: World, good_for: float) -> None:
         run = start(on, context)
         await fault.stalled.wait()
         for where in ("rpc", "export", "import"):
-            on.lab.faults.add(Fault(where, times=None, reset=True))  # type: ignore[arg-type]
+            on.lab.faults.add(Fault(where, times=None, reset=True))
         run.cancel()
         fault.release()
         await asyncio.wait({run})
@@ -419,7 +419,7 @@ async def test_a_run_and_its_lease_need_no_more_than_the_role_vm_power_admin(
             name: on.settings(name, username=account.name, password=pool.accounts[account.name])
             for name, pool in on.lab.pools.items()
         }
-        async with on.daemon(**settings) as context:
+        async with on.daemon(settings) as context:
             for outcome in (Outcome.FULL, Outcome.DELTA):
                 record = await on.run(context, verify="off")
                 assert record.outcome is outcome, record.error

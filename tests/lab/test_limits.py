@@ -83,7 +83,7 @@ async def four(tmp_path: Path) -> AsyncIterator[World]:
 async def test_no_more_vms_are_at_work_than_their_pools_take(
     four: World, pool: str, limits: dict[str, int], most: int
 ) -> None:
-    async with four.daemon(**{pool: four.settings(pool, **limits)}) as context:
+    async with four.daemon({pool: four.settings(pool, **limits)}) as context:
         records, at_once = await run(four, context)
 
     assert [record.outcome for record in records] == [Outcome.FULL] * 4
@@ -94,7 +94,7 @@ async def test_vm_that_waits_for_its_turn_says_so_and_its_deadline_begins_after_
     four: World,
 ) -> None:
     stalled = four.lab.faults.add(Fault("export", pool="prod", stall=True))
-    async with four.daemon(prod=four.settings("prod", max_vms=1)) as context:
+    async with four.daemon({"prod": four.settings("prod", max_vms=1)}) as context:
         job = four.job(vms=NAMES[:2], max_vms=2, verify="off", deadline=f"{patience(2):.0f}s")
         work = asyncio.get_running_loop().create_task(run_job(job, new_run(), context))
         await stalled.stalled.wait()
@@ -123,7 +123,7 @@ async def test_pool_that_answers_slowly_gets_less_at_once_until_it_is_quick_agai
     slow = Fault("rpc", pool="dr", match="*.get_*", times=3 * WINDOW, delay_s=0.25)
     four.lab.faults.add(slow)
     with capture_logs() as logs:
-        async with four.daemon(dr=four.settings("dr", slow_answer="0.2s")) as context:
+        async with four.daemon({"dr": four.settings("dr", slow_answer="0.2s")}) as context:
             records, _ = await run(four, context)
             pace = context.pools[PoolName("dr")].pace
             while pace.is_slow:  # the run may have ended before
@@ -143,7 +143,7 @@ async def test_pool_that_answers_slowly_gets_less_at_once_until_it_is_quick_agai
 
 async def test_vm_that_is_alone_on_a_slow_pool_is_replicated_all_the_same(four: World) -> None:
     four.lab.faults.add(Fault("rpc", pool="dr", match="*.get_*", times=None, delay_s=0.03))
-    async with four.daemon(dr=four.settings("dr", slow_answer="0.01s")) as context:
+    async with four.daemon({"dr": four.settings("dr", slow_answer="0.01s")}) as context:
         [record] = await run_job(four.job(vms=NAMES[:1], verify="off"), new_run(), context)
         pace = context.pools[PoolName("dr")].pace
 

@@ -253,7 +253,7 @@ async def test_no_more_is_needed_than_the_role_vm_power_admin(tmp_path: Path) ->
             name: on.settings(name, username=account.name, password=pool.accounts[account.name])
             for name, pool in on.lab.pools.items()
         }
-        async with on.daemon(**settings) as context:
+        async with on.daemon(settings) as context:
             for outcome in (Outcome.FULL, Outcome.DELTA):
                 record = await on.run(context, snapshot="memory", verify="off", keep=1)
                 assert (record.error, record.outcome) == (None, outcome)

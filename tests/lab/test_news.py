@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.lab.world import World
+from xorepd.ids import PoolName
 from xorepd.xapi import events
 from xorepd.xapi.pool import Pool
 from xorepd_lab.faults.faults import Fault
@@ -16,8 +17,8 @@ from xorepd_lab.faults.faults import Fault
 @pytest.fixture
 async def dr(two_pools: World) -> AsyncIterator[Pool]:
     async with two_pools.daemon() as context:
-        await context.pools["dr"].refresh()
-        yield context.pools["dr"]
+        await context.pools[PoolName("dr")].refresh()
+        yield context.pools[PoolName("dr")]
 
 
 def count(lab: World, method: str) -> int:
@@ -56,7 +57,7 @@ async def test_one_who_gives_up_leaves_the_others_their_answer(two_pools: World,
 async def test_news_gathers_until_somebody_needs_it(
     two_pools: World, dr: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_COLLECTED_S", 3600.0)
+    monkeypatch.setattr(events, "COLLECTED_S", 3600.0)
     (sr, *_) = dr.cache.srs
     await dr.call("SR.set_name_label", sr, "first")
     await dr.cache.wait_for(lambda: dr.cache.srs[sr].name_label == "first", 30.0)

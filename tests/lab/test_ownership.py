@@ -10,6 +10,7 @@ import pytest
 from tests.faults.test_killed_at_every_call import DEAD, killed_at
 from tests.lab import carried, hands
 from tests.lab.world import World
+from xorepd.ids import PoolName
 from xorepd.replication.format.doubts import Doubt, find_doubts
 from xorepd.state.records import Outcome, RunRecord
 
@@ -27,8 +28,9 @@ async def run(world: World, **changes: Any) -> RunRecord:
 async def doubts(world: World, pool: str) -> list[Doubt]:
     """Return what `xorepctl orphans` lists as doubtful on a pool."""
     async with world.daemon() as context:
-        await context.pools[pool].refresh()  # type: ignore[index]
-        return find_doubts(pool, context.pools[pool].cache)  # type: ignore[index]
+        there = context.pools[PoolName(pool)]
+        await there.refresh()
+        return find_doubts(pool, there.cache)
 
 
 def everything(xenapi: Any) -> dict[str, str]:

@@ -159,7 +159,7 @@ async def test_pool_that_cannot_be_asked_fails_what_is_named_and_what_would_be_f
     job = two_pools.job(vms=("web01", "db*"))
     closed = two_pools.settings("prod", url="https://127.0.0.1:1")
 
-    async with two_pools.daemon(prod=closed) as context:
+    async with two_pools.daemon({"prod": closed}) as context:
         records = await run_job(job, new_run(), context)
 
     assert {record.vm_name: record.outcome for record in records} == {

@@ -11,7 +11,7 @@ import base64
 import json
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,10 +86,19 @@ class World:
 
     @asynccontextmanager
     async def daemon(
-        self, *, owner: Owner | None = None, lease: float = 120.0, **pools: PoolSettings
+        self,
+        pools: Mapping[str, PoolSettings] | None = None,
+        *,
+        owner: Owner | None = None,
+        lease: float = 120.0,
     ) -> AsyncIterator[Context]:
-        """Provide what a daemon that has just started would have: its id, and no other memory."""
-        settings = [pools.get(name) or self.settings(name) for name in self.lab.pools]
+        """Provide what a daemon that has just started would have: its id, and no other memory.
+
+        Args:
+            pools: by name, those that are configured in another way than the lab's are.
+        """
+        given = pools or {}
+        settings = [given.get(name) or self.settings(name) for name in self.lab.pools]
 
         def opened(pool: PoolSettings) -> Pool:
             return Pool(pool, lambda: pool.password.get_secret_value() if pool.password else "")

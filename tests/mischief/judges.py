@@ -7,7 +7,7 @@ They read the records and the files of both pools, and of what the daemon writes
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ NAMES = ("[Importing", "xorepd-unmarked", "[XO Backup ")
 
 LASTING = {"xorepd:cbt", "xorepd:current"}
 """Keys that stay on a source VM and its disks."""
+
+Contents = Mapping[str, str | None]
+"""What the disks of a VM hold, by device; None: it has no such disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +205,13 @@ def judge_success(scene: Scene, look: Look, ran: Ran, record: RunRecord) -> Iter
     holds = look.content_of(key)
     origin = look.vms[key]["other_config"].get("xo:copy_of", "")
     numbers = scene.snapshots.get(origin) or set(range(ran.had - 1, len(scene.states)))
-    allowed = [scene.states[number] for number in sorted(numbers)]
-    compared = holds
+    allowed: Sequence[Contents] = [scene.states[number] for number in sorted(numbers)]
+    compared: Contents = holds
     if any(not DEEDS[done.deed.name].is_harmless for done in ran.done):
         # They may have taken a disk off, or given one.
         common = [device for device in holds if any(device in state for state in allowed)]
-        compared, *allowed = ({d: each.get(d) for d in common} for each in (holds, *allowed))
+        compared = {device: holds.get(device) for device in common}
+        allowed = [{device: state.get(device) for device in common} for state in allowed]
     if compared not in allowed:
         text = f"{look.thing(key)} holds {holds}, the source VM held {allowed}"
         yield Violation(f"replica.unequal {record.outcome}", text)

@@ -296,8 +296,9 @@ def shorter(plan: Plan) -> Iterator[Plan]:
             job = dict(plan.options.job) | {name: defaults[name]}
         if job != plan.options.job:
             yield replace(plan, options=replace(plan.options, job=job))
-    for name, plain in (
-        ("disks", 1), ("target", "dr"), ("nbd", False), ("maps", False), ("seeded", False)
-    ):  # fmt: skip
+    simplest: tuple[tuple[str, Any], ...] = (
+        ("disks", 1), ("target", "dr"), ("nbd", False), ("maps", False), ("seeded", False),
+    )  # fmt: skip
+    for name, plain in simplest:
         if getattr(plan.options, name) != plain:
             yield replace(plan, options=replace(plan.options, **{name: plain}))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tests.lab.hands import vm_of
 from tests.lab.whole import find_problems
@@ -19,6 +20,7 @@ from tests.mischief.judges import Ran, judge_forgotten, judge_run, judge_theirs,
 from tests.mischief.plan import Deed, End, Forget, Options, Plan, Run, shorter
 from tests.mischief.scene import POOLS, VM_NAME, Scene, Violation
 from tests.patience import patience
+from xorepd.config.models import JobSettings
 from xorepd.errors import XorepdError
 from xorepd.replication.deciding.forgetting import Terms
 from xorepd.replication.run.jobs import Context, run_job
@@ -236,7 +238,7 @@ async def do_forget(scene: Scene, step: Forget) -> str:
 
 
 async def execute(
-    scene: Scene, run: Run, job: object, meanwhile: Callable[[], Awaitable[None]]
+    scene: Scene, run: Run, job: JobSettings, meanwhile: Callable[[], Awaitable[None]]
 ) -> tuple[RunRecord | None, bool, bool]:
     """Run a job once; do something at its moment.
 
@@ -276,7 +278,7 @@ async def execute(
     return record, reached, bool(late)
 
 
-def _ends(end: End, after: bool) -> dict[str, object]:
+def _ends(end: End, after: bool) -> dict[str, Any]:
     match end:
         case End.FAILED:
             return {"error": ("INTERNAL_ERROR", "struck")}

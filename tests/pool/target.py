@@ -60,7 +60,7 @@ class Bench:
 
     @property
     def ref(self) -> str:
-        return str(self.session._session)
+        return str(self.session.handle)
 
     @property
     def api(self) -> Any:
@@ -252,7 +252,8 @@ def _request(
 ) -> tuple[int, str, bytes]:
     split = urlsplit(url)
     assert split.hostname is not None
-    context = ssl._create_unverified_context()
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection(
         split.hostname, split.port or 443, timeout=DISK_HANDLER_S, context=context
     )

@@ -1,6 +1,7 @@
 """Sessions, and what wrong calls are answered."""
 
 import xmlrpc.client
+from typing import Any
 
 import pytest
 import XenAPI
@@ -23,12 +24,11 @@ def test_a_wrong_password_is_refused(bench: Bench) -> None:
 def test_a_session_that_logged_out_is_invalid(bench: Bench) -> None:
     session = XenAPI.Session(bench.target.url, ignore_ssl=True)
     session.login_with_password(bench.target.username, bench.target.password, "1.0", "xorepd-test")
-    ref = session._session
+    ref = session.handle
     session.xenapi.session.logout()
-    session._session = ref
 
     # The SDK would log in again by itself, so one layer below it.
-    answer = xmlrpc.client.ServerProxy.__getattr__(session, "VM.get_all")(ref)
+    answer: Any = xmlrpc.client.ServerProxy.__getattr__(session, "VM.get_all")(ref)
 
     assert answer["Status"] == "Failure"
     assert answer["ErrorDescription"] == ["SESSION_INVALID", ref]

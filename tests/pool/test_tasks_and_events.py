@@ -18,7 +18,7 @@ def another_session(bench: Bench) -> Iterator[str]:
     session = XenAPI.Session(bench.target.url, ignore_ssl=True)
     session.login_with_password(bench.target.username, bench.target.password, "1.0", "another")
     try:
-        yield str(session._session)
+        yield str(session.handle)
     finally:
         session.logout()
         session("close")()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,8 +185,12 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
                 group.create_task(serve(name, reads, pause))
                 for name, pause in zip(names, pauses, strict=False)
             ]
+
+            def left(name: str, _: object) -> None:
+                reads.leave(name)
+
             for name, task in zip(names, serving, strict=True):
-                task.add_done_callback(lambda _, name=name: reads.leave(name))
+                task.add_done_callback(partial(left, name))
             for each in others:
                 group.create_task(other(*each))
             if leaves is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ GOOD: dict[str, Any] = {
     },
 }
 
-JUNK = st.sampled_from(
+JUNK: st.SearchStrategy[Any] = st.sampled_from(
     [None, 0, 3, -1, 1.5, True, "", "x", "*/90 * * * *", [], ["a"], [1], {}, {"x": 1}, [[]], [{}]]
 )
 
@@ -49,7 +50,7 @@ Place = tuple[str | int, ...]
 def places(value: Any, place: Place = ()) -> list[Place]:
     """Return every place in a tree of tables and lists."""
     found = [place] if place else []
-    items = value.items() if isinstance(value, dict) else ()
+    items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else ()
     items = enumerate(value) if isinstance(value, list) else items
     for key, inner in items:
         found += places(inner, (*place, key))

@@ -67,7 +67,7 @@ class Target:
         """
         api, pool = self.session.xenapi, self.lab.pools["uploads"]
         task = api.task.create("upload", "")
-        path = f"/import_raw_vdi?session_id={self.session._session}&vdi={self.disk}&task_id={task}"
+        path = f"/import_raw_vdi?session_id={self.session.handle}&vdi={self.disk}&task_id={task}"
         said = "" if length is None else f"Content-Length: {length}\r\n"
         split = urlsplit(pool.plain_url)
         with socket.create_connection((split.hostname, split.port)) as connection:

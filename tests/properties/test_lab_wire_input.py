@@ -90,15 +90,15 @@ class Front:
     """The front of a pool, fed from outside the loop that serves it."""
 
     def __init__(self, runner: asyncio.Runner, url: str) -> None:
-        self._runner = runner
-        self._address = urlsplit(url)
+        self.runner = runner
+        self.address = urlsplit(url)
 
     def feed(self, data: bytes) -> bytes:
         """Send bytes, say that there are no more, and return all that comes back."""
-        return self._runner.run(asyncio.wait_for(self._feed(data), ANSWER_S))
+        return self.runner.run(asyncio.wait_for(self._feed(data), ANSWER_S))
 
     async def _feed(self, data: bytes) -> bytes:
-        reader, writer = await asyncio.open_connection(self._address.hostname, self._address.port)
+        reader, writer = await asyncio.open_connection(self.address.hostname, self.address.port)
         answer = bytearray()
         with suppress(ConnectionError):
             writer.write(data)
@@ -248,7 +248,7 @@ def test_the_first_of_equal_members_counts() -> None:
 
 def test_a_reset_in_the_middle_is_survived(front: Front) -> None:
     async def reset() -> None:
-        reader, writer = await asyncio.open_connection(front._address.hostname, front._address.port)
+        reader, writer = await asyncio.open_connection(front.address.hostname, front.address.port)
         del reader
         writer.write(post(PING)[:50])
         await writer.drain()
@@ -258,5 +258,5 @@ def test_a_reset_in_the_middle_is_survived(front: Front) -> None:
         with suppress(ConnectionError):
             await writer.wait_closed()
 
-    front._runner.run(reset())
+    front.runner.run(reset())
     front.assert_alive()

@@ -57,6 +57,8 @@ class Steered:
                 self.other_config.pop(key, None)
             case "host.get_servertime", _:
                 return self.now.strftime("%Y%m%dT%H:%M:%SZ")
+            case _:
+                raise AssertionError(f"no daemon calls {method} here")
         return ""
 
     async def steer(self, order: Iterator[int], daemons: list[asyncio.Task[None]]) -> None:
@@ -99,7 +101,7 @@ async def contend(other_config: dict[str, str], order: Iterator[int], count: int
 def no_pauses() -> Iterator[None]:
     """Let whoever gave way begin anew at once: the order of the calls is what is tried."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease, "_PAUSE_S", 0.0)
+        patch.setattr(lease, "PAUSE_S", 0.0)
         yield
 
 

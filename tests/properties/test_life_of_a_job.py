@@ -136,12 +136,13 @@ def contents_of(xenapi: Any, point: str) -> set[str]:
 
 async def break_a_run(life: Life, number: int) -> None:
     """One request of a run goes wrong, early or late, in one of four ways."""
-    how: dict[str, Any] = [
+    ways: list[dict[str, Any]] = [
         {"error": ("INTERNAL_ERROR", "struck")},
         {"drop_response": True},
         {"stall": True},
         {"stall": True, "error": ("INTERNAL_ERROR", "killed")},
-    ][number % 4]
+    ]
+    how = ways[number % 4]
     faults, loop = life.lab.lab.faults, asyncio.get_running_loop()
     fault = faults.fail_nth(1 + number * 7 % 230, chunk=CHUNK, **how)
     async with life.lab.daemon() as context:

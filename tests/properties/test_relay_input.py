@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -193,10 +193,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("relay") / "pki")
 
 
-def with_relay(certificates: Path, body: Callable[[Ends], object]) -> None:
+def with_relay(certificates: Path, body: Callable[[Ends], Awaitable[object]]) -> None:
     async def run() -> None:
         async with ends(certificates) as made:
-            await body(made)  # type: ignore[misc]
+            await body(made)
 
     asyncio.run(asyncio.wait_for(run(), 20))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -23,7 +24,7 @@ KEEPS = st.builds(
 RestorePoint = tuple[int, datetime | None]
 
 
-def points(times: list[datetime | None]) -> list[RestorePoint]:
+def points(times: Sequence[datetime | None]) -> list[RestorePoint]:
     """Return points with these times, which need not follow the order of the points."""
     return list(enumerate(times))
 

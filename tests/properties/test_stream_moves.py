@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import pytest
 import trustme
@@ -41,6 +42,11 @@ READS = st.one_of(
         st.sampled_from([1, 16, 1000, 60_000, SPILL]),
     ),
 )
+
+
+T = TypeVar("T")
+Timed = tuple[T, float | None]
+"""Something, and how long to wait after it; None: not at all."""
 
 
 class Reading:
@@ -88,9 +94,9 @@ class Reading:
 
 async def moves(
     tls: bool,
-    sent: Sequence[tuple[int, float | None]],
-    reads: Sequence[tuple[tuple, float | None]],
-    writes: Sequence[tuple[list[int], float | None]],
+    sent: Sequence[Timed[int]],
+    reads: Sequence[Timed[tuple[Any, ...]]],
+    writes: Sequence[Timed[list[int]]],
 ) -> None:
     incoming = DATA[: sum(size for size, _ in sent)]
     outgoing = bytearray()
@@ -131,7 +137,7 @@ async def moves(
                 parts.append(bytearray(DATA[start : start + size]))
                 start += size
                 outgoing.extend(parts[-1])
-            await stream.write(*map(memoryview, parts))
+            await stream.write(*(memoryview(part) for part in parts))
             for part in parts:  # it has gone: whoever sends it again would send zeroes
                 part[:] = bytes(len(part))
             if pause is not None:
@@ -169,6 +175,12 @@ async def moves(
         lambda those: sum(sum(sizes) for sizes, _ in those) <= len(DATA)
     ),
 )
-def test_every_byte_arrives_in_order(loop, tls: bool, sent, reads, writes) -> None:
+def test_every_byte_arrives_in_order(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    tls: bool,
+    sent: list[Timed[int]],
+    reads: list[Timed[tuple[Any, ...]]],
+    writes: list[Timed[list[int]]],
+) -> None:
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(asyncio.wait_for(moves(tls, sent, reads, writes), 30))

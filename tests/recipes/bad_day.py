@@ -33,8 +33,8 @@ def clone_and_start(machine: Machine, pools: Stage, block: Block) -> dict[str, s
     for clone in clones - {known["new uuid"]}:
         machine.run(f"xe vm-start uuid={clone}")
     with login(pools.pools["dr"]) as xenapi:
-        for uuid in clones:
-            vm = xenapi.VM.get_by_uuid(uuid)
+        for made in clones:
+            vm = xenapi.VM.get_by_uuid(made)
             assert xenapi.VM.get_power_state(vm) == "Running"
             assert xenapi.VM.get_name_label(vm) == "web01"
         assert xenapi.VM.get_tags(xenapi.VM.get_by_uuid(known["new uuid"])) == []

@@ -28,3 +28,5 @@ def _compare(shown: Any, printed: Any, where: str) -> None:
             assert isinstance(printed, bool), f"{where} is {printed!r}"
         case int() | float():
             assert isinstance(printed, int | float), f"{where} is {printed!r}"
+        case _:
+            assert isinstance(printed, list), where

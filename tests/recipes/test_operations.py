@@ -85,7 +85,8 @@ TIMETABLE = re.compile(r"timetable = \{.*?\}")
 @pytest.fixture
 def machine(root: Path, pools: Stage) -> Iterator[Machine]:
     """A machine whose daemon runs, with one restore point."""
-    words, environment = {}, {"XOREPD_SOCKET": str(root / "run/xorepd/control.sock")}
+    words: dict[str, str] = {}
+    environment = {"XOREPD_SOCKET": str(root / "run/xorepd/control.sock")}
     for name, pool in pools.pools.items():
         words |= {f"URL-{name.upper()}": pool["url"], f"PEM-{name.upper()}": pool["ca_file"]}
         environment[name.upper()] = pool["password"]

@@ -114,9 +114,8 @@ async def test_a_disk_that_xva_img_made_is_imported(lab: Lab, api: Api, tmp_path
 
     await succeed(xva_img, "disk-import", f"{disk}/", raw)
     members = sorted(str(each.relative_to(tmp_path)) for each in disk.iterdir())
-    await succeed(
-        *("tar", "--format=ustar", "--no-recursion", "-cf", file, "ova.xml", *members), cwd=tmp_path
-    )
+    tar = ("tar", "--format=ustar", "--no-recursion", "-cf", str(file), "ova.xml")
+    await succeed(*tar, *members, cwd=tmp_path)
     async with logged_in(lab, "dr") as there:
         made = await bring(there, file)
 

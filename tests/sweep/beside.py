@@ -64,8 +64,8 @@ def _copy(people: People, vm: str) -> None:
     _carry(people, point)
     by_hand = people.create_disk(TARGET, x.VDI.get_SR(disks["0"]))
     x.VDI.set_other_config(by_hand, x.VDI.get_other_config(disks["0"]))
-    for vdi in look.disks(people.scene.source).values():
-        people.made_disk(SOURCE, people.x(SOURCE).VDI.snapshot(vdi[1]))
+    for _, live in look.disks(people.scene.source).values():
+        people.made_disk(SOURCE, people.x(SOURCE).VDI.snapshot(live))
 
 
 def _carry(people: People, point: Thing) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,8 @@ def test_curl_sees_bytes_and_rate_while_a_transfer_runs(stage: Stage) -> None:
         if event["sent_bytes"] and event["rate_bytes_per_s"] and event["sent_rate_bytes_per_s"]:
             break
 
-    [running] = curl(stage, "/status")["running"]  # type: ignore[misc]
+    status: Any = curl(stage, "/status")
+    [running] = status["running"]
     assert 0 < running["moved_bytes"] < running["planned_bytes"]
     assert 0 < running["sent_bytes"] <= running["moved_bytes"]
     assert running["rate_bytes_per_s"] > 0

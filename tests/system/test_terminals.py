@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -101,7 +101,10 @@ async def succeed(on: Stage) -> None:
 
 
 async def tell(
-    on: Stage, *arguments: str, stdout: int = subprocess.PIPE, **environ: str
+    on: Stage,
+    *arguments: str,
+    stdout: int = subprocess.PIPE,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[int | None, bytes, bytes]:
     """Run `xorepctl` beside this loop, which is the daemon's; return status and what it said."""
     known = {"PATH": os.environ["PATH"], "XOREPD_SOCKET": str(on.socket), "COLUMNS": "80"}
@@ -111,7 +114,7 @@ async def tell(
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
-        env=known | environ,
+        env={**known, **(environ or {})},
     )
     said, complained = await process.communicate()
     return process.returncode, said or b"", complained
@@ -128,7 +131,7 @@ SOME = [COMMANDS[0], COMMANDS[2], COMMANDS[5], COMMANDS[8]]
 async def test_a_command_says_what_it_has_to_on_any_output(
     on: Stage, output: str, arguments: list[str], status: int
 ) -> None:
-    code, said, complained = await tell(on, *arguments, **OUTPUTS[output])
+    code, said, complained = await tell(on, *arguments, environ=OUTPUTS[output])
     text = (said + complained).decode(ENCODINGS[output])
 
     assert (code, "Traceback" in text) == (status, False), text
@@ -137,8 +140,8 @@ async def test_a_command_says_what_it_has_to_on_any_output(
 
 
 async def test_names_are_shown_with_as_much_of_them_as_an_output_holds(on: Stage) -> None:
-    _, utf8, _ = await tell(on, "status", **OUTPUTS["utf-8"])
-    _, ascii_only, _ = await tell(on, "status", **OUTPUTS["ascii"])
+    _, utf8, _ = await tell(on, "status", environ=OUTPUTS["utf-8"])
+    _, ascii_only, _ = await tell(on, "status", environ=OUTPUTS["ascii"])
 
     assert "Zoë 🐙 [/b]" in utf8.decode()
     assert "Zo? ?? [/b]" in ascii_only.decode("ascii")
@@ -146,7 +149,7 @@ async def test_names_are_shown_with_as_much_of_them_as_an_output_holds(on: Stage
 
 @pytest.mark.parametrize("output", OUTPUTS)
 async def test_programs_get_every_name_as_it_is(on: Stage, output: str) -> None:
-    _, said, _ = await tell(on, "history", "--json", **OUTPUTS[output])
+    _, said, _ = await tell(on, "history", "--json", environ=OUTPUTS[output])
 
     names = [each["vm_name"] for each in json.loads(said.decode(ENCODINGS[output]))["records"]]
     assert NAME in names

@@ -1,29 +1,47 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextvars import Context
+from typing import TypeVarTuple
 
 import pytest
 
 from tests.steered import steered
 from xorepd.patience import Patience, Stalled
 
-
-def pending(loop: asyncio.AbstractEventLoop) -> int:
-    """Return how many timers a loop keeps."""
-    return len(loop._scheduled)  # type: ignore[attr-defined]
+Ts = TypeVarTuple("Ts")
 
 
-async def test_waits_that_follow_each_other_share_one_timer() -> None:
-    loop = asyncio.get_running_loop()
-    before = pending(loop)
-    patience = Patience(loop, 60, lambda: 0)
+class Counting(asyncio.SelectorEventLoop):
+    """A loop that counts the timers that are asked of it."""
 
-    for _ in range(10):
-        loop.call_soon(patience.end)
-        await patience.wait()
+    timers = 0
 
-    assert pending(loop) == before + 1
-    patience.close()
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self.timers += 1
+        return super().call_later(delay, callback, *args, context=context)
+
+
+def test_waits_that_follow_each_other_share_one_timer() -> None:
+    async def body() -> int:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Counting)
+        patience = Patience(loop, 60, lambda: 0)
+        for _ in range(10):
+            loop.call_soon(patience.end)
+            await patience.wait()
+        patience.close()
+        return loop.timers
+
+    with asyncio.Runner(loop_factory=Counting) as runner:
+        assert runner.run(body()) == 1
 
 
 def test_nothing_that_moves_ends_the_wait() -> None:

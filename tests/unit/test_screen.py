@@ -123,6 +123,8 @@ def test_nothing_shows_text_but_the_screen() -> None:
                         found.append((str(path), name))
                 case ast.Call(func=ast.Name(id="print" | "Console" as name)):
                     found.append((str(path), name))
+                case _:
+                    pass
 
     assert found == []
 

@@ -42,8 +42,9 @@ class Caller:
     host: str
     """Address without port."""
     port: int
-    _socket: socket.socket
-    _silence: float
+    connection: socket.socket
+    silence: float
+    """Seconds without a byte after which it is given up."""
 
     @property
     def address(self) -> str:
@@ -56,22 +57,22 @@ class Caller:
             OSError: it failed, or the authority did not sign the client's certificate.
         """
         loop = asyncio.get_running_loop()
-        stream = SecuredStream(self._silence)  # uvloop returns its own protocol instead
+        stream = SecuredStream(self.silence)  # uvloop returns its own protocol instead
         try:
             # Not `start_tls`: uvloop reads before it, and loses what a quick client has sent.
             await loop.connect_accepted_socket(
                 lambda: stream,
-                self._socket,
+                self.connection,
                 ssl=context,
                 ssl_handshake_timeout=HANDSHAKE_S,
             )
         except BaseException:
-            self._socket.close()
+            self.connection.close()
             raise
         return stream
 
     def hang_up(self) -> None:
-        self._socket.close()
+        self.connection.close()
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ class Relay:
         self._cached = Budget(settings.relay.memory // 2)
         self._connections: set[Connection] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self._threshold = Threshold()
+        self.threshold = Threshold()
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Relay:
@@ -111,7 +111,7 @@ class Relay:
         """Serve one connection; whatever ends it is told here, and to nobody else."""
         try:
             async with AsyncExitStack() as stack:
-                with self._threshold.at(caller.host):
+                with self.threshold.at(caller.host):
                     secured = await caller.secure(self._context)
                 stream = await stack.enter_async_context(secured)
                 client = identity(stream.certificate)
@@ -120,7 +120,7 @@ class Relay:
                 )
                 what = f"client {client} at {caller.address}"
                 most = self.settings.relay.connections
-                if len(self._serving) - len(self._threshold) > 2 * most:
+                if len(self._serving) - len(self.threshold) > 2 * most:
                     log.warning("client.turned_away", there=len(self._serving))
                     return  # so many that it would be no use to tell each
                 connection = await Connection.start(

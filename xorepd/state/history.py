@@ -253,6 +253,11 @@ class History:
         """The records that are not written yet, the oldest first."""
         return [each.record for each in self._unwritten.values() if each.record is not None]
 
+    @property
+    def waiting(self) -> int:
+        """How many changes are not written yet: records, and beginnings and ends of runs."""
+        return len(self._unwritten)
+
     def latest(self) -> list[Latest]:
         """Return what is known of every VM that a job ever ran on, the most recent first."""
         return list(reversed(self._latest.values()))

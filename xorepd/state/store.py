@@ -94,6 +94,8 @@ Check = Callable[[sqlite3.Connection, Path], None]
 
 MOST_VERSIONS = 1000
 """No xorepd will have more: a number above is none that any wrote."""
+BUSY_S = 5.0
+"""Longest wait for another program that holds the file."""
 CHECKED = 64 * MiB
 """Larger files are not read through at each start: that takes a second for each 100 MB."""
 
@@ -267,7 +269,7 @@ def _open(path: Path, migrations: Sequence[str], holds: str, check: Check) -> sq
     try:
         # SQLite would make it with the umask's mode; its -wal and -shm files copy this one's.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(path)
+        connection = sqlite3.connect(path, timeout=BUSY_S)
     except (OSError, sqlite3.Error) as error:
         raise StateError(f"{path}: cannot be opened ({error}); check [daemon] state_dir") from error
     try:

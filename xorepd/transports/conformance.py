@@ -20,6 +20,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -233,9 +234,9 @@ class TransportConformance:
     """Inherit it, and set the attributes."""
 
     factory: ClassVar[TransportFactory]
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     """With which the tests run; fast, please."""
-    refused: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    refused: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """By the name of an option that is wrong: options that are to be refused for it."""
     held_bytes: ClassVar[int] = 16 * MiB
     """How much of a disk it may hold, between reader and writer."""

@@ -33,7 +33,7 @@ POLL_S = 30.0
 _MARGIN_S = 30.0
 """How much later than promised an answer may come before the connection counts as dead."""
 
-_COLLECTED_S = 0.05
+COLLECTED_S = 0.05
 """How long news may gather before they are asked for, while nobody needs them at once."""
 
 _BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -68,7 +68,7 @@ class EventFeed:
                     await self._rest(longest * random.uniform(0.7, 1.3))  # spread many daemons
                     continue
                 failures, token = 0, batch.token
-                await self._rest(_COLLECTED_S)
+                await self._rest(COLLECTED_S)
         finally:
             self._stop.set()
 

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 TASK_TIMEOUT_S = 7500.0
 """XAPI queues an operation on a busy object for up to 2 h before it reports that."""
 
-_TASK_LOOK_S = 30.0
+TASK_LOOK_S = 30.0
 """How often a task is asked for itself when no event came: events of short lives can be missed."""
 
 _REFRESH_S = 60.0
@@ -272,7 +272,7 @@ class Pool:
         """
         async with asyncio.timeout(timeout):
             while True:
-                await self.cache.wait_for(self._end_of(task_ref), _TASK_LOOK_S)
+                await self.cache.wait_for(self._end_of(task_ref), TASK_LOOK_S)
                 known = self.cache.tasks.get(task_ref)
                 if known is None or not known.is_finished:
                     raw = await self.call("task.get_record", task_ref)

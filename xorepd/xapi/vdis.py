@@ -19,7 +19,7 @@ from xorepd.xapi.records import Vbd, Vdi
 
 log = structlog.get_logger(__name__)
 
-_BUSY_TRIES, _BUSY_PAUSE_S = 3, 5.0
+BUSY_TRIES, BUSY_PAUSE_S = 3, 5.0
 """A disk stays attached to the control domain for seconds after its stream has ended. Xen Orchestra
 waits 10 × 5 s; what outlasts this here goes with a later run, and a run that failed ends sooner."""
 
@@ -113,13 +113,13 @@ async def _patiently(pool: Pool, vdi: Vdi, method: str) -> None:
             raise ObjectBusy(pool.name, "VDI", vdi.uuid, "it is attached")
         await detached(pool, vdi)
         await unplug_left(pool, vdi)
-    for attempt in range(_BUSY_TRIES):
+    for attempt in range(BUSY_TRIES):
         try:
             async with pool.storage_turn(vdi.sr):
                 with suppress(ObjectGone):
                     await pool.run_task(method, vdi.ref)
         except ObjectBusy:
-            if attempt == _BUSY_TRIES - 1 or pool.is_stuck(vdi.ref):
+            if attempt == BUSY_TRIES - 1 or pool.is_stuck(vdi.ref):
                 pool.note_stuck(vdi.ref)
                 raise
         else:
@@ -168,7 +168,7 @@ def _is_attached(pool: Pool, vdi: Vdi) -> bool:
     return any(vbd.currently_attached for vbd in vbds)
 
 
-async def detached(pool: Pool, vdi: Vdi, timeout: float = _BUSY_PAUSE_S) -> None:
+async def detached(pool: Pool, vdi: Vdi, timeout: float = BUSY_PAUSE_S) -> None:
     """Wait until no VBD of a disk is attached, but a moment at least and `timeout` at most."""
     await asyncio.sleep(timeout / 20)  # the cache may not have seen the attachment yet
     await pool.cache.wait_for(lambda: not _is_attached(pool, vdi), timeout)

@@ -79,8 +79,8 @@ class Peer:
             directory / "relay.pem", directory / "relay.key", directory / "ca.pem"
         )
         self._remembers, self._window, self._channels = remembers, window, channels
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
         self.disks: dict[str, Disk] = {}
         self.connections: list[Connection] = []
         self._seen: dict[bytes, bytes] = {}
@@ -94,7 +94,7 @@ class Peer:
 
     def close(self) -> None:
         """Give the port back."""
-        self._socket.close()
+        self.listener.close()
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -120,7 +120,7 @@ class Peer:
                 tasks.add(loop.create_task(self._serve(stream)))
 
         server = await loop.create_server(
-            lambda: Accepted(STALL_S), sock=self._socket.dup(), ssl=self._context
+            lambda: Accepted(STALL_S), sock=self.listener.dup(), ssl=self._context
         )
         try:
             yield
@@ -150,12 +150,12 @@ class Peer:
                         channel, opened = await connection.opened()
                     except DataError:
                         break
-                    disks.create_task(self._disk(channel, opened))
+                    disks.create_task(self.serve_disk(channel, opened))
         finally:
             await connection.close()
 
-    async def _disk(self, channel: Channel, opened: wire.Open) -> None:
-        work = asyncio.get_running_loop().create_task(self._write(channel, opened))
+    async def serve_disk(self, channel: Channel, opened: wire.Open) -> None:
+        work = asyncio.get_running_loop().create_task(self.write_disk(channel, opened))
         stop = asyncio.get_running_loop().create_task(channel.given_up.wait())
         try:
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -168,7 +168,7 @@ class Peer:
         else:
             work.result()
 
-    async def _write(self, channel: Channel, opened: wire.Open) -> None:
+    async def write_disk(self, channel: Channel, opened: wire.Open) -> None:
         disk = self.disks[opened.vdi]
         if opened.read_only:
             await self._read(channel, disk)
@@ -222,6 +222,8 @@ class Peer:
                     assert not parts, "it did not send all that was wanted"
                     await writer.finish()
                     return
+                case other:
+                    raise AssertionError(f"nobody sends {other} here")
             await self._flush(parts, writer)
 
     def _fill(self, parts: deque[list[Any]], offset: int, block: memoryview) -> None:

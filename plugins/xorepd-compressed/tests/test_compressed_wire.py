@@ -265,7 +265,7 @@ async def test_relay_that_comes_back_in_time_is_waited_for(
 ) -> None:
     monkeypatch.setattr(links, "PAUSES_S", (0.2,) * 20)
     peer = Peer(files)
-    address = peer._socket.getsockname()
+    address = peer.listener.getsockname()
     peer.close()
     transport = opened(files, peer)
     reader, target, _ = disk(peer, {0: TEXT})
@@ -273,7 +273,7 @@ async def test_relay_that_comes_back_in_time_is_waited_for(
     await asyncio.sleep(0.3)
     assert not carry.done()
 
-    peer._socket = socket.create_server(address)
+    peer.listener = socket.create_server(address)
     async with peer.serving():
         await carry
     peer.close()
@@ -371,7 +371,7 @@ async def test_answer_out_of_place_fails_the_disk_and_nothing_is_confirmed(
 
 async def test_refusal_on_principle_is_for_the_operator(files: Path) -> None:
     class Strict(Peer):
-        async def _write(self, channel: Channel, opened: wire.Open) -> None:
+        async def write_disk(self, channel: Channel, opened: wire.Open) -> None:
             channel.end(wire.Refuse(wire.Code.NOT_ALLOWED, "paris may not write to this pool"))
 
     async with serving(files, Strict) as peer:
@@ -386,7 +386,7 @@ async def test_refusal_on_principle_is_for_the_operator(files: Path) -> None:
 class Deaf(Peer):
     """A relay that answers PINGs and nothing else."""
 
-    async def _disk(self, channel: Channel, opened: wire.Open) -> None:
+    async def serve_disk(self, channel: Channel, opened: wire.Open) -> None:
         await channel.given_up.wait()
 
 
@@ -409,11 +409,11 @@ async def test_disk_whose_turn_comes_late_is_waited_for(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Busy(Peer):
-        async def _write(self, channel: Channel, opened: wire.Open) -> None:
+        async def write_disk(self, channel: Channel, opened: wire.Open) -> None:
             for _ in range(25):
                 await asyncio.sleep(0.1)
                 channel.hold()
-            await super()._write(channel, opened)
+            await super().write_disk(channel, opened)
 
     monkeypatch.setattr(transports, "ANSWER_S", 1.0)
     async with serving(files, Busy) as peer:
@@ -427,7 +427,7 @@ async def test_relay_that_does_not_let_go_holds_a_cancellation_up_for_a_moment_o
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stubborn(Peer):
-        async def _disk(self, channel: Channel, opened: wire.Open) -> None:
+        async def serve_disk(self, channel: Channel, opened: wire.Open) -> None:
             await asyncio.Event().wait()
 
     monkeypatch.setattr(transports, "GIVE_UP_S", 0.1)

@@ -14,7 +14,7 @@ import pytest
 from tests.steered import steered
 from xorepd.data.reader import Piece
 from xorepd.extents import Extent
-from xorepd.transports.base import Surroundings
+from xorepd.transports.base import Surroundings, TargetDisk
 from xorepd.transports.conformance import surroundings
 from xorepd.transports.links import Links
 from xorepd.units import KiB, MiB
@@ -35,6 +35,7 @@ class Endless:
 
     virtual_size = 1 << 60
     extents = (Extent(0, 1 << 60),)
+    disk = TargetDisk("", "", "", "", "", "a disk without end")
 
     def __init__(self, *, zeroes: float = 0.0, write_s: float = 0.0, piece: int = MiB) -> None:
         self.sent = self.taken = self.largest = 0
@@ -65,6 +66,9 @@ class Endless:
 
     def left(self, size: int) -> None:
         self.sent += size
+
+    def confirmed(self, offset: int) -> None:
+        """Nobody asks how far it came."""
 
 
 class Bare:
@@ -142,8 +146,9 @@ def within(share: float, rate: float) -> Any:
 def test_rate_is_kept_to_five_percent_over_ten_seconds(text: str, write_s: float) -> None:
     async def measure() -> None:
         end = Endless(write_s=write_s)
-        transport = Site().open({"rate": text})
-        rate = transport._levels[-1].state().rate_bytes_per_s
+        site = Site()
+        transport = site.open({"rate": text, "link": "wan"})
+        rate = site.links.states()["wan"].rate_bytes_per_s
         async with carrying((transport, end)):
             # The very first ten seconds as well as any others.
             assert await sent_in(10, end) == [within(0.05, rate)]
@@ -158,7 +163,7 @@ def test_what_is_sent_past_the_writer_keeps_to_the_rate_too(text: str) -> None:
         ends = [Endless(piece=96 * KiB), Endless(piece=64 * KiB)]
         site = Site(Elsewhere())
         transport = site.open({"rate": text, "link": "wan"})
-        rate = transport._levels[-1].state().rate_bytes_per_s
+        rate = site.links.states()["wan"].rate_bytes_per_s
         async with carrying(*((transport, end) for end in ends)):
             assert sum(await sent_in(60, *ends)) == within(0.05, rate)
         under_way = site.links.states()["wan"].passed_bytes - sum(end.sent for end in ends)

@@ -3,16 +3,17 @@
 import asyncio
 import json
 import sys
+from typing import Any
 
 from XenGarden.session import create_session
 from XenGarden.SR import SR
 from XenGarden.VM import VM
 
 
-async def main(url, user, password, name):
+async def main(url: str, user: str, password: str, name: str) -> None:
     session = create_session("lab", {"lab": {"host": url, "username": user, "password": password}})
     (vm,) = [found for found in VM.list_vm(session) if found.get_name() == name]
-    report = {"cpus": vm.get_vCPUs(), "disks": len(vm.get_Disks())}
+    report: dict[str, Any] = {"cpus": vm.get_vCPUs(), "disks": len(vm.get_Disks())}
     report["macs"] = [vif.get_mac() for vif in vm.get_VIFs()]
 
     clone = await vm.clone(f"{name} in the garden")

@@ -9,13 +9,15 @@ certificate is verified: SSL_CERT_FILE says by what.
 
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import XenAPI
 
 
-def log_in(url, user, password):
+def log_in(url: str, user: str, password: str) -> tuple[Any, bool]:
     """Return a session on the pool master, and whether we had to be sent there."""
     session = XenAPI.Session(url)
     try:
@@ -30,9 +32,9 @@ def log_in(url, user, password):
     return session, False
 
 
-def wait_for(xenapi, task):
+def wait_for(xenapi: Any, task: str) -> tuple[dict[str, Any], set[tuple[str, str]]]:
     """Wait with events until a task is done and return its record and all events' classes."""
-    token, seen = "", set()
+    token, seen = "", set[tuple[str, str]]()
     while True:
         batch = getattr(xenapi.event, "from")(["task", "vm", "vdi"], token, 30.0)
         token = batch["token"]
@@ -43,7 +45,7 @@ def wait_for(xenapi, task):
             return record, seen
 
 
-def failure_of(call, *arguments):
+def failure_of(call: Callable[..., Any], *arguments: Any) -> Any:
     try:
         call(*arguments)
     except XenAPI.Failure as failure:
@@ -51,10 +53,10 @@ def failure_of(call, *arguments):
     return None
 
 
-def main(url, user, password, name):
+def main(url: str, user: str, password: str, name: str) -> None:
     session, redirected = log_in(url, user, password)
     xenapi = session.xenapi
-    report = {"redirected": redirected}
+    report: dict[str, Any] = {"redirected": redirected}
 
     (pool,) = xenapi.pool.get_all_records().values()
     report["default_sr_is_known"] = pool["default_SR"] in xenapi.SR.get_all()

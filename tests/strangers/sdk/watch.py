@@ -9,18 +9,19 @@ import json
 import sys
 import time
 import xmlrpc.client
+from typing import Any
 
 import XenAPI
 
 
-def tell(**what):
+def tell(**what: Any) -> None:
     json.dump(what, sys.stdout)
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
-def watch(session, names):
-    """Tell of changes until it is time to stop; True when it is."""
+def watch(session: Any, names: dict[str, str]) -> None:
+    """Tell of changes until it is time to stop."""
     first = True
     token = ""
     while True:
@@ -41,8 +42,8 @@ def watch(session, names):
             first = False
 
 
-def main(url, user, password):
-    names = {}
+def main(url: str, user: str, password: str) -> None:
+    names: dict[str, str] = {}
     while True:
         session = XenAPI.Session(url)
         try:

@@ -10,6 +10,7 @@ from tests.unit.parts import JOB, POOLS, write
 from xorepd.config.load import examine, load
 from xorepd.config.models import Settings
 from xorepd.errors import ConfigError, ConfigErrors
+from xorepd.ids import JobName
 
 ID = 'id = "0b7f8f7e-5a0c-4f43-9f0e-2d7d5f1c9a11"\n'
 
@@ -73,8 +74,11 @@ def test_what_can_be_used_is_looked_at_though_something_else_cannot(tmp_path: Pa
     settings, problems = examine(write(tmp_path, text))
 
     assert len(problems) == 2
-    assert settings.jobs["web"].hooks.before == ("/x",)
-    assert settings.jobs["web"].keep == Settings.model_validate(settings).jobs["db"].keep
+    assert settings.jobs[JobName("web")].hooks.before == ("/x",)
+    assert (
+        settings.jobs[JobName("web")].keep
+        == Settings.model_validate(settings).jobs[JobName("db")].keep
+    )
     assert settings.pools.keys() == {"prod", "dr"}
 
 

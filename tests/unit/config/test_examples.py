@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from xorepd.config.load import load
 from xorepd.config.models import DaemonSettings, JobSettings, PoolSettings, TargetSettings
+from xorepd.ids import JobName, PoolName
 from xorepd_lab.demo.stage import CONFIG as DEMO
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -44,7 +45,7 @@ def test_example_loads() -> None:
     settings = load(CONFIG / "xorepd.toml")
 
     assert set(settings.pools) == {"paris", "lyon"}
-    assert settings.pools["paris"].ca_file == CONFIG / "paris.pem"
+    assert settings.pools[PoolName("paris")].ca_file == CONFIG / "paris.pem"
 
 
 def test_demo_loads_with_its_variables() -> None:
@@ -57,4 +58,4 @@ def test_demo_loads_with_its_variables() -> None:
     settings = load(DEMO, environ=environ)
 
     assert settings.daemon.socket == Path("/demo/control.sock")
-    assert settings.jobs["web"].vms == ("web01",)
+    assert settings.jobs[JobName("web")].vms == ("web01",)

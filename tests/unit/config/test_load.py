@@ -9,6 +9,7 @@ from xorepd.config.keep import Keep
 from xorepd.config.load import load
 from xorepd.config.models import Verify
 from xorepd.errors import LONGEST, ConfigError
+from xorepd.ids import JobName, PoolName
 from xorepd.units import GiB, MiB
 
 
@@ -20,7 +21,7 @@ def refused(directory: Path, text: str) -> ConfigError:
 
 
 def test_job_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
-    job = settings_of(tmp_path).jobs["web"]
+    job = settings_of(tmp_path).jobs[JobName("web")]
 
     assert (job.max_vms, job.verify, job.enabled) == (2, Verify.SAMPLE, True)
     assert job.keep == Keep(last=3)
@@ -30,13 +31,13 @@ def test_job_that_says_little_gets_the_defaults(tmp_path: Path) -> None:
 
 def test_job_keeps_its_id_as_long_as_its_name(tmp_path: Path) -> None:
     # Restore points out there carry it: this value may never change.
-    assert settings_of(tmp_path).jobs["web"].id == "a35084bd-8772-5fa1-b1e0-f69c0eaa6e13"
+    assert settings_of(tmp_path).jobs[JobName("web")].id == "a35084bd-8772-5fa1-b1e0-f69c0eaa6e13"
 
 
 def test_values_are_typed_inside(tmp_path: Path) -> None:
     text = POOLS + JOB + 'source_reserve = "64MiB"\ndeadline = "1h30m"\nverify = "full"\n'
 
-    job = settings_of(tmp_path, text).jobs["web"]
+    job = settings_of(tmp_path, text).jobs[JobName("web")]
 
     assert (job.source_reserve, job.deadline, job.verify) == (64 * MiB, 5400.0, Verify.FULL)
 
@@ -52,7 +53,7 @@ def test_memory_outside_its_bounds_is_refused_with_the_bounds(tmp_path: Path, si
 def test_transport_table_keeps_its_options_raw(tmp_path: Path) -> None:
     text = POOLS + JOB + 'transport = { name = "throttled", rate = "10MiB", burst = 2 }\n'
 
-    transport = settings_of(tmp_path, text).jobs["web"].transport
+    transport = settings_of(tmp_path, text).jobs[JobName("web")].transport
 
     assert (transport.name, dict(transport.options)) == ("throttled", {"rate": "10MiB", "burst": 2})
 
@@ -69,7 +70,7 @@ def test_fingerprint_is_taken_as_openssl_prints_it(tmp_path: Path) -> None:
     printed = ":".join(["AB"] * 32)
     text = POOLS.replace("[pools.dr]", f'fingerprint = "sha256:{printed}"\n[pools.dr]') + JOB
 
-    assert settings_of(tmp_path, text).pools["prod"].fingerprint == ("ab" * 32,)
+    assert settings_of(tmp_path, text).pools[PoolName("prod")].fingerprint == ("ab" * 32,)
 
 
 def test_each_host_of_a_pool_may_have_a_fingerprint(tmp_path: Path) -> None:
@@ -78,20 +79,20 @@ def test_each_host_of_a_pool_may_have_a_fingerprint(tmp_path: Path) -> None:
 
     settings = settings_of(tmp_path, text)
 
-    assert settings.pools["prod"].fingerprint == ("ab" * 32, "cd" * 32)
+    assert settings.pools[PoolName("prod")].fingerprint == ("ab" * 32, "cd" * 32)
 
 
 def test_variables_are_replaced_in_every_string(tmp_path: Path) -> None:
     text = POOLS + JOB.replace('"web01"', '"${VM}-${VM}", "a$$b", "$plain"')
 
-    assert settings_of(tmp_path, text, VM="x").jobs["web"].vms == ("x-x", "a$b", "$plain")
+    assert settings_of(tmp_path, text, VM="x").jobs[JobName("web")].vms == ("x-x", "a$b", "$plain")
 
 
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
 
     with pytest.raises(TypeError):
-        settings.jobs["other"] = settings.jobs["web"]  # type: ignore[index]  # that is the point
+        settings.jobs[JobName("other")] = settings.jobs[JobName("web")]  # type: ignore[index]  # that is the point
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_mistake_is_named(tmp_path: Path, old: str, new: str, key: str, words: s
 def test_schedule_that_comes_due_more_than_once_is_taken(tmp_path: Path, expression: str) -> None:
     text = POOLS + JOB.replace("*/5 * * * *", expression)
 
-    assert settings_of(tmp_path, text).jobs["web"].schedule == expression
+    assert settings_of(tmp_path, text).jobs[JobName("web")].schedule == expression
 
 
 TWO = JOB.replace(
@@ -229,7 +230,7 @@ TWO = JOB.replace(
 
 
 def test_target_without_retention_and_transport_has_those_of_its_job(tmp_path: Path) -> None:
-    job = settings_of(tmp_path, POOLS + TWO + "keep = 5\n").jobs["web"]
+    job = settings_of(tmp_path, POOLS + TWO + "keep = 5\n").jobs[JobName("web")]
 
     assert [(t.pool, t.sr, job.keep_on(t), job.transport_to(t).name) for t in job.targets] == [
         ("dr", "a", Keep(last=5), "direct"),
@@ -240,7 +241,7 @@ def test_target_without_retention_and_transport_has_those_of_its_job(tmp_path: P
 def test_job_by_tags_needs_no_names(tmp_path: Path) -> None:
     text = POOLS + JOB.replace('vms = ["web01"]', 'tags = ["gold"]')
 
-    job = settings_of(tmp_path, text).jobs["web"]
+    job = settings_of(tmp_path, text).jobs[JobName("web")]
 
     assert (job.vms, job.found_by, job.wanted) == ((), "tag gold", ("tag gold",))
 
@@ -248,16 +249,16 @@ def test_job_by_tags_needs_no_names(tmp_path: Path) -> None:
 def test_names_and_patterns_are_told_apart(tmp_path: Path) -> None:
     text = POOLS + JOB.replace('"web01"', '"db [old]", "web*"')
 
-    job = settings_of(tmp_path, text).jobs["web"]
+    job = settings_of(tmp_path, text).jobs[JobName("web")]
 
     assert (job.named, job.found_by) == (("db [old]",), "web*")
-    assert settings_of(tmp_path).jobs["web"].wanted == ("web01",)
+    assert settings_of(tmp_path).jobs[JobName("web")].wanted == ("web01",)
 
 
 def test_retention_by_days_and_weeks_is_said_as_it_is_written(tmp_path: Path) -> None:
     text = POOLS + JOB + "keep = { last = 3, daily = 7, yearly = 1 }\n"
 
-    keep = settings_of(tmp_path, text).jobs["web"].keep
+    keep = settings_of(tmp_path, text).jobs[JobName("web")].keep
 
     assert keep == Keep(last=3, daily=7, yearly=1)
     assert (str(keep), keep.most, str(Keep(last=4))) == ("last 3, daily 7, yearly 1", 11, "4")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
@@ -123,7 +124,13 @@ def test_status_says_how_far_a_comparison_is() -> None:
 
 
 def test_pool_that_is_slow_or_full_is_shown_and_others_are_not() -> None:
-    plain = {"answer_s": 0.02, "is_slow": False, "at_once": None, "at_work": 1, "waiting": 0}
+    plain: dict[str, Any] = {
+        "answer_s": 0.02,
+        "is_slow": False,
+        "at_once": None,
+        "at_work": 1,
+        "waiting": 0,
+    }
     pools = (
         PoolStatus(name="prod", **plain),
         PoolStatus(name="dr", **plain | {"answer_s": 2.3, "is_slow": True, "at_once": 1}),

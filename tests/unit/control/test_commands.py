@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -28,9 +28,9 @@ async def on(tmp_path: Path) -> AsyncIterator[Stage]:
         yield staged
 
 
-async def refusal(call: object) -> tuple[int, str]:
+async def refusal(call: Awaitable[object]) -> tuple[int, str]:
     with pytest.raises(ControlError) as caught:
-        await call  # type: ignore[misc]
+        await call
     return caught.value.status, str(caught.value)
 
 
@@ -134,6 +134,7 @@ async def test_status_names_the_replicas_that_a_job_means(on: Stage) -> None:
     assert "web leaves out r0, r1, r2, r3, r4 and 2 more: it is a replica" in said
 
 
+@pytest.mark.usefixtures("hasty_store")
 async def test_status_says_what_cannot_be_written(on: Stage) -> None:
     assert (await on.client.status()).history is None
     with closing(sqlite3.connect(on.directory / "history.db")) as rival:

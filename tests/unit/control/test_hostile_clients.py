@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from tests.hostile import take_no_more
 from tests.unit.control.stage import Stage, stage
 from tests.unit.parts import record
 from xorepd.control import commands, server
@@ -135,7 +136,7 @@ async def test_a_client_that_takes_no_reply_is_cut_off(tmp_path: Path) -> None:
             for _ in range(5):
                 _, writer = await connect(on)
                 stack.callback(writer.close)
-                writer.transport.pause_reading()
+                take_no_more(writer)
                 writer.write(b"GET /history?limit=300 HTTP/1.1\r\nHost: x\r\n\r\n")
             await until(lambda: descriptors() >= before + 10)  # both ends are in this process
             await until(lambda: descriptors() <= before + 5)

@@ -7,6 +7,7 @@ import socket
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -26,11 +27,11 @@ def exists(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-async def ask(on: Stage, method: str, path: str, **options: object) -> tuple[int, object]:
+async def ask(on: Stage, method: str, path: str, **options: Any) -> tuple[int, object]:
     connector = aiohttp.UnixConnector(str(on.socket))
     async with (
         aiohttp.ClientSession("http://localhost", connector=connector) as http,
-        http.request(method, path, **options) as response,  # type: ignore[arg-type]
+        http.request(method, path, **options) as response,
     ):
         return response.status, json.loads(await response.text())
 

@@ -17,9 +17,9 @@ from xorepd.config.diff import compare
 from xorepd.ctl import app
 from xorepd.daemon.engine import open_engine, open_transports
 from xorepd.errors import ControlError
-from xorepd.transports.links import Links
+from xorepd.transports.links import Link, Links
 
-pytest.importorskip("xorepd_throttled")
+link = pytest.importorskip("xorepd_throttled.link")
 
 WEB = JOB + 'transport = { name = "throttled", link = "wan", rate = "%s" }\n'
 DB = (WEB % "100Mbit/s").replace("jobs.web", "jobs.db").replace("web01", "db01")
@@ -106,12 +106,18 @@ async def test_command_shows_and_sets(tmp_path: Path) -> None:
     assert [(link["name"], link["because"]) for link in told["links"]] == [("wan", "command")]
 
 
+def link_of_a_run(of: Links) -> Link:
+    """Return the link `wan` as a run finds it."""
+    found: Link = of.share("wan", lambda: link.ThrottledLink(None, lambda: NOON))
+    return found
+
+
 async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path) -> None:
     old = settings_of(tmp_path, text())
     async with open_engine(old, lambda: NOON) as engine:
         engine.offer(links(tmp_path, "100Mbit/s"))
         engine.adopt_links()
-        before = engine.links._links["wan"]
+        before = link_of_a_run(engine.links)
         engine.links.set_rate("wan", 8000)
         new = settings_of(tmp_path, text("20Mbit/s"))
         engine.offer(links(tmp_path, "20Mbit/s"))
@@ -119,7 +125,7 @@ async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path)
 
         engine.apply(new, compare(old, new))
 
-        assert engine.links._links["wan"] is before
+        assert link_of_a_run(engine.links) is before
         state = engine.links.states()["wan"]
         assert (state.rate_bytes_per_s, state.because) == (2_500_000, "configuration")
 

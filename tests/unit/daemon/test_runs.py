@@ -419,6 +419,7 @@ def locked(directory: Path) -> Iterator[None]:
         rival.rollback()
 
 
+@pytest.mark.usefixtures("hasty_store")
 async def test_history_that_another_program_holds_stops_no_run_and_is_written_later(
     tmp_path: Path,
 ) -> None:
@@ -442,6 +443,7 @@ async def test_history_that_another_program_holds_stops_no_run_and_is_written_la
         assert await on.history.page() == [*again.records, *run.records]
 
 
+@pytest.mark.usefixtures("hasty_store")
 async def test_stop_waits_for_a_history_that_another_program_holds(tmp_path: Path) -> None:
     async with stage(tmp_path) as on:
         with locked(tmp_path):
@@ -459,6 +461,7 @@ async def test_stop_waits_for_a_history_that_another_program_holds(tmp_path: Pat
         assert await on.history.page() == run.records
 
 
+@pytest.mark.usefixtures("hasty_store")
 async def test_hurry_gives_up_what_cannot_be_written_and_the_next_start_claims_no_death(
     tmp_path: Path,
 ) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from tests.unit.parts import NOON, Clock, job
 from xorepd.config.models import JobSettings
 from xorepd.daemon.scheduler import Scheduler
+from xorepd.ids import JobName
 
 
 class Starts:
@@ -93,8 +94,8 @@ def test_turns_during_a_run_are_one_run_after_it() -> None:
     assert starts.made == []
 
     starts.busy = set()
-    schedules.ended("web")
-    schedules.ended("web")
+    schedules.ended(JobName("web"))
+    schedules.ended(JobName("web"))
 
     assert starts.made == [("web", "coalesced")]
 
@@ -129,7 +130,7 @@ def test_removed_job_is_not_started_any_more() -> None:
     schedules.reload([])
     clock.turn(days=1)
     schedules.fire()
-    schedules.ended("web")
+    schedules.ended(JobName("web"))
 
     assert starts.made == []
 

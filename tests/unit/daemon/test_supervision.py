@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 from tests.patience import patience
 from xorepd.config.models import PoolSettings
 from xorepd.errors import StateError
+from xorepd.ids import PoolName
 from xorepd.process.lending import Pools
 from xorepd.process.lock import locked
 from xorepd.process.signals import Intent, intents
@@ -66,7 +67,7 @@ async def test_signals_are_intents_in_their_order() -> None:
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path) -> AsyncIterator[socket.socket]:
+def supervisor(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(patience())
@@ -149,8 +150,11 @@ async def test_failing_background_ends_the_block() -> None:
 
 
 async def test_error_of_the_block_ends_the_background() -> None:
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
     with pytest.raises(StateError, match="mine"):
-        async with background(("endless", asyncio.Event().wait())):  # type: ignore[arg-type]
+        async with background(("endless", endless())):
             raise StateError("mine")
 
 
@@ -194,7 +198,7 @@ async def test_pool_stays_open_between_runs() -> None:
 async def test_changed_pool_is_opened_anew_and_the_old_one_outlives_its_last_run() -> None:
     endpoint = Endpoint()
     async with Pools(endpoint.open) as pools, pools.lend(pool()):
-        pools.retain({"prod": pool("https://two")})
+        pools.retain({PoolName("prod"): pool("https://two")})
         async with pools.lend(pool("https://two")) as lent:
             assert lent == "https://two"
             assert endpoint.log == ["open https://one", "open https://two"]

@@ -10,6 +10,7 @@ from itertools import count
 
 from yarl import URL
 
+from xorepd.data.http.endpoint import Keeper
 from xorepd.errors import Remedy, XapiError
 from xorepd.ids import Ref, VdiUuid
 from xorepd.stream import ByteStream
@@ -28,6 +29,9 @@ class ScriptedKeeper:
         if self.error is not None:
             raise self.error
         self.is_settled = True
+
+    async def settle_attached(self) -> None:
+        await self.settle()
 
 
 class ScriptedDoor:
@@ -51,7 +55,7 @@ class ScriptedDoor:
         """Disks whose content ids were to be kept, and these."""
 
     @asynccontextmanager
-    async def keeping(self, vdi: VdiUuid, content: str) -> AsyncIterator[ScriptedKeeper]:
+    async def keeping(self, vdi: VdiUuid, content: str) -> AsyncIterator[Keeper]:
         self.kept.append((vdi, content))
         yield self.keeper
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -84,7 +84,8 @@ def test_extents_of_a_huge_disk_come_one_at_a_time() -> None:
 @pytest.mark.parametrize("virtual_size", [1, 99, 100, 101, 799, 800, 801, 950, 1600])
 def test_its_size_is_that_of_its_extents(virtual_size: int) -> None:
     blocks = range(-(-virtual_size // 100))
-    for wanted in ([], blocks, blocks[:1], blocks[-1:], blocks[::2], blocks[1::3]):
+    wholes: list[Sequence[int]] = [[], blocks, blocks[:1], blocks[-1:], blocks[::2], blocks[1::3]]
+    for wanted in wholes:
         found = BlockMap(virtual_size, 100)
         for block in wanted:
             found.add(block)

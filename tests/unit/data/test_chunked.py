@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
+from tests.hostile import take_no_more
 from tests.unit.data.endpoints import ScriptedDoor
 from tests.unit.data.scripted import scripted
 from xorepd.data.http import chunked, endpoint, imports
-from xorepd.data.http.chunked import BATCH, open_chunked
+from xorepd.data.http.chunked import BATCH, ChunkedWriter, open_chunked
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import NotServed, OutcomeUnknown, ProtocolViolation, TransferFailed
 from xorepd.ids import VdiUuid
@@ -47,7 +48,7 @@ class Import:
             writer.transport.abort()
             return
         if self.silent:
-            writer.transport.pause_reading()
+            take_no_more(writer)
             await asyncio.sleep(2)
             return
         self.segments.append([])
@@ -70,7 +71,7 @@ async def importing(
 
 def opened(
     made: ScriptedDoor, *, fresh: bool = False, told: Callable[[int], None] = lambda offset: None
-):
+) -> AbstractAsyncContextManager[ChunkedWriter]:
     vdi = VdiUuid("the-vdi")
     return open_chunked(made, vdi, fresh=fresh, what="disk", confirmed_to=told)
 
@@ -143,7 +144,8 @@ async def test_each_segment_tells_up_to_where_the_disk_is_confirmed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(chunked, "SEGMENT_BYTES", 2 * UNIT)
-    host, told = Import(), []
+    host = Import()
+    told: list[int] = []
     async with importing(host) as made, opened(made, fresh=True, told=told.append) as writer:
         await writer.write(0, data("a", 2 * UNIT))
         await writer.write(2 * UNIT, memoryview(bytes(UNIT)))
@@ -212,7 +214,8 @@ async def test_a_segment_lasts_longer_where_it_costs_more(
 
 
 async def test_what_was_sent_before_a_source_failed_can_be_confirmed() -> None:
-    host, told = Import(), []
+    host = Import()
+    told: list[int] = []
     async with importing(host) as made, opened(made, told=told.append) as writer:
         await writer.write(0, data("a"))
         await writer.write(3 * UNIT, data("b"))
@@ -280,7 +283,7 @@ async def test_a_cut_that_nobody_explains_is_one_all_the_same() -> None:
             await write_on(writer)
 
 
-async def write_on(writer: chunked.ChunkedWriter) -> None:
+async def write_on(writer: ChunkedWriter) -> None:
     for number in range(1000):
         await writer.write(number * UNIT, data("a"))
 

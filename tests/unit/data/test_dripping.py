@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tests.hostile import serving
+from tests.hostile import Talk, serving
 from tests.unit.data.endpoints import ScriptedDoor
 from xorepd.data.http import endpoint
 from xorepd.data.http.export import open_export, open_raw
@@ -27,7 +27,7 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "PAGE_S", 0.5)
 
 
-def dripping(begin: bytes, *, pause_s: float = 0.05):
+def dripping(begin: bytes, *, pause_s: float = 0.05) -> Talk:
     """Return a server that begins an answer, and then says x now and then."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

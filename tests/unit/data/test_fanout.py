@@ -187,9 +187,12 @@ async def test_failure_of_the_reader_is_that_of_every_branch() -> None:
 
 
 async def test_failure_to_open_is_told_to_those_who_wait_for_it() -> None:
+    def refuse() -> None:
+        raise StreamCut("disk", 0)
+
     @asynccontextmanager
     async def closed(holding: Holding) -> AsyncIterator[Reader]:
-        raise StreamCut("disk", 0)
+        refuse()
         yield StringReader("")
 
     fan = FanOut(closed, Budget())

@@ -170,6 +170,12 @@ async def requested(reader: asyncio.StreamReader) -> tuple[int, int, int]:
     return cookie, offset, length
 
 
+async def goodbye(reader: asyncio.StreamReader) -> None:
+    """Return when the client says that it wants no more: a server hangs up then."""
+    with pytest.raises(ConnectionResetError):
+        await requested(reader)
+
+
 @pytest.mark.parametrize(
     ("greeting", "message"),
     [
@@ -201,7 +207,11 @@ def told(served: NbdExport, subject: str = "localhost") -> NbdExport:
 
 
 @pytest.mark.parametrize("subject", ["", ".lan", "x" * 64 + ".lan"])
-async def test_a_subject_that_is_none_is_refused(subject: str) -> None:
+async def test_a_subject_that_is_none_is_refused(
+    subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nbd, "GREETING_S", 0.5)
+
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await accept_tls(reader, writer)
         await reader.read()
@@ -248,13 +258,17 @@ async def test_a_server_that_does_not_come_to_the_end_of_its_greeting_is_given_u
 ) -> None:
     monkeypatch.setattr(nbd, "GREETING_S", 0.5)
 
-    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(begun)
-        rest = BEGUN[-1][len(begun) :]
-        for byte in rest if drips else b"":
+    async def drip(rest: bytes, writer: asyncio.StreamWriter) -> None:
+        for byte in rest:
             await asyncio.sleep(0.2)
             writer.write(bytes([byte]))
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(begun)
+        rest = BEGUN[-1][len(begun) :] if drips else b""
+        feeding = asyncio.get_running_loop().create_task(drip(rest, writer))
         await reader.read()
+        feeding.cancel()
 
     async with serving(behave) as served:
         with pytest.raises(AddressFailed, match=r"disk: .* at 127\.0\.0\.1:"):
@@ -343,6 +357,7 @@ async def test_an_address_that_failed_is_asked_again_after_a_while(
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if is_well.is_set():
             await handshake(reader, writer)
+            await goodbye(reader)
         await reader.read()
 
     budget = NbdBudget()
@@ -362,7 +377,7 @@ async def test_an_address_that_failed_is_asked_again_after_a_while(
 async def test_of_two_hosts_the_one_that_failed_is_not_waited_for_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nbd, "GREETING_S", 3.0)
+    monkeypatch.setattr(nbd, "GREETING_S", 0.5)
     came = 0
 
     async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -372,7 +387,7 @@ async def test_of_two_hosts_the_one_that_failed_is_not_waited_for_again(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await handshake(reader, writer)
-        await reader.read()
+        await goodbye(reader)
 
     budget = NbdBudget()
     async with serving(say_nothing) as first, serving(serve) as second:
@@ -510,7 +525,7 @@ async def test_an_export_smaller_than_the_disk_is_refused() -> None:
 
     async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await handshake(reader, writer)
-        await reader.read()
+        await goodbye(reader)
 
     async with serving(behave) as served:
         with pytest.raises(ProtocolViolation, match=f"serves {SIZE} bytes"):
@@ -552,7 +567,7 @@ async def test_the_next_host_is_asked_when_one_does_not_serve_the_disk() -> None
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await handshake(reader, writer)
-        await reader.read()
+        await goodbye(reader)
 
     async with serving(refuse) as first, serving(serve) as second:
         other = NbdExport("localhost", second.port, second.name, "", "")

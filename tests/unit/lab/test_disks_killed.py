@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from vhd_judges import assert_sound, chain_of, digest, digest_by_libvhdi
 
+from tests.unit.lab.vhd_judges import assert_sound, chain_of, digest, digest_by_libvhdi
 from xorepd_lab.disks.store import Disk, DiskStore
 from xorepd_lab.disks.vhd import BLOCK
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vhd_judges import assert_sound, digest, digest_by_libvhdi
 
+from tests.unit.lab.vhd_judges import assert_sound, digest, digest_by_libvhdi
 from xorepd_lab.disks.chain import runs
 from xorepd_lab.disks.store import Disk, DiskStore
 from xorepd_lab.disks.vhd import BLOCK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Ends:
         )
         return client, await self.arrived.get()
 
-    def context(self):
+    def context(self) -> ssl.SSLContext:
         d = self.directory
         return client_context(d / "paris.pem", d / "paris.key", d / "ca.pem")
 

@@ -1,6 +1,7 @@
 from xorepd.relay.cache import Budget, Cache
 
-UNIT = memoryview(bytes(100))
+CONTENT = bytes(100)
+UNIT = memoryview(CONTENT)
 
 
 def test_the_least_used_units_go_first() -> None:
@@ -12,7 +13,7 @@ def test_the_least_used_units_go_first() -> None:
     cache.put(b"d", UNIT)
 
     assert cache.get(b"b", 100) is None
-    assert all(cache.get(name, 100) == UNIT for name in (b"a", b"c", b"d"))
+    assert all(cache.get(name, 100) == CONTENT for name in (b"a", b"c", b"d"))
 
 
 def test_a_unit_of_another_length_is_another_unit() -> None:
@@ -30,8 +31,8 @@ def test_no_connection_takes_from_the_units_of_another() -> None:
 
     other.put(b"c", UNIT)
     assert other.get(b"c", 100) is None
-    assert one.get(b"a", 100) == UNIT
+    assert one.get(b"a", 100) == CONTENT
 
     one.clear()
     other.put(b"c", UNIT)
-    assert other.get(b"c", 100) == UNIT
+    assert other.get(b"c", 100) == CONTENT

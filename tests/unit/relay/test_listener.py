@@ -5,7 +5,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ def test_a_client_may_speak_before_it_is_looked_at(
             thread.start()
             caller = await callers.get()
             # Its first bytes are there when the handshake begins.
-            await asyncio.to_thread(select.select, [caller._socket], [], [], patience())
+            await asyncio.to_thread(select.select, [caller.connection], [], [], patience())
             async with await caller.secure(relay) as stream:
                 await stream.write(b"welcome")
                 await asyncio.to_thread(thread.join)
@@ -64,11 +64,11 @@ async def test_whoever_shows_no_certificate_is_not_let_in(certificates: Path) ->
     callers: asyncio.Queue[Caller] = asyncio.Queue()
     async with listening("127.0.0.1", 0, callers.put_nowait, silence=patience()) as port:
         opening = asyncio.open_connection("127.0.0.1", port, ssl=nobody)
-        calling: Awaitable[object] = asyncio.get_running_loop().create_task(opening)
+        calling = asyncio.get_running_loop().create_task(opening)
         caller = await callers.get()
 
         with pytest.raises(ssl.SSLError):
             await caller.secure(relay)
 
-        _, writer = await calling  # type: ignore[misc]
+        _, writer = await calling
         writer.close()

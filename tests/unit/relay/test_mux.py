@@ -62,7 +62,7 @@ async def test_a_sender_waits_when_nothing_is_taken(both: Ends) -> None:
         await near.send(block(0))
 
         second = asyncio.get_running_loop().create_task(near.send(block(1)))
-        third = near._credit  # one block of the window is left, less a header
+        third = near.credit  # one block of the window is left, less a header
         assert third < LARGEST_BLOCK + HEADER.size
         # An answer from the other end has passed everything that could have come before it.
         await far.send(wire.Confirmed(1))

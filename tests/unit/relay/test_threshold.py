@@ -101,7 +101,7 @@ async def test_clients_get_in_past_those_who_say_nothing(tmp_path: Path, address
         clients = [await place.dial() for _ in range(3)]
 
         await place.has_clients(3)
-        assert len(place.relay._threshold) <= min(AT_ONCE, addresses * OF_ADDRESS)
+        assert len(place.relay.threshold) <= min(AT_ONCE, addresses * OF_ADDRESS)
         for client in clients:
             await client.close()
 

@@ -209,14 +209,14 @@ class SourceWorld(World):
         """
         made = self.snapshot(self.web, f"snapshot of {run}")
         self._taken += 1
-        facts = {"stream": STREAM.of_source, "run": run}
+        facts: dict[str, Any] = {"stream": STREAM.of_source, "run": run}
         facts |= {"order": self._taken, "moment": self.moment(made)}
         for disk in (made, *self.disks(made)):
             for sr, use in uses.items():
                 self.set_key(disk, FOR + sr.replace("_", "-"), use)
         for disk in self.disks(made):
             origin = self.raw(disk)["snapshot_of"]
-            content = {"snapshot": self.uuid(disk), "disk": self.uuid(origin)}
+            content: dict[str, Any] = {"snapshot": self.uuid(disk), "disk": self.uuid(origin)}
             self.mark(disk, Role.SOURCE, **facts, **content)
         self.mark(made, Role.SOURCE, **facts, snapshot=self.uuid(made))
         return made
@@ -251,7 +251,11 @@ class TargetWorld(World):
         made = []
         for device, content in enumerate(contents):
             disk = self.disk()
-            facts = {"snapshot": content, "disk": f"d-{device}", "device": str(device)}
+            facts: dict[str, Any] = {
+                "snapshot": content,
+                "disk": f"d-{device}",
+                "device": str(device),
+            }
             self.mark(disk, Role.DISK, run=run, **facts)
             made.append(disk)
         return made
@@ -272,7 +276,11 @@ class TargetWorld(World):
             point=temporary_name(run),
             title=f"point of {run}",
         )
-        facts = {"snapshot": f"snapshot of {run}", "order": self._order, "disks": new}
+        facts: dict[str, Any] = {
+            "snapshot": f"snapshot of {run}",
+            "order": self._order,
+            "disks": new,
+        }
         moment = datetime(2026, 3, 2, 11, self._order, tzinfo=UTC).isoformat()
         self.mark(self.replica, Role.REPLICA, run=run, **facts, moment=moment, commit=commit)
         return commit
@@ -293,7 +301,11 @@ class TargetWorld(World):
         disks = self.disks(point)
         for device, disk in enumerate(disks):
             content = self.content_of(self.raw(disk)["snapshot_of"])
-            facts = {"snapshot": content, "disk": f"d-{device}", "device": str(device)}
+            facts: dict[str, Any] = {
+                "snapshot": content,
+                "disk": f"d-{device}",
+                "device": str(device),
+            }
             facts["content"] = self.mark_on(disk).content
             self.mark(disk, Role.POINT, run=run, **facts)
         inherited = replace(

@@ -77,7 +77,7 @@ def test_moved_bytes_are_counted_by_disk() -> None:
 
 
 def test_a_comparison_shows_how_far_it_is_and_how_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xorepd.replication.context.board._SAMPLE_S", 0.0)
+    monkeypatch.setattr("xorepd.replication.context.board.SAMPLE_S", 0.0)
     board = Board()
     found = with_disks(board)
 

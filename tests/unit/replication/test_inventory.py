@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,8 @@ async def test_disk_is_used_by_any_other_vm(kind: str) -> None:
     world = World()
     disk = world.disk()
     world.attach(world.vm(is_control_domain=True), disk)
-    world.attach(world.vm(**{kind: True}), disk)
+    other: dict[str, Any] = {kind: True}
+    world.attach(world.vm(**other), disk)
     cache = await world.cache()
 
     assert used_by_vms(cache, cache.vdis[disk])

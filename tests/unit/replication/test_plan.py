@@ -146,7 +146,12 @@ def test_full_is_never_due_where_no_job_wants_one() -> None:
 
 
 def copy(snapshot: str, **changes: Any) -> PointDisk:
-    plain = {"uuid": f"copy-{snapshot}", "disk": "d-0", "snapshot": snapshot, "virtual_size": 1000}
+    plain: dict[str, Any] = {
+        "uuid": f"copy-{snapshot}",
+        "disk": "d-0",
+        "snapshot": snapshot,
+        "virtual_size": 1000,
+    }
     return PointDisk(**plain | {"is_usable": True, "device": "0"} | changes)
 
 

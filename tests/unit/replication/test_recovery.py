@@ -608,7 +608,7 @@ async def pruned(
 ) -> list[tuple[Ref, str]]:
     side = await source.read()
     found = decide_prune(side, target, US, hold_bases=hold_bases, busy={busy})
-    return [(*refs([each.what]), each.sr) for each in found]
+    return list(zip(refs(each.what for each in found), [each.sr for each in found], strict=True))
 
 
 async def newest(source: SourceWorld, snapshot: Ref) -> TargetSide:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -55,8 +56,8 @@ class Cut:
         self.snapshot = self.prod.source_snapshot("run-1", sr_1="wanted")
         for device, content in enumerate(self.prod.disks(self.snapshot)):
             disk = self.dr.disk(virtual_size=str(SIZE))
-            known = {"snapshot": self.prod.uuid(content), "device": str(device)}
-            self.dr.mark(disk, Role.DISK, run="run-1", **known, **({"reason": "first-run"} | facts))
+            known: dict[str, Any] = {"snapshot": self.prod.uuid(content), "device": str(device)}
+            self.dr.mark(disk, Role.DISK, run="run-1", **known | {"reason": "first-run"} | facts)
             self.staged.append(disk)
         self.confirm(self.staged[0], confirmed)
         return self

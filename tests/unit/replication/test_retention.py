@@ -28,8 +28,8 @@ def kept(times: list[datetime], keep: Keep, zone: ZoneInfo = PARIS) -> list[date
     return [time for time in reversed(newest_first) if time not in gone]
 
 
-def paris(*args: int) -> datetime:
-    return datetime(*args, tzinfo=PARIS).astimezone(UTC)  # type: ignore[arg-type,misc]  # year, …
+def paris(year: int, month: int, day: int, hour: int = 0, minute: int = 0) -> datetime:
+    return datetime(year, month, day, hour, minute, tzinfo=PARIS).astimezone(UTC)
 
 
 def test_points_beyond_the_retention_go_oldest_first() -> None:

@@ -6,6 +6,7 @@ import random
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ LIMIT = 1 << 30
 PAGE = b"A" * 4096
 
 
-def clock():
+def clock() -> datetime:
     return NOON
 
 
@@ -287,7 +288,8 @@ async def test_maps_that_are_damaged_while_they_are_used_are_made_anew_at_the_ne
     file = tmp_path / "maps.db"
     async with open_maps(file, LIMIT, clock) as maps:
         assert maps is not None
-        await maps._store.run(lambda connection: connection.execute("DROP TABLE pages"))
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("DROP TABLE pages")
         for _ in range(3):
             with pytest.raises(StateError, match="made anew at the next start"):
                 await _work_with(maps)
@@ -298,6 +300,7 @@ async def test_maps_that_are_damaged_while_they_are_used_are_made_anew_at_the_ne
         await _work_with(maps)
 
 
+@pytest.mark.usefixtures("hasty_store")
 async def test_what_sqlite_says_of_its_surroundings_is_no_damage(tmp_path: Path) -> None:
     file = tmp_path / "history.db"
     await make_history(file)

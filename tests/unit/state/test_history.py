@@ -299,7 +299,7 @@ async def test_what_is_kept_is_bounded_and_what_is_lost_is_counted(tmp_path: Pat
         assert not await history.flush()
 
         assert (len(history.unwritten), history.lost) == (MOST_UNWRITTEN, 5)
-        assert len(history._unwritten) == MOST_UNWRITTEN + 1  # and when the job last started
+        assert history.waiting == MOST_UNWRITTEN + 1  # and when the job last started
         assert history.unwritten[0].run_id == "5"
         await set_room(store, 1 << 20)
         assert await history.flush()

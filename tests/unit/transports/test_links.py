@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 
@@ -30,7 +31,7 @@ class Other(Gauge):
 def links(*terms: int | None, strict: bool = True) -> Links:
     made = Links(strict=strict)
     for one in terms:
-        made.share("wan", lambda one=one: Gauge(one))  # type: ignore[misc]
+        made.share("wan", partial(Gauge, one))
     return made
 
 

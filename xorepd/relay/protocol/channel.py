@@ -70,7 +70,8 @@ class Channel:
     def __init__(self, line: Line, number: int, *, granted: int, credit: int) -> None:
         self._line, self.number = line, number
         self._window = self._granted = granted
-        self._credit = credit
+        self.credit = credit
+        """Bytes of frames that this end may send now."""
         self._owed = self._taken = 0
         self._inbox: deque[tuple[Message, int]] = deque()
         self._seen: set[Kind] = set()
@@ -94,12 +95,12 @@ class Channel:
         """
         frame = Frame.of(self.number, message)
         cost = frame.cost
-        while not self.is_over and self._credit < cost:
+        while not self.is_over and self.credit < cost:
             await self._change()
         self._line.check()
         if self.is_over:
             raise Over
-        self._credit -= cost
+        self.credit -= cost
         await self._line.put(frame)
 
     async def receive(self) -> Message:
@@ -193,8 +194,8 @@ class Channel:
     # -- inside ------------------------------------------------------------------------------------
 
     def _add(self, credit: int) -> None:
-        self._credit += credit
-        if self._credit > _LARGEST_CREDIT:
+        self.credit += credit
+        if self.credit > _LARGEST_CREDIT:
             raise WireError(f"a window grew beyond {_LARGEST_CREDIT} bytes")
 
     def _settle(self) -> None:

@@ -27,7 +27,7 @@ WAITING = "waiting"
 log = structlog.get_logger(__name__)
 
 _RATE_WINDOW_S = 5.0
-_SAMPLE_S = 0.25
+SAMPLE_S = 0.25
 
 
 class Sending(Protocol):
@@ -187,7 +187,7 @@ class Progress:
     def _sample(self) -> None:
         """Take a sample for the rate, if it is time, and let those know who watch."""
         now = time.monotonic()
-        if not self._samples or now - self._samples[-1][0] >= _SAMPLE_S:
+        if not self._samples or now - self._samples[-1][0] >= SAMPLE_S:
             read = sum(d.moved_bytes + (d.compared_bytes or 0) for d in self.disks.values())
             self._samples.append((now, read, self._sent()))
             while now - self._samples[0][0] > _RATE_WINDOW_S:

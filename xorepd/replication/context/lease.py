@@ -41,7 +41,7 @@ from xorepd.xapi.records import Sr, parse_time
 
 log = structlog.get_logger(__name__)
 
-_RENEWALS = 4
+RENEWALS = 4
 """Renewals in the time that a claim is good for: three may fail in a row."""
 
 _MARGIN = 1 / 8
@@ -53,7 +53,7 @@ _TIDYING_S = 10.0
 
 _TRIES = 6
 """Two daemons that begin in the same instant may both give way; each waits a random while then."""
-_PAUSE_S = 1.0
+PAUSE_S = 1.0
 
 
 def boot_clock() -> float:
@@ -151,7 +151,7 @@ class Lease:
         rival: Claim | None = None
         for attempt in range(_TRIES):
             if attempt:
-                await asyncio.sleep(_PAUSE_S * random.random())
+                await asyncio.sleep(PAUSE_S * random.random())
             epoch, before = await self._wait_until_free()
             self._deadline = self._end_of(boot_clock())
             claim = await self._write(epoch, 0)
@@ -223,7 +223,7 @@ class Lease:
 
     async def _keep(self, scope: asyncio.Timeout) -> None:
         """Renew in time, for ever; end the scope when the lease is lost."""
-        pause = self._good_for / _RENEWALS
+        pause = self._good_for / RENEWALS
         while True:
             await asyncio.sleep(pause)
             try:
@@ -234,14 +234,14 @@ class Lease:
                 log.warning("lease.lost", reason=lost.reason)
             except (XapiError, TimeoutError) as error:
                 log.warning("lease.not_renewed", reason=str(error) or "no answer in time")
-                pause = min(_RETRY_S, self._good_for / _RENEWALS / 2)
+                pause = min(_RETRY_S, self._good_for / RENEWALS / 2)
                 continue
             if scope.expired():
                 return
             scope.reschedule(0 if self._lost else self._loop_deadline())
             if self._lost:
                 return
-            pause = self._good_for / _RENEWALS
+            pause = self._good_for / RENEWALS
 
     async def _renew(self) -> None:
         old = self._claim

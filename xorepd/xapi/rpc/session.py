@@ -64,7 +64,7 @@ ORIGINATOR = "xorepd"
 CALL_TIMEOUT_S = 120.0
 """Longest wait for the answer of one synchronous call. What takes longer runs as a task."""
 
-_SETTLE_S = 10.0
+SETTLE_S = 10.0
 """How long a cancelled call is given to end: what is on its way may still be executed, and who
 tidies up next must see what came of it."""
 
@@ -263,7 +263,7 @@ class Session:
         Raises:
             XorepdError: what the guard raised.
             XapiError: translated, with the pool's name in it.
-            asyncio.CancelledError: after a call that changes something has ended, or `_SETTLE_S`.
+            asyncio.CancelledError: after a call that changes something has ended, or `SETTLE_S`.
         """
         loop = asyncio.get_running_loop()
         self._check_open()  # the executor takes nothing more
@@ -274,7 +274,7 @@ class Session:
         except asyncio.CancelledError:
             answer.add_done_callback(_forget_answer)
             if not _is_harmless(method):
-                await settled(answer, _SETTLE_S)
+                await settled(answer, SETTLE_S)
             raise
 
     def call_blocking(

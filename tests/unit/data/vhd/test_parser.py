@@ -335,9 +335,9 @@ def test_data_of_a_block_is_not_held_back() -> None:
     parser = VhdStreamParser(differencing=False)
     list(parser.feed(memoryview(stream)[: len(head("A")) + SECTOR]))
 
-    (found,) = parser.feed(memoryview(stream)[len(head("A")) + SECTOR :][:1])
+    ((offset, data),) = parser.feed(memoryview(stream)[len(head("A")) + SECTOR :][:1])
 
-    assert found == (0, b"A")
+    assert (offset, bytes(data)) == (0, b"A")
 
 
 def _fed(stream: bytearray) -> Iterator[tuple[int, memoryview]]:

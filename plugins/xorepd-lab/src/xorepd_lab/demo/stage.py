@@ -101,8 +101,8 @@ class Stage:
 
     def start_lab(self, *options: str) -> None:
         """Bring up the pools; returns when they answer."""
-        state = self.directory / "lab"
-        command = [str(BIN / "xorepd-lab"), "up", "--state", str(state), "--json", *options]
+        state = str(self.directory / "lab")
+        command = [str(BIN / "xorepd-lab"), "up", "--state", state, "--json", *options]
         self.lab = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._log("lab.log"), text=True
         )

@@ -122,6 +122,17 @@ class DiskStore:
         """Tell whether a disk, or base copy, has its file: one whose data is destroyed has not."""
         return self.path(uuid).exists()
 
+    def is_open(self, uuid: str) -> bool:
+        """Tell whether somebody has this disk open."""
+        with self._lock:
+            return uuid in self._opened
+
+    def lose_files(self) -> None:
+        """Close every file that is in use, as storage that goes away does: what follows fails."""
+        with self._lock:
+            for file in self._files.values():
+                file.close()
+
     def path(self, uuid: str) -> Path:
         """Return where the file of a node is, or would be."""
         return self._tree.path(uuid)

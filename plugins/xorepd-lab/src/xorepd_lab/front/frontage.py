@@ -15,8 +15,8 @@ class Frontage:
     def __init__(self, pool: Pool, host: str, faults: Faults) -> None:
         self._pool = pool
         self.host = host
-        self._front = Front(pool, host, faults)
-        self._nbd = NbdFront(pool, host, faults)
+        self.front = Front(pool, host, faults)
+        self.nbd = NbdFront(pool, host, faults)
         self._opening = asyncio.Lock()
         self._closed = 0
         """How often it was closed: who opens sees whether that happened meanwhile."""
@@ -30,30 +30,30 @@ class Frontage:
             closed = self._closed
             pool, address = self._pool, self._pool.address(self.host)
             context = server_context(pool.certificates[self.host])
-            await self._front.listen(address, pool.https_port, context)
+            await self.front.listen(address, pool.https_port, context)
             if not pool.db.get("host", self.host, "https_only"):
-                await self._front.listen(address, pool.http_port)
-            if not self._nbd.listening:
-                await self._nbd.listen(address, pool.nbd_port)
+                await self.front.listen(address, pool.http_port)
+            if not self.nbd.listening:
+                await self.nbd.listen(address, pool.nbd_port)
             self.listening = closed == self._closed
             if not self.listening:
-                self._front.close()
+                self.front.close()
 
     async def set_plain(self, opened: bool) -> None:
         """Open or close the port without TLS; connections to it go on."""
         if self.listening:
-            self._front.close(self._pool.http_port)
+            self.front.close(self._pool.http_port)
             if opened:
-                await self._front.listen(self._pool.address(self.host), self._pool.http_port)
+                await self.front.listen(self._pool.address(self.host), self._pool.http_port)
 
     def close(self) -> None:
         """Stop listening as a toolstack does that ends; connections and NBD go on."""
         self.listening = False
         self._closed += 1
-        self._front.close()
+        self.front.close()
 
     def cut(self, streams: bool) -> None:
         """Cut all connections; those that carry disks, and NBD as a whole, only if told so."""
-        self._front.cut(streams)
+        self.front.cut(streams)
         if streams:
-            self._nbd.close()
+            self.nbd.close()

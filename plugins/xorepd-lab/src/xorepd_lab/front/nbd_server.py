@@ -123,7 +123,7 @@ class NbdFront:
         self.host = host
         self._servers: list[asyncio.Server] = []
         self._connections: dict[NbdConnection, asyncio.Task[None]] = {}
-        self._context: ssl.SSLContext | None = None
+        self.context: ssl.SSLContext | None = None
 
     @property
     def listening(self) -> bool:
@@ -131,7 +131,7 @@ class NbdFront:
 
     async def listen(self, address: str, port: int) -> int:
         """Listen, whatever networks have a purpose: that is looked at for each connection."""
-        self._context = nbd_context(self.pool.certificates[self.host])
+        self.context = nbd_context(self.pool.certificates[self.host])
         server = await asyncio.start_server(
             self._accept, address, port, limit=READ_AHEAD, reuse_address=True
         )
@@ -175,7 +175,7 @@ class NbdFront:
             self._note().outcome = "no purpose" if not purposes else "two purposes"
             return
         with suppress(ProtocolError):
-            name = await negotiate(connection, self._context if "nbd" in purposes else None)
+            name = await negotiate(connection, self.context if "nbd" in purposes else None)
             if name is not None:
                 uuid, session = parse_export_name(name)
                 await _Visit(self, connection, uuid, session).run()

@@ -58,7 +58,7 @@ class Front:
         self._connections: dict[Connection, asyncio.Task[None]] = {}
         self._streams: set[Connection] = set()
         """Those of the connections that carry disks."""
-        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self.places = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def listen(self, address: str, port: int, certificate: Any = None) -> int:
         """Listen, with TLS when there is a certificate's context; return the port."""
@@ -94,7 +94,7 @@ class Front:
 
     async def _serve(self, connection: Connection) -> None:
         try:
-            async with self._places:
+            async with self.places:
                 await self._converse(connection)
         except HttpError as error:
             await self._last_words(connection, error.page())
