@@ -194,13 +194,17 @@ async def test_a_base_that_something_holds_costs_a_run_no_waiting_for_it(
     await replicated.ask("prod", hold)
     stuck = Fault("rpc", "VBD.unplug", "prod", times=None, error=("DEVICE_DETACH_REJECTED", "", ""))
     replicated.lab.faults.add(stuck)
+    tried = []
     with capture_logs() as logs:
         async with replicated.daemon() as context:
             for seed in range(3):
                 await replicated.lab.guest_write("web01", 1, random=2, seed=seed)
                 assert (await replicated.run(context, verify="off")).error is None
+                tried.append(stuck.fired)
 
     said = [entry for entry in logs if entry["event"] == "disk.not_destroyed"]
     assert len([entry for entry in said if entry["log_level"] == "warning"]) == 1
+    assert tried == [tried[0]] * 3
+    assert stuck.fired
     replicated.lab.faults.clear()
     await replicated.ask("prod", hands.free_the_control_domains)

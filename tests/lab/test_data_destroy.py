@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -19,10 +20,14 @@ from tests.lab.test_forget import forget
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data.http import chunked
+from xorepd.errors import ObjectBusy
+from xorepd.ids import Ref
 from xorepd.replication.run.jobs import run_job
 from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
+from xorepd.xapi.vdis import destroy_data
 from xorepd_lab.faults.faults import Fault
+from xorepd_lab.faults.incidents import Incident
 from xorepd_lab.topology import SMALL, PoolSpec, SrSpec
 
 pytestmark = pytest.mark.lab
@@ -348,6 +353,56 @@ def make_older(by: timedelta) -> hands.Deed:
     return deed
 
 
+# -- bases of others -----------------------------------------------------------------------------
+
+
+def take_base(xenapi: Any) -> str:
+    """Take a base without data of the second disk, as another program does."""
+    disk = hands.disks_of(xenapi, hands.vm_of(xenapi, "web01"))["1"]
+    base: str = xenapi.VDI.snapshot(disk)
+    xenapi.VDI.data_destroy(base)
+    return base
+
+
+async def test_a_base_waits_for_an_older_one_of_another_program(shedding: World) -> None:
+    """Drivers of file SRs cut the line of logs at metadata that is destroyed in its middle."""
+    theirs = await shedding.ask("prod", take_base)
+    for seed in (1, 2):
+        await shedding.lab.happen(Incident("clock-jump", pool="prod", seconds=60))
+        await shedding.lab.guest_write("web01", 1, random=3, seed=seed)
+        record = await shedding.replicate(**SHED)
+        assert (record.outcome, data_disk(record).reader) == (Outcome.DELTA, "nbd-changes")
+
+    def look(xenapi: Any) -> str:
+        disk = hands.disks_of(xenapi, hands.vm_of(xenapi, "web01"))["1"]
+        head = xenapi.VDI.snapshot(disk)
+        changed: str = xenapi.VDI.list_changed_blocks(theirs, head)
+        xenapi.VDI.destroy(theirs)
+        xenapi.VDI.destroy(head)
+        return changed
+
+    assert any(b64decode(await shedding.ask("prod", look)))
+    await shedding.lab.guest_write("web01", 1, random=3, seed=3)
+    record = await shedding.replicate(**SHED)
+    assert record.outcome is Outcome.DELTA
+    await assert_equal(shedding)
+    assert await kept(shedding) == bare("dr-storage")
+    await assert_nothing_else_left(shedding)
+
+
+async def test_a_base_whose_logs_another_program_cut_is_compared_with(shedding: World) -> None:
+    theirs = await shedding.ask("prod", take_base)
+    await shedding.lab.guest_write("web01", 1, random=3, seed=1)
+    await shedding.ask("prod", lambda xenapi: xenapi.VDI.destroy(theirs))
+
+    record = await shedding.replicate(**SHED)
+
+    assert (data_disk(record).mode, data_disk(record).reason) == ("resync", "changes-unknown")
+    await assert_equal(shedding)
+    following = await shedding.replicate(**SHED)
+    assert {(disk.mode, disk.reason) for disk in following.disks} == {("delta", "")}
+
+
 # -- half done -----------------------------------------------------------------------------------
 
 
@@ -381,6 +436,55 @@ async def test_data_that_cannot_be_destroyed_now_goes_with_the_next_run(
     assert await kept(shedding) == bare("dr-storage")
     await assert_equal(shedding)
     await assert_nothing_else_left(shedding)
+
+
+@pytest.mark.leaves("session")
+async def test_a_base_that_something_holds_is_asked_for_once_and_then_left_for_a_while(
+    shedding: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool waits for 4 s each time, and a hung drive stays for days."""
+    monkeypatch.setattr("xorepd.xapi.vdis._BUSY_PAUSE_S", 0.1)
+    shedding.lab.faults.add(
+        Fault("rpc", "VDI.data_destroy", "prod", times=None, object="web01-root", error=BUSY)
+    )
+    await shedding.replicate(**SHED)
+    shedding.lab.faults.clear()
+
+    def hold(xenapi: Any) -> str:
+        dom0 = xenapi.host.get_control_domain(xenapi.host.get_all()[0])
+        [disk] = [
+            ref
+            for ref, vdi in xenapi.VDI.get_all_records().items()
+            if vdi["is_a_snapshot"] and vdi["type"] == "user" and vdi["name_label"] == "web01-root"
+        ]
+        xenapi.VBD.plug(hands.attach(xenapi, dom0, disk, "autodetect", mode="RO"))
+        return disk
+
+    held = await shedding.ask("prod", hold)
+    hangs = ("DEVICE_DETACH_REJECTED", "", "")
+    shedding.lab.faults.add(Fault("rpc", "VBD.unplug", "prod", times=None, error=hangs))
+
+    def asked() -> int:
+        names = [call.name for call in shedding.lab.recorder.calls]
+        return sum(name.endswith(("data_destroy", "VBD.unplug")) for name in names)
+
+    async with shedding.daemon() as context:
+        prod = context.pools["prod"]
+        await prod.refresh()
+        shedding.lab.recorder.calls.clear()
+        disk = prod.cache.vdis[Ref(held)]
+        with pytest.raises(ObjectBusy):
+            await destroy_data(prod, disk)
+        first = asked()
+        for _ in range(3):
+            with pytest.raises(ObjectBusy):
+                await destroy_data(prod, disk)
+        assert asked() == first > 0
+        shedding.lab.faults.clear()
+        await shedding.ask("prod", hands.free_the_control_domains)
+        await shedding.run(context, **SHED)
+
+    assert await kept(shedding) == bare("dr-storage")
 
 
 @pytest.mark.parametrize("method", ["VM.destroy", "VDI.data_destroy"])

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COUNT = 111
+COUNT = 145
 
 WITHOUT_A_TEST = re.compile(r"Cannot happen|Does not apply|yet\b|That comes with")
 """What a line without a test has to say."""
