@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout trace clean
+.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout trace changelog clean
 
 setup: .venv/ready
 
@@ -71,6 +71,11 @@ lint: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# CHANGELOG.md from the entries in docs/changelog.d, which it deletes, for the version in
+# pyproject.toml. DRAFT=1 only prints it.
+changelog: setup
+	$(BIN)/towncrier build $(if $(DRAFT),--draft,--yes)
 
 # Needs uv on the PATH; run it after a change of dependencies in pyproject.toml.
 lock:

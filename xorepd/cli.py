@@ -14,7 +14,7 @@ from xorepd.daemon.calendar import next_fire
 from xorepd.errors import ConfigError, XorepdError
 from xorepd.relay.cli import app as relay
 from xorepd.screen import complain, run_program, say
-from xorepd.version import VERSION
+from xorepd.version import version_text
 
 DEFAULT_CONFIG = Path("/etc/xorepd/xorepd.toml")
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        say(f"xorepd {VERSION}")
+        say(version_text("xorepd"))
         raise typer.Exit
 
 
@@ -60,7 +60,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
+            "--version", help="Print version and build.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:

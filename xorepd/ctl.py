@@ -51,7 +51,7 @@ from xorepd.control.protocol import (
 from xorepd.errors import ControlError, XorepdError
 from xorepd.screen import complain, run_program, say, say_json
 from xorepd.state.records import Outcome, RunRecord
-from xorepd.version import VERSION
+from xorepd.version import version_text
 
 SUCCEEDED = frozenset({Outcome.FULL, Outcome.DELTA, Outcome.EMPTY})
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        say(f"xorepctl {VERSION}")
+        say(version_text("xorepctl"))
         raise typer.Exit
 
 
@@ -82,7 +82,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
+            "--version", help="Print version and build.", callback=_print_version, is_eager=True
         ),
     ] = False,
     socket: Socket = None,

@@ -59,7 +59,19 @@ def pip(arguments: Sequence[str]) -> None:
     for name in project.get("scripts", {}):
         (there / name).unlink(missing_ok=True)
         (there / name).symlink_to(Path(os.environ["BIN"]) / name)
+    _link_data(Path(directory), there.parent)
     print(f"Successfully installed {project['name']}-{project['version']}")
+
+
+def _link_data(source: Path, there: Path) -> None:
+    """Link what the wheel brings beside the package."""
+    text = (source / "pyproject.toml").read_text()
+    wheel = tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for name, installed in wheel.get("shared-data", {}).items():
+        place = there / installed
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to((source / name).resolve(strict=True))
 
 
 # -- what needs root ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ PASSWORDS = claim(PAGE, "install -d -m 0700 /etc/xorepd/credentials")
 CONFIGURATION = claim(PAGE, "[pools.paris]")
 OWNERS = claim(PAGE, "chown root:xorepd")
 CHECK = claim(PAGE, "$ CREDENTIALS_DIRECTORY=")
-UNIT = claim(PAGE, "install -m 0644 systemd/xorepd.service")
+UNIT = claim(PAGE, "install -m 0644 /opt/xorepd/share")
 DROP_IN = claim(PAGE, "[Service]")
 ENABLE = claim(PAGE, "systemctl daemon-reload")
 DAYS = "docs/day-by-day.md"
