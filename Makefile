@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout trace changelog clean
+.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
 
 setup: .venv/ready
 
@@ -100,6 +100,10 @@ bench-lab: setup
 # Bytes of a delta in blocks of 64 KiB beside 2 MiB: read, sent, written, against what changed.
 bench-delta: setup
 	$(BIN)/python -m tests.bench.delta
+
+# CPU of finding our marks in a pool of a thousand VMs, and walks of all records in one run.
+bench-marks: setup
+	$(BIN)/python -m tests.bench.marks $(if $(VMS),--vms $(VMS))
 
 # CPU and memory of carrying a full disk, beside `curl | curl`; GIB=2 for a shorter one.
 bench-relay: setup

@@ -21,7 +21,7 @@ from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
 from xorepd.data.http import chunked
 from xorepd.errors import ObjectBusy
-from xorepd.ids import Ref
+from xorepd.ids import PoolName, Ref
 from xorepd.replication.run.jobs import run_job
 from xorepd.replication.transfer import disks as transfer
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
@@ -458,7 +458,7 @@ async def test_a_base_that_something_holds_is_asked_for_once_and_then_left_for_a
             if vdi["is_a_snapshot"] and vdi["type"] == "user" and vdi["name_label"] == "web01-root"
         ]
         xenapi.VBD.plug(hands.attach(xenapi, dom0, disk, "autodetect", mode="RO"))
-        return disk
+        return str(disk)
 
     held = await shedding.ask("prod", hold)
     hangs = ("DEVICE_DETACH_REJECTED", "", "")
@@ -469,7 +469,7 @@ async def test_a_base_that_something_holds_is_asked_for_once_and_then_left_for_a
         return sum(name.endswith(("data_destroy", "VBD.unplug")) for name in names)
 
     async with shedding.daemon() as context:
-        prod = context.pools["prod"]
+        prod = context.pools[PoolName("prod")]
         await prod.refresh()
         shedding.lab.recorder.calls.clear()
         disk = prod.cache.vdis[Ref(held)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar, cast
 
-from xorepd.ids import Ref
+from xorepd.ids import Ref, is_null
 from xorepd.xapi.records import (
     RECORDS,
     Host,
@@ -24,10 +25,31 @@ from xorepd.xapi.records import (
 
 R = TypeVar("R", bound=Record)
 
+POINTERS: Mapping[type[Any], tuple[str, ...]] = {
+    Vm: ("snapshot_of", "suspend_vdi"),
+    Vdi: ("snapshot_of",),
+}
+"""Fields by which a record is found from the object that they name."""
+
 REMEMBERED = (Vm, Vdi, Sr, Host, Network)
 MOST_DEPARTED = 1000
 MOST_NAME = 120
 """Longest name in a sentence; XAPI takes any."""
+
+
+class Index(Protocol):
+    """What is derived from records: told of each change, so it is never out of date."""
+
+    def put(self, record: Record) -> None:
+        """Take in a record, in the place of an earlier one with the same reference."""
+        ...
+
+    def drop(self, record: Record) -> None:
+        """Leave out a record that `put` took in."""
+        ...
+
+
+I = TypeVar("I", bound=Index)  # noqa: E741
 
 
 class Tables:
@@ -36,6 +58,8 @@ class Tables:
     def __init__(self) -> None:
         self._tables: dict[type[Any], dict[Ref, Any]] = {cls: {} for cls in RECORDS.values()}
         self._by_uuid: dict[str, Record] = {}
+        self._pointing: defaultdict[tuple[type[Any], str, Ref], dict[Ref, Any]] = defaultdict(dict)
+        self._indexes: dict[Callable[[], Index], Index] = {}
         self._departed: dict[Ref, str] = {}
         """What those were called that have gone: an error often comes after that."""
 
@@ -127,39 +151,69 @@ class Tables:
         table = self._tables[cls]
         return [table[ref] for ref in refs if ref in table]
 
-    def part(self, vms: Iterable[Vm], vdis: Iterable[Vdi]) -> Tables:
-        """Return these records as they are now, with the drives between them and what has those.
+    def pointing(self, cls: type[R], field: str, to: Ref) -> list[R]:
+        """Return the records of a class whose field names an object, which may be gone.
 
-        For many looks at small parts of a large pool.
+        Args:
+            field: one of the `POINTERS` of the class.
+            to: the object; nothing points to no object.
         """
-        part = Tables()
-        records: list[Vm | Vdi] = [*vms, *vdis]
-        for record in records:
-            part.put(record)
-            for vbd in self.present(Vbd, record.vbds):
-                others: list[Record] = [vbd]
-                others += [*self.present(Vm, [vbd.vm]), *self.present(Vdi, [vbd.vdi])]
-                for other in others:
-                    part.put(other)
-        return part
+        assert field in POINTERS[cls]
+        return list(self._pointing.get((cls, field, to), {}).values())
+
+    def index(self, kind: Callable[[], I]) -> I:
+        """Return the index of a kind, made when it is first asked for and kept from then on.
+
+        Args:
+            kind: makes one without any records.
+        """
+        found = self._indexes.get(kind)
+        if found is None:
+            found = self._indexes[kind] = kind()
+            for table in self._tables.values():
+                for record in table.values():
+                    found.put(record)
+        return cast(I, found)
 
     def put(self, record: Record) -> None:
         """Take in a record, in the place of what was known of the object."""
         known: Record | None = self._tables[type(record)].get(record.ref)
-        if known is not None and self._by_uuid.get(known.uuid) is known:
-            del self._by_uuid[known.uuid]  # a UUID may change, a ref never
+        if known is not None:
+            self._unlink(known)  # even its UUID may change, its ref never does
         self._tables[type(record)][record.ref] = record
         self._by_uuid[record.uuid] = record
+        for key in _pointers(record):
+            self._pointing[key][record.ref] = record
+        for index in self._indexes.values():
+            index.put(record)
 
     def drop(self, cls: type[Record], ref: Ref) -> None:
         """Leave out an object that is gone, but for its name."""
         record: Record | None = self._tables[cls].pop(ref, None)
-        if record is not None and self._by_uuid.get(record.uuid) is record:
-            del self._by_uuid[record.uuid]
+        if record is None:
+            return
+        self._unlink(record)
+        for index in self._indexes.values():
+            index.drop(record)
         if isinstance(record, REMEMBERED):
             self._departed[ref] = self._name(record)
             if len(self._departed) > MOST_DEPARTED:
                 del self._departed[next(iter(self._departed))]
+
+    def _unlink(self, record: Record) -> None:
+        if self._by_uuid.get(record.uuid) is record:
+            del self._by_uuid[record.uuid]
+        for key in _pointers(record):
+            self._pointing[key].pop(record.ref, None)
+            if not self._pointing[key]:
+                del self._pointing[key]
+
+
+def _pointers(record: Record) -> list[tuple[type[Any], str, Ref]]:
+    """Return what a record points to, each with the class of the record and the field."""
+    cls = type(record)
+    named = ((field, Ref(getattr(record, field))) for field in POINTERS.get(cls, ()))
+    return [(cls, field, ref) for field, ref in named if not is_null(ref)]
 
 
 def _named(kind: str, record: Vm | Vdi | Sr | Host | Network | PoolRecord | Task) -> str:

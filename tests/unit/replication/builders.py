@@ -58,6 +58,10 @@ class World:
     def raw(self, ref: Ref) -> raws.Raw:
         return self._raws[ref][1]
 
+    def raws(self) -> list[tuple[type[Vm] | type[Vdi] | type[Vbd], Ref, raws.Raw]]:
+        """Return all objects: their class, reference and record."""
+        return [(cls, ref, raw) for ref, (cls, raw) in self._raws.items()]
+
     def uuid(self, ref: Ref) -> str:
         return str(self.raw(ref)["uuid"])
 

@@ -8,6 +8,7 @@ import pytest
 from tests.unit.replication.builders import (
     OTHER_SR,
     OTHER_STREAM,
+    SR,
     STREAM,
     SourceWorld,
     TargetWorld,
@@ -392,15 +393,25 @@ async def test_disks_that_a_point_names_and_that_have_lost_their_marks_are_told_
     assert set(side.unmarked) == {world.uuid(wiped)}
 
 
-async def test_disks_of_others_on_the_sr_are_unmarked_while_no_vm_has_them() -> None:
+@pytest.mark.parametrize("fate", ["free", "elsewhere", "used"])
+async def test_disk_that_lost_its_mark_is_told_while_it_is_on_the_sr_and_no_vm_has_it(
+    fate: str,
+) -> None:
     world = TargetWorld()
-    world.run()
-    free, elsewhere, used = world.disk(), world.disk(SR=OTHER_SR), world.disk()
-    world.attach(world.vm("mine"), used)
+    wiped = world.disks(world.run())[0]
+    world.detach(world.raw(wiped)["VBDs"][0])
+    world.raw(wiped)["other_config"] = {}
+    world.raw(wiped)["SR"] = OTHER_SR if fate == "elsewhere" else SR
+    if fate == "used":
+        world.attach(world.vm("mine"), wiped)
+    world.disk()  # of others, which no restore point names
 
-    found = (await world.read()).unmarked
+    side = await world.read()
 
-    assert (set(found), elsewhere in found) == ({world.uuid(free)}, False)
+    assert set(side.unmarked) == ({world.uuid(wiped)} if fate == "free" else set())
+    (point,) = side.plan_points()
+    [lost] = [disk for disk in point.disks if disk.is_lost]
+    assert (lost.uuid, lost.is_usable) == (world.uuid(wiped), fate == "free")
 
 
 async def test_points_are_put_in_order_by_their_number_whatever_the_clock_said() -> None:

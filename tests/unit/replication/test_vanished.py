@@ -11,6 +11,7 @@ from xorepd.replication.deciding.selection import select_vms
 from xorepd.replication.deciding.vanished import Stray, find_strays
 from xorepd.replication.format.marks import KEY, Mark, ReplicaKey, Role
 from xorepd.xapi.records import Vm
+from xorepd.xapi.tables import Tables
 
 SR = ReplicaKey(pool="pool-1", vm="", sr="sr-1")
 
@@ -24,8 +25,11 @@ def replica(of: str = "web01", *, stream: ReplicaKey = STREAM, **facts: Any) -> 
 
 
 def strays(pool: list[Vm], *replicas: Vm, **changes: Any) -> list[Stray]:
-    wanted = job(**({"vms": ["web*"]} | changes))
-    return list(find_strays(wanted, select_vms(wanted, pool), pool, replicas, SR))
+    wanted, source, target = job(**({"vms": ["web*"]} | changes)), Tables(), Tables()
+    for tables, vms in ((source, pool), (target, replicas)):
+        for each in vms:
+            tables.put(each)
+    return list(find_strays(wanted, select_vms(wanted, pool), source, target, SR))
 
 
 def test_replica_whose_vm_is_gone_is_found_with_the_name_that_it_had() -> None:

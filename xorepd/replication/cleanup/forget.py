@@ -29,6 +29,7 @@ from xorepd.replication.deciding.forgetting import Terms, use_objections
 from xorepd.replication.deciding.orphans import signs_of_use
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import own_current, source_of
+from xorepd.replication.format.index import marks_on
 from xorepd.replication.format.inventory import (
     Marked,
     TargetSide,
@@ -48,7 +49,6 @@ from xorepd.replication.format.marks import (
     Mark,
     ReplicaKey,
     Role,
-    uses_of,
 )
 from xorepd.replication.format.ownership import own_mark, used_by_vms
 from xorepd.replication.removal.destroying import (
@@ -226,23 +226,24 @@ async def _leave_vm(pool: Pool, stream: ReplicaKey) -> None:
 
 def _standing_for(cache: Cache, stream: ReplicaKey) -> list[VmSnapshot | Marked]:
     """Return what the source pool has for a stream, whether or not the source VM is still there."""
-
-    def mark_on(each: Vm | Vdi) -> Mark | None:
-        mark = own_mark(each) if each.is_a_snapshot else None
-        is_ours = mark is not None and mark.role is Role.SOURCE
-        return mark if is_ours and mark and mark.stream.of_source == stream.of_source else None
-
-    found: list[VmSnapshot | Marked] = []
-    for vm in cache.vms.values():
-        if (mark := mark_on(vm)) is not None and stream.sr in uses_of(vm.other_config, mark):
-            disks = [(vdi, mark_on(vdi)) for _, vdi in disks_of(cache, vm)]
-            ours = tuple(Marked(vdi, its) for vdi, its in disks if its is not None)
-            found.append(VmSnapshot(vm, mark, ours))
-    for vdi in cache.vdis.values():
-        mark = None if used_by_vms(cache, vdi) else mark_on(vdi)
-        if mark is not None and stream.sr in uses_of(vdi.other_config, mark):
-            found.append(Marked(vdi, mark))
-    return found
+    marks, whose = marks_on(cache), (stream.of_source, Role.SOURCE)
+    disks = {
+        each.what.ref: Marked(each.what, each.mark)
+        for each in marks.disks.find(*whose, signed=True)
+        if each.what.is_a_snapshot
+    }
+    snapshots = [
+        VmSnapshot(
+            each.what,
+            each.mark,
+            tuple(disks[vdi.ref] for _, vdi in disks_of(cache, each.what) if vdi.ref in disks),
+        )
+        for each in marks.vms.find(*whose, signed=True)
+        if each.what.is_a_snapshot
+    ]
+    alone = [disk for disk in disks.values() if not used_by_vms(cache, disk.vdi)]
+    ours: list[VmSnapshot | Marked] = [*snapshots, *alone]
+    return [each for each in ours if stream.sr in each.uses]
 
 
 # -- the replica -------------------------------------------------------------------------------

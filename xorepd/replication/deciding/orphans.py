@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,8 +17,9 @@ from xorepd.config.models import JobSettings
 from xorepd.ids import PoolName
 from xorepd.replication.deciding.divergence import find_divergence
 from xorepd.replication.deciding.selection import Selection, has_namesake, is_excluded, select_vms
+from xorepd.replication.format.index import Bearer, marks_on
 from xorepd.replication.format.inventory import TargetSide, is_live, is_taken, read_target
-from xorepd.replication.format.marks import Mark, ReplicaKey, Role, decode, uses_of
+from xorepd.replication.format.marks import Mark, ReplicaKey, Role, uses_of
 from xorepd.replication.format.ownership import own_mark
 from xorepd.xapi.records import Sr, Vdi, Vm
 from xorepd.xapi.tables import Tables
@@ -73,14 +74,12 @@ class Orphan:
 
 
 @dataclass(slots=True)
-class _Belongings:
-    """What carries the mark of one stream on a target pool, valid or not."""
+class _Held:
+    """What a target pool holds of one stream."""
 
-    vms: list[Vm] = field(default_factory=list)
-    vdis: list[Vdi] = field(default_factory=list)
+    mark: Mark
+    """The replica's, else any that is signed."""
     replica: Vm | None = None
-    mark: Mark | None = None
-    """The replica's, else any that is valid."""
 
 
 def find_orphans(
@@ -139,9 +138,8 @@ def _of_pool(
     sources: dict[str, tuple[str, Tables]] = {
         other.pool.uuid: (name, other) for name, other in pools.items()
     }
-    belongings = _belongings(cache)
-    for stream, mark in _streams_on(cache, belongings, standing).items():
-        own = belongings.get(stream, _Belongings())
+    for stream, held in _streams_on(cache, standing).items():
+        mark, replica = held.mark, held.replica
         sr = cache.by_uuid(Sr, stream.sr)
         places = {stream.sr, sr.name_label} if sr else {stream.sr}
         aimed = [
@@ -149,12 +147,10 @@ def _of_pool(
             for job, selection in chosen
             if any(to.pool == pool and to.sr in places for to in job.targets)
         ]
-        replica = own.replica
         name = replica.name_label if replica else ""
         if any(_means(job, chosen, name, mark, pools.get(job.source)) for job, chosen in aimed):
             continue
-        part = cache.part(own.vms, own.vdis)  # a pool may have thousands of streams
-        side = read_target(part, stream, sr.ref) if sr else TargetSide(None, None)
+        side = read_target(cache, stream, sr.ref) if sr else TargetSide(None, None)
         times = [point.mark.taken_at for point in side.points]
         source, there = sources.get(stream.pool) or ("", None)
         vm = there.by_uuid(Vm, stream.vm) if there else None
@@ -180,54 +176,38 @@ def _of_pool(
         )
 
 
-def _streams_on(
-    cache: Tables, belongings: Mapping[ReplicaKey, _Belongings], standing: _Standing
-) -> dict[ReplicaKey, Mark]:
+def _streams_on(cache: Tables, standing: _Standing) -> dict[ReplicaKey, _Held]:
     """Return the streams that have something on a target pool, or on their source for it."""
-    srs = {sr.uuid for sr in cache.srs.values()}
-    found = {stream: own.mark for stream, own in belongings.items() if own.mark is not None}
-    for stream, marks in standing.items():
-        if stream.sr in srs:
-            found.setdefault(stream, marks[0])
-    return found
-
-
-def _belongings(cache: Tables) -> dict[ReplicaKey, _Belongings]:
-    """Return what a target pool has of each stream."""
-    found: defaultdict[ReplicaKey, _Belongings] = defaultdict(_Belongings)
+    marks, found = marks_on(cache), dict[ReplicaKey, _Held]()
+    for vm in marks.vms.find(role=Role.REPLICA, signed=True):
+        found[vm.mark.stream] = _Held(vm.mark, vm.what)
+    for role in (Role.POINT, Role.MEMORY):
+        for vm in marks.vms.find(role=role, signed=True):
+            found.setdefault(vm.mark.stream, _Held(vm.mark))
     srs = {sr.ref: sr.uuid for sr in cache.srs.values()}
-    for vm in cache.vms.values():
-        if (mark := decode(vm.other_config)) is None:
-            continue
-        own = found[mark.stream]
-        own.vms.append(vm)
-        is_own = own_mark(vm) is not None
-        if is_own and mark.role is Role.REPLICA:
-            own.replica, own.mark = vm, mark
-        elif is_own and mark.role in (Role.POINT, Role.MEMORY):
-            own.mark = own.mark or mark
-    for vdi in cache.vdis.values():
-        if (mark := decode(vdi.other_config)) is None:
-            continue
-        own = found[mark.stream]
-        own.vdis.append(vdi)
-        is_ours = own_mark(vdi) is not None and mark.role in (Role.DISK, Role.POINT)
-        if is_ours and mark.stream.sr == srs.get(vdi.sr):
-            own.mark = own.mark or mark
-    return dict(found)
+    for role in (Role.DISK, Role.POINT):
+        for disk in marks.disks.find(role=role, signed=True):
+            if disk.mark.stream.sr == srs.get(disk.what.sr):
+                found.setdefault(disk.mark.stream, _Held(disk.mark))
+    for stream, theirs in standing.items():
+        if stream.sr in srs.values():
+            found.setdefault(stream, _Held(theirs[0]))
+    return found
 
 
 def _standing(sources: Iterable[Tables]) -> _Standing:
     """Return the marks of source snapshots, and of disks of them, by the streams they stand for."""
     found: defaultdict[ReplicaKey, list[Mark]] = defaultdict(list)
     for source in sources:
-        everything: tuple[Vm | Vdi, ...] = (*source.vms.values(), *source.vdis.values())
-        for each in everything:
-            mark = own_mark(each) if each.is_a_snapshot else None
-            is_here = mark is not None and mark.stream.pool == source.pool.uuid
-            if mark is not None and is_here and mark.role is Role.SOURCE:
-                for sr in uses_of(each.other_config, mark):
-                    found[replace(mark.stream, sr=sr)].append(mark)
+        marks = marks_on(source)
+        ours: list[Bearer[Vm] | Bearer[Vdi]] = [
+            *marks.vms.find(role=Role.SOURCE, signed=True),
+            *marks.disks.find(role=Role.SOURCE, signed=True),
+        ]
+        for each in ours:
+            if each.what.is_a_snapshot and each.mark.stream.pool == source.pool.uuid:
+                for sr in uses_of(each.what.other_config, each.mark):
+                    found[replace(each.mark.stream, sr=sr)].append(each.mark)
     return found
 
 

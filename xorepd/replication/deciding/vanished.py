@@ -11,16 +11,16 @@ with the UUID that it had. They go with the rest of the stream, by `forget`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from xorepd.config.models import JobSettings
 from xorepd.ids import VmUuid
 from xorepd.replication.deciding.selection import Selection, has_namesake, is_excluded
+from xorepd.replication.format.index import marks_on
 from xorepd.replication.format.marks import ReplicaKey, Role
-from xorepd.replication.format.ownership import own_mark
 from xorepd.xapi.records import Vm
+from xorepd.xapi.tables import Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Stray:
 
 
 def find_strays(
-    job: JobSettings, selection: Selection, vms: Iterable[Vm], targets: Iterable[Vm], sr: ReplicaKey
+    job: JobSettings, selection: Selection, source: Tables, target: Tables, sr: ReplicaKey
 ) -> Iterator[Stray]:
     """Return the replicas that a job made on one SR and that this run leaves alone.
 
@@ -49,32 +49,20 @@ def find_strays(
     those in `exclude`, where an operator puts what may be gone.
 
     Args:
-        vms: All of the source pool.
-        targets: All VMs of the target pool.
         sr: Source pool and target SR; its VM does not count.
     """
-    vms = list(vms)
-    by_uuid = {vm.uuid: vm for vm in vms if vm.is_ordinary}
-    snapshots = Counter(_snapshotted(vms, sr.pool))
     chosen = {vm.uuid for vm in selection.found}
-    for replica in targets:
-        mark = own_mark(replica)
-        if mark is None or mark.role is not Role.REPLICA or mark.job != job.name:
+    for bearer in marks_on(target).vms.find(role=Role.REPLICA, signed=True):
+        replica, stream = bearer.what, bearer.mark.stream
+        uuid = VmUuid(stream.vm)
+        if bearer.mark.job != job.name or uuid in chosen or stream != replace(sr, vm=uuid):
             continue
-        uuid = VmUuid(mark.stream.vm)
-        if uuid in chosen or mark.stream != replace(sr, vm=uuid):
-            continue
-        found = by_uuid.get(uuid)
+        found = source.by_uuid(Vm, uuid)
+        found = found if found is not None and found.is_ordinary else None
         former = replica.name_label.removeprefix(f"[XO Backup {job.name}] ")
         name = found.name_label if found else former
         if {uuid, name}.isdisjoint(selection.named) and not is_excluded(job, uuid, name):
-            replaced = found is None and has_namesake(vms, name)
-            yield Stray(uuid, name, replica, found is not None, snapshots[uuid], replaced)
-
-
-def _snapshotted(vms: Iterable[Vm], pool: str) -> Iterator[str]:
-    """Yield the UUID of the source VM of each snapshot of ours."""
-    for vm in vms:
-        mark = own_mark(vm) if vm.is_a_snapshot else None
-        if mark is not None and mark.role is Role.SOURCE and mark.stream.pool == pool:
-            yield mark.stream.vm
+            replaced = found is None and has_namesake(source.vms.values(), name)
+            ours = marks_on(source).vms.find(stream.of_source, Role.SOURCE, signed=True)
+            snapshots = sum(each.what.is_a_snapshot for each in ours)
+            yield Stray(uuid, name, replica, found is not None, snapshots, replaced)

@@ -24,12 +24,13 @@ says which VM it was copied from, and so both sides can be compared.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from xorepd.ids import Ref
 from xorepd.replication.format.ownership import own_mark
-from xorepd.xapi.records import Vbd, Vdi, Vm
+from xorepd.xapi.records import Record, Vbd, Vdi, Vm
 from xorepd.xapi.tables import Tables
 
 _VM = "xo:backup:vm"
@@ -52,6 +53,31 @@ class Copy:
     """Snapshot of the source disk that was copied; None where it is gone."""
     is_proven: bool = False
     """Nothing has written to it since it was made."""
+
+
+class Labels:
+    """The disks of a pool that say whose copies they are, ours among them."""
+
+    def __init__(self) -> None:
+        self._by_label: defaultdict[str, dict[Ref, Vdi]] = defaultdict(dict)
+        self._all: dict[Ref, Vdi] = {}
+
+    def saying(self, label: str | None = None) -> Collection[Vdi]:
+        """Return the disks that have a label; None stands for any."""
+        return (self._all if label is None else self._by_label.get(label, {})).values()
+
+    def put(self, record: Record) -> None:
+        if isinstance(record, Vdi):
+            self.drop(record)
+            for label in _labels(record):
+                self._by_label[label][record.ref] = self._all[record.ref] = record
+
+    def drop(self, record: Record) -> None:
+        former = self._all.pop(record.ref, None)
+        for label in set(_labels(former)) if former is not None else ():
+            del self._by_label[label][record.ref]
+            if not self._by_label[label]:
+                del self._by_label[label]
 
 
 def find_copies(
@@ -97,7 +123,7 @@ def _is_proven(cache: Tables, copy: Vdi, owner: Vm) -> bool:
     labels = set(_labels(copy))
     if not copy.is_a_snapshot or _COPY_OF not in owner.other_config:
         return False
-    if any(labels & set(_labels(vdi)) for vdi in cache.vdis.values() if vdi.ref != copy.ref):
+    if any(vdi.ref != copy.ref for label in labels for vdi in cache.index(Labels).saying(label)):
         return False
     origin, replica = cache.vdis.get(copy.snapshot_of), cache.vms.get(owner.snapshot_of)
     if origin is None or replica is None or not _is_idle(replica):
@@ -113,10 +139,8 @@ def _key_of(base: Vdi) -> str:
 
 def _bases(cache: Tables, present: Collection[Ref], vm: Ref) -> Iterator[Vdi]:
     """Return snapshots that others took of these disks and that nobody can write to."""
-    for vdi in cache.vdis.values():
-        if not vdi.is_a_snapshot or vdi.snapshot_of not in present:
-            continue
-        if not vdi.has_data and not vdi.is_bare:
+    for vdi in (each for ref in present for each in cache.pointing(Vdi, "snapshot_of", ref)):
+        if not vdi.is_a_snapshot or (not vdi.has_data and not vdi.is_bare):
             continue
         if own_mark(vdi) is not None:
             continue
@@ -126,10 +150,8 @@ def _bases(cache: Tables, present: Collection[Ref], vm: Ref) -> Iterator[Vdi]:
 
 def _copies(cache: Tables, sr: Ref) -> Iterator[tuple[Vdi, Vm]]:
     """Return complete copies on an SR, each with the snapshot or idle VM that it is of."""
-    for vdi in cache.vdis.values():
+    for vdi in cache.index(Labels).saying():
         if vdi.sr != sr or not vdi.has_data or own_mark(vdi) is not None:
-            continue
-        if _CONTENT not in vdi.other_config and _COPY_OF not in vdi.other_config:
             continue
         match list(_owners(cache, vdi)):
             case [owner] if owner.is_a_snapshot and vdi.is_a_snapshot and _is_finished(owner):

@@ -6,11 +6,12 @@ carries a mark, or belongs to a VM of others, is not in here, and so no run touc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from xorepd.ids import Ref
 from xorepd.replication.format.evidence import PointDisk, RestorePoint, SourceBase
+from xorepd.replication.format.index import marks_on
 from xorepd.replication.format.marks import (
     KEY,
     Mark,
@@ -25,7 +26,6 @@ from xorepd.replication.format.ownership import (
     Content,
     content_of,
     is_of,
-    objection,
     own_mark,
     run_that_named,
     used_by_vms,
@@ -136,7 +136,7 @@ class TargetSide:
     memories: tuple[VmSnapshot, ...] = ()
     """Suspended VMs beside restore points, finished or not."""
     unmarked: Mapping[str, Vdi] = field(default_factory=dict)
-    """By UUID: disks on the SR that carry no mark and that no VM has. Some may be ours: an SR that
+    """By UUID: disks that a restore point names, that carry no mark and that no VM has. An SR that
     was forgotten and introduced again has lost all marks."""
 
     def plan_points(self) -> list[RestorePoint]:
@@ -185,8 +185,8 @@ def read_source(cache: Tables, stream: ReplicaKey, vm: Vm) -> SourceSide:
     """Return what the source pool holds of a stream: the same for every target of the VM."""
     of_source = stream.of_source
     snapshots, unsigned = [], []
-    for candidate in cache.vms.values():
-        if not candidate.is_a_snapshot or candidate.snapshot_of != vm.ref:
+    for candidate in cache.pointing(Vm, "snapshot_of", vm.ref):
+        if not candidate.is_a_snapshot:
             continue
         mark = own_mark(candidate)
         if mark is not None:
@@ -199,11 +199,9 @@ def read_source(cache: Tables, stream: ReplicaKey, vm: Vm) -> SourceSide:
             disks = tuple(Marked(vdi, _unsigned_mark(vdi, blank)) for vdi in taken)
             unsigned.append(VmSnapshot(candidate, blank, disks, _image_of(cache, candidate)))
     orphans = [
-        Marked(vdi, mark)
-        for vdi in cache.vdis.values()
-        if vdi.is_a_snapshot
-        and (mark := _source_mark(vdi, of_source)) is not None
-        and not used_by_vms(cache, vdi)
+        Marked(each.what, each.mark)
+        for each in marks_on(cache).disks.find(of_source, Role.SOURCE, signed=True)
+        if each.what.is_a_snapshot and not used_by_vms(cache, each.what)
     ]
     snapshots.sort(key=lambda group: group.mark.order, reverse=True)
     return SourceSide(
@@ -219,11 +217,9 @@ def read_target(cache: Tables, stream: ReplicaKey, sr: Ref) -> TargetSide:
     """Return what the target pool holds of a stream."""
     replica, replica_mark = None, None
     shells, points, memories = [], [], []
-    for vm in cache.vms.values():
-        mark = decode(vm.other_config)
-        if mark is None or mark.stream != stream:
-            continue
-        if own_mark(vm) is None:
+    for bearer in marks_on(cache).vms.find(stream):
+        vm, mark = bearer.what, bearer.mark
+        if not bearer.is_signed:
             if not mark.self and vm.is_a_template and not vm.vbds and run_that_named(vm):
                 shells.append(vm)
         elif mark.role is Role.REPLICA and not vm.is_a_snapshot:
@@ -236,37 +232,40 @@ def read_target(cache: Tables, stream: ReplicaKey, sr: Ref) -> TargetSide:
     fresh = None
     if replica is not None and replica_mark is not None and replica_mark.commit is not None:
         fresh = _fresh_point(cache, replica, replica_mark)
-    unattached = [
-        vdi for vdi in cache.vdis.values() if vdi.sr == sr and _is_unattached(cache, vdi, stream)
+    ours = [
+        Marked(each.what, each.mark)
+        for each in marks_on(cache).disks.find(stream, signed=True)
+        if each.what.sr == sr
     ]
+    unattached = [disk for disk in ours if _is_unattached(cache, disk)]
     return TargetSide(
         replica=replica,
         mark=replica_mark,
         live=tuple(disks_of(cache, replica)) if replica else (),
         points=tuple(points),
         fresh=fresh,
-        unattached=tuple(unattached),
-        written=tuple(
-            vdi
-            for vdi in cache.vdis.values()
-            if vdi.sr == sr
-            and (mark := own_mark(vdi)) is not None
-            and mark.stream == stream
-            and content_of(vdi, mark) is Content.CHANGED
-        ),
+        unattached=tuple(disk.vdi for disk in unattached),
+        written=tuple(disk.vdi for disk in ours if disk.content is Content.CHANGED),
         staging=tuple(
-            Marked(vdi, mark)
-            for vdi in unattached
-            if (mark := is_of(vdi, Role.DISK, stream)) and not is_attached(cache, vdi)
+            disk
+            for disk in unattached
+            if disk.mark.role is Role.DISK and not is_attached(cache, disk.vdi)
         ),
         shells=tuple(shells),
         memories=tuple(memories),
         unmarked={
             vdi.uuid: vdi
-            for vdi in cache.vdis.values()
+            for vdi in _named_disks(cache, points)
             if vdi.sr == sr and KEY not in vdi.other_config and not used_by_vms(cache, vdi)
         },
     )
+
+
+def _named_disks(cache: Tables, points: Iterable[VmSnapshot]) -> Iterator[Vdi]:
+    for point in points:
+        for uuid in point.mark.disks.values():
+            if (vdi := cache.by_uuid(Vdi, uuid)) is not None:
+                yield vdi
 
 
 def disks_of(cache: Tables, vm: Vm) -> Iterator[tuple[Vbd, Vdi]]:
@@ -339,8 +338,8 @@ def _fresh_point(cache: Tables, replica: Vm, mark: Mark) -> VmSnapshot | None:
     Our own call gave it its name. In the earlier form that is the one which it keeps.
     """
     assert mark.commit is not None
-    for vm in cache.vms.values():
-        if not vm.is_a_snapshot or vm.snapshot_of != replica.ref:
+    for vm in cache.pointing(Vm, "snapshot_of", replica.ref):
+        if not vm.is_a_snapshot:
             continue
         if mark.commit.point and vm.name_label != mark.commit.point:
             continue  # a snapshot of others inherits all the rest
@@ -368,13 +367,10 @@ def is_live(vdi: Vdi, stream: ReplicaKey) -> bool:
     return is_of(vdi, Role.DISK, stream) is not None
 
 
-def _is_unattached(cache: Tables, vdi: Vdi, stream: ReplicaKey) -> bool:
-    """Return whether a disk is provably ours, holds what we left there, and belongs to no VM."""
-    mark = own_mark(vdi)
+def _is_unattached(cache: Tables, disk: Marked) -> bool:
+    """Return whether a disk of ours holds what we left there, and belongs to no VM."""
     return (
-        mark is not None
-        and mark.stream == stream
-        and mark.role in (Role.DISK, Role.POINT, Role.MEMORY)
-        and not objection(vdi)
-        and not used_by_vms(cache, vdi)
+        disk.mark.role in (Role.DISK, Role.POINT, Role.MEMORY)
+        and disk.content is not Content.CHANGED
+        and not used_by_vms(cache, disk.vdi)
     )

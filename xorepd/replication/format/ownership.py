@@ -42,9 +42,12 @@ class Content(StrEnum):
 def own_mark(what: Vm | Vdi) -> Mark | None:
     """Return the mark on an object if it was written on this very object."""
     mark = decode(what.other_config)
-    if mark is None or mark.self != what.uuid:
-        return None
-    return mark if mark.ref in ("", what.ref) else None  # the earlier form names no reference
+    return mark if mark is not None and is_signed(what, mark) else None
+
+
+def is_signed(what: Vm | Vdi, mark: Mark) -> bool:
+    """Return whether the mark on an object was written on this very object."""
+    return mark.self == what.uuid and mark.ref in ("", what.ref)  # the earlier form names no ref
 
 
 def temporary_name(run: str) -> str:
@@ -107,9 +110,8 @@ def is_changed(vdi: Vdi) -> bool:
 
 def used_by_vms(cache: Tables, vdi: Vdi, *, but: Ref = NULL_REF) -> bool:
     """Return whether any VM, `but` and control domains left out, has this disk, or memory in it."""
-    if vdi.type == "suspend" and any(
-        vm.suspend_vdi == vdi.ref and vm.ref != but for vm in cache.vms.values()
-    ):
+    holders = cache.pointing(Vm, "suspend_vdi", vdi.ref) if vdi.type == "suspend" else ()
+    if any(vm.ref != but for vm in holders):
         return True
     owners = (cache.vms.get(vbd.vm) for vbd in cache.present(Vbd, vdi.vbds))
     return any(

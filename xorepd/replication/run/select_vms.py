@@ -88,9 +88,8 @@ async def find_missing(
         log.debug("vms.not_missed", target=to.pool, reason=str(error))
         return []
     stream = ReplicaKey(pool=source.cache.pool.uuid, vm="", sr=sr.uuid)
-    vms = source.cache.vms.values()
     records = []
-    for stray in find_strays(job, selection, vms, target.cache.vms.values(), stream):
+    for stray in find_strays(job, selection, source.cache, target.cache, stream):
         if stray.exists:
             log.info("vm.not_selected", job=job.name, vm=stray.vm, name=stray.name)
             continue
