@@ -53,7 +53,7 @@ from xorepd.screen import complain, run_program, say, say_json
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.version import version_text
 
-SUCCEEDED = frozenset({Outcome.FULL, Outcome.DELTA, Outcome.EMPTY})
+SUCCEEDED = frozenset({Outcome.FULL, Outcome.DELTA, Outcome.NO_VMS})
 
 Job = Annotated[str, typer.Argument(help="Name of a job.", show_default=False)]
 
@@ -146,7 +146,7 @@ def cancel(job: Job, as_json: AsJson = False, socket: Socket = None, config: Con
     """Cancel the run of a job that is under way; the next one goes on with what it has sent."""
     reply = ask(socket, config, lambda client: client.cancel_run(job))
     left = "what the next run can go on with stays, the rest of it is removed from both pools"
-    if not reply.keeps:
+    if not reply.resumable:
         left = "all of it is removed from both pools"
     text = f"job {job}: run {reply.run_id} is being cancelled; {left}"
     show_reply(reply, text, as_json=as_json)
@@ -243,7 +243,7 @@ async def _run_and_watch(
 ) -> Sequence[RunRecord]:
     accepted = await start(client)
     run_id = accepted.run_id
-    if accepted.left_out and not as_json:
+    if accepted.busy_targets and not as_json:
         console.print(f"run {run_id} has started{_without(accepted)}")
     with displayed(console) as display:
         async with aclosing(client.watch_run(run_id)) as events:
@@ -258,9 +258,9 @@ async def _run_and_watch(
 
 
 def _without(reply: RunAccepted) -> str:
-    if not reply.left_out:
+    if not reply.busy_targets:
         return ""
-    return f", without {', '.join(reply.left_out)}: an earlier run is still busy there"
+    return f", without {', '.join(reply.busy_targets)}: an earlier run is still busy there"
 
 
 def _reload_text(reply: ReloadReply) -> str:
@@ -271,7 +271,7 @@ def _reload_text(reply: ReloadReply) -> str:
         if names
     ]
     parts += [f"set daemon.{key}" for key in reply.daemon]
-    parts += [f"daemon.{key} takes effect at the next start" for key in reply.restart]
+    parts += [f"daemon.{key} takes effect at the next start" for key in reply.needs_restart]
     return "reloaded: " + ("; ".join(parts) or "nothing has changed")
 
 

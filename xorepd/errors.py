@@ -408,7 +408,7 @@ class ControlError(XorepdError):
         self.args = (shortened(message, LONGEST_REPLY),)
 
 
-class Broken(XorepdError):
+class InternalError(XorepdError):
     """A fault of ours: the log has the traceback."""
 
     def __init__(self, cause: BaseException) -> None:

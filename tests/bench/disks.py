@@ -171,7 +171,7 @@ def run(stage: ManyDisks, pid: int, budget: str) -> Cost:
     waited, waiting = 0, dict[str, int]()
     for record in stage.events(run_id):
         disks = record["disks"]
-        waiting[record["vm_name"]] = sum(disk["waits_for"] == "memory" for disk in disks)
+        waiting[record["vm_name"]] = sum(disk["waiting_for"] == "memory" for disk in disks)
         waited = max(waited, sum(waiting.values()))
     seconds, cpu = time.monotonic() - began, cpu_seconds(pid) - cpu
     records = stage.ctl("show", run_id)["records"]
@@ -179,7 +179,7 @@ def run(stage: ManyDisks, pid: int, budget: str) -> Cost:
         if record["error"]:
             raise StageError(f"{budget}: {record['vm_name']}: {record['error']}")
     disks = sum(len(record["disks"]) for record in records)
-    moved = sum(record["moved_bytes"] for record in records)
+    moved = sum(record["read_bytes"] for record in records)
     return Cost(budget, disks, at_rest, peak(pid), seconds, cpu, moved, waited)
 
 

@@ -237,7 +237,7 @@ def finished_on(records: Records, pool: str) -> list[dict[str, Any]]:
 
 
 def moved(records: Records, pool: str) -> int:
-    return sum(record["moved_bytes"] for (name, _), record in records.items() if name == pool)
+    return sum(record["read_bytes"] for (name, _), record in records.items() if name == pool)
 
 
 def prove(stage: Targets) -> None:

@@ -33,7 +33,7 @@ from tests.lab.world import new_run, world
 from tests.unit.replication.builders import SR, STREAM, SourceWorld, TargetWorld, World
 from xorepd.ids import Ref
 from xorepd.replication.deciding.orphans import find_orphans
-from xorepd.replication.format.doubts import find_doubts
+from xorepd.replication.format.doubts import find_unresolved
 from xorepd.replication.format.inventory import read_source, read_target
 from xorepd.replication.format.marks import ReplicaKey
 from xorepd.replication.run.jobs import run_job
@@ -88,7 +88,7 @@ def measure(vms: int, points: int) -> dict[str, float]:
         "source side of one stream": lambda: read_source(source, stream, vm),
         "target side of one stream": lambda: read_target(target, stream, SR),
         "the same, after a disk has changed": after_a_change,
-        "doubts of the target": lambda: find_doubts("dr", target),
+        "doubts of the target": lambda: find_unresolved("dr", target),
         "orphans of both": lambda: find_orphans([], cast(Any, {"prod": source, "dr": target})),
         "taking in the target's records": lambda: copy_of(target, stream),
     }

@@ -45,7 +45,7 @@ def measure(stage: Stage, gib: int) -> None:
     stage.ctl_live("run", "web", "--wait")
     cpu, wall = cpu_seconds(pid) - cpu, time.monotonic() - wall
     [record] = stage.ctl("history", "--limit", "1")["records"]
-    moved = record["moved_bytes"] / GIB
+    moved = record["read_bytes"] / GIB
     print(f"outcome             {record['outcome']}, {len(record['disks'])} disks at once")
     print(f"moved               {moved:.2f} GiB, then read back and compared")
     print(f"peak RSS at rest    {idle / 1024:.1f} MiB")

@@ -188,7 +188,7 @@ def run(stage: FarApart, link: Link, job: str, what: str) -> Cost:
     return Cost(
         seconds=round((ended - began).total_seconds(), 2),
         transfer_s=round(end - start, 2),
-        moved=record["moved_bytes"],
+        moved=record["read_bytes"],
         sent=link.near.sent() - sent,
         returned=link.far.sent() - returned,
         busy=round(carried / (end - start) / link.bits_per_s, 4),

@@ -13,7 +13,7 @@ from tests.lab import hands
 from tests.lab.world import World, new_run
 from tests.patience import patience
 from xorepd.config.models import PoolSettings
-from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.deciding.selection import ExcludedVm
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pool import Pool
@@ -184,7 +184,7 @@ class Told:
         self.records: list[RunRecord] = []
         self.first = asyncio.Event()
 
-    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[ExcludedVm]) -> None:
         self.expected = list(records)
 
     def ended(self, record: RunRecord) -> None:

@@ -17,7 +17,7 @@ from tests.lab.world import DAEMON, World, clock, new_run
 from xorepd.config.models import Settings
 from xorepd.control.protocol import OrphanReply
 from xorepd.daemon.engine import open_engine
-from xorepd.daemon.orphans import Leavings
+from xorepd.daemon.orphans import Orphans
 from xorepd.errors import ControlError, LeaseHeld, Refused, XorepdError
 from xorepd.replication.deciding.forgetting import Terms
 from xorepd.replication.format.claims import Owner
@@ -37,16 +37,16 @@ REMOTE = {"pool": "dr", "sr": "dr-storage"}
 
 @dataclass
 class Daemon:
-    leavings: Leavings
+    orphans: Orphans
     told: list[str] = field(default_factory=list)
 
     async def orphans(self) -> tuple[OrphanReply, ...]:
-        return (await self.leavings.find_orphans()).orphans
+        return (await self.orphans.find_orphans()).orphans
 
     async def forget(self, terms: Terms = AGREED) -> None:
         """Give up the streams that are there without a job."""
         for orphan in await self.orphans():
-            await self.leavings.forget(orphan.stream, terms, (), self.told.append)
+            await self.orphans.forget(orphan.stream, terms, (), self.told.append)
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def daemon(
         "file": Path("/xorepd.toml"),
     }
     async with open_engine(Settings.model_validate(plain), clock, DAEMON.id, maps) as engine:
-        yield Daemon(engine.leavings)
+        yield Daemon(engine.orphans)
 
 
 def start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -164,7 +164,7 @@ async def test_stream_that_a_job_means_is_refused_and_goes_on(replicated: World)
         [orphan] = await on.orphans()
     async with daemon(replicated, replicated.job(name="other")) as on:
         with pytest.raises(ControlError, match="is taken out of that job first"):
-            await on.leavings.forget(orphan.stream, AGREED, (), on.told.append)
+            await on.orphans.forget(orphan.stream, AGREED, (), on.told.append)
 
     assert (await replicated.replicate(verify="off")).outcome is Outcome.DELTA
 
@@ -256,7 +256,7 @@ async def test_vm_that_is_gone_from_the_source_leaves_nothing_either(replicated:
     await replicated.ask("prod", destroy_source)
     async with daemon(replicated) as on:
         [orphan] = await on.orphans()
-        assert (orphan.exists, orphan.source, orphan.snapshots) == (False, "prod", 1)
+        assert (orphan.source_vm_exists, orphan.source, orphan.snapshots) == (False, "prod", 1)
         await on.forget()
 
     assert await ours_on(replicated, "prod") + await ours_on(replicated, "dr") == []
@@ -280,11 +280,11 @@ async def test_vm_that_was_rebuilt_under_its_name_is_kept_and_the_former_one_is_
     job = replicated.job(verify="off")
     async with daemon(replicated, job) as on:
         [former] = await on.orphans()
-        assert (former.exists, former.name) == (False, "[XO Backup web] web01")
+        assert (former.source_vm_exists, former.name) == (False, "[XO Backup web] web01")
         assert (await replicated.replicate(verify="off")).outcome is Outcome.FULL
         assert await on.orphans() == (former,)
 
-        await on.leavings.forget(former.stream, AGREED, (), on.told.append)
+        await on.orphans.forget(former.stream, AGREED, (), on.told.append)
         assert await on.orphans() == ()
 
     assert len(await replicated.points()) == len(await replicated.bases()) == 1
@@ -377,7 +377,7 @@ async def test_daemon_that_remembers_no_run_of_it_wants_to_be_told_so(replicated
     async with daemon(replicated) as on:
         [orphan] = await on.orphans()
         _, vm, sr = orphan.stream.split("/")
-        await on.leavings.forget(orphan.stream, Terms(), {(vm, sr)}, on.told.append)
+        await on.orphans.forget(orphan.stream, Terms(), {(vm, sr)}, on.told.append)
     await nothing_is_left(replicated)
 
 
@@ -458,7 +458,7 @@ async def test_replica_that_runs_after_a_failover_is_set_free_as_it_runs(replica
     await replicated.ask("dr", fail_over)
     async with daemon(replicated) as on:
         [orphan] = await on.orphans()
-        assert orphan.used[0] == "is running"
+        assert orphan.signs_of_use[0] == "is running"
         await on.forget(Terms(keep_replica=True, even_if_unknown=True))
 
     assert await vms_on(replicated, "dr") == {"web01"}

@@ -122,9 +122,9 @@ async def test_of_two_daemons_one_replicates_and_the_other_says_who_does(
         records = [(await run)[0] for run in (start(two_pools, one), start(two_pools, two))]
 
     outcomes = sorted(record.outcome for record in records)
-    assert outcomes in ([Outcome.FULL, Outcome.HELD], [Outcome.DELTA, Outcome.FULL])
+    assert outcomes in ([Outcome.FULL, Outcome.LEASE_HELD], [Outcome.DELTA, Outcome.FULL])
     for record in records:
-        if record.outcome is Outcome.HELD:
+        if record.outcome is Outcome.LEASE_HELD:
             host = "standby" if record is records[0] else "here"
             assert f"is held by the xorepd on {host} until 20" in (record.error or "")
             assert record.remedy == "retry"
@@ -142,7 +142,7 @@ async def test_a_run_that_is_held_off_has_changed_nothing(replicated: World) -> 
 
         record = await replicated.run(two)
 
-        assert record.outcome is Outcome.HELD
+        assert record.outcome is Outcome.LEASE_HELD
         assert "held by the xorepd on here until" in (record.error or "")
         assert list(changes_since(replicated, before, by=two)) == []
         fault.release()
@@ -261,7 +261,7 @@ async def test_another_daemon_takes_over_when_the_lease_has_ended(replicated: Wo
 
         async def runs() -> bool:
             records.append(await replicated.run(standby, verify="off"))
-            return records[-1].outcome is not Outcome.HELD
+            return records[-1].outcome is not Outcome.LEASE_HELD
 
         await until(runs)
         record = records[-1]
@@ -283,7 +283,7 @@ async def test_a_clock_of_the_pool_that_jumps_costs_no_run(replicated: World) ->
         for seconds in (7200, -14400):
             replicated.lab.pools["dr"].clock.jump(seconds)
 
-            assert (await replicated.run(two)).outcome is Outcome.HELD
+            assert (await replicated.run(two)).outcome is Outcome.LEASE_HELD
 
         fault.release()
         [record] = await run

@@ -66,7 +66,7 @@ class Seen:
             version = await context.board.changed(version)
             records = context.board.records()
             disks = [disk for record in records for disk in record.disks]
-            self.waiting = max(self.waiting, sum(disk.waits_for == "memory" for disk in disks))
+            self.waiting = max(self.waiting, sum(disk.waiting_for == "memory" for disk in disks))
             self.held = max(self.held, self.budget.held)
 
 
@@ -102,7 +102,7 @@ async def test_disks_wait_until_there_is_memory_for_them(many_disks: World, nbd:
     [record], seen = await run(many_disks, 2 * CARRYING, crowd=DISKS)
 
     assert len(record.disks) == seen.waiting == DISKS
-    assert {disk.waits_for for disk in record.disks} == {""}
+    assert {disk.waiting_for for disk in record.disks} == {""}
     await many_disks.newest_equals_its_source()
 
 
@@ -120,7 +120,7 @@ async def test_disks_that_are_read_for_two_targets_take_their_memory_together(
 
     assert seen.waiting == 2 * DISKS
     for record in records:
-        assert all(disk.shared_bytes == disk.moved_bytes > 0 for disk in record.disks)
+        assert all(disk.shared_bytes == disk.read_bytes > 0 for disk in record.disks)
     for pool in ("dr", "far"):
         await many_disks.newest_equals_its_source(pool)
 

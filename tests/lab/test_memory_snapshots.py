@@ -406,7 +406,7 @@ async def test_no_job_takes_one_for_a_source(two_pools: World) -> None:
         found = await run_job(two_pools.job(vms=("*web01*",), **back), new_run(), context)
         named = await run_job(two_pools.job(vms=(vm["uuid"],), **back), new_run(), context)
 
-    assert [record.outcome for record in found] == [Outcome.EMPTY]
+    assert [record.outcome for record in found] == [Outcome.NO_VMS]
     assert "is itself a replica" in (named[0].error or "")
 
 

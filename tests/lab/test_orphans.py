@@ -19,7 +19,7 @@ async def orphans(world: World, *jobs: Any, **pools: Any) -> OrphansReply:
         "file": Path("/xorepd.toml"),
     }
     async with open_engine(Settings.model_validate(plain), clock) as engine:
-        return await engine.leavings.find_orphans()
+        return await engine.orphans.find_orphans()
 
 
 async def test_replica_of_a_removed_job_is_found_and_a_job_for_its_vm_adopts_it(

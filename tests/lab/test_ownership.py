@@ -11,7 +11,7 @@ from tests.faults.test_killed_at_every_call import DEAD, killed_at
 from tests.lab import carried, hands
 from tests.lab.world import World
 from xorepd.ids import PoolName
-from xorepd.replication.format.doubts import Doubt, find_doubts
+from xorepd.replication.format.doubts import Unresolved, find_unresolved
 from xorepd.state.records import Outcome, RunRecord
 
 pytestmark = pytest.mark.lab
@@ -25,12 +25,12 @@ async def run(world: World, **changes: Any) -> RunRecord:
         return await world.run(context, **changes)
 
 
-async def doubts(world: World, pool: str) -> list[Doubt]:
+async def doubts(world: World, pool: str) -> list[Unresolved]:
     """Return what `xorepctl orphans` lists as doubtful on a pool."""
     async with world.daemon() as context:
         there = context.pools[PoolName(pool)]
         await there.refresh()
-        return find_doubts(pool, there.cache)
+        return find_unresolved(pool, there.cache)
 
 
 def everything(xenapi: Any) -> dict[str, str]:

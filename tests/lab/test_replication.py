@@ -47,7 +47,7 @@ async def test_second_run_sends_only_what_changed(replicated: World) -> None:
     record = await replicated.replicate()
 
     assert record.outcome is Outcome.DELTA
-    assert {disk.device: disk.moved_bytes for disk in record.disks} == {"0": 0, "1": 2 << 20}
+    assert {disk.device: disk.read_bytes for disk in record.disks} == {"0": 0, "1": 2 << 20}
     await replicated.newest_equals_its_source()
     assert await replicated.left_over() == []
 

@@ -172,7 +172,7 @@ async def test_an_import_that_breaks_goes_on_in_the_same_run(full: World) -> Non
 
     assert cut.fired == 1
     disk = disk_of(record)
-    assert (disk.breaks, disk.resumed_from) == (1, 0)
+    assert (disk.reconnects, disk.resumed_from) == (1, 0)
     assert DATA < disk.sent_bytes <= DATA + 4 * MiB
     await full.newest_equals_its_source()
     assert await full.left_over() == []
@@ -185,7 +185,7 @@ async def test_what_was_sent_before_the_source_broke_is_not_sent_again(full: Wor
 
     assert cut.fired == 1
     disk = disk_of(record)
-    assert (disk.breaks, disk.sent_bytes) == (1, DATA)
+    assert (disk.reconnects, disk.sent_bytes) == (1, DATA)
     await full.newest_equals_its_source()
 
 

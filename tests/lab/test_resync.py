@@ -166,7 +166,7 @@ async def test_a_comparison_that_is_cut_is_begun_again(
     record = await replicated.replicate(resume="1d")
 
     assert fault.fired == 1
-    assert sum(disk.breaks for disk in record.disks) == 1
+    assert sum(disk.reconnects for disk in record.disks) == 1
     assert sum(disk.sent_bytes for disk in record.disks) == 0
     await replicated.newest_equals_its_source()
     assert await replicated.left_over() == []

@@ -113,7 +113,7 @@ async def test_a_comparison_that_breaks_goes_on_at_its_window(
     record = await baseless.replicate(**KEEP)
 
     disk = disk_of(record)
-    assert (cut.fired, disk.breaks) == (1, 1)
+    assert (cut.fired, disk.reconnects) == (1, 1)
     assert disk.sent_bytes == disk.changed_bytes == 4 * MiB
     assert DATA <= (disk.compared_bytes or 0) <= DATA + WINDOW
     await baseless.newest_equals_its_source()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab import hands
 from tests.lab.world import World, new_run
-from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.deciding.selection import ExcludedVm
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd_lab.faults.faults import Fault
@@ -19,9 +19,9 @@ class Told:
     """What a run tells (`replication.jobs.Report`)."""
 
     def __init__(self) -> None:
-        self.replicas: list[LeftOut] = []
+        self.replicas: list[ExcludedVm] = []
 
-    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[ExcludedVm]) -> None:
         self.replicas = list(replicas)
 
     def ended(self, record: RunRecord) -> None:
@@ -74,7 +74,7 @@ async def test_everything_of_a_pool_leaves_out_its_replicas_and_names_them(
 
     assert {name: record.outcome for name, record in records.items()} == {"db01": Outcome.DELTA}
     [left] = told.replicas
-    assert (left.vm.name_label, left.because) == ("[XO Backup web] db01", "it is a replica")
+    assert (left.vm.name_label, left.reason) == ("[XO Backup web] db01", "it is a replica")
 
 
 @pytest.mark.parametrize("of", ["replica", "restore point"])
@@ -136,13 +136,13 @@ async def test_replica_that_was_started_by_force_is_left_out_and_says_what_to_do
     back = {"source": "dr", "vms": ("*",), "target": {"pool": "prod", "sr": "prod-shared"}}
     records = await run(replicated, told, **back)
 
-    assert {record.outcome for record in records.values()} == {Outcome.EMPTY}
+    assert {record.outcome for record in records.values()} == {Outcome.NO_VMS}
     [left] = told.replicas
-    assert "though it is running; `xorepctl forget --keep-replica`" in left.because
+    assert "though it is running; `xorepctl forget --keep-replica`" in left.reason
     assert "1 left out: it is a replica" in (records["*"].error or "")
 
 
-@pytest.mark.parametrize(("empty", "outcome"), [("warn", Outcome.EMPTY), ("fail", Outcome.FAILED)])
+@pytest.mark.parametrize(("empty", "outcome"), [("warn", Outcome.NO_VMS), ("fail", Outcome.FAILED)])
 async def test_run_that_finds_nothing_says_what_was_left_out(
     two_pools: World, empty: str, outcome: Outcome
 ) -> None:
@@ -211,7 +211,7 @@ async def test_disk_that_stays_behind_is_in_no_snapshot_and_is_named_with_the_re
         ("0", "full", "first-run"),
         ("1", "excluded", "[NOBAK] in its name"),
     ]
-    assert (record.outcome, record.disks[1].moved_bytes) == (Outcome.FULL, 0)
+    assert (record.outcome, record.disks[1].read_bytes) == (Outcome.FULL, 0)
 
     def devices(xenapi: Any) -> list[str]:
         [snapshot] = xenapi.VM.get_snapshots(hands.vm_of(xenapi, "web01"))

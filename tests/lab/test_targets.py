@@ -129,7 +129,7 @@ async def test_what_all_targets_need_is_read_once(three_pools: World) -> None:
         assert exports_of(three_pools, since) == 2
         for record in records:
             assert [disk.shared_bytes for disk in record.disks] == [
-                disk.moved_bytes for disk in record.disks
+                disk.read_bytes for disk in record.disks
             ]
     await assert_equal_everywhere(three_pools)
 
@@ -158,7 +158,7 @@ async def test_changed_blocks_are_read_once_and_told_for_every_base(three_pools:
 
         changed = [disk for record in records for disk in record.disks if disk.changed_bytes]
         assert {disk.reader for disk in changed} == {"nbd-changes"}
-        shared.append({disk.shared_bytes == disk.moved_bytes for disk in changed})
+        shared.append({disk.shared_bytes == disk.read_bytes for disk in changed})
     assert shared == [{True}, {False}, {False}]
     await assert_equal_everywhere(three_pools)
 
@@ -185,9 +185,9 @@ async def test_a_target_that_stops_in_a_shared_read_goes_on_alone(
 
     assert [record.outcome for record in records] == [Outcome.FULL] * 2
     data = {record.target: record.disks[1] for record in records}
-    assert 0 < data[stuck].shared_bytes < data[stuck].moved_bytes
+    assert 0 < data[stuck].shared_bytes < data[stuck].read_bytes
     [other] = data.keys() - {stuck}
-    assert data[other].shared_bytes == data[other].moved_bytes
+    assert data[other].shared_bytes == data[other].read_bytes
     await assert_equal_everywhere(three_pools)
 
 
@@ -207,7 +207,7 @@ async def test_a_target_that_fails_in_a_shared_read_does_not_end_it(
     assert outcomes.pop(failing).outcome is Outcome.FAILED
     [(_, other)] = outcomes.items()
     assert other.outcome is Outcome.FULL
-    assert {disk.shared_bytes for disk in other.disks} == {disk.moved_bytes for disk in other.disks}
+    assert {disk.shared_bytes for disk in other.disks} == {disk.read_bytes for disk in other.disks}
     three_pools.lab.faults.clear()
     await replicate(three_pools)
     await assert_equal_everywhere(three_pools)

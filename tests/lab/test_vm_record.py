@@ -168,7 +168,7 @@ async def test_a_pool_that_forbids_vtpms_gets_the_disks_all_the_same(
     with capture_logs() as logs:
         assert (await replicated.replicate(keep=1)).outcome is Outcome.DELTA
 
-    [said] = [entry for entry in logs if entry["event"] == "vtpm.not_carried"]
+    [said] = [entry for entry in logs if entry["event"] == "vtpm.not_copied"]
     assert "restrict_vtpm" in said["reason"]
     assert "c2VjcmV0" not in str(logs)
 
@@ -179,7 +179,7 @@ async def test_the_memory_of_a_suspended_vm_stays_behind_and_is_named(replicated
     with capture_logs() as logs:
         assert (await replicated.replicate()).outcome is Outcome.DELTA
 
-    [said] = [entry for entry in logs if entry["event"] == "vm.left_behind"]
+    [said] = [entry for entry in logs if entry["event"] == "vm.not_copied"]
     assert said["what"] == ["suspended memory"]
     assert await replicated.ask("dr", lambda x: x.VM.get_power_state(hands.replica_of(x))) == (
         "Halted"

@@ -359,7 +359,7 @@ def _is_known_by_sight(look: Look, key: Key) -> bool:
 async def list_orphans(scene: Scene) -> str:
     """Return all that a daemon lists of what no job keeps up, or of what it is not sure."""
     async with serving(scene) as engine:
-        reply = await engine.leavings.find_orphans()
+        reply = await engine.orphans.find_orphans()
     return reply.model_dump_json()
 
 

@@ -228,10 +228,10 @@ async def do_forget(scene: Scene, step: Forget) -> str:
     """Give the stream up as an operator does whose job is gone; return why that is refused."""
     terms = Terms(keep_replica=step.keeps_replica, even_if_unknown=True)
     async with serving(scene, jobs=False) as engine:
-        reply = await engine.leavings.find_orphans()
+        reply = await engine.orphans.find_orphans()
         try:
             for orphan in reply.orphans:
-                await engine.leavings.forget(orphan.stream, terms, (), lambda told: None)
+                await engine.orphans.forget(orphan.stream, terms, (), lambda told: None)
         except XorepdError as error:
             return str(error)
     return "" if reply.orphans else "there is none"

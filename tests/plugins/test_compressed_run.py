@@ -51,7 +51,7 @@ async def write(world: World, seed: int) -> None:
 
 
 def moved(record: RunRecord) -> int:
-    return sum(disk.moved_bytes for disk in record.disks)
+    return sum(disk.read_bytes for disk in record.disks)
 
 
 def sent(record: RunRecord) -> int:
@@ -77,7 +77,7 @@ async def test_full_and_deltas_arrive_whole_and_are_read_back_at_the_relay(
     assert (delta.outcome, delta.error) == (Outcome.DELTA, None)
     assert {disk.writer for disk in full.disks + delta.disks} == {"elsewhere"}
     assert sum(entry["event"] == "disk.read" for entry in logs) == len(full.disks)
-    assert state.passed_bytes == sent(full) + sent(delta)
+    assert state.sent_bytes == sent(full) + sent(delta)
     await two_pools.newest_equals_its_source()
     assert await two_pools.left_over() == []
 
@@ -169,8 +169,8 @@ async def test_throttle_around_it_counts_what_passes_the_link(
         states = context.links.states()
 
     assert record.error is None
-    assert states["wan"].passed_bytes == sent(record) > 0
-    assert states["wan"].streams == 0
+    assert states["wan"].sent_bytes == sent(record) > 0
+    assert states["wan"].active_disks == 0
     await two_pools.newest_equals_its_source()
 
 
@@ -184,7 +184,9 @@ async def test_what_cannot_be_read_back_at_the_relay_is_read_back_from_here(
 
     assert record.error is None
     assert fault.fired == 1
-    assert [entry["reader"] for entry in logs if entry["event"] == "reader.closed"] == ["there"]
+    assert [entry["reader"] for entry in logs if entry["event"] == "reader.unavailable"] == [
+        "there"
+    ]
     await two_pools.newest_equals_its_source()
 
 

@@ -13,7 +13,7 @@ from xorepd.units import MiB
 
 async def under_way(context: Context) -> None:
     """Wait until a disk is being carried."""
-    while not any(state.streams for state in context.links.states().values()):  # noqa: ASYNC110
+    while not any(state.active_disks for state in context.links.states().values()):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
 
 
@@ -24,8 +24,8 @@ async def test_it_arrives_whole_and_what_passed_is_what_was_sent(two_pools: Worl
         state = context.links.states()["wan"]
 
     assert record.error is None
-    assert state.passed_bytes == sum(disk.sent_bytes for disk in record.disks)
-    assert state.streams == 0
+    assert state.sent_bytes == sum(disk.sent_bytes for disk in record.disks)
+    assert state.active_disks == 0
     await two_pools.newest_equals_its_source()
     assert await two_pools.left_over() == []
 
@@ -38,7 +38,7 @@ async def test_run_that_crawls_is_let_go_by_command(two_pools: World) -> None:
         run = loop.create_task(run_job(job, new_run(), context))
         await under_way(context)
         await asyncio.sleep(1)
-        assert context.links.states()["wan"].passed_bytes < MiB
+        assert context.links.states()["wan"].sent_bytes < MiB
 
         context.links.set_rate("wan", float("inf"))
         [record] = await run

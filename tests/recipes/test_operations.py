@@ -22,12 +22,12 @@ from xorepd.console.forgetting import select_orphans
 from xorepd.console.status import status_view
 from xorepd.console.tables import orphans_view, run_view
 from xorepd.control.protocol import (
-    DoubtReply,
     MemoryStatus,
     OrphanReply,
     OrphansReply,
     PoolStatus,
     StatusReply,
+    UnresolvedReply,
 )
 from xorepd.daemon.status import job_status
 from xorepd.errors import ControlError, LeaseHeld
@@ -170,13 +170,13 @@ def status(*running: RunRecord, **changes: object) -> str:
 def test_a_run_that_another_daemon_holds_is_told_as_the_page_shows() -> None:
     what = "replication of VM web01 to SR dr-storage of pool dr"
     error = LeaseHeld(what, "backup1", "2026-11-23T12:03:41+00:00")
-    held = record(outcome=Outcome.HELD, step="connect", error=str(error), disks=())
+    held = record(outcome=Outcome.LEASE_HELD, step="connect", error=str(error), disks=())
 
     assert_like(HELD.text, printed(run_view([held])))
 
 
 def test_disks_that_wait_for_memory_are_told_as_the_page_shows() -> None:
-    disks = tuple(DiskRecord(n, n, 1 << 30, waits_for="memory") for n in ("2", "3"))
+    disks = tuple(DiskRecord(n, n, 1 << 30, waiting_for="memory") for n in ("2", "3"))
     running = record(outcome=Outcome.RUNNING, step="transfer", disks=disks)
     memory = MemoryStatus(size_bytes=16 << 20, held_bytes=16 << 20, waiting=2)
 
@@ -210,7 +210,7 @@ def test_a_name_that_means_two_vms_is_refused_as_the_page_shows() -> None:
 
 def test_what_no_run_touches_is_told_as_the_page_shows() -> None:
     uuid = "d86b7d5c-f1a6-49a2-b6f4-a83b7b9b2a8a"
-    doubt = DoubtReply(
+    doubt = UnresolvedReply(
         pool="dr",
         kind="VDI",
         uuid=uuid,
@@ -223,7 +223,7 @@ def test_what_no_run_touches_is_told_as_the_page_shows() -> None:
         remove=f"xe vdi-destroy uuid={uuid}",
         keep=f"xe vdi-param-set uuid={uuid} other-config:xorepd:mark=none",
     )
-    reply = OrphansReply(orphans=(), doubts=(doubt,), not_asked={})
+    reply = OrphansReply(orphans=(), unresolved=(doubt,), not_asked={})
 
     said = printed(orphans_view(reply, NOON + timedelta(days=1)))
 
@@ -231,7 +231,9 @@ def test_what_no_run_touches_is_told_as_the_page_shows() -> None:
 
 
 def test_a_slow_pool_is_told_as_the_page_shows() -> None:
-    slow = PoolStatus(name="dr", answer_s=1.5, is_slow=True, at_once=1, at_work=2, waiting=0)
+    slow = PoolStatus(
+        name="dr", latency_s=1.5, is_slow=True, max_vms=1, active_vms=2, waiting_vms=0
+    )
     [(_, shown)] = SLOW.steps
 
     assert_like(shown, status(pools=(slow,)))

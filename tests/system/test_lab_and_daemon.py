@@ -60,13 +60,13 @@ def test_curl_sees_bytes_and_rate_while_a_transfer_runs(stage: Stage) -> None:
 
     status: Any = curl(stage, "/status")
     [running] = status["running"]
-    assert 0 < running["moved_bytes"] < running["planned_bytes"]
-    assert 0 < running["sent_bytes"] <= running["moved_bytes"]
+    assert 0 < running["read_bytes"] < running["planned_bytes"]
+    assert 0 < running["sent_bytes"] <= running["read_bytes"]
     assert running["rate_bytes_per_s"] > 0
     stage.fault("clear")
     for event in stage.events(started["run_id"]):
         last = event
-    assert last["moved_bytes"] == last["planned_bytes"]
+    assert last["read_bytes"] == last["planned_bytes"]
 
 
 @pytest.mark.stranger
@@ -99,7 +99,7 @@ def test_a_sigkilled_daemon_continues_with_a_delta(stage: Stage) -> None:
     stage.fault("add", "export", "--times", "0", "--rate", str(SLOW))
     started = stage.ctl("run", "web")
     for event in stage.events(started["run_id"]):
-        if 0 < event["moved_bytes"] < event["planned_bytes"]:
+        if 0 < event["read_bytes"] < event["planned_bytes"]:
             break
 
     while step_of_the_run(stage) != "transfer":
@@ -112,7 +112,7 @@ def test_a_sigkilled_daemon_continues_with_a_delta(stage: Stage) -> None:
     stage.let_catch_up()
     made_up, cut = stage.ctl("history")["records"][:2]
     assert (cut["outcome"], cut["step"]) == ("interrupted", "transfer")
-    assert 0 < cut["moved_bytes"] < cut["planned_bytes"]
+    assert 0 < cut["read_bytes"] < cut["planned_bytes"]
     assert "interrupted in transfer: xorepd" in stage.run(BIN / "xorepctl", "history")
     assert made_up["outcome"] == "delta"
 
@@ -123,7 +123,7 @@ def step_of_the_run(stage: Stage) -> str:
     with closing(sqlite3.connect(database, uri=True)) as connection:
         [(text,)] = connection.execute("SELECT records FROM begun")
     [record] = json.loads(text)
-    return str(record["step"]) if record["moved_bytes"] else ""
+    return str(record["step"]) if record["read_bytes"] else ""
 
 
 def test_a_sigkilled_daemon_goes_on_with_what_it_had_sent(stage: Stage) -> None:

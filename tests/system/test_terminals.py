@@ -88,7 +88,7 @@ async def on(tmp_path: Path) -> AsyncIterator[Stage]:
             newest_point_at=NOON,
             stream="stream-1",
         )
-        made.leavings.orphans = (orphan,)
+        made.orphans.orphans = (orphan,)
         runs = asyncio.get_running_loop().create_task(succeed(made))
         yield made
         runs.cancel()

@@ -92,7 +92,7 @@ def test_a_daemon_that_was_stopped_past_its_lease_does_not_write_when_it_goes_on
     stage.fault("add", "export", "--times", "0", "--rate", str(SLOW))
     started = one.ctl("run", "web")
     for event in one.events(started["run_id"]):
-        if 0 < event["moved_bytes"] < event["planned_bytes"]:
+        if 0 < event["read_bytes"] < event["planned_bytes"]:
             break
 
     one.daemon.send_signal(signal.SIGSTOP)

@@ -9,7 +9,6 @@ import pytest
 from xorepd import errors
 from xorepd.errors import (
     AddressFailed,
-    Broken,
     CertificateRefused,
     ConfigError,
     ConfigErrors,
@@ -19,6 +18,7 @@ from xorepd.errors import (
     DigestMismatch,
     Frozen,
     HookFailed,
+    InternalError,
     LeaseHeld,
     LeaseLost,
     LoginRefused,
@@ -101,7 +101,7 @@ EXAMPLES: list[tuple[XorepdError, Remedy, list[str]]] = [
         Remedy.OPERATOR,
         ["/usr/local/bin/freeze", "database is down", "by hand"],
     ),
-    (Broken(KeyError("x")), Remedy.OPERATOR, ["KeyError: 'x'", "please report it"]),
+    (InternalError(KeyError("x")), Remedy.OPERATOR, ["KeyError: 'x'", "please report it"]),
 ]
 
 
@@ -126,7 +126,7 @@ def test_error_has_its_remedy_and_names_its_object(
         XapiFailure("prod", "INTERNAL_ERROR", [f"missing row {REF!r}"]),
         TransferFailed("disk 0", "VDI_IO_ERROR", [REF.replace(":", "%3A")]),
         Refused(f"VM {REF}: gone"),
-        Broken(KeyError(REF)),
+        InternalError(KeyError(REF)),
         XorepdError("OpaqueRef:NULL"),
     ],
     ids=lambda error: type(error).__name__,

@@ -35,11 +35,11 @@ class Changes:
     pools: Difference[PoolName]
     daemon: tuple[str, ...]
     """Keys of `[daemon]` that take effect at once."""
-    restart: tuple[str, ...]
+    needs_restart: tuple[str, ...]
     """Keys of `[daemon]` that take effect when the daemon is next started."""
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.pools or self.daemon or self.restart)
+        return bool(self.jobs or self.pools or self.daemon or self.needs_restart)
 
 
 def compare(old: Settings, new: Settings) -> Changes:
@@ -57,7 +57,7 @@ def compare(old: Settings, new: Settings) -> Changes:
         jobs=_difference(old.jobs, new.jobs),
         pools=_difference(old.pools, new.pools),
         daemon=tuple(key for key in changed if key not in ONLY_AT_START),
-        restart=tuple(key for key in changed if key in ONLY_AT_START),
+        needs_restart=tuple(key for key in changed if key in ONLY_AT_START),
     )
 
 

@@ -76,7 +76,7 @@ def _check_is_one(text: str, found: Sequence[OrphanReply], others: Sequence[str]
     things = []
     for (first, *rest), uuid in zip(by_vm.values(), uuids, strict=True):
         word = uuid if uuids.count(uuid) == 1 else first.stream  # one VM that was moved
-        gone = "" if first.exists else "gone, "
+        gone = "" if first.source_vm_exists else "gone, "
         places = " and ".join(f"{orphan.pool}/{orphan.sr}" for orphan in (first, *rest))
         things.append(f"{word} ({gone}replicated to {places})")
     things += others
@@ -115,7 +115,7 @@ def _is_another(vm: VmStatus, found: Sequence[OrphanReply]) -> bool:
         return True
     if uuid:
         return uuid not in {orphan.vm for orphan in found}
-    return not all(orphan.exists for orphan in found)
+    return not all(orphan.source_vm_exists for orphan in found)
 
 
 def _uuid(vm: VmStatus) -> str:
@@ -142,7 +142,7 @@ def plans_view(plans: Collection[ForgetPlanReply]) -> RenderableType:
         if plan.objections:
             lines += [Words(f"  not like this: {why}", style="red") for why in plan.objections]
         else:
-            lines += [Words(f"  {deed}") for deed in plan.deeds]
+            lines += [Words(f"  {action}") for action in plan.actions]
     return Group(*lines)
 
 

@@ -91,12 +91,12 @@ def _work(disk: DiskRecord) -> tuple[int, int]:
     """Return how many bytes have been read and how many are to be: to compare them, or to send."""
     if disk.is_being_compared:
         return disk.compared_bytes or 0, disk.to_compare_bytes
-    return disk.moved_bytes, disk.planned_bytes
+    return disk.read_bytes, disk.planned_bytes
 
 
 def _doing(disk: DiskRecord) -> str:
-    if disk.waits_for:
-        return f"waits for {disk.waits_for}"
+    if disk.waiting_for:
+        return f"waits for {disk.waiting_for}"
     return "compares" if disk.is_being_compared else disk.mode
 
 

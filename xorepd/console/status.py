@@ -13,7 +13,7 @@ from xorepd.screen import Rows, Words, stacked
 from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_size
 
-EXPLAINED = (Outcome.FAILED, Outcome.HELD, Outcome.FROZEN, Outcome.INTERRUPTED)
+EXPLAINED = (Outcome.FAILED, Outcome.LEASE_HELD, Outcome.FROZEN, Outcome.INTERRUPTED)
 """What the status says more of than the word."""
 
 
@@ -72,7 +72,7 @@ def running_table(records: Iterable[RunRecord]) -> Rows:
     """Show runs under way: step, how much of what is planned, what of it is sent, and how fast."""
     table = table_of("RUNNING", "VM", "STEP", "DONE", "MOVED", "RATE")
     for record in records:
-        planned, read = record.planned_bytes, record.moved_bytes
+        planned, read = record.planned_bytes, record.read_bytes
         of = f"{format_size(read)} of {format_size(planned)}" if planned else format_size(read)
         table.add(
             record.job,
@@ -144,9 +144,9 @@ def _waits(reply: StatusReply) -> Iterator[Words]:
     """Tell which disks wait in the middle of a run, and who has what they wait for."""
     waiting = False
     for record, whom in named(reply.running):
-        found = {disk.waits_for for disk in record.disks} - {""}
+        found = {disk.waiting_for for disk in record.disks} - {""}
         for what in sorted(found):
-            devices = [disk.device for disk in record.disks if disk.waits_for == what]
+            devices = [disk.device for disk in record.disks if disk.waiting_for == what]
             one = len(devices) == 1
             disks = f"disk{'' if one else 's'} {', '.join(devices)} wait{'s' if one else ''}"
             yield Words(f"{whom} ({record.job}): {disks} for {what}")
@@ -166,14 +166,14 @@ def _pool_lines(pool: PoolStatus) -> Iterator[Words]:
             "daemon's; ages are corrected by that. Set the time on its hosts",
             style="yellow",
         )
-    if not pool.is_slow and not pool.waiting:
+    if not pool.is_slow and not pool.waiting_vms:
         return
     line = f"pool {pool.name}: "
-    if pool.is_slow and pool.answer_s is not None:
-        line += f"answers slowly ({format_duration(pool.answer_s)}); "
-    if pool.at_once is not None:
-        line += f"{pool.at_once} VM{'' if pool.at_once == 1 else 's'} at once; "
-    line += f"{pool.at_work} at work, {pool.waiting} waiting"
+    if pool.is_slow and pool.latency_s is not None:
+        line += f"answers slowly ({format_duration(pool.latency_s)}); "
+    if pool.max_vms is not None:
+        line += f"{pool.max_vms} VM{'' if pool.max_vms == 1 else 's'} at once; "
+    line += f"{pool.active_vms} at work, {pool.waiting_vms} waiting"
     yield Words(line, style="yellow" if pool.is_slow else "")
 
 
@@ -181,16 +181,16 @@ def _replicas(reply: StatusReply) -> Iterator[Words]:
     """Tell of each job which VMs it means that are replicas, a few by name."""
     for job in reply.jobs:
         by_reason: dict[str, list[str]] = {}
-        for left in job.replicas:
-            by_reason.setdefault(left.because, []).append(left.name)
+        for left in job.excluded_replicas:
+            by_reason.setdefault(left.reason, []).append(left.name)
         for because, names in by_reason.items():
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             yield Words(f"{job.name} leaves out {', '.join(names[:NAMED])}{more}: {because}")
 
 
 def _unwritten(history: HistoryStatus) -> Words:
-    results = "1 result is" if history.unwritten == 1 else f"{history.unwritten} results are"
-    lost = f", {history.lost} older ones are lost" if history.lost else ""
+    results = "1 result is" if history.pending == 1 else f"{history.pending} results are"
+    lost = f", {history.dropped} older ones are lost" if history.dropped else ""
     return Words(
         f"history: {results} not written yet{lost}, and tried again: {history.problem}",
         style="bold red",

@@ -29,9 +29,9 @@ STYLES = {
     Outcome.DELTA: "green",
     Outcome.FAILED: "bold red",
     Outcome.CANCELLED: "yellow",
-    Outcome.HELD: "yellow",
+    Outcome.LEASE_HELD: "yellow",
     Outcome.FROZEN: "bold red",
-    Outcome.EMPTY: "yellow",
+    Outcome.NO_VMS: "yellow",
     Outcome.INTERRUPTED: "yellow",
 }
 
@@ -80,10 +80,10 @@ def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
 
 def _doubts(reply: OrphansReply, now: datetime) -> Iterator[Words]:
     """Tell what no run touches, because it may be somebody's, and what settles it."""
-    if reply.doubts:
+    if reply.unresolved:
         yield Words()
         yield Words("No run touches these. Settle each with one of its two commands:")
-    for doubt in reply.doubts:
+    for doubt in reply.unresolved:
         where = f"{doubt.pool}/{doubt.sr}, {format_size(doubt.size)}" if doubt.sr else doubt.pool
         since = f", of {_moment(doubt.since, now)}" if doubt.since else ""
         yield Words(
@@ -97,10 +97,10 @@ def _doubts(reply: OrphansReply, now: datetime) -> Iterator[Words]:
 def _remarks(reply: OrphansReply) -> Iterator[Words]:
     """Tell what is out of the ordinary about replicas without a job."""
     for orphan in reply.orphans:
-        remarks = [f"its replica {sign}" for sign in orphan.used]
+        remarks = [f"its replica {sign}" for sign in orphan.signs_of_use]
         if not orphan.replica:
             remarks.append("its replica is gone already")
-        if orphan.source and not orphan.exists:
+        if orphan.source and not orphan.source_vm_exists:
             remarks.append(f"its VM is gone from pool {orphan.source}")
         if not orphan.source:
             remarks.append("its source pool is not configured, or does not answer")
@@ -120,9 +120,9 @@ def links_table(reply: LinksReply) -> RenderableType:
         table.add(
             link.name,
             format_rate(rate),
-            link.because,
-            str(link.streams),
-            format_size(link.passed_bytes),
+            link.reason,
+            str(link.active_disks),
+            format_size(link.sent_bytes),
         )
     return table
 
@@ -136,7 +136,7 @@ def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
             record.job,
             record.vm_name,
             outcome_text(record),
-            format_size(record.moved_bytes),
+            format_size(record.read_bytes),
             format_size(record.sent_bytes),
             _took(record),
         )
@@ -163,7 +163,7 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
         parts += [
             Words(
                 f"disk {disk.device}: shared read, {format_size(disk.shared_bytes)} of "
-                f"{format_size(disk.moved_bytes)} together with other targets"
+                f"{format_size(disk.read_bytes)} together with other targets"
             )
             for disk in record.disks
             if disk.shared_bytes
@@ -189,16 +189,16 @@ def _way(disk: DiskRecord) -> Iterator[str]:
     if disk.compared_bytes is not None:
         of = f" of {format_size(disk.to_compare_bytes)}" if disk.is_being_compared else ""
         yield f"{format_size(disk.compared_bytes)}{of} compared with the target"
-    if disk.waits_for:
-        yield f"waits for {disk.waits_for}"
+    if disk.waiting_for:
+        yield f"waits for {disk.waiting_for}"
     if disk.unchanged_bytes:
         yield f"{format_size(disk.unchanged_bytes)} read and not sent: the target holds them"
     if disk.resumed_from:
         is_whole = disk.resumed_from >= disk.virtual_size
         end = "its end" if is_whole else format_size(disk.resumed_from)
         yield f"an earlier run had come to {end}, and this one went on from there"
-    if disk.breaks:
-        yield f"its stream broke and was taken up again, {disk.breaks} times"
+    if disk.reconnects:
+        yield f"its stream broke and was taken up again, {disk.reconnects} times"
 
 
 def _disks_table(record: RunRecord) -> Rows:
@@ -211,7 +211,7 @@ def _disks_table(record: RunRecord) -> Rows:
             disk.reader or "-",
             disk.writer or "-",
             "-" if disk.changed_bytes is None else format_size(disk.changed_bytes),
-            format_size(disk.moved_bytes),
+            format_size(disk.read_bytes),
             format_size(disk.sent_bytes),
             "-" if amplified is None else f"{amplified:.2f}",
         )
@@ -252,7 +252,7 @@ def _finished(record: RunRecord, whom: str) -> Words:
 
 def read_and_sent(record: RunRecord) -> str:
     """Return how much of the source was read and how much of that went to the target."""
-    text = f"{format_size(record.moved_bytes)} read, {format_size(record.sent_bytes)} sent"
+    text = f"{format_size(record.read_bytes)} read, {format_size(record.sent_bytes)} sent"
     compared = record.compared_bytes
     return f"{format_size(compared)} compared, {text}" if compared else text
 

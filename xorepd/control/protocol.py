@@ -100,13 +100,13 @@ class VmStatus(Reply):
     """It is so old that the schedule has missed a whole turn."""
 
 
-class LeftOutVm(Reply):
+class ExcludedVmReply(Reply):
     """A VM that patterns or tags of a job mean, and that is not replicated."""
 
     vm: str
     """UUID."""
     name: str
-    because: str
+    reason: str
 
 
 class JobStatus(Reply):
@@ -120,7 +120,7 @@ class JobStatus(Reply):
     """The run that is under way."""
     vms: tuple[VmStatus, ...]
     """One for each VM and target."""
-    replicas: tuple[LeftOutVm, ...] = ()
+    excluded_replicas: tuple[ExcludedVmReply, ...] = ()
     """That its last run met and left out: a replica is not replicated again."""
 
 
@@ -128,14 +128,14 @@ class PoolStatus(Reply):
     """One pool that is open now: how it answers, and how much is done there."""
 
     name: str
-    answer_s: float | None
+    latency_s: float | None
     """Median of the last calls that only read; absent before there were some."""
     is_slow: bool
     """It answers so slowly that fewer VMs are begun at once."""
-    at_once: int | None
+    max_vms: int | None
     """VMs that may be worked on at once there; null: as many as the daemon's."""
-    at_work: int
-    waiting: int
+    active_vms: int
+    waiting_vms: int
     """VMs that wait for their turn, there or elsewhere."""
     clock_ahead_s: int | None = None
     """By how much its clock is ahead of the daemon's; negative: behind; null: not measured yet."""
@@ -156,9 +156,9 @@ class HistoryStatus(Reply):
 
     problem: str
     """Why, one sentence."""
-    unwritten: int
+    pending: int
     """Finished runs that are kept until it can; they show everywhere all the same."""
-    lost: int
+    dropped: int
     """Older ones for which there was no room any more."""
 
 
@@ -203,9 +203,9 @@ class JobsReply(Reply):
 
 class RunAccepted(Reply):
     run_id: str
-    left_out: tuple[str, ...] = ()
+    busy_targets: tuple[str, ...] = ()
     """Targets, as pool/SR, with which an earlier run of the job is still busy."""
-    keeps: bool = False
+    resumable: bool = False
     """Of one that is cancelled: what the next run can go on with stays (`resume` of the job)."""
 
 
@@ -239,23 +239,23 @@ class OrphanReply(Reply):
     """`<source pool>/<source VM>/<target SR>`, UUIDs."""
     source: str = ""
     """Name of the source pool; empty where none of those that answer is it."""
-    exists: bool = False
+    source_vm_exists: bool = False
     """The source VM is still in that pool."""
     snapshots: int = 0
     """Snapshots of the source VM that stand for this target."""
     disks: int = 0
     """On the target, those of restore points included."""
-    used: tuple[Sentence, ...] = ()
+    signs_of_use: tuple[Sentence, ...] = ()
     """What shows that somebody used the replica."""
     power_state: str = "Halted"
     """Of the replica."""
     known: bool = False
     """This daemon remembers a run of it."""
-    may_be_of: str = ""
+    possible_job: str = ""
     """A job with this target whose source does not answer."""
 
 
-class DoubtReply(Reply):
+class UnresolvedReply(Reply):
     """An object that may be ours and that no run touches, and what settles it."""
 
     pool: str
@@ -276,7 +276,7 @@ class DoubtReply(Reply):
 
 class OrphansReply(Reply):
     orphans: tuple[OrphanReply, ...]
-    doubts: tuple[DoubtReply, ...] = ()
+    unresolved: tuple[UnresolvedReply, ...] = ()
     not_asked: dict[str, Sentence]
     """Pool → why it could not be asked."""
 
@@ -285,7 +285,7 @@ class ForgetPlanReply(Reply):
     """What giving up a stream would do, and what forbids it."""
 
     orphan: OrphanReply
-    deeds: tuple[Sentence, ...]
+    actions: tuple[Sentence, ...]
     objections: tuple[Sentence, ...]
     """Empty: it can be done."""
 
@@ -304,11 +304,11 @@ class LinkReply(Reply):
     name: str
     rate_bytes_per_s: float | None
     """What may pass now; null where nothing limits it."""
-    because: str
+    reason: str
     """What sets the rate."""
-    streams: int
+    active_disks: int
     """Disks that are being carried over it."""
-    passed_bytes: int
+    sent_bytes: int
     """Since the daemon's start."""
 
 
@@ -329,7 +329,7 @@ class ReloadReply(Reply):
     pools: Names
     daemon: tuple[str, ...]
     """Keys of `[daemon]` that took effect."""
-    restart: tuple[str, ...]
+    needs_restart: tuple[str, ...]
     """Keys of `[daemon]` that take effect when the daemon is next started."""
 
 

@@ -112,7 +112,7 @@ class _Door:
 
         def accept() -> asyncio.Protocol:
             if len(web_server.connections) >= MAX_CONNECTIONS:
-                log.warning("control.turned_away", there=MAX_CONNECTIONS)
+                log.warning("control.limit_reached", there=MAX_CONNECTIONS)
                 return _Refusal()
             return web_server()
 
@@ -156,7 +156,7 @@ class _Door:
                 said = str(error)
                 continue
             said = ""
-            log.warning("control.socket_remade", path=str(self._path))
+            log.warning("control.socket_recreated", path=str(self._path))
 
     def _close(self) -> None:
         if self._server is not None:
@@ -209,7 +209,7 @@ def _guard(own_uid: int, group: int) -> Middleware:
         except ConnectionError:
             raise  # the client went away: nobody to tell, nothing wrong
         except Exception:
-            log.exception("control.crashed", method=request.method, path=request.path)
+            log.exception("control.internal_error", method=request.method, path=request.path)
             return _error("internal error; the daemon's log has the details", 500)
 
     return guard
@@ -226,7 +226,7 @@ async def _within(request: web.Request, seconds: float | None) -> AsyncIterator[
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        log.warning("control.client_hangs", path=request.path)
+        log.warning("control.client_stalled", path=request.path)
         _abort(request)
 
 

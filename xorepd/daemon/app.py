@@ -79,7 +79,7 @@ async def run_daemon(checked: Checked) -> None:
             apply=apply,
             links=engine.links,
             budget=engine.budget,
-            leavings=engine.leavings,
+            orphans=engine.orphans,
             pool_states=engine.pool_states,
         )
         await stack.enter_async_context(serve(service, daemon.socket))
@@ -115,7 +115,7 @@ async def _obey(signals: asyncio.Queue[Intent], service: Service) -> None:
 async def _await_second(signals: asyncio.Queue[Intent], hurry: asyncio.Event) -> None:
     while await signals.get() is not Intent.STOP:
         continue
-    log.warning("daemon.hurried")
+    log.warning("daemon.stop_forced")
     hurry.set()
 
 

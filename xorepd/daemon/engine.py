@@ -15,7 +15,7 @@ from xorepd.config.diff import Changes
 from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
 from xorepd.control.protocol import PoolStatus
-from xorepd.daemon.orphans import Leavings
+from xorepd.daemon.orphans import Orphans
 from xorepd.data.budget import Budget
 from xorepd.data.nbd.reader import NbdBudget
 from xorepd.errors import ConfigError, Refused, XorepdError
@@ -61,7 +61,7 @@ class Engine:
         self.links = Links()
         self._offered = self.links
         self._sources: defaultdict[str, SourceVm] = defaultdict(SourceVm)
-        self.leavings = Leavings(
+        self.orphans = Orphans(
             lambda: self._settings,
             pools,
             board=self.board,
@@ -113,11 +113,11 @@ class Engine:
             states.append(
                 PoolStatus(
                     name=name,
-                    answer_s=pool.pace.median_s,
+                    latency_s=pool.pace.median_s,
                     is_slow=pool.pace.is_slow,
-                    at_once=min((each for each in limits if each is not None), default=None),
-                    at_work=self._limits.at_work(key),
-                    waiting=self._limits.waiting(key),
+                    max_vms=min((each for each in limits if each is not None), default=None),
+                    active_vms=self._limits.at_work(key),
+                    waiting_vms=self._limits.waiting(key),
                     clock_ahead_s=pool.clock.offset,
                 )
             )

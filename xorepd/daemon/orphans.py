@@ -12,7 +12,7 @@ from datetime import datetime
 import structlog
 
 from xorepd.config.models import PoolSettings, Settings
-from xorepd.control.protocol import DoubtReply, ForgetPlanReply, OrphanReply, OrphansReply
+from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply, UnresolvedReply
 from xorepd.errors import ControlError, Refused, StateError, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.process.lending import Pools
@@ -20,9 +20,9 @@ from xorepd.replication.cleanup.forget import Forgetting, forget
 from xorepd.replication.context.board import Board, Progress
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.context.shared_source import SourceVm
-from xorepd.replication.deciding.forgetting import Terms, deeds, objections
+from xorepd.replication.deciding.forgetting import Terms, actions, objections
 from xorepd.replication.deciding.orphans import Known, Orphan, find_orphans
-from xorepd.replication.format.doubts import find_doubts
+from xorepd.replication.format.doubts import find_unresolved
 from xorepd.replication.format.marks import ReplicaKey
 from xorepd.state.maps import Maps
 from xorepd.xapi.cache import Cache
@@ -35,7 +35,7 @@ ASK_S = 20.0
 """For a pool to answer a question of an operator, who gets what the others said after that."""
 
 
-class Leavings:
+class Orphans:
     """The streams that no job means, on the pools of the configuration in force.
 
     Args:
@@ -68,11 +68,13 @@ class Leavings:
         found = find_orphans(self._settings().jobs.values(), pools, known)
         running = {record.run_id for record in self._board.records()}
         doubts = [
-            doubt for name, cache in pools.items() for doubt in find_doubts(name, cache, running)
+            doubt
+            for name, cache in pools.items()
+            for doubt in find_unresolved(name, cache, running)
         ]
         return OrphansReply(
             orphans=tuple(map(_told, found)),
-            doubts=tuple(DoubtReply(**asdict(doubt)) for doubt in doubts),
+            unresolved=tuple(UnresolvedReply(**asdict(doubt)) for doubt in doubts),
             not_asked=not_asked,
         )
 
@@ -85,7 +87,7 @@ class Leavings:
         orphan = await self._orphan(stream, known)
         return ForgetPlanReply(
             orphan=_told(orphan),
-            deeds=deeds(orphan, terms),
+            actions=actions(orphan, terms),
             objections=objections(orphan, terms),
         )
 
@@ -130,7 +132,7 @@ class Leavings:
             # Its job may be back by now, or another daemon may have been at work.
             _check(await self._orphan(stream, known), terms)
             stack.enter_context(self._board.show(progress))
-            log.info("stream.forgetting", stream=stream, job=orphan.job, **asdict(terms))
+            log.info("forget.started", stream=stream, job=orphan.job, **asdict(terms))
             await forget(
                 Forgetting(
                     stream=ids,
@@ -153,7 +155,7 @@ class Leavings:
             try:
                 await self._maps.retain(stream, ())
             except StateError as error:  # they go by themselves when they are old
-                log.warning("maps.not_forgotten", stream=stream, reason=str(error))
+                log.warning("maps.not_removed", stream=stream, reason=str(error))
 
     def _progress(self, orphan: Orphan, run_id: RunId) -> Progress:
         """Return what shows in the status that it is being given up."""

@@ -23,9 +23,9 @@ import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import as_uuid
-from xorepd.errors import Broken, ControlError, Remedy, XorepdError
+from xorepd.errors import ControlError, InternalError, Remedy, XorepdError
 from xorepd.ids import JobName, RunId
-from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.deciding.selection import ExcludedVm
 from xorepd.replication.run.jobs import Report
 from xorepd.state.history import History, without
 from xorepd.state.records import Outcome, RunRecord
@@ -88,10 +88,10 @@ class Run:
     job: JobSettings
     """As configured when the run began, without the targets that it left out."""
     started_at: datetime
-    left_out: tuple[TargetSettings, ...] = ()
+    busy_targets: tuple[TargetSettings, ...] = ()
     """Targets with which an earlier run is still busy."""
     work: asyncio.Task[None] | None = None
-    cancelled_because: str = ""
+    cancel_reason: str = ""
     error: XorepdError | None = None
     """Why nothing can be said of its VMs."""
     expected: Sequence[RunRecord] = ()
@@ -117,7 +117,7 @@ class Runs:
         self._group = asyncio.TaskGroup()
         self._writing = AsyncExitStack()
         self._running: list[Run] = []
-        self._replicas: dict[str, tuple[LeftOut, ...]] = {}
+        self._replicas: dict[str, tuple[ExcludedVm, ...]] = {}
         self._closed = False
         self.on_end: Callable[[JobName], None] = lambda job: None
         """Called when a run has ended and its job may start again."""
@@ -175,8 +175,8 @@ class Runs:
         run.work = self._spawn(self._attempt(run), f"run of {job.name}")
         self._spawn(self._supervise(run, run.work), f"supervisor of {job.name}")
         self._running.append(run)
-        left_out = [to.place for to in busy]
-        log.info("run.started", job=job.name, run_id=run.id, cause=cause, left_out=left_out)
+        busy_targets = [to.place for to in busy]
+        log.info("run.started", job=job.name, run_id=run.id, cause=cause, busy_targets=busy_targets)
         return run
 
     def of_job(self, job: str) -> list[Run]:
@@ -197,13 +197,13 @@ class Runs:
     def __len__(self) -> int:
         return len(self._running)
 
-    def cancel(self, run: Run, *, because: str) -> None:
+    def cancel(self, run: Run, *, reason: str) -> None:
         """Ask a run to end; it cleans up on both pools first. Repeating that changes nothing."""
         # A second cancellation would strike the cleaning up.
-        if run.cancelled_because or run.work is None:
+        if run.cancel_reason or run.work is None:
             return
-        run.cancelled_because = because
-        log.info("run.cancelling", job=run.job.name, run_id=run.id, because=because)
+        run.cancel_reason = reason
+        log.info("run.cancelling", job=run.job.name, run_id=run.id, reason=reason)
         run.work.cancel()
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
@@ -218,7 +218,7 @@ class Runs:
             async with asyncio.timeout(grace_s):
                 await first_of(self._all_ended(), hurry.wait())
         for run in list(self._running):
-            self.cancel(run, because=STOPPED)
+            self.cancel(run, reason=STOPPED)
         await self._all_ended()
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WRITE_S):
@@ -248,8 +248,8 @@ class Runs:
         except XorepdError as error:
             run.error = error
         except Exception as error:
-            log.exception("run.crashed")
-            run.error = Broken(error)
+            log.exception("run.internal_error")
+            run.error = InternalError(error)
 
     async def _keep_up(self, run: Run) -> None:
         """Have the history know how far a run is, as long as it lasts: it may be the last of it."""
@@ -267,7 +267,7 @@ class Runs:
         if not run.records:
             for record in _never_begun(run):
                 self.vm_ended(run, _unmet(record, run.error, self._clock()))
-        if work.cancelled() and run.cancelled_because in {"", STOPPED}:
+        if work.cancelled() and run.cancel_reason in {"", STOPPED}:
             self._history.cut(run.job.name, run.id)
         else:
             self._history.end(run.id)
@@ -279,13 +279,15 @@ class Runs:
     def vm_ended(self, run: Run, record: RunRecord) -> None:
         """Record how one VM of a run ended on one target."""
         if record.outcome is Outcome.CANCELLED:
-            because = run.cancelled_because or "it was broken off; the daemon's log says why"
+            because = run.cancel_reason or "it was broken off; the daemon's log says why"
             record = replace(record, error=because, remedy=Remedy.RETRY.value)
         run.records.append(record)
         _log_finished(record)
         self._history.add(record)
 
-    def expects(self, run: Run, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+    def expects(
+        self, run: Run, records: Sequence[RunRecord], replicas: Sequence[ExcludedVm]
+    ) -> None:
         """Remember whom a run is about to serve, and which replicas it leaves out."""
         run.expected = records
         self._history.expect(run.job.name, run.id, records)
@@ -293,13 +295,13 @@ class Runs:
         self._replicas[run.job.name] = tuple(replicas)
         if fresh := [left for left in replicas if left.vm.uuid not in known]:
             log.warning(
-                "vms.replicas_left_out",
+                "vms.replicas_excluded",
                 job=run.job.name,
                 count=len(fresh),
-                vms=[f"{left.vm.name_label}: {left.because}" for left in fresh[:NAMED]],
+                vms=[f"{left.vm.name_label}: {left.reason}" for left in fresh[:NAMED]],
             )
 
-    def replicas_of(self, job: str) -> tuple[LeftOut, ...]:
+    def replicas_of(self, job: str) -> tuple[ExcludedVm, ...]:
         """Return the replicas that the last run of a job meant and left out."""
         return self._replicas.get(job, ())
 
@@ -310,7 +312,7 @@ class _Telling:
     def __init__(self, runs: Runs, run: Run) -> None:
         self._runs, self._run = runs, run
 
-    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[ExcludedVm]) -> None:
         self._runs.expects(self._run, records, replicas)
 
     def ended(self, record: RunRecord) -> None:

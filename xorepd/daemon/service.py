@@ -71,7 +71,7 @@ Apply = Callable[[Settings, Changes], None]
 neither waits nor fails, so that no run starts between two configurations."""
 
 
-class Leavings(Protocol):
+class Orphans(Protocol):
     """What jobs that were removed left on the pools.
 
     `known` are UUIDs of the source VMs and target SRs that this daemon has replicated.
@@ -108,7 +108,7 @@ class Service:
         apply: Apply,
         links: Links,
         budget: Budget,
-        leavings: Leavings,
+        orphans: Orphans,
         pool_states: Callable[[], tuple[PoolStatus, ...]],
     ) -> None:
         self.settings = settings
@@ -121,7 +121,7 @@ class Service:
         self._apply = apply
         self._links = links
         self._budget = budget
-        self._leavings = leavings
+        self._leavings = orphans
         self._pool_states = pool_states
         self._started_at = clock()
         self._state_dir = settings.daemon.state_dir
@@ -206,8 +206,8 @@ class Service:
             return None
         return HistoryStatus(
             problem=self._history.problem,
-            unwritten=len(self._history.unwritten),
-            lost=self._history.lost,
+            pending=len(self._history.unwritten),
+            dropped=self._history.lost,
         )
 
     def jobs(self) -> JobsReply:
@@ -226,7 +226,7 @@ class Service:
             settings = settings.model_copy(update={"full": Fulls.ALLOW})
         run = self._runs.start(settings, cause="command")
         self._show()
-        return RunAccepted(run_id=run.id, left_out=tuple(to.place for to in run.left_out))
+        return RunAccepted(run_id=run.id, busy_targets=tuple(to.place for to in run.busy_targets))
 
     def cancel_run(self, job: str) -> RunAccepted:
         # Before asking whether there is such a job: a removed one may still be running.
@@ -234,8 +234,8 @@ class Service:
         if not runs:
             raise ControlError(f"job {self._job(job).name} is not running", status=409)
         for run in runs:
-            self._runs.cancel(run, because="cancelled by command")
-        return RunAccepted(run_id=runs[-1].id, keeps=runs[-1].job.resume > 0)
+            self._runs.cancel(run, reason="cancelled by command")
+        return RunAccepted(run_id=runs[-1].id, resumable=runs[-1].job.resume > 0)
 
     async def run(self, run_id: str) -> RunReply:
         if run := self._runs.of_id(run_id):
@@ -286,7 +286,7 @@ class Service:
             raise ControlError(f"there is no link {link!r}; {hint}", status=404) from None
         except ValueError as error:
             raise ControlError(f"link {link}: {error}", status=422) from None
-        log.info("link.set", link=link, rate_bytes_per_s=rate, because=state.because)
+        log.info("link.rate_set", link=link, rate_bytes_per_s=rate, reason=state.reason)
         return _link(link, state)
 
     async def reload(self) -> ReloadReply:
@@ -318,7 +318,7 @@ class Service:
             jobs=_names(changes.jobs),
             pools=_names(changes.pools),
             daemon=changes.daemon,
-            restart=changes.restart,
+            needs_restart=changes.needs_restart,
         )
 
     def _job(self, name: str) -> JobSettings:
@@ -388,9 +388,9 @@ def _link(name: str, state: LinkState) -> LinkReply:
     return LinkReply(
         name=name,
         rate_bytes_per_s=rate,
-        because=state.because,
-        streams=state.streams,
-        passed_bytes=state.passed_bytes,
+        reason=state.reason,
+        active_disks=state.active_disks,
+        sent_bytes=state.sent_bytes,
     )
 
 
@@ -406,5 +406,5 @@ def _log_changes(changes: Changes) -> None:
         if (names := getattr(difference, what))
     }
     log.info("reload.completed", **facts, daemon=list(changes.daemon))
-    if changes.restart:
-        log.warning("reload.needs_restart", keys=[f"daemon.{key}" for key in changes.restart])
+    if changes.needs_restart:
+        log.warning("reload.needs_restart", keys=[f"daemon.{key}" for key in changes.needs_restart])

@@ -8,9 +8,9 @@ from itertools import product
 
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import names
-from xorepd.control.protocol import JobReply, JobStatus, LeftOutVm, TargetReply, VmStatus
+from xorepd.control.protocol import ExcludedVmReply, JobReply, JobStatus, TargetReply, VmStatus
 from xorepd.daemon.calendar import next_fire
-from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.deciding.selection import ExcludedVm
 from xorepd.state.history import Latest
 
 
@@ -46,7 +46,7 @@ def job_status(
     next_run_at: datetime | None,
     run_id: str | None,
     now: datetime,
-    replicas: Iterable[LeftOut] = (),
+    replicas: Iterable[ExcludedVm] = (),
 ) -> JobStatus:
     """Return how one job stands.
 
@@ -71,8 +71,8 @@ def job_status(
             _vm_status(job, vm, target, own, now)
             for vm, target in product(_vms(job, own), job.targets)
         ),
-        replicas=tuple(
-            LeftOutVm(vm=left.vm.uuid, name=left.vm.name_label, because=left.because)
+        excluded_replicas=tuple(
+            ExcludedVmReply(vm=left.vm.uuid, name=left.vm.name_label, reason=left.reason)
             for left in replicas
         ),
     )

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import structlog
 
 from xorepd.control.protocol import ForgetReply
-from xorepd.errors import Broken, XorepdError
+from xorepd.errors import InternalError, XorepdError
 from xorepd.tidying import settled
 
 log = structlog.get_logger()
@@ -35,8 +35,8 @@ async def narrated(
             log.warning("forget.failed", what=name, error=str(error))
             steps.put_nowait(ForgetReply(error=str(error)))
         except Exception as error:
-            log.exception("forget.broken", what=name)
-            steps.put_nowait(ForgetReply(error=str(Broken(error))))
+            log.exception("forget.internal_error", what=name)
+            steps.put_nowait(ForgetReply(error=str(InternalError(error))))
         else:
             steps.put_nowait(ForgetReply(done=True))
 

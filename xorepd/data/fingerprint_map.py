@@ -80,7 +80,7 @@ class MapBuilder:
         self._beat = self._written_at = 0.0
         self._differing: BlockMap | None = None
         self.left_out = BlockMap(virtual_size if base else 0, UNIT)
-        self.left_out_bytes = 0
+        self.unchanged_bytes = 0
         self.has_failed = self.is_finished = False
 
     @property
@@ -139,7 +139,7 @@ class MapBuilder:
                     yield offset + start, data[start:position]
                 start = position + size
                 self.left_out.add(at // UNIT)
-                self.left_out_bytes += size
+                self.unchanged_bytes += size
             position += size
         self._behind = offset + len(data)
         if start < position:
@@ -164,7 +164,7 @@ class MapBuilder:
         except StateError as error:
             self.has_failed = True
             self._outbox.clear()
-            log.warning("map.given_up", reason=str(error))
+            log.warning("map.abandoned", reason=str(error))
 
     def _is_same(self, at: int, data: memoryview) -> bool:
         """Note a unit, or a part of one; return whether it is known to be as in the base."""

@@ -99,4 +99,4 @@ async def _reload(relay: Relay) -> None:
 async def _second(signals: asyncio.Queue[Intent]) -> None:
     while await signals.get() is not Intent.STOP:
         continue
-    log.warning("relay.hurried")
+    log.warning("relay.stop_forced")

@@ -100,7 +100,7 @@ class Base:
             await self._stack.enter_async_context(self._slots)
             exports, reason = await find_nbd(self._pool, self._disk)
             if not exports:
-                log.info("base.closed", what=self._what, reason=reason)
+                log.info("base.unavailable", what=self._what, reason=reason)
                 await self._give_up()
                 return None
             opened = self._budget.connections(exports, 1, f"{self._what}, base", stall=STALL_S)

@@ -76,7 +76,7 @@ class Disks:
             async with asyncio.timeout(grace):
                 await self._idle.wait()
         except TimeoutError:
-            log.warning("relay.impatient", disks=self.count)
+            log.warning("relay.grace_expired", disks=self.count)
 
     async def write(
         self, channel: Channel, asked: wire.Open, client: str, cache: Cache

@@ -117,7 +117,7 @@ async def _accept(listener: socket.socket, came: Callable[[Caller], None], silen
         try:
             accepted, address = await loop.sock_accept(listener)
         except OSError as error:
-            log.warning("relay.cannot_accept", error=error.strerror or str(error))
+            log.warning("relay.accept_failed", error=error.strerror or str(error))
             await asyncio.sleep(_PAUSE_S)
             continue
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -95,7 +95,7 @@ async def _open(
                 nbd = open_nbd(pool, disk, budget, extents, f"{what}, NBD")
                 reader = await stack.enter_async_context(nbd)
             except DataError as error:
-                log.warning("reader.closed", what=what, reader="nbd", reason=str(error))
+                log.warning("reader.unavailable", what=what, reader="nbd", reason=str(error))
             else:
                 yield reader
                 return

@@ -121,14 +121,14 @@ class Relay:
                 what = f"client {client} at {caller.address}"
                 most = self.settings.relay.connections
                 if len(self._serving) - len(self.threshold) > 2 * most:
-                    log.warning("client.turned_away", there=len(self._serving))
+                    log.warning("client.limit_reached", there=len(self._serving))
                     return  # so many that it would be no use to tell each
                 connection = await Connection.start(
                     stream, what, "relay", channels=CHANNELS, silence=self._silence
                 )
                 stack.push_async_callback(connection.close)
                 if len(self._connections) >= most:
-                    log.warning("client.turned_away", there=len(self._connections))
+                    log.warning("client.limit_reached", there=len(self._connections))
                     await connection.close(wire.Bye(Code.BUSY, FULL))
                     return
                 self._connections.add(connection)
@@ -137,9 +137,9 @@ class Relay:
                 await self._serve_disks(connection, client)
         except (DataError, ValueError, OSError) as error:
             said = str(error) or type(error).__name__
-            log.info("client.gone", address=caller.address, reason=said)
+            log.info("client.failed", address=caller.address, reason=said)
         except Exception:
-            log.exception("client.broken", address=caller.address)
+            log.exception("connection.internal_error", address=caller.address)
 
     async def _serve_disks(self, connection: Connection, client: str) -> None:
         cache = Cache(self._cached)
@@ -149,7 +149,7 @@ class Relay:
                     try:
                         channel, asked = await connection.opened()
                     except DataError as error:
-                        log.info("client.left", reason=str(error))
+                        log.info("client.disconnected", reason=str(error))
                         return
                     group.create_task(
                         self._serve_disk(connection, channel, asked, client, cache),
@@ -187,7 +187,7 @@ class Relay:
                         written_bytes=verdict.written,
                     )
                 case wire.Refuse() | wire.Failed():
-                    log.warning("disk.ended", **facts, reason=verdict.sentence)
+                    log.warning("disk.failed", **facts, reason=verdict.sentence)
                 case wire.Digested():
                     log.info("disk.read", **facts)
         channel.end(verdict)
@@ -210,7 +210,7 @@ class Relay:
         except NotAllowed as error:
             return wire.Refuse(Code.NOT_ALLOWED, str(error))
         except WireError as error:
-            log.warning("client.broke_a_rule", what=asked.what, reason=str(error))
+            log.warning("client.protocol_violation", what=asked.what, reason=str(error))
             await connection.refuse(error)
             return wire.Failed(Code.VIOLATION, str(error))
         except Over:
@@ -218,7 +218,7 @@ class Relay:
         except XorepdError as error:
             return wire.Failed(Code.POOL, str(error))
         except Exception as error:
-            log.exception("disk.broken", what=asked.what)
+            log.exception("disk.internal_error", what=asked.what)
             return wire.Failed(Code.POOL, f"an error of the relay itself, {type(error).__name__}")
 
 

@@ -30,11 +30,11 @@ class Outcome(StrEnum):
     """A new restore point; every disk was sent as what changed since its base."""
     FAILED = "failed"
     CANCELLED = "cancelled"
-    HELD = "held"
+    LEASE_HELD = "lease-held"
     """Another daemon replicates this VM to this SR: nothing was begun."""
     FROZEN = "frozen"
     """Source and replica are at odds about which of them is current: nothing was begun."""
-    EMPTY = "empty"
+    NO_VMS = "no-vms"
     """The patterns and tags of the job match no VM."""
     INTERRUPTED = "interrupted"
     """The daemon died; found at its next start."""
@@ -56,7 +56,7 @@ class DiskRecord:
     stays behind, for people."""
     planned_bytes: int = 0
     """What the source announced to give: known when its stream begins."""
-    moved_bytes: int = 0
+    read_bytes: int = 0
     """What of it has been read and taken by the target."""
     reader: str = ""
     """How it was read (see `replication.readers.ReaderKind`)."""
@@ -70,9 +70,9 @@ class DiskRecord:
     """What of it has been sent to the target. Left out is what that holds already, where a map
     tells, and zeroes on a fresh disk; some transports compress the rest."""
     shared_bytes: int = 0
-    """What of `moved_bytes` came of a read that other targets shared. Known at the end."""
+    """What of `read_bytes` came of a read that other targets shared. Known at the end."""
     unchanged_bytes: int = 0
-    """What of `moved_bytes` was left out because the target holds it already, as the map of its
+    """What of `read_bytes` was left out because the target holds it already, as the map of its
     newest restore point tells. Known at the end."""
     compared_bytes: int | None = None
     """What of the source was read to find out what differs; None where nothing was compared."""
@@ -80,9 +80,9 @@ class DiskRecord:
     """What of it this run reads for that in all: known when reading begins."""
     resumed_from: int = 0
     """Offset from which this run went on with what an earlier one had begun."""
-    breaks: int = 0
+    reconnects: int = 0
     """How often its stream broke and was taken up again in this run."""
-    waits_for: str = ""
+    waiting_for: str = ""
     """While running: what it needs to begin and has not got, such as `memory`."""
 
     def __post_init__(self) -> None:
@@ -155,8 +155,8 @@ class RunRecord:
         return sum(disk.planned_bytes for disk in self.disks)
 
     @property
-    def moved_bytes(self) -> int:
-        return sum(disk.moved_bytes for disk in self.disks)
+    def read_bytes(self) -> int:
+        return sum(disk.read_bytes for disk in self.disks)
 
     @property
     def sent_bytes(self) -> int:
@@ -177,7 +177,7 @@ class RunRecord:
             if isinstance(value, datetime):
                 plain[key] = value.isoformat()
         plain["disks"] = [asdict(disk) for disk in self.disks]
-        for name in ("planned_bytes", "moved_bytes", "sent_bytes", "virtual_size"):
+        for name in ("planned_bytes", "read_bytes", "sent_bytes", "virtual_size"):
             plain[name] = getattr(self, name)
         return plain
 

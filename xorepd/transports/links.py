@@ -18,11 +18,11 @@ class LinkState:
 
     rate_bytes_per_s: float
     """What may pass now; infinite where nothing limits it."""
-    because: str
+    reason: str
     """What sets the rate: `configuration`, `command`, or a period of a timetable."""
-    streams: int
+    active_disks: int
     """Disks that are being carried over it."""
-    passed_bytes: int
+    sent_bytes: int
     """Since the daemon's start."""
 
 

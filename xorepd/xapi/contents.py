@@ -43,7 +43,7 @@ class ContentKeeper:
                 await self._add()
                 self.is_settled = True
         except XapiError as error:
-            log.debug("content.not_set", vdi=self._uuid, reason=str(error))
+            log.debug("content_id.not_set", vdi=self._uuid, reason=str(error))
 
     async def settle(self) -> None:
         """Make sure that the disk has the id, when its stream has ended in order.

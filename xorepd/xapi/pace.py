@@ -106,7 +106,7 @@ class Pace:
         elif before.at_once is None:
             log.warning("pool.slow", slow_s=self._slow_s, at_work=self.at_work(), **facts)
         else:
-            log.info("pool.pace", **facts)
+            log.info("pool.limit_changed", **facts)
         self.on_more()
 
     async def pause(self) -> None:

@@ -166,7 +166,7 @@ async def test_what_left_was_paid_for_and_is_what_the_link_shows(files: Path) ->
         await opened(files, peer, where).carry(reader, target)
         [state] = where.links.states().values()
 
-    assert target.paid == target.left_bytes == state.passed_bytes
+    assert target.paid == target.left_bytes == state.sent_bytes
     assert 0 < target.left_bytes - there.wire_bytes < 4000
     assert target.faults == []
 

@@ -166,7 +166,7 @@ def test_what_is_sent_past_the_writer_keeps_to_the_rate_too(text: str) -> None:
         rate = site.links.states()["wan"].rate_bytes_per_s
         async with carrying(*((transport, end) for end in ends)):
             assert sum(await sent_in(60, *ends)) == within(0.05, rate)
-        under_way = site.links.states()["wan"].passed_bytes - sum(end.sent for end in ends)
+        under_way = site.links.states()["wan"].sent_bytes - sum(end.sent for end in ends)
         assert 0 <= under_way <= 160 * KiB // 3
 
     steered(measure())
@@ -264,10 +264,10 @@ def test_rate_that_is_set_rules_within_a_second(before: str, after: float, strea
             site.links.set_rate("wan", after)
             await asyncio.sleep(1)
             assert sum(await sent_in(10, *ends)) == within(0.05, after)
-            assert site.links.states()["wan"].because == "command"
-            assert site.links.states()["wan"].streams == streams
+            assert site.links.states()["wan"].reason == "command"
+            assert site.links.states()["wan"].active_disks == streams
             site.links.set_rate("wan", None)
-            assert site.links.states()["wan"].because == "configuration"
+            assert site.links.states()["wan"].reason == "configuration"
 
     steered(measure())
 
@@ -316,7 +316,7 @@ def test_cancelled_while_waiting_it_ends_at_once_and_leaves_the_link_free() -> N
             await asyncio.sleep(2.1)
             before = now()
         assert now() == before
-        assert site.links.states()["wan"].streams == 0
+        assert site.links.states()["wan"].active_disks == 0
         async with carrying((transport, second)):
             assert await sent_in(10, second) == [within(0.1, 8000)]
 

@@ -41,4 +41,4 @@ def test_what_needs_a_restart_is_said(tmp_path: Path) -> None:
         '[daemon]\nsocket = "x"\nlog_level = "debug"\nmax_vms = 8\n' + POOLS + JOB,
     )
 
-    assert (found.daemon, found.restart) == (("max_vms", "log_level"), ("socket",))
+    assert (found.daemon, found.needs_restart) == (("max_vms", "log_level"), ("socket",))

@@ -69,7 +69,7 @@ def records(name: str) -> tuple[RunRecord, ...]:
         DiskRecord(name, name, 1 << 30, "full", name, 4096, 4096, name, name, name),
         DiskRecord("1", name, 1 << 30, "excluded", name),
         DiskRecord("2", name, 1 << 30, "resync", compared_bytes=1, to_compare_bytes=4),
-        DiskRecord("3", name, 1 << 30, waits_for=name),
+        DiskRecord("3", name, 1 << 30, waiting_for=name),
         DiskRecord("memory", name, 0, "memory", name),
     )
     return tuple(
@@ -97,7 +97,7 @@ def status(name: str) -> RenderableType:
     shown = job_status(web, known, next_run_at=LATER, run_id=None, now=LATER)
     vms = tuple(vm.model_copy(update={"name": name, "last": records(name)[2]}) for vm in shown.vms)
     shown = shown.model_copy(update={"name": name, "vms": vms})
-    pool = PoolStatus(name=name, answer_s=2, is_slow=True, at_once=1, at_work=1, waiting=1)
+    pool = PoolStatus(name=name, latency_s=2, is_slow=True, at_once=1, at_work=1, waiting=1)
     reply = StatusReply(
         version="1",
         pid=1,
@@ -120,7 +120,7 @@ def orphan(name: str) -> OrphanReply:
         job=name,
         points=1,
         newest_point_at=NOON,
-        used=(name,),
+        signs_of_use=(name,),
     )
 
 
@@ -140,14 +140,14 @@ VIEWS: dict[str, Callable[[str], RenderableType]] = {
     ),
     "forget": lambda name: plans_view(
         [
-            ForgetPlanReply(orphan=orphan(name), deeds=(name,), objections=()),
-            ForgetPlanReply(orphan=orphan(name), deeds=(name,), objections=(name,)),
+            ForgetPlanReply(orphan=orphan(name), actions=(name,), objections=()),
+            ForgetPlanReply(orphan=orphan(name), actions=(name,), objections=(name,)),
         ]
     ),
     "throttle": lambda name: links_table(
         LinksReply(
             links=(
-                LinkReply(name=name, rate_bytes_per_s=1, because=name, streams=1, passed_bytes=1),
+                LinkReply(name=name, rate_bytes_per_s=1, reason=name, active_disks=1, sent_bytes=1),
             )
         )
     ),

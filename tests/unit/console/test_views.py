@@ -82,8 +82,8 @@ def test_status_says_why_a_vm_failed() -> None:
 
 def test_status_says_which_disks_wait_for_memory_and_who_has_it() -> None:
     disks = tuple(
-        DiskRecord(device=device, name=device, virtual_size=1, waits_for=waits_for)
-        for device, waits_for in (("0", ""), ("1", "memory"), ("2", "memory"))
+        DiskRecord(device=device, name=device, virtual_size=1, waiting_for=waiting_for)
+        for device, waiting_for in (("0", ""), ("1", "memory"), ("2", "memory"))
     )
     running = record(outcome=Outcome.RUNNING, step="transfer", disks=disks)
     memory = MemoryStatus(size_bytes=16 << 20, held_bytes=12 << 20, waiting=2)
@@ -125,7 +125,7 @@ def test_status_says_how_far_a_comparison_is() -> None:
 
 def test_pool_that_is_slow_or_full_is_shown_and_others_are_not() -> None:
     plain: dict[str, Any] = {
-        "answer_s": 0.02,
+        "latency_s": 0.02,
         "is_slow": False,
         "at_once": None,
         "at_work": 1,
@@ -133,7 +133,7 @@ def test_pool_that_is_slow_or_full_is_shown_and_others_are_not() -> None:
     }
     pools = (
         PoolStatus(name="prod", **plain),
-        PoolStatus(name="dr", **plain | {"answer_s": 2.3, "is_slow": True, "at_once": 1}),
+        PoolStatus(name="dr", **plain | {"latency_s": 2.3, "is_slow": True, "at_once": 1}),
         PoolStatus(name="far", **plain | {"at_once": 2, "at_work": 2, "waiting": 5}),
     )
 
@@ -167,7 +167,10 @@ def test_orphans_are_shown_with_what_could_not_be_asked() -> None:
 
 def test_status_says_who_holds_a_vm_and_which_replica_is_late() -> None:
     held = record(
-        outcome=Outcome.HELD, step="connect", restore_point=None, error="the xorepd on alpha has it"
+        outcome=Outcome.LEASE_HELD,
+        step="connect",
+        restore_point=None,
+        error="the xorepd on alpha has it",
     )
 
     text = shown(status_view(status(held, record()), LATER))
@@ -273,7 +276,7 @@ def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
             reader="nbd-changes",
             writer="chunked",
             changed_bytes=6 << 20,
-            moved_bytes=6 << 20,
+            read_bytes=6 << 20,
             sent_bytes=6 << 20,
         ),
         DiskRecord(
@@ -285,10 +288,10 @@ def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
             reader="export",
             reader_reason="no network of pool prod has the purpose nbd",
             writer="vhd",
-            moved_bytes=1 << 30,
+            read_bytes=1 << 30,
             sent_bytes=1 << 30,
             resumed_from=5 << 30,
-            breaks=2,
+            reconnects=2,
             compared_bytes=7 << 30,
         ),
     )
@@ -343,7 +346,7 @@ COARSE = DiskRecord(
     virtual_size=8 << 30,
     mode="delta",
     planned_bytes=586 << 20,
-    moved_bytes=586 << 20,
+    read_bytes=586 << 20,
     sent_bytes=18 << 20,
     unchanged_bytes=568 << 20,
 )
@@ -419,7 +422,7 @@ def test_progress_says_which_disk_waits_and_what_for() -> None:
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, highlight=False)
     goes = DiskRecord("0", "root", 1 << 30, "full", "", 1000, 400)
-    waits = DiskRecord("1", "data", 1 << 30, "full", waits_for="memory")
+    waits = DiskRecord("1", "data", 1 << 30, "full", waiting_for="memory")
 
     with displayed(console) as display:
         display.show(record(outcome=Outcome.RUNNING, step="transfer", disks=(goes, waits)))
@@ -442,7 +445,7 @@ def test_progress_shows_how_far_a_comparison_is(disks: tuple[DiskRecord, ...]) -
 
 
 def test_a_run_to_several_targets_names_them_and_what_was_read_together() -> None:
-    disk = DiskRecord("0", "root", 64 << 20, mode="full", moved_bytes=8 << 20, shared_bytes=3 << 20)
+    disk = DiskRecord("0", "root", 64 << 20, mode="full", read_bytes=8 << 20, shared_bytes=3 << 20)
     near = record(sr="a", outcome=Outcome.FULL, disks=(disk,))
     far = record(
         sr="b", disks=(), outcome=Outcome.FAILED, step="connect", error="no answer from dr"

@@ -37,7 +37,7 @@ class Stage:
     clock: Clock
     applied: list[Changes]
     links: Links
-    leavings: Leavings
+    orphans: Orphans
 
     @property
     def socket(self) -> Path:
@@ -56,7 +56,7 @@ class Stage:
         return run_id
 
 
-class Leavings:
+class Orphans:
     """What a test says that jobs have left; forgetting it ends when the test says so."""
 
     def __init__(self) -> None:
@@ -74,8 +74,8 @@ class Leavings:
 
     async def forget_plan(self, stream: str, terms: Terms, known: Known) -> ForgetPlanReply:
         [orphan] = [orphan for orphan in self.orphans if orphan.stream == stream]
-        deeds = ("set it free" if terms.keep_replica else "destroy it",)
-        return ForgetPlanReply(orphan=orphan, deeds=deeds, objections=self.objections)
+        actions = ("set it free" if terms.keep_replica else "destroy it",)
+        return ForgetPlanReply(orphan=orphan, actions=actions, objections=self.objections)
 
     async def forget(
         self, stream: str, terms: Terms, known: Known, report: Callable[[str], None]
@@ -95,7 +95,7 @@ class Leavings:
 async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage]:
     file = write(directory, text)
     links = Links()
-    leavings = Leavings()
+    orphans = Orphans()
     runner, board, clock, applied = Runner(), OpenBoard(), Clock(), list[Changes]()
 
     def apply(settings: Settings, changes: Changes) -> None:
@@ -115,7 +115,7 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                 apply=apply,
                 links=links,
                 budget=Budget(),
-                leavings=leavings,
+                orphans=orphans,
                 pool_states=lambda: (),
             )
             socket = directory / "run" / "control.sock"
@@ -131,5 +131,5 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                     clock,
                     applied,
                     links,
-                    leavings,
+                    orphans,
                 )

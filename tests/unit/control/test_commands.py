@@ -18,7 +18,7 @@ from xorepd.config.keep import Keep
 from xorepd.control.protocol import Finished
 from xorepd.ctl import app
 from xorepd.errors import ControlError
-from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.deciding.selection import ExcludedVm
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
 
 
@@ -122,7 +122,7 @@ async def test_status_names_the_replicas_that_a_job_means(on: Stage) -> None:
     await on.client.start_run("web")
     begun = await on.begun()
     names = [f"r{n}" for n in range(7)]
-    replicas = [LeftOut(vm(name), "it is a replica", is_replica=True) for name in names]
+    replicas = [ExcludedVm(vm(name), "it is a replica", is_replica=True) for name in names]
     begun.report.expects([], replicas)
     begun.succeed()
 
@@ -145,7 +145,7 @@ async def test_status_says_what_cannot_be_written(on: Stage) -> None:
         reply = await on.client.status()
 
     assert reply.history is not None
-    assert (reply.history.unwritten, reply.history.lost) == (1, 0)
+    assert (reply.history.pending, reply.history.dropped) == (1, 0)
     assert "another program holds it" in reply.history.problem
     [shown] = reply.jobs[0].vms
     assert (shown.last and shown.last.outcome) == Outcome.DELTA
@@ -173,7 +173,7 @@ async def test_status_shows_what_runs(on: Stage) -> None:
 
     assert status.jobs[0].run_id == accepted.run_id
     (running,) = status.running
-    assert (running.planned_bytes, running.moved_bytes, running.step) == (2000, 500, "transfer")
+    assert (running.planned_bytes, running.read_bytes, running.step) == (2000, 500, "transfer")
     begun.succeed()
 
 

@@ -46,7 +46,7 @@ async def test_links_of_the_configuration_are_shown_before_anything_runs(tmp_pat
     async with throttled(tmp_path) as on:
         found = (await on.client.links()).links
 
-    assert [(link.name, link.rate_bytes_per_s, link.because) for link in found] == [
+    assert [(link.name, link.rate_bytes_per_s, link.reason) for link in found] == [
         ("job:web", None, "configuration"),
         ("pool:dr", None, "configuration"),
         ("wan", 12_500_000, "configuration"),
@@ -62,10 +62,10 @@ async def test_rate_is_set_and_unset(
 ) -> None:
     async with throttled(tmp_path) as on:
         reply = await on.client.set_rate("wan", rate)
-        assert (reply.rate_bytes_per_s, reply.because) == found
+        assert (reply.rate_bytes_per_s, reply.reason) == found
 
         reply = await on.client.set_rate("wan", "auto")
-        assert (reply.rate_bytes_per_s, reply.because) == (12_500_000, "configuration")
+        assert (reply.rate_bytes_per_s, reply.reason) == (12_500_000, "configuration")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path)
 
         assert link_of_a_run(engine.links) is before
         state = engine.links.states()["wan"]
-        assert (state.rate_bytes_per_s, state.because) == (2_500_000, "configuration")
+        assert (state.rate_bytes_per_s, state.reason) == (2_500_000, "configuration")
 
 
 def test_two_jobs_that_disagree_on_a_link_are_refused(tmp_path: Path) -> None:

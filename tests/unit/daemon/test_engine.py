@@ -76,7 +76,7 @@ async def test_memory_that_a_reload_changed_counts_for_those_who_wait(tmp_path: 
             engine.apply(new, changes)
             await waiting
 
-    assert (changes.daemon, changes.restart) == (("memory",), ())
+    assert (changes.daemon, changes.needs_restart) == (("memory",), ())
 
 
 async def test_target_pool_that_cannot_be_opened_fails_by_itself(

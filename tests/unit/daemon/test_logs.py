@@ -29,12 +29,12 @@ def lines() -> Iterator[io.StringIO]:
 
 
 def test_event_is_one_line_of_json(lines: io.StringIO) -> None:
-    structlog.get_logger().info("run.finished", outcome="delta", moved_bytes=4096)
+    structlog.get_logger().info("run.finished", outcome="delta", read_bytes=4096)
 
     (line,) = lines.getvalue().splitlines()
     event = json.loads(line)
     assert list(event)[:3] == ["timestamp", "level", "event"]
-    assert (event["event"], event["moved_bytes"]) == ("run.finished", 4096)
+    assert (event["event"], event["read_bytes"]) == ("run.finished", 4096)
 
 
 @pytest.mark.parametrize(

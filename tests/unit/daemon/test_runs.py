@@ -17,7 +17,7 @@ from xorepd.config.models import JobSettings
 from xorepd.daemon.runs import AlreadyRunning, Runs
 from xorepd.errors import ControlError, XapiUnreachable
 from xorepd.ids import RunId
-from xorepd.replication.deciding.selection import LeftOut
+from xorepd.replication.deciding.selection import ExcludedVm
 from xorepd.replication.run.jobs import Report
 from xorepd.state.history import History
 from xorepd.state.records import DiskRecord, Outcome, RunRecord
@@ -79,7 +79,7 @@ async def test_run_beside_a_slow_target_serves_the_others_and_says_which_it_left
         second = on.runs.start(both, cause="schedule")
 
         assert [to.place for to in second.job.targets] == ["dr/dr-storage"]
-        assert [to.place for to in second.left_out] == ["far/tape"]
+        assert [to.place for to in second.busy_targets] == ["far/tape"]
         begun = await on.begun()
         with pytest.raises(AlreadyRunning, match=second.id):
             on.runs.start(both, cause="schedule")
@@ -159,8 +159,8 @@ async def test_each_vm_is_remembered_when_it_ends_and_not_with_the_last_of_its_r
 async def test_replicas_that_a_job_means_are_named_in_a_warning_and_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def left_out(name: str) -> LeftOut:
-        return LeftOut(vm(name), "it is a replica", is_replica=True)
+    def left_out(name: str) -> ExcludedVm:
+        return ExcludedVm(vm(name), "it is a replica", is_replica=True)
 
     warned = []
     async with stage(tmp_path) as on:
@@ -172,7 +172,7 @@ async def test_replicas_that_a_job_means_are_named_in_a_warning_and_once(
             begun.succeed()
             await run.ended.wait()
             lines = capsys.readouterr().out.splitlines()
-            warned.append([line for line in lines if "vms.replicas_left_out" in line])
+            warned.append([line for line in lines if "vms.replicas_excluded" in line])
     first, second, *others = warned
     assert "a: it is a replica" in first[0]
     assert "b: it is a replica" in second[0]
@@ -190,7 +190,7 @@ async def test_vm_that_is_broken_off_is_recorded_as_far_as_it_came_and_why(tmp_p
             begun.running(vm_name="web03", step="waiting"),
         ]
 
-        on.runs.cancel(run, because="cancelled by command")
+        on.runs.cancel(run, reason="cancelled by command")
         await run.ended.wait()
 
         assert begun.cancelled
@@ -209,7 +209,7 @@ async def test_run_that_came_to_no_vm_is_recorded_when_it_is_cancelled(tmp_path:
         run = on.runs.start(job(vms=["web01", "db*"]), cause="command")
         await on.begun()
 
-        on.runs.cancel(run, because="cancelled by command")
+        on.runs.cancel(run, reason="cancelled by command")
         await run.ended.wait()
 
         shown = [(r.vm_name, r.outcome, r.error) for r in await on.history.of_run(run.id)]
@@ -271,7 +271,7 @@ async def stopped_in_a_run(directory: Path, because: str | None) -> None:
         begun = await on.begun()
         begun.broken_off = [begun.running()]
         if because is not None:
-            on.runs.cancel(on.runs.of_job("web")[0], because=because)
+            on.runs.cancel(on.runs.of_job("web")[0], reason=because)
         await on.runs.drain(0.0, asyncio.Event())
 
 
@@ -355,9 +355,9 @@ async def test_second_cancellation_does_not_strike_the_cleaning_up(tmp_path: Pat
     ):
         run = runs.start(job(), cause="command")
         await begun.wait()
-        runs.cancel(run, because="first")
+        runs.cancel(run, reason="first")
         await cleaning.wait()
-        runs.cancel(run, because="second")
+        runs.cancel(run, reason="second")
         proceed.set()
         await run.ended.wait()
 
@@ -503,7 +503,7 @@ async def test_how_far_a_run_is_survives_the_end_of_the_daemon(tmp_path: Path) -
 
     cut, to_come = found
     assert (cut.outcome, cut.step, cut.vm_name) == (Outcome.INTERRUPTED, "transfer", "web01")
-    assert (cut.moved_bytes, cut.sent_bytes, cut.rate_bytes_per_s) == (2048, 1024, 0.0)
+    assert (cut.read_bytes, cut.sent_bytes, cut.rate_bytes_per_s) == (2048, 1024, 0.0)
     assert (to_come.outcome, to_come.vm_name) == (Outcome.INTERRUPTED, "db01")
 
 

@@ -79,7 +79,7 @@ async def test_what_the_base_has_is_left_out() -> None:
     builder = MapBuilder(HASHING, SIZE, Memory(is_change=True), await base(b"A"), lambda: True)
 
     assert await given(b"A", builder) == 0
-    assert builder.left_out_bytes == builder.left_out.size == SIZE
+    assert builder.unchanged_bytes == builder.left_out.size == SIZE
 
 
 async def test_another_seed_makes_other_fingerprints() -> None:

@@ -223,7 +223,7 @@ def test_what_is_being_sent_shows_before_its_stream_ends() -> None:
 
 def test_rates_of_reading_and_of_sending_are_told_apart() -> None:
     found = with_disks(Board())
-    found.disks["0"].moved_bytes, found.disks["0"].sent_bytes = 800, 20
+    found.disks["0"].read_bytes, found.disks["0"].sent_bytes = 800, 20
 
     record = found.finished(Outcome.DELTA, None, LATER)
 

@@ -10,15 +10,15 @@ import pytest
 
 from tests.unit.replication.builders import SourceWorld, TargetWorld, World
 from xorepd.ids import Ref
-from xorepd.replication.format.doubts import Doubt, find_doubts
+from xorepd.replication.format.doubts import Unresolved, find_unresolved
 from xorepd.replication.format.marks import BLOCK_TEXT, KEY, REPLICA_TAG, SNAPSHOTTING, Role
 
 Made = tuple[World, Ref]
 """A pool, and the one object on it that is doubtful."""
 
 
-async def doubts(world: World) -> list[Doubt]:
-    return find_doubts("dr", await world.cache())
+async def doubts(world: World) -> list[Unresolved]:
+    return find_unresolved("dr", await world.cache())
 
 
 def replicated() -> tuple[TargetWorld, Ref]:

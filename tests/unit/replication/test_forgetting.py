@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from xorepd.ids import PoolName
-from xorepd.replication.deciding.forgetting import Terms, deeds, objections
+from xorepd.replication.deciding.forgetting import Terms, actions, objections
 from xorepd.replication.deciding.orphans import Orphan
 
 ORPHAN = Orphan(
@@ -21,16 +21,16 @@ ORPHAN = Orphan(
     points=3,
     newest_point_at=None,
     source="prod",
-    exists=True,
+    source_vm_exists=True,
     snapshots=1,
     disks=8,
     known=True,
 )
-USED = replace(ORPHAN, used=("was written to (root)", "has snapshots of others (by hand)"))
+USED = replace(ORPHAN, signs_of_use=("was written to (root)", "has snapshots of others (by hand)"))
 UP = replace(USED, power_state="Running")
 STRANGE = replace(ORPHAN, known=False)
 CUT_OFF = replace(ORPHAN, source="")
-DOUBTFUL = replace(CUT_OFF, may_be_of="web2")
+DOUBTFUL = replace(CUT_OFF, possible_job="web2")
 EVERYTHING = Terms(even_if_used=True, even_if_unknown=True, leave_source=True)
 KEEP = Terms(keep_replica=True)
 
@@ -101,4 +101,4 @@ def test_what_somebody_may_miss_is_destroyed_only_when_it_is_said(
 def test_it_is_said_in_its_order_what_will_be_done(
     orphan: Orphan, terms: Terms, expected: tuple[str, ...]
 ) -> None:
-    assert deeds(orphan, terms) == expected
+    assert actions(orphan, terms) == expected

@@ -126,7 +126,7 @@ async def test_vm_that_is_gone_is_gone_whatever_has_its_name_by_now(means: dict[
 
     [orphan] = await orphans([job(**means)], replica("web01"), sources=[rebuilt])
 
-    assert (orphan.vm, orphan.exists) == ("uuid-of-web01", False)
+    assert (orphan.vm, orphan.source_vm_exists) == ("uuid-of-web01", False)
     by_uuid = job(vms=["uuid-of-web01"])
     assert await orphans([by_uuid], replica("web01"), sources=[rebuilt]) == []
     template = vm("web01", uuid="another", is_a_template=True)
@@ -145,7 +145,7 @@ async def test_clones_of_replicas_are_no_orphans() -> None:
 async def test_job_whose_source_is_silent_may_mean_what_another_job_made() -> None:
     [orphan] = await orphans([job("other")], replica("web01"), answers=False)
 
-    assert (orphan.may_be_of, orphan.source, orphan.exists) == ("other", "", False)
+    assert (orphan.possible_job, orphan.source, orphan.source_vm_exists) == ("other", "", False)
 
 
 async def test_what_this_daemon_has_replicated_is_known() -> None:

@@ -92,7 +92,7 @@ def test_replica_is_found_by_nothing_and_named(traits: dict[str, Any], because: 
     selection = select_vms(job(vms=["web*"]), [*POOL, replica])
 
     assert replica not in selection.found
-    assert [(left.vm, left.because) for left in selection.replicas] == [(replica, because)]
+    assert [(left.vm, left.reason) for left in selection.replicas] == [(replica, because)]
 
 
 @pytest.mark.parametrize("power_state", ["Running", "Halted"])

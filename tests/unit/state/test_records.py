@@ -51,12 +51,12 @@ def test_no_answer_says_a_reference() -> None:
         job="web",
         points=1,
         newest_point_at=None,
-        used=(f"was written to through {REF}",),
+        signs_of_use=(f"was written to through {REF}",),
     )
     replies = [
         ErrorReply(error=f"{REF} is gone"),
         ForgetReply(step=f"destroy {REF}", error=f"{REF} is busy"),
-        ForgetPlanReply(orphan=orphan, deeds=(f"destroy {REF}",), objections=(REF,)),
+        ForgetPlanReply(orphan=orphan, actions=(f"destroy {REF}",), objections=(REF,)),
         OrphansReply(orphans=(orphan,), not_asked={"dr": f"{REF} is gone"}),
     ]
 

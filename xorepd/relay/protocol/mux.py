@@ -265,7 +265,7 @@ class Connection:
             await asyncio.wait(self._tasks[:1], timeout=FAREWELL_S)
             self._fail(_broken(error))
         except Exception as error:
-            log.exception("connection.broken", what=self.what)
+            log.exception("connection.internal_error", what=self.what)
             self._fail(f"an error of our own, {type(error).__name__}")
 
     async def _write(self, frame: Frame) -> None:
@@ -294,7 +294,7 @@ class Connection:
         except (OSError, EOFError) as error:
             self._fail(_broken(error))
         except Exception as error:
-            log.exception("connection.broken", what=self.what)
+            log.exception("connection.internal_error", what=self.what)
             self._fail(f"an error of our own, {type(error).__name__}")
 
     async def _read_frame(self) -> tuple[Header, bytearray]:

@@ -126,7 +126,7 @@ async def forget(f: Forgetting) -> None:
         f.enter("replica")
         await _dismantle(f, side, side.replica)
     await _verify(f)
-    log.info("stream.forgotten", stream=str(f.stream), job=f.job, kept=f.terms.keep_replica)
+    log.info("forget.completed", stream=str(f.stream), job=f.job, kept=f.terms.keep_replica)
 
 
 # -- what the last run left --------------------------------------------------------------------

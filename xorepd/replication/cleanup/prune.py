@@ -55,7 +55,7 @@ async def prune(a: Assignment, target: TargetSide) -> None:
         )
         for each in sorted(releases, key=lambda release: release.what.mark.order):
             if each.sr != a.stream.sr:
-                log.warning("base.given_up", sr=each.sr, hold_bases=a.job.hold_bases)
+                log.warning("base.expired", sr=each.sr, hold_bases=a.job.hold_bases)
             await release(a.source, each.what, each.sr)
         shedding = _decide_shedding(a, source, target)
         if shedding.shed and releases:  # some of it may be gone

@@ -200,10 +200,10 @@ async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
                 if is_attached(pool.cache, made):
                     continue  # the next sweep looks again
                 if is_as_made(pool.cache, made):
-                    log.info("disk.claimed", pool=pool.name, vdi=made.uuid, task=task.name_label)
+                    log.info("disk.recovered", pool=pool.name, vdi=made.uuid, task=task.name_label)
                     await sign_disk(pool, made, mark)
                 else:
-                    log.warning("disk.not_claimed", pool=pool.name, vdi=made.uuid)
+                    log.warning("disk.not_recovered", pool=pool.name, vdi=made.uuid)
         elif not await _reclaim(pool, pool.cache.by_uuid(Vdi, task.wrote or "")):
             continue  # the next sweep looks again
         await pool.discard_told(task)

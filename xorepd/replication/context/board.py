@@ -53,7 +53,7 @@ class DiskProgress:
     writer: str = ""
     changed_bytes: int | None = None
     planned_bytes: int = 0
-    moved_bytes: int = 0
+    read_bytes: int = 0
     sent_bytes: int = 0
     """By streams that have ended, and what the transport itself tells."""
     sending: Sending | None = None
@@ -65,8 +65,8 @@ class DiskProgress:
     compared_bytes: int | None = None
     to_compare_bytes: int = 0
     resumed_from: int = 0
-    breaks: int = 0
-    waits_for: str = ""
+    reconnects: int = 0
+    waiting_for: str = ""
 
     @property
     def sent(self) -> int:
@@ -85,15 +85,15 @@ class DiskProgress:
             writer=self.writer,
             changed_bytes=self.changed_bytes,
             planned_bytes=self.planned_bytes,
-            moved_bytes=self.moved_bytes,
+            read_bytes=self.read_bytes,
             sent_bytes=self.sent,
             shared_bytes=self.shared_bytes,
             unchanged_bytes=self.unchanged_bytes,
             compared_bytes=self.compared_bytes,
             to_compare_bytes=self.to_compare_bytes,
             resumed_from=self.resumed_from,
-            breaks=self.breaks,
-            waits_for=self.waits_for,
+            reconnects=self.reconnects,
+            waiting_for=self.waiting_for,
         )
 
 
@@ -158,17 +158,17 @@ class Progress:
             name=disk.vdi.name_label,
             virtual_size=disk.vdi.virtual_size,
             mode="excluded",
-            reason=disk.because,
+            reason=disk.reason,
         )
 
     def waits(self, device: str, what: str) -> None:
         """Say what a disk waits for; empty when it goes on."""
-        self.disks[device].waits_for = what
+        self.disks[device].waiting_for = what
         self._board.touch()
 
     def moved(self, device: str, size: int) -> None:
         """Count bytes of a disk that the target has accepted."""
-        self.disks[device].moved_bytes += size
+        self.disks[device].read_bytes += size
         self._sample()
 
     def compares(self, device: str, size: int) -> None:
@@ -188,7 +188,7 @@ class Progress:
         """Take a sample for the rate, if it is time, and let those know who watch."""
         now = time.monotonic()
         if not self._samples or now - self._samples[-1][0] >= SAMPLE_S:
-            read = sum(d.moved_bytes + (d.compared_bytes or 0) for d in self.disks.values())
+            read = sum(d.read_bytes + (d.compared_bytes or 0) for d in self.disks.values())
             self._samples.append((now, read, self._sent()))
             while now - self._samples[0][0] > _RATE_WINDOW_S:
                 self._samples.popleft()
@@ -200,7 +200,7 @@ class Progress:
 
     def finished(self, outcome: Outcome, error: BaseException | None, now: datetime) -> RunRecord:
         """Return how it ended."""
-        read = sum(disk.moved_bytes for disk in self.disks.values())
+        read = sum(disk.read_bytes for disk in self.disks.values())
         took = max(time.monotonic() - self._started, 1e-3)
         return self._record(outcome, now, error, read / took, self._sent() / took)
 

@@ -178,7 +178,7 @@ class Lease:
                 case Free(epoch):
                     return epoch, claims
                 case Ending(claim, left_s) if left_s <= max(claim.good_for, self._good_for):
-                    log.info("lease.ending", host=claim.host, left_s=left_s)
+                    log.info("lease.waiting", host=claim.host, left_s=left_s)
                     await asyncio.sleep(left_s)
                 case Ending(claim) | Taken(claim):
                     raise self._held(claim)

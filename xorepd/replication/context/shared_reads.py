@@ -126,7 +126,7 @@ class SharedReads:
         def note_slow(branch: Branch) -> None:
             for place, each in branches.items():
                 if each is branch:
-                    log.info("read.parted", disk=key[0], slow=place)
+                    log.info("read.split", disk=key[0], slow=place)
                     self._late.add(place)
 
         fan = FanOut(open_reader, self._budget, on_slow=note_slow)

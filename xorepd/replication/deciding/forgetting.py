@@ -22,12 +22,12 @@ class Terms:
     """Although the source pool cannot be asked: what it has for this stream stays there."""
 
 
-def deeds(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
+def actions(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
     """Return what giving up a stream does, one act each, in the order in which it is done."""
-    return tuple(_deeds(orphan, terms))
+    return tuple(_actions(orphan, terms))
 
 
-def _deeds(orphan: Orphan, terms: Terms) -> Iterator[str]:
+def _actions(orphan: Orphan, terms: Terms) -> Iterator[str]:
     if orphan.points:
         yield f"destroy {_count(orphan.points, 'restore point')}"
     if orphan.memories:
@@ -51,9 +51,9 @@ def objections(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
 
 
 def _objections(orphan: Orphan, terms: Terms) -> Iterator[str]:
-    if not orphan.source and orphan.may_be_of:
+    if not orphan.source and orphan.possible_job:
         yield (
-            f"job {orphan.may_be_of} has this target and its source pool does not answer, so it "
+            f"job {orphan.possible_job} has this target and its source pool does not answer, so it "
             "may mean this VM; try again when it answers, or remove the job"
         )
     elif not orphan.source and not terms.leave_source:
@@ -67,7 +67,7 @@ def _objections(orphan: Orphan, terms: Terms) -> Iterator[str]:
             "then say --even-if-unknown"
         )
     if orphan.replica and not terms.keep_replica:
-        yield from use_objections(orphan.used, orphan.power_state, terms)
+        yield from use_objections(orphan.signs_of_use, orphan.power_state, terms)
 
 
 def use_objections(used: tuple[str, ...], power_state: str, terms: Terms) -> Iterator[str]:

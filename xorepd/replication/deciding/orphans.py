@@ -55,7 +55,7 @@ class Orphan:
     newest_point_at: datetime | None
     source: str = ""
     """Name of the source pool; empty where none of those that answer is it."""
-    exists: bool = False
+    source_vm_exists: bool = False
     """The source VM is still in that pool."""
     snapshots: int = 0
     """Snapshots of the source VM that stand for this target."""
@@ -63,13 +63,13 @@ class Orphan:
     """Disks of ours on the target, those of restore points included."""
     memories: int = 0
     """Suspended VMs beside restore points."""
-    used: tuple[str, ...] = ()
+    signs_of_use: tuple[str, ...] = ()
     """What shows that somebody used the replica."""
     power_state: str = "Halted"
     """Of the replica."""
     known: bool = False
     """This daemon remembers a run of it; else another daemon may keep it up."""
-    may_be_of: str = ""
+    possible_job: str = ""
     """A job with this target whose source does not answer: it may mean the VM."""
 
 
@@ -165,14 +165,14 @@ def _of_pool(
             points=len(times),
             newest_point_at=max(filter(None, times), default=None),
             source=source,
-            exists=vm is not None,
+            source_vm_exists=vm is not None,
             snapshots=len({each.run for each in standing.get(stream, ())}),
             disks=_disks_of(side, stream),
             memories=sum(not is_taken(memory) for memory in side.memories),
-            used=signs_of_use(cache, side),
+            signs_of_use=signs_of_use(cache, side),
             power_state=replica.power_state if replica else "Halted",
             known=(stream.vm, stream.sr) in known,
-            may_be_of=next((job.name for job, selection in aimed if selection is None), ""),
+            possible_job=next((job.name for job, selection in aimed if selection is None), ""),
         )
 
 

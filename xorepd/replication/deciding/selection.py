@@ -31,11 +31,11 @@ _NO_BACKUP_TAG = re.compile(r"xo:no-bak(=.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class ExcludedVm:
     """A VM that a pattern or a tag means, and that is not replicated."""
 
     vm: Vm
-    because: str
+    reason: str
     is_replica: bool = False
 
 
@@ -45,7 +45,7 @@ class Selection:
     """As the configuration has them; each one may be missing or ambiguous."""
     found: tuple[Vm, ...]
     """In the order of their names."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[ExcludedVm, ...]
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -53,14 +53,14 @@ class Selection:
         return self.named + tuple(vm.uuid for vm in self.found)
 
     @property
-    def replicas(self) -> tuple[LeftOut, ...]:
+    def replicas(self) -> tuple[ExcludedVm, ...]:
         """Those that were left out because they are replicas."""
         return tuple(left for left in self.left_out if left.is_replica)
 
     @property
     def reasons(self) -> dict[str, int]:
         """Why VMs were left out, and how many."""
-        return dict(Counter(left.because for left in self.left_out))
+        return dict(Counter(left.reason for left in self.left_out))
 
 
 def select_vms(job: JobSettings, vms: Iterable[Vm]) -> Selection:
@@ -76,9 +76,9 @@ def select_vms(job: JobSettings, vms: Iterable[Vm]) -> Selection:
         if not _is_meant(job, vm):
             continue
         if because := replica_trait(vm):
-            left_out.append(LeftOut(vm, because, is_replica=True))
+            left_out.append(ExcludedVm(vm, because, is_replica=True))
         elif because := _objection(job, vm):
-            left_out.append(LeftOut(vm, because))
+            left_out.append(ExcludedVm(vm, because))
         else:
             found.append(vm)
     return Selection(job.named, tuple(found), tuple(left_out))

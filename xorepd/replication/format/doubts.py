@@ -48,7 +48,7 @@ SETTLED = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class Unresolved:
     """One object that no run touches, and what settles it."""
 
     pool: str
@@ -70,7 +70,7 @@ class Doubt:
     """The command that makes it an object like any other."""
 
 
-def find_doubts(pool: str, cache: Tables, running: Collection[str] = ()) -> list[Doubt]:
+def find_unresolved(pool: str, cache: Tables, running: Collection[str] = ()) -> list[Unresolved]:
     """Return the doubtful objects of one pool, by their names.
 
     Args:
@@ -81,7 +81,7 @@ def find_doubts(pool: str, cache: Tables, running: Collection[str] = ()) -> list
     return sorted(found, key=lambda doubt: (doubt.kind, doubt.name, doubt.uuid))
 
 
-def _disks(pool: str, cache: Tables) -> Iterator[Doubt]:
+def _disks(pool: str, cache: Tables) -> Iterator[Unresolved]:
     named = dict(_named_disks(cache))
     for vdi in cache.vdis.values():
         if not vdi.managed or vdi.missing:
@@ -89,7 +89,7 @@ def _disks(pool: str, cache: Tables) -> Iterator[Doubt]:
         why = _about_disk(cache, vdi, named)
         if why:
             sr = cache.srs.get(vdi.sr)
-            yield Doubt(
+            yield Unresolved(
                 pool=pool,
                 kind="VDI",
                 uuid=vdi.uuid,
@@ -144,11 +144,11 @@ def _named_disks(cache: Tables) -> Iterator[tuple[str, str]]:
                 )
 
 
-def _vms(pool: str, cache: Tables, running: Collection[str]) -> Iterator[Doubt]:
+def _vms(pool: str, cache: Tables, running: Collection[str]) -> Iterator[Unresolved]:
     for vm in cache.vms.values():
         why = "" if run_that_named(vm) in running else _about_vm(cache, vm)
         if why:
-            yield Doubt(
+            yield Unresolved(
                 pool=pool,
                 kind="VM",
                 uuid=vm.uuid,

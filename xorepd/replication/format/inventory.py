@@ -79,7 +79,7 @@ class Excluded:
 
     vbd: Vbd
     vdi: Vdi
-    because: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,13 +194,17 @@ async def shed(pool: Pool, base: VmSnapshot | Marked) -> str:
             await update_keys(pool, "VDI", disk.vdi.ref, "other_config", add, gone)
         await destroy_vm(pool, base.vm.ref)
         kept = [await _try_destroy_data(pool, disk.vdi) for disk in base.disks]
-        log.info("base.shed", snapshot=base.vm.uuid, disks=len(kept), destroyed=kept.count(""))
+        log.info(
+            "base.data_destroyed", snapshot=base.vm.uuid, disks=len(kept), destroyed=kept.count("")
+        )
         return next(filter(None, kept), "")
     except ObjectGone:
         log.info("snapshot.gone")  # another daemon was faster, or its owner
         return ""
     except XapiError as error:  # its data is a matter of room: no reason to fail a run
-        log.warning("base.not_shed", pool=pool.name, taken=base.mark.moment, error=str(error))
+        log.warning(
+            "base.data_not_destroyed", pool=pool.name, taken=base.mark.moment, error=str(error)
+        )
         return str(error)
 
 

@@ -24,7 +24,7 @@ from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import as_uuid
 from xorepd.data.budget import Budget
 from xorepd.data.nbd.reader import NbdBudget
-from xorepd.errors import Broken, Frozen, LeaseHeld, Refused, XorepdError
+from xorepd.errors import Frozen, InternalError, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import Board, Clock, Progress
@@ -33,7 +33,7 @@ from xorepd.replication.context.limits import Limits, Place, places_of
 from xorepd.replication.context.rendezvous import JOIN_S
 from xorepd.replication.context.reservations import Reservations
 from xorepd.replication.context.shared_source import SharedSource, SourceVm
-from xorepd.replication.deciding.selection import LeftOut, Selection
+from xorepd.replication.deciding.selection import ExcludedVm, Selection
 from xorepd.replication.format.current import source_of
 from xorepd.replication.format.marks import ReplicaKey
 from xorepd.replication.run.preflight import find_sr, find_vm
@@ -81,7 +81,7 @@ class Context:
 class Report(Protocol):
     """Told how a run gets on; it neither waits nor fails."""
 
-    def expects(self, records: Sequence[RunRecord], replicas: Sequence[LeftOut]) -> None:
+    def expects(self, records: Sequence[RunRecord], replicas: Sequence[ExcludedVm]) -> None:
         """Hear which VMs and targets the run is about to serve, as each stands now.
 
         Args:
@@ -240,14 +240,14 @@ class _VmRun:
                 )
                 return progress.finished(Outcome.FAILED, late, context.clock())
             if isinstance(error, LeaseHeld):
-                return progress.finished(Outcome.HELD, error, context.clock())
+                return progress.finished(Outcome.LEASE_HELD, error, context.clock())
             if isinstance(error, Frozen):
                 return progress.finished(Outcome.FROZEN, error, context.clock())
             if isinstance(error, XorepdError):
                 return progress.finished(Outcome.FAILED, error, context.clock())
             # A fault of ours in one VM must not stop the others, nor pass unseen.
-            log.exception("run.broken", step=progress.step)
-            return progress.finished(Outcome.FAILED, Broken(error), context.clock())
+            log.exception("run.internal_error", step=progress.step)
+            return progress.finished(Outcome.FAILED, InternalError(error), context.clock())
         return progress.finished(outcome, None, context.clock())
 
     async def _replicate(

@@ -64,7 +64,7 @@ async def wanted_vms(job: JobSettings, run_id: RunId, source: Pool, clock: Clock
     )
     records: tuple[RunRecord, ...] = ()
     if not selection.found:
-        outcome = Outcome.FAILED if job.empty is Empty.FAIL else Outcome.EMPTY
+        outcome = Outcome.FAILED if job.empty is Empty.FAIL else Outcome.NO_VMS
         records = recorded(outcome, _nothing_found(job, selection, source.name))
         log.warning("vms.none_found", job=job.name, found_by=job.found_by)
     return SelectedVms(selection.wanted, records, selection)
@@ -85,7 +85,7 @@ async def find_missing(
         await target.refresh()
         sr = find_sr(target.cache, target.name, to.sr)
     except XorepdError as error:  # the runs of the VMs that are there say the same
-        log.debug("vms.not_missed", target=to.pool, reason=str(error))
+        log.debug("vms.missing_unknown", target=to.pool, reason=str(error))
         return []
     stream = ReplicaKey(pool=source.cache.pool.uuid, vm="", sr=sr.uuid)
     records = []

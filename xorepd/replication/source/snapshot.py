@@ -69,7 +69,7 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
             snapshot = shared.snapshot = await take_source_snapshot(a, side, shared.awaiting)
             raw = await a.source.call("VM.get_record", side.vm.ref)
             if missing := left_behind(raw, with_memory=snapshot.image is not None):
-                log.warning("vm.left_behind", vm=side.vm.uuid, what=missing)
+                log.warning("vm.not_copied", vm=side.vm.uuid, what=missing)
         return snapshot
 
 
@@ -86,7 +86,7 @@ async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot)
     a.shared.before_snapshot.leave(a.place)
     async with a.source_vm.lock:
         await block_migration(a, side.vm)
-    log.info("snapshot.resumed", snapshot=snapshot.vm.uuid, of=snapshot.mark.run)
+    log.info("snapshot.reused", snapshot=snapshot.vm.uuid, of=snapshot.mark.run)
     return snapshot
 
 

@@ -341,7 +341,7 @@ async def _describe(
     snapshot: VmSnapshot,
 ) -> None:
     """Name, describe and tag the replica; tags and keys that others gave it, or took, stay so."""
-    moved = sum(disk.moved_bytes for disk in a.progress.disks.values())
+    moved = sum(disk.read_bytes for disk in a.progress.disks.values())
     when = snapshot.vm.snapshot_time.strftime("%Y%m%dT%H%M%SZ")
     description = (
         f"{a.vm.name_description} -- last replication: {when} {format_size(moved)} read".lstrip()

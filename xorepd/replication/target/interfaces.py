@@ -127,7 +127,7 @@ async def update_interfaces(
         decision = decide(interface, vif, networks)
         if decision.remark:
             remarks.append(f"interface {device} of the replica {decision.remark}")
-            log.info("interface.left", device=device, because=decision.remark)
+            log.info("vif.unchanged", device=device, reason=decision.remark)
         await _do(a.target, decision.deed, replica, interface, vif, networks)
     return remarks
 

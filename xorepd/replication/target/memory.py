@@ -84,7 +84,7 @@ async def check_memory(a: Assignment, side: SourceSide) -> None:
         disk = side.excluded[0]
         objection = (
             f"all its disks are needed for that, and disk {disk.vdi.name_label} stays behind "
-            f"({disk.because}); include it"
+            f"({disk.reason}); include it"
         )
     elif (await a.source.call("VM.get_record", vm.ref)).get("VTPMs"):
         objection = "it has a virtual TPM, which XAPI gives to halted VMs only; leave the VM out"
@@ -116,7 +116,7 @@ async def carry_memory(
     if image is None:
         was_there = snapshot.vm.power_state == "Suspended"
         progress.reason = "it has been removed" if was_there else "the VM was not running"
-        log.info("memory.left_behind", reason=progress.reason)
+        log.info("memory.skipped", reason=progress.reason)
         return
     try:
         async with a.source_vm.lock:
@@ -127,7 +127,7 @@ async def carry_memory(
         await _build(a, snapshot, staged, interfaces)
     except XorepdError as error:
         progress.reason = str(error)
-        log.error("memory.not_carried", reason=str(error))  # noqa: TRY400 -- the sentence says all
+        log.error("memory.not_copied", reason=str(error))  # noqa: TRY400 -- the sentence says all
 
 
 async def _stage_image(a: Assignment, snapshot: VmSnapshot, image: Vdi) -> Staged:
@@ -203,7 +203,7 @@ async def _build(
     await a.target.call("VM.set_is_a_template", vm, False)
     whole = replace(blank.on(uuid, vm), snapshot=snapshot.vm.uuid)
     await rewrite_other_config(a.target, "VM", vm, {KEY: whole.encode()})
-    log.info("memory.carried", vm=uuid, point=point.vm.uuid)
+    log.info("memory.copied", vm=uuid, point=point.vm.uuid)
 
 
 async def _attach_disks(

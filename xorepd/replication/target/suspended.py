@@ -45,7 +45,7 @@ async def sweep_memories(a: Assignment, side: TargetSide) -> bool:
             log.info("memory.destroying", vm=memory.vm.uuid)
             await destroy_memory(a.target, memory)
         elif is_taken(memory):
-            log.info("memory.let_go", vm=memory.vm.uuid, power_state=memory.vm.power_state)
+            log.info("memory.released", vm=memory.vm.uuid, power_state=memory.vm.power_state)
             await let_go(a.target, memory)
         elif not memory.vm.blocked_operations.keys() >= set(BLOCKED_ON_REPLICA):
             log.warning("memory.protected_again", vm=memory.vm.uuid)

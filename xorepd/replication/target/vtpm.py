@@ -44,8 +44,8 @@ async def carry_vtpm(source: Pool, origin: Mapping[str, Any], target: Pool, repl
         if contents and await target.call("VTPM.get_contents", vtpm) != contents:
             await target.call("VTPM.set_contents", vtpm, contents)
     except NotAllowed as refused:
-        log.warning("vtpm.not_carried", reason=str(refused))
+        log.warning("vtpm.not_copied", reason=str(refused))
     except XapiFailure as failure:
         if failure.code != "MESSAGE_METHOD_UNKNOWN":
             raise
-        log.warning("vtpm.not_carried", reason=f"pool {target.name} knows no virtual TPMs")
+        log.warning("vtpm.not_copied", reason=f"pool {target.name} knows no virtual TPMs")

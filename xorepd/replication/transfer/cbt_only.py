@@ -35,5 +35,5 @@ async def _look_at(a: Assignment, plan: DiskPlan) -> DiskPlan:
     if facts.changes is not None or (plan.begun and a.job.resync):  # it is compared as it goes on
         return plan
     how = without_changes(plan.how, resync=a.job.resync)
-    log.warning("base.says_nothing", base=base.uuid, reason=facts.without_changes)
+    log.warning("base.cbt_unusable", base=base.uuid, reason=facts.without_changes)
     return replace(plan, how=how, begun=None)

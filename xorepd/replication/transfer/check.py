@@ -105,7 +105,9 @@ async def _read_there(a: Assignment, sent: Sent) -> str | None:
     try:
         return await a.transport.digest(sent.target, extents)
     except DataError as error:
-        log.warning("reader.closed", what=sent.target.disk.what, reader="there", reason=str(error))
+        log.warning(
+            "reader.unavailable", what=sent.target.disk.what, reader="there", reason=str(error)
+        )
         return None
 
 
@@ -130,7 +132,7 @@ async def _open_staged(
                     open_nbd(a.target, disk, a.nbd, sample, f"{what}, NBD")
                 )
             except DataError as error:
-                log.warning("reader.closed", what=what, reader="nbd", reason=str(error))
+                log.warning("reader.unavailable", what=what, reader="nbd", reason=str(error))
             else:
                 yield reader, True
                 return

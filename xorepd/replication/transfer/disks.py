@@ -112,7 +112,7 @@ async def fill(a: Assignment, plan: DiskPlan, staged: Staged) -> None:
     def waits(does: bool) -> None:
         a.progress.waits(device, MEMORY if does else "")
         if does:
-            log.info("disk.waits", device=device, needs=MEMORY)
+            log.info("disk.waiting", device=device, needs=MEMORY)
 
     try:
         with a.budget.holding(waits) as memory:
@@ -187,14 +187,14 @@ class DiskTransfer:
                 if not self.a.job.resume or tries >= TRIES or is_final:
                     raise
                 log.warning(
-                    "disk.broke",
+                    "transfer.interrupted",
                     vdi=self.staged.uuid,
                     reason=str(error),
                     confirmed=progress.confirmed_to,
                 )
             await self.staged.confirmations.write()
             await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
-            progress.breaks += 1
+            progress.reconnects += 1
 
     @property
     def _has_to_be_compared(self) -> bool:
@@ -255,7 +255,7 @@ class DiskTransfer:
         onto = "" if isinstance(plan.how, Full) else plan.how.onto
         end = content.virtual_size if window is None else window.end
         target = StagingTarget(a, progress, staged, onto, what, end)
-        if window is not None or start or progress.breaks:
+        if window is not None or start or progress.reconnects:
             await a.memory.take(CARRYING)
             opening = open_source(a, content, self.base, facts, what)
         else:
@@ -267,7 +267,7 @@ class DiskTransfer:
             sample = await choose_sample(a, staged, reader.extents)
             digest, written = Digest(sample), Digest(() if known.is_all_sent else sample)
             rest = go_on(reader, start, sample, digest)
-            planned, moved = size_of(rest.extents), progress.moved_bytes
+            planned, moved = size_of(rest.extents), progress.read_bytes
             progress.planned_bytes = moved + planned
             sr = a.target.cache.srs.get(a.sr.ref, a.sr)
             with a.reservations.reserve(sr, a.target.name, planned, a.job.target_reserve, what):
@@ -277,8 +277,8 @@ class DiskTransfer:
                     passing = known.drawn(passing, start, is_blank=isinstance(plan.how, Full))
                     passing = Observed(passing, written, lambda size: None)
                 await a.transport.carry(Confirming(passing, staged.confirmations), target)
-        if progress.moved_bytes != progress.planned_bytes:
-            raise StreamCut(what, progress.moved_bytes, progress.planned_bytes)
+        if progress.read_bytes != progress.planned_bytes:
+            raise StreamCut(what, progress.read_bytes, progress.planned_bytes)
         staged.confirmations.note(end)
         log.info(
             "disk.transferred",
@@ -286,9 +286,9 @@ class DiskTransfer:
             mode=progress.mode,
             reader=progress.reader,
             writer=progress.writer,
-            read_bytes=progress.moved_bytes,
+            read_bytes=progress.read_bytes,
             sent_bytes=progress.sent_bytes,
-            unchanged_bytes=known.left_out_bytes,
+            unchanged_bytes=known.unchanged_bytes,
         )
         whole = Sample(sample, digest)
         return Sent(

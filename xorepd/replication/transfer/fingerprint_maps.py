@@ -56,8 +56,8 @@ class DiskMap:
         return self._builder is not None and self._builder.tells
 
     @property
-    def left_out_bytes(self) -> int:
-        return 0 if self._builder is None else self._builder.left_out_bytes
+    def unchanged_bytes(self) -> int:
+        return 0 if self._builder is None else self._builder.unchanged_bytes
 
     async def knows(self, start: int, end: int) -> bool:
         """Return whether it tells all of what the target's disk holds between two offsets."""
@@ -116,7 +116,7 @@ class DiskMap:
         if self.is_all_sent or is_alone or isinstance(plan.how, Full):
             return whole
         assert self._builder is not None
-        if not start and not self._builder.left_out_bytes:
+        if not start and not self._builder.unchanged_bytes:
             return whole
         return Sample(Remaining(whole.extents, start, self._builder.left_out), digest)
 
@@ -147,7 +147,7 @@ async def open_map(a: Assignment, plan: DiskPlan) -> AsyncIterator[DiskMap]:
             await to_the_end(builder.flush(), WRITE_S)
         raise
     finally:
-        progress.unchanged_bytes = builder.left_out_bytes
+        progress.unchanged_bytes = builder.unchanged_bytes
 
 
 async def retain_maps(a: Assignment, plans: Iterable[DiskPlan]) -> None:
@@ -205,4 +205,4 @@ async def _try(work: Coroutine[Any, Any, None]) -> None:
     try:
         await work
     except StateError as error:
-        log.warning("map.not_kept", reason=str(error))
+        log.warning("map.not_saved", reason=str(error))

@@ -52,7 +52,7 @@ class Confirmations:
         try:
             await self._put(offset, tries=0)
         except XorepdError as error:
-            log.warning("confirmation.not_written", vdi=self._uuid, reason=str(error))
+            log.warning("resume_offset.not_written", vdi=self._uuid, reason=str(error))
         else:
             self._at = offset
 
@@ -62,7 +62,7 @@ class Confirmations:
         try:
             await update_keys(self._pool, "VDI", self._ref, "other_config", {}, [CONFIRMED])
         except XorepdError as error:  # a later run would compare the same sample again
-            log.warning("confirmation.not_revoked", vdi=self._uuid, reason=str(error))
+            log.warning("resume_offset.not_revoked", vdi=self._uuid, reason=str(error))
 
     async def _put(self, offset: int, tries: int) -> None:
         """Write the offset and nothing else: XAPI writes the content id in these moments."""
