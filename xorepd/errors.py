@@ -17,7 +17,7 @@
      ├─ Refused                    OPERATOR   preflight found a reason not to start
      │   ├─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them
      │   └─ WrittenTo              RETRY      something wrote to a disk of ours during the run
-     ├─ Frozen                     OPERATOR   source and replica are at odds about who is current
+     ├─ RoleConflict             OPERATOR   both sides claim a role that excludes the other
      ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
      ├─ LeaseLost                  RETRY      a run may write no more
      ├─ HookFailed                OPERATOR   command, reason
@@ -32,7 +32,7 @@
      │   └─ DigestMismatch         RETRY      what arrived is not what was sent
      ├─ StateError                 OPERATOR   the history database cannot be used
      ├─ ControlError               OPERATOR   a request on the control socket was refused
-     └─ Broken                     OPERATOR   a fault of xorepd itself
+     └─ InternalError              OPERATOR   a fault of xorepd itself
 
 A message is one sentence that names the object and the next thing to try. It never holds a secret:
 session references and URLs that carry them are credentials.
@@ -278,7 +278,7 @@ class WrittenTo(Refused):
         )
 
 
-class Frozen(XorepdError):
+class RoleConflict(XorepdError):
     """Source and replica are at odds about which of them is current: nothing was started."""
 
     remedy = Remedy.OPERATOR

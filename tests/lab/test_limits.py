@@ -136,7 +136,7 @@ async def test_pool_that_answers_slowly_gets_less_at_once_until_it_is_quick_agai
     [first] = [log for log in logs if log["event"] == "pool.slow"]
     assert first["pool"] == "dr"
     assert first["median_s"] >= 0.25
-    assert 1 <= first["at_once"] <= 2
+    assert 1 <= first["max_vms"] <= 2
     assert other.median_s is not None
     assert not other.is_slow
 

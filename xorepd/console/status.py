@@ -70,7 +70,7 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
 
 def running_table(records: Iterable[RunRecord]) -> Rows:
     """Show runs under way: step, how much of what is planned, what of it is sent, and how fast."""
-    table = table_of("RUNNING", "VM", "STEP", "DONE", "MOVED", "RATE")
+    table = table_of("RUNNING", "VM", "STEP", "DONE", "DATA", "RATE")
     for record in records:
         planned, read = record.planned_bytes, record.read_bytes
         of = f"{format_size(read)} of {format_size(planned)}" if planned else format_size(read)

@@ -19,7 +19,7 @@ from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_rate, format_size
 
 NUMBERS = frozenset(
-    {"LAST RUN", "POINT AGE", "NEXT RUN", "DONE", "RATE", "KEEP", "MOVED", "TOOK"}
+    {"LAST RUN", "POINT AGE", "NEXT RUN", "DONE", "RATE", "KEEP", "DATA", "TOOK"}
     | {"READER", "CHANGED", "READ", "SENT", "AMPL"}
 )
 
@@ -114,7 +114,7 @@ def links_table(reply: LinksReply) -> RenderableType:
     """Show what limits transfers, why, and what has passed."""
     if not reply.links:
         return Words("Nothing limits transfers; see the transport throttled.")
-    table = table_of("LINK", "RATE", "BECAUSE OF", "DISKS", "MOVED")
+    table = table_of("LINK", "RATE", "LIMITED BY", "DISKS", "SENT")
     for link in reply.links:
         rate = math.inf if link.rate_bytes_per_s is None else link.rate_bytes_per_s
         table.add(

@@ -32,7 +32,7 @@ async def narrated(
         try:
             await work(lambda step: steps.put_nowait(ForgetReply(step=step)))
         except XorepdError as error:
-            log.warning("forget.failed", what=name, error=str(error))
+            log.warning("forget.failed", replica_key=name, error=str(error))
             steps.put_nowait(ForgetReply(error=str(error)))
         except Exception as error:
             log.exception("forget.internal_error", what=name)

@@ -87,7 +87,7 @@ class Base:
                     if hash_of(data) == unit.hash:
                         yield unit, place, data
             except (DataError, XapiError) as error:
-                log.warning("base.lost", what=self._what, reason=str(error))
+                log.warning("base.lost", disk=self._what, reason=str(error))
                 await self._give_up()
                 return
 

@@ -127,7 +127,7 @@ class Disks:
                 disk=mark.disk,
             )
             disk = DiskWriter(channel, ledger, writer, references)
-            log.info("disk.opened", what=asked.what, base=asked.base, sr=sr.uuid)
+            log.info("disk.opened", disk=asked.what, base=asked.base, sr=sr.uuid)
             channel.accept(self._window, wire.Feature.REFERENCES)
             return await disk.run()
 

@@ -175,7 +175,7 @@ class Relay:
 
         with structlog.contextvars.bound_contextvars(vdi=asked.vdi, run_id=asked.run):
             await first_of(work(), channel.given_up.wait())
-            facts = {"what": asked.what, "verdict": verdict.kind.name}
+            facts = {"disk": asked.what, "verdict": verdict.kind.name}
             match verdict:
                 case wire.Done():
                     log.info(

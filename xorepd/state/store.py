@@ -24,6 +24,20 @@ from xorepd.units import MiB
 
 T = TypeVar("T")
 
+
+def _renamed(column: str) -> str:
+    """Return the SQL that renames in a record's JSON what had other names before schema 4."""
+    for old, new in (
+        ('"moved_bytes":', '"read_bytes":'),
+        ('"breaks":', '"reconnects":'),
+        ('"outcome":"held"', '"outcome":"lease-held"'),
+        ('"outcome":"frozen"', '"outcome":"role-conflict"'),
+        ('"outcome":"empty"', '"outcome":"no-vms"'),
+    ):
+        column = f"replace({column}, '{old}', '{new}')"
+    return column
+
+
 MIGRATIONS: Sequence[str] = (
     # 1: finished runs, one row per VM; and for each VM what a status shows, kept apart so that
     # neither a long history nor its expiry makes a status slow or wrong.
@@ -65,6 +79,12 @@ MIGRATIONS: Sequence[str] = (
     # 3: of which job each of them is: one without records is over, and its job is to be run again.
     """
     ALTER TABLE begun ADD COLUMN job TEXT NOT NULL DEFAULT '';
+    """,
+    # 4: two members and three outcomes of a record have other names.
+    f"""
+    UPDATE runs SET record = {_renamed("record")};
+    UPDATE latest SET record = {_renamed("record")};
+    UPDATE begun SET records = {_renamed("records")};
     """,
 )
 

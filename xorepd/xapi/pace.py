@@ -100,11 +100,11 @@ class Pace:
         self._allowance = now
         if now == before:
             return
-        facts = {"pool": self._pool, "median_s": round(median_s, 3), "at_once": now.at_once}
+        facts = {"pool": self._pool, "median_s": round(median_s, 3), "max_vms": now.at_once}
         if now.at_once is None:
             log.info("pool.recovered", **facts)
         elif before.at_once is None:
-            log.warning("pool.slow", slow_s=self._slow_s, at_work=self.at_work(), **facts)
+            log.warning("pool.slow", slow_s=self._slow_s, active_vms=self.at_work(), **facts)
         else:
             log.info("pool.limit_changed", **facts)
         self.on_more()

@@ -175,7 +175,7 @@ def test_status_says_who_holds_a_vm_and_which_replica_is_late() -> None:
 
     text = shown(status_view(status(held, record()), LATER))
 
-    assert "web01 (web): held in connect: the xorepd on alpha has it" in text
+    assert "web01 (web): lease-held in connect: the xorepd on alpha has it" in text
     assert "9 m 59 s late" in text
 
 

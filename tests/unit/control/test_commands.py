@@ -128,7 +128,7 @@ async def test_status_names_the_replicas_that_a_job_means(on: Stage) -> None:
 
     reply = await on.client.status()
 
-    assert [left.name for left in reply.jobs[0].replicas] == names
+    assert [left.name for left in reply.jobs[0].excluded_replicas] == names
     shown = await asyncio.to_thread(CliRunner().invoke, app, ["status", "--socket", str(on.socket)])
     said = " ".join(shown.output.split())
     assert "web leaves out r0, r1, r2, r3, r4 and 2 more: it is a replica" in said

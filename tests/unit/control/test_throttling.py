@@ -103,7 +103,7 @@ async def test_command_shows_and_sets(tmp_path: Path) -> None:
     assert "pool:dr" in shown
     assert "20 Mbit/s" in set_to
     assert "pool:dr" not in set_to
-    assert [(link["name"], link["because"]) for link in told["links"]] == [("wan", "command")]
+    assert [(link["name"], link["reason"]) for link in told["links"]] == [("wan", "command")]
 
 
 def link_of_a_run(of: Links) -> Link:

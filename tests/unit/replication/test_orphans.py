@@ -155,5 +155,5 @@ async def test_what_this_daemon_has_replicated_is_known() -> None:
     [known] = find_orphans([], pools, runs)
     [strange] = find_orphans([], pools, {("uuid-of-web01", "sr-2")})
 
-    assert (known.known, known.source, known.exists) == (True, "prod", True)
+    assert (known.known, known.source, known.source_vm_exists) == (True, "prod", True)
     assert not strange.known

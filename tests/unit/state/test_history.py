@@ -15,7 +15,7 @@ import pytest
 from tests.unit.parts import NOON, record
 from xorepd.errors import StateError
 from xorepd.state.history import MOST_UNWRITTEN, History
-from xorepd.state.records import Outcome, RunRecord
+from xorepd.state.records import DiskRecord, Outcome, RunRecord
 from xorepd.state.store import MIGRATIONS, Store, open_store
 
 
@@ -184,6 +184,31 @@ async def test_run_that_an_older_xorepd_began_is_interrupted_and_made_up(tmp_pat
         found, cut = await history.take_over(NOON, {"web"})
 
     assert ([r.outcome for r in found], cut) == ([Outcome.INTERRUPTED], {"web"})
+
+
+async def test_record_of_an_older_xorepd_is_read_under_its_new_names(tmp_path: Path) -> None:
+    disk = DiskRecord("0", "root", 1 << 30, read_bytes=4096, reconnects=2)
+    text = json.dumps(
+        record(outcome=Outcome.LEASE_HELD, disks=(disk,)).to_json(), separators=(",", ":")
+    )
+    for new, old in (
+        ("read_bytes", "moved_bytes"),
+        ("reconnects", "breaks"),
+        ("lease-held", "held"),
+    ):
+        text = text.replace(f'"{new}"', f'"{old}"')
+    with closing(sqlite3.connect(tmp_path / "history.db")) as old_file:
+        for migration in MIGRATIONS[:3]:
+            old_file.executescript(migration)
+        old_file.execute("PRAGMA user_version = 3")
+        row = "INSERT INTO runs (run_id, job, finished_at, record) VALUES ('run-1', 'web', 0, ?)"
+        old_file.execute(row, (text,))
+        old_file.commit()
+
+    async with opened(tmp_path) as history:
+        [found] = await history.of_run("run-1")
+
+    assert (found.outcome, found.disks) == (Outcome.LEASE_HELD, (disk,))
 
 
 # -- a store that takes nothing --------------------------------------------------------------------

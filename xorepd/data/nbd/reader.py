@@ -140,7 +140,9 @@ class NbdReader:
                     if tries >= TRIES:
                         raise
                     self.reconnects += 1
-                    log.warning("nbd.reconnecting", what=self._what, error=str(error), tries=tries)
+                    log.warning(
+                        "nbd.reconnecting", disk=self._what, error=str(error), attempt=tries
+                    )
                     await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
 
 
@@ -280,7 +282,7 @@ class NbdBudget:
                 try:
                     opened.append(await self._enter(stack, export, what, stall, again=False))
                 except DataError as error:
-                    log.info("nbd.fewer_connections", what=what, reason=str(error))
+                    log.info("nbd.fewer_connections", disk=what, reason=str(error))
                     break
             yield opened
 

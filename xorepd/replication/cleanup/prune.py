@@ -46,7 +46,7 @@ async def prune(a: Assignment, target: TargetSide) -> None:
     expired = [point for point in expired if not holds_on(point.vm.other_config)]
     await prune_memories(a, target, [point for point in target.points if point not in expired])
     for point in expired:
-        log.info("point.expired", point=point.vm.uuid, taken=point.mark.moment)
+        log.info("point.expired", point=point.vm.uuid, taken_at=point.mark.moment)
         await destroy_group(a.target, point)
     async with a.source_vm.lock:
         source = await read_source_side(a)
@@ -76,7 +76,7 @@ async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
     kept = list(shedding.kept)
     for base in shedding.shed:
         if reason := await _reason_to_keep(a, base):
-            log.warning("base.data_kept", taken=base.mark.moment, reason=reason)
+            log.warning("base.data_kept", taken_at=base.mark.moment, reason=reason)
         else:
             reason = await shed(a.source, base)
         if reason and base in shedding.own:

@@ -60,7 +60,7 @@ async def wanted_vms(job: JobSettings, run_id: RunId, source: Pool, clock: Clock
         job=job.name,
         named=len(selection.named),
         found=len(selection.found),
-        left_out=selection.reasons,
+        excluded=selection.reasons,
     )
     records: tuple[RunRecord, ...] = ()
     if not selection.found:

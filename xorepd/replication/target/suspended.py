@@ -61,7 +61,7 @@ async def prune_memories(a: Assignment, side: TargetSide, points: Iterable[VmSna
     bound = {point.mark.snapshot for point in points}
     for memory in side.memories:
         if memory.mark.snapshot not in bound and not is_taken(memory):
-            log.info("memory.expired", vm=memory.vm.uuid, taken=memory.mark.moment)
+            log.info("memory.expired", vm=memory.vm.uuid, taken_at=memory.mark.moment)
             await destroy_memory(a.target, memory)
 
 

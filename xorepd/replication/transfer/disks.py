@@ -190,7 +190,7 @@ class DiskTransfer:
                     "transfer.interrupted",
                     vdi=self.staged.uuid,
                     reason=str(error),
-                    confirmed=progress.confirmed_to,
+                    confirmed_to=progress.confirmed_to,
                 )
             await self.staged.confirmations.write()
             await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))

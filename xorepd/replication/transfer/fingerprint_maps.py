@@ -157,7 +157,7 @@ async def retain_maps(a: Assignment, plans: Iterable[DiskPlan]) -> None:
     try:
         await a.maps.retain(str(a.stream), {each for plan in plans for each in _contents(a, plan)})
     except StateError as error:
-        log.warning("map.unusable", stream=str(a.stream), reason=str(error))
+        log.warning("map.unusable", replica_key=str(a.stream), reason=str(error))
 
 
 async def _open(a: Assignment, plan: DiskPlan) -> tuple[MapBuilder, Draft] | None:

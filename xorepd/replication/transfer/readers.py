@@ -203,7 +203,7 @@ async def _open(
                 if number == len(choices) - 1:
                     raise
                 closed = str(error)
-                log.warning("reader.failed", what=what, reader=choice.kind.value, reason=closed)
+                log.warning("reader.failed", disk=what, reader=choice.kind.value, reason=closed)
             else:
                 yield reader, Choice(choice.kind, closed or choice.reason)
                 return

@@ -192,7 +192,7 @@ class StagingTarget:
                 writer = await stack.enter_async_context(chunked)
                 progress.writer = "chunked"
             except NotServed as error:
-                log.warning("writer.refused", what=what, reason=str(error))
+                log.warning("writer.refused", disk=what, reason=str(error))
                 vhd = open_import(
                     endpoint, vdi, virtual_size, extents, what=what, content=self._content
                 )

@@ -182,7 +182,7 @@ class Stage:
             connection.request("GET", f"/runs/{run_id}/events")
             for line in connection.getresponse():
                 record = json.loads(line)
-                if "moved_bytes" in record:
+                if "read_bytes" in record:
                     yield record
 
     def guest(self, *arguments: str) -> str:

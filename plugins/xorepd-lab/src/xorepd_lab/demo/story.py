@@ -245,8 +245,8 @@ def kill_in_transfer(stage: Stage, last: dict[str, Any]) -> None:
 def wait_for_middle(stage: Stage, run_id: str) -> int:
     """Wait until a run has moved some of its bytes, and not all; return how many."""
     for record in stage.events(run_id):
-        if 16 << 20 < record["moved_bytes"] < record["planned_bytes"] // 2:
-            return int(record["moved_bytes"])
+        if 16 << 20 < record["read_bytes"] < record["planned_bytes"] // 2:
+            return int(record["read_bytes"])
     raise ProofError("the transfer was over before it could be interrupted")
 
 
