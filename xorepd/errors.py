@@ -17,7 +17,7 @@
      ├─ Refused                    OPERATOR   preflight found a reason not to start
      │   ├─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them
      │   └─ WrittenTo              RETRY      something wrote to a disk of ours during the run
-     ├─ RoleConflict             OPERATOR   both sides claim a role that excludes the other
+     ├─ Frozen                     OPERATOR   source and replica are at odds about who is current
      ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
      ├─ LeaseLost                  RETRY      a run may write no more
      ├─ HookFailed                OPERATOR   command, reason
@@ -278,7 +278,7 @@ class WrittenTo(Refused):
         )
 
 
-class RoleConflict(XorepdError):
+class Frozen(XorepdError):
     """Source and replica are at odds about which of them is current: nothing was started."""
 
     remedy = Remedy.OPERATOR

@@ -40,12 +40,12 @@ class Daemon:
     orphans: Orphans
     told: list[str] = field(default_factory=list)
 
-    async def orphans(self) -> tuple[OrphanReply, ...]:
+    async def listed(self) -> tuple[OrphanReply, ...]:
         return (await self.orphans.find_orphans()).orphans
 
     async def forget(self, terms: Terms = AGREED) -> None:
         """Give up the streams that are there without a job."""
-        for orphan in await self.orphans():
+        for orphan in await self.listed():
             await self.orphans.forget(orphan.stream, terms, (), self.told.append)
 
 
@@ -136,7 +136,7 @@ async def test_everything_of_the_stream_goes_from_both_pools_and_the_vm_stays(
 
     async with daemon(replicated) as on:
         await on.forget()
-        assert await on.orphans() == ()
+        assert await on.listed() == ()
 
     assert "restore point 2 of 2" in on.told
     await nothing_is_left(replicated)
@@ -161,7 +161,7 @@ async def test_maps_of_the_stream_go_as_well(replicated: World, tmp_path: Path) 
 
 async def test_stream_that_a_job_means_is_refused_and_goes_on(replicated: World) -> None:
     async with daemon(replicated) as on:
-        [orphan] = await on.orphans()
+        [orphan] = await on.listed()
     async with daemon(replicated, replicated.job(name="other")) as on:
         with pytest.raises(ControlError, match="is taken out of that job first"):
             await on.orphans.forget(orphan.stream, AGREED, (), on.told.append)
@@ -255,7 +255,7 @@ def destroy_source(xenapi: Any) -> None:
 async def test_vm_that_is_gone_from_the_source_leaves_nothing_either(replicated: World) -> None:
     await replicated.ask("prod", destroy_source)
     async with daemon(replicated) as on:
-        [orphan] = await on.orphans()
+        [orphan] = await on.listed()
         assert (orphan.source_vm_exists, orphan.source, orphan.snapshots) == (False, "prod", 1)
         await on.forget()
 
@@ -279,13 +279,13 @@ async def test_vm_that_was_rebuilt_under_its_name_is_kept_and_the_former_one_is_
     await replicated.ask("prod", rebuild)
     job = replicated.job(verify="off")
     async with daemon(replicated, job) as on:
-        [former] = await on.orphans()
+        [former] = await on.listed()
         assert (former.source_vm_exists, former.name) == (False, "[XO Backup web] web01")
         assert (await replicated.replicate(verify="off")).outcome is Outcome.FULL
-        assert await on.orphans() == (former,)
+        assert await on.listed() == (former,)
 
         await on.orphans.forget(former.stream, AGREED, (), on.told.append)
-        assert await on.orphans() == ()
+        assert await on.listed() == ()
 
     assert len(await replicated.points()) == len(await replicated.bases()) == 1
     assert (await replicated.replicate(verify="off")).outcome is Outcome.DELTA
@@ -375,7 +375,7 @@ async def test_daemon_that_remembers_no_run_of_it_wants_to_be_told_so(replicated
         await forget(replicated, Terms())
 
     async with daemon(replicated) as on:
-        [orphan] = await on.orphans()
+        [orphan] = await on.listed()
         _, vm, sr = orphan.stream.split("/")
         await on.orphans.forget(orphan.stream, Terms(), {(vm, sr)}, on.told.append)
     await nothing_is_left(replicated)
@@ -457,7 +457,7 @@ async def test_replica_that_runs_after_a_failover_is_set_free_as_it_runs(replica
 
     await replicated.ask("dr", fail_over)
     async with daemon(replicated) as on:
-        [orphan] = await on.orphans()
+        [orphan] = await on.listed()
         assert orphan.signs_of_use[0] == "is running"
         await on.forget(Terms(keep_replica=True, even_if_unknown=True))
 

@@ -32,7 +32,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     LEASE_HELD = "lease-held"
     """Another daemon replicates this VM to this SR: nothing was begun."""
-    ROLE_CONFLICT = "role-conflict"
+    FROZEN = "frozen"
     """Source and replica are at odds about which of them is current: nothing was begun."""
     NO_VMS = "no-vms"
     """The patterns and tags of the job match no VM."""

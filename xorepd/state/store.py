@@ -31,7 +31,6 @@ def _renamed(column: str) -> str:
         ('"moved_bytes":', '"read_bytes":'),
         ('"breaks":', '"reconnects":'),
         ('"outcome":"held"', '"outcome":"lease-held"'),
-        ('"outcome":"frozen"', '"outcome":"role-conflict"'),
         ('"outcome":"empty"', '"outcome":"no-vms"'),
     ):
         column = f"replace({column}, '{old}', '{new}')"
@@ -80,7 +79,7 @@ MIGRATIONS: Sequence[str] = (
     """
     ALTER TABLE begun ADD COLUMN job TEXT NOT NULL DEFAULT '';
     """,
-    # 4: two members and three outcomes of a record have other names.
+    # 4: two members and two outcomes of a record have other names.
     f"""
     UPDATE runs SET record = {_renamed("record")};
     UPDATE latest SET record = {_renamed("record")};

@@ -97,7 +97,7 @@ def status(name: str) -> RenderableType:
     shown = job_status(web, known, next_run_at=LATER, run_id=None, now=LATER)
     vms = tuple(vm.model_copy(update={"name": name, "last": records(name)[2]}) for vm in shown.vms)
     shown = shown.model_copy(update={"name": name, "vms": vms})
-    pool = PoolStatus(name=name, latency_s=2, is_slow=True, at_once=1, at_work=1, waiting=1)
+    pool = PoolStatus(name=name, latency_s=2, is_slow=True, max_vms=1, active_vms=1, waiting_vms=1)
     reply = StatusReply(
         version="1",
         pid=1,
