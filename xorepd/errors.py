@@ -278,7 +278,7 @@ class WrittenTo(Refused):
         )
 
 
-class RoleConflict(XorepdError):
+class Frozen(XorepdError):
     """Source and replica disagree about which of them is active: nothing was started."""
 
     remedy = Remedy.OPERATOR
