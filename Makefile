@@ -80,7 +80,8 @@ changelog: setup
 # Needs uv on the PATH; run it after a change of dependencies in pyproject.toml.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	  --no-annotate --no-emit-index-url --group dev --output-file requirements.lock pyproject.toml
+	  --no-annotate --no-emit-index-url --group dev --output-file requirements.lock \
+	  pyproject.toml plugins/xorepd-lab/pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --output-file tests/strangers/ansible/requirements.lock tests/strangers/ansible/requirements.in

@@ -5,9 +5,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ("tests.patience",)
+pytest_plugins = ("tests.patience", "tests.required")
 
-DEBUGGED = ("tests/unit/", "plugins/")
+DEBUGGED = (
+    "tests/unit/",
+    "plugins/xorepd-compressed/",
+    "plugins/xorepd-lab/tests/unit/",
+    "plugins/xorepd-throttled/",
+)
 """Where asyncio's debug mode is on, beside tests marked `debug`. It finds calls from a wrong thread
 and the origin of a coroutine that was never awaited, and doubles the CPU time of a run: so it is on
 where code is tried for itself, and for a few that try all of it together."""

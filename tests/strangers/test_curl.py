@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.lab.labclient import Api, vdi_record
+from tests.lab.vhd_judges import digest_by_qemu
 from tests.strangers.programs import need, run, succeed
-from tests.unit.lab.vhd_judges import digest_by_qemu
 from xorepd_lab.demo import judge
 from xorepd_lab.lab import Lab
 from xorepd_lab.pools import Pool

@@ -32,7 +32,7 @@ def test_a_stranger_that_is_missing(
     value: str,
     expected: dict[str, int],
 ) -> None:
-    pytester.makeconftest((Path(__file__).parents[1] / "conftest.py").read_text())
+    pytester.makeconftest((Path(__file__).parents[1] / "required.py").read_text())
     pytester.makeini("[pytest]\nmarkers = stranger: not ours\n")
     pytester.makepyfile(SUITE)
     monkeypatch.setenv("XOREPD_STRANGERS", value)

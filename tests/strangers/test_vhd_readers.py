@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.labclient import Api
+from tests.lab.vhd_judges import digest_by_qemu
 from tests.strangers.programs import need, succeed
-from tests.unit.lab.vhd_judges import digest_by_qemu
 from xorepd_lab.demo import judge
 from xorepd_lab.lab import Lab
 

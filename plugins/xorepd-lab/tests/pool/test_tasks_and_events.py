@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import XenAPI
 
-from tests.pool.target import MIB, Bench
+from pool.target import MIB, Bench
 
 pytestmark = pytest.mark.pool
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool.target import NULL, Bench
+from pool.target import NULL, Bench
 
 pytestmark = pytest.mark.pool
 

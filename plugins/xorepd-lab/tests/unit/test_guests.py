@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.lab.vhd_judges import assert_sound, digest, digest_by_libvhdi
+from tests.lab.vhd_judges import assert_sound, digest, digest_by_libvhdi
 from xorepd_lab.disks.chain import runs
 from xorepd_lab.disks.store import Disk, DiskStore
 from xorepd_lab.disks.vhd import BLOCK

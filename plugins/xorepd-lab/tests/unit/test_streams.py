@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 import pyvhdi
 
-from tests.unit.lab.vhd_judges import assert_sound, digest, digest_by_qemu, needs_qemu
+from tests.lab.vhd_judges import assert_sound, digest, digest_by_qemu, needs_qemu
 from xorepd_lab.disks.store import Disk, DiskError, DiskStore
 from xorepd_lab.disks.vhd import BLOCK, DIFFERENCING, FIXED, UNUSED, Footer, Header
 from xorepd_lab.wire.streams import (

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import XenAPI
+from test_lab_xva import exported
 
 from tests.lab.labclient import NULL, Api, logged_in, small_lab
-from tests.lab.test_lab_xva import exported
 from tests.patience import patience
 from xorepd_lab import fsck
 from xorepd_lab.admin import ask

@@ -4,8 +4,8 @@ import base64
 
 import pytest
 
-from tests.pool.target import MIB, Bench
-from tests.pool.test_disks import END, chunk, noise
+from pool.target import MIB, Bench
+from pool.test_disks import END, chunk, noise
 
 pytestmark = pytest.mark.pool
 

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from tests.pool.target import MIB, NULL, Bench
+from pool.target import MIB, NULL, Bench
 
 pytestmark = pytest.mark.pool
 

@@ -1,4 +1,4 @@
-"""content_id of disks that somebody attaches; what holds on any pool is in tests/pool."""
+"""content_id of disks that somebody attaches; what holds on any pool is in ../pool."""
 
 import pytest
 

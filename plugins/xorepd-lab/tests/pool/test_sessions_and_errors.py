@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import XenAPI
 
-from tests.pool.target import Bench
+from pool.target import Bench
 
 pytestmark = pytest.mark.pool
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pool.target import Bench, Target, bench_on
 from tests.lab.whole import OF_CLIENTS, assert_whole
-from tests.pool.target import Bench, Target, bench_on
 from xorepd_lab.threaded import threaded_lab
 
 

@@ -6,11 +6,11 @@ import xmlrpc.client
 from typing import Any
 
 import pytest
+from test_lab_incidents import administered
 from typer.testing import CliRunner
 
 from tests.lab.labclient import Api, Wire, exchange, get, post, until, wire
 from tests.lab.nbdclient import allow_nbd, connected, exported, nbd_info
-from tests.lab.test_lab_incidents import administered
 from xorepd_lab.__main__ import app
 from xorepd_lab.faults.faults import Fault, Faults
 from xorepd_lab.lab import Lab

@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.lab.vhd_judges import (
-    assert_sound,
-    digest,
-    digest_by_libvhdi,
-    digest_by_qemu,
-    needs_qemu,
-)
+from tests.lab.vhd_judges import assert_sound, digest, digest_by_libvhdi, digest_by_qemu, needs_qemu
 from xorepd_lab.disks.store import Disk, DiskError, DiskStore
 from xorepd_lab.disks.vhd import BLOCK
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tests.pool.target import MIB, NULL, Bench
-from tests.pool.test_disks import BLOCK, END, chunk
+from pool.target import MIB, NULL, Bench
+from pool.test_disks import BLOCK, END, chunk
 
 pytestmark = pytest.mark.pool
 

@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Where all software of others has to be installed, a test that misses some fails."""
 
 import os
 from collections.abc import Generator

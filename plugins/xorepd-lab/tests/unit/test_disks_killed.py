@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.unit.lab.vhd_judges import assert_sound, chain_of, digest, digest_by_libvhdi
+from tests.lab.vhd_judges import assert_sound, chain_of, digest, digest_by_libvhdi
 from xorepd_lab.disks.store import Disk, DiskStore
 from xorepd_lab.disks.vhd import BLOCK
 

@@ -7,7 +7,7 @@ import pytest
 from xorepd_lab.classes.unsimulated import unsimulated
 from xorepd_lab.coverage import TABLES, own_calls, render
 
-PAGE = Path(__file__).parents[3] / "docs" / "lab.md"
+PAGE = Path(__file__).parents[4] / "docs" / "lab.md"
 
 
 def test_the_page_is_current() -> None:
