@@ -52,7 +52,7 @@ class DiskRecord:
     """`full`, `delta`, `resync`, `excluded` (not replicated), or `memory` (the memory image of the
     VM, not a disk); empty until planned."""
     reason: str = ""
-    """Why the disk is sent whole (a `replication.deciding.plan.FullReason`), or a sentence that
+    """Why the disk is sent whole (a `replication.deciding.modes.FullReason`), or a sentence that
     says why it is excluded."""
     planned_bytes: int = 0
     """Bytes that the source will give; known when the transfer begins."""

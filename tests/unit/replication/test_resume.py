@@ -19,7 +19,7 @@ from xorepd.errors import (
     XapiUnreachable,
 )
 from xorepd.ids import Ref
-from xorepd.replication.deciding.plan import Delta, Full, FullReason, Resync, ResyncReason
+from xorepd.replication.deciding.modes import Delta, Full, FullReason, Resync, ResyncReason
 from xorepd.replication.deciding.resume import MOST_TRIES, Leftover, find_leftover, may_be_resumed
 from xorepd.replication.format.marks import CONFIRMED, Role
 from xorepd.xapi.records import CONTENT_ID

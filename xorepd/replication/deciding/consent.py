@@ -1,9 +1,10 @@
 """Whether a run may send disks whole. Pure.
 
-A full copy of terabytes over a thin line is sometimes worse than an older replica; who would rather
-be asked first says so with `full`. Every full has its reason already, and the refusal repeats it.
+A full copy of terabytes over a thin line is sometimes worse than an older replica. An operator who
+would rather be asked first says so with `full`. Every full has its reason already, and the refusal
+repeats it.
 
-Consent is given to a run, and to the later one that goes on with what that has begun and not ended:
+Consent is given to a run, and to a later one that goes on with what that has begun and not ended:
 disks that have been begun whole tell of it. Where there is none, what has been sent of other disks
 stays on the target until it comes, or is too old (see `resume`).
 """
@@ -15,48 +16,53 @@ from collections.abc import Iterable, Mapping
 from xorepd.config.choices import Fulls
 from xorepd.config.models import JobSettings
 from xorepd.errors import ConsentMissing
-from xorepd.replication.deciding.plan import FullReason
+from xorepd.replication.deciding.modes import FullReason
 
 
-def check_fulls(
-    job: JobSettings,
-    vm: str,
-    fulls: Mapping[str, FullReason],
-    *,
-    begun: Iterable[FullReason] = (),
-) -> None:
-    """Hold a run that would send disks whole and must not.
+def fulls_held(
+    policy: Fulls, fulls: Mapping[str, FullReason], begun: Iterable[FullReason] = ()
+) -> Mapping[str, FullReason]:
+    """Return those of some fulls that need consent and have none.
 
     Args:
-        vm: Name of the source VM, for the sentence.
         fulls: Device of each disk that would be sent whole → why.
-        begun: Why disks are sent whole that the interrupted run has begun which this one goes on
-            with. They are not among `fulls`.
-
-    Raises:
-        ConsentMissing: what would be sent, why, and what lets it.
+        begun: Why disks are sent whole that an interrupted run has begun and this one continues.
+            They are not among `fulls`.
     """
-    held: dict[str, FullReason]
-    match job.full:
+    match policy:
         case Fulls.ALLOW:
-            return
+            return {}
         case Fulls.ASK:
             if any(_needs_consent(why) for why in begun):
-                return
-            held = {device: why for device, why in fulls.items() if _needs_consent(why)}
-            remedy = f"let it once with `xorepctl run {job.name} --allow-full`"
+                return {}
+            return {device: why for device, why in fulls.items() if _needs_consent(why)}
         case Fulls.NEVER:
-            held = dict(fulls)
-            remedy = f'set full = "ask" in job {job.name} if it may after all'
-    if held:
-        disks = ", ".join(f"{device} ({why.value})" for device, why in held.items())
-        whole = "disk" if len(held) == 1 else "disks"
-        raise ConsentMissing(
-            f"VM {vm}: {whole} {disks} would be sent whole, and job {job.name} has full = "
-            f'"{job.full.value}"; {remedy}'
-        )
+            return fulls
 
 
 def _needs_consent(why: FullReason) -> bool:
     """Return whether a full is one that `ask` asks about: what was never there has to be sent."""
     return why is not FullReason.FIRST_RUN
+
+
+def refuse_held(job: JobSettings, vm: str, held: Mapping[str, FullReason]) -> None:
+    """Hold a run whose plan needs consent.
+
+    Args:
+        vm: Name of the source VM, for the sentence.
+        held: Device of each disk that would be sent whole → why.
+
+    Raises:
+        ConsentMissing: what would be sent, why, and what lets it.
+    """
+    if not held:
+        return
+    remedy = f"let it once with `xorepctl run {job.name} --allow-full`"
+    if job.full is Fulls.NEVER:
+        remedy = f'set full = "ask" in job {job.name} if it may after all'
+    disks = ", ".join(f"{device} ({why.value})" for device, why in held.items())
+    whole = "disk" if len(held) == 1 else "disks"
+    raise ConsentMissing(
+        f"VM {vm}: {whole} {disks} would be sent whole, and job {job.name} has full = "
+        f'"{job.full.value}"; {remedy}'
+    )

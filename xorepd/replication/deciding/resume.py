@@ -25,7 +25,14 @@ from xorepd.errors import (
     XorepdError,
 )
 from xorepd.ids import VdiUuid
-from xorepd.replication.deciding.plan import Delta, Full, FullReason, Resync, ResyncReason
+from xorepd.replication.deciding.modes import (
+    Delta,
+    Full,
+    FullReason,
+    Mode,
+    Resync,
+    ResyncReason,
+)
 from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import Mark, Use, confirmed_on
 from xorepd.replication.format.ownership import Content
@@ -39,7 +46,7 @@ class Begun:
     """One disk that an interrupted run has sent a part of."""
 
     staging: Marked
-    how: Delta | Resync | Full
+    how: Mode
     """As it was begun."""
     start: int
     """Offset in bytes: everything below it has arrived."""
@@ -130,7 +137,7 @@ def _begun(
     yield from sorted(found, key=lambda begun: begun.start)
 
 
-def _how(mark: Mark) -> Delta | Resync | Full | None:
+def _how(mark: Mark) -> Mode | None:
     """Return how a staging disk was begun; None where its mark does not say."""
     try:
         if mark.base:

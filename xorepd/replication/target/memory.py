@@ -28,7 +28,7 @@ from xorepd.errors import Refused, XapiFailure, XorepdError
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
-from xorepd.replication.deciding.plan import Full, FullReason
+from xorepd.replication.deciding.modes import Full, FullReason
 from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica
 from xorepd.replication.format.inventory import (
     Marked,
@@ -51,7 +51,7 @@ from xorepd.replication.target.interfaces import Interface
 from xorepd.replication.target.suspended import sign_disk
 from xorepd.replication.transfer.disks import fill
 from xorepd.replication.transfer.resume_offset import Confirmations
-from xorepd.replication.transfer.staging import DiskPlan, Staged, base_disk
+from xorepd.replication.transfer.staging import PlannedDisk, Staged, base_disk
 from xorepd.state.records import MEMORY
 from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi
 from xorepd.xapi.vdis import clone_disk, create_disk
@@ -142,7 +142,7 @@ async def _stage_image(a: Assignment, snapshot: VmSnapshot, image: Vdi) -> Stage
         mark = blank.on(uuid, ref)
         signed = {KEY: mark.encode(), CONTENT_ID: mark.content}
         await rewrite_other_config(a.target, "VDI", ref, signed)
-    plan = DiskPlan(Marked(image, mark), Full(FullReason.NEW_DISK), bootable=False, mode="RW")
+    plan = PlannedDisk(Marked(image, mark), Full(FullReason.NEW_DISK), bootable=False, mode="RW")
     return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
 
 

@@ -17,10 +17,10 @@ from xorepd.errors import DataError, DigestMismatch
 from xorepd.extents import Extent
 from xorepd.ids import VdiUuid
 from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.deciding.plan import Full
+from xorepd.replication.deciding.modes import Full
 from xorepd.replication.deciding.reader_choice import is_vhd
 from xorepd.replication.transfer.readers import find_nbd, open_nbd
-from xorepd.replication.transfer.staging import DiskPlan, Staged
+from xorepd.replication.transfer.staging import PlannedDisk, Staged
 from xorepd.transports.base import Target, Verifier
 from xorepd.units import MiB
 
@@ -73,7 +73,7 @@ async def choose_sample(
             return list(head_of(extents, SAMPLE))
 
 
-async def check(a: Assignment, plan: DiskPlan, staged: Staged, sent: Sent) -> None:
+async def check(a: Assignment, plan: PlannedDisk, staged: Staged, sent: Sent) -> None:
     """Read back what arrived, as much as the job asks for, and compare.
 
     Raises:
@@ -113,7 +113,7 @@ async def _read_there(a: Assignment, sent: Sent) -> str | None:
 
 @asynccontextmanager
 async def _open_staged(
-    a: Assignment, plan: DiskPlan, staged: Staged, sample: Iterable[Extent], what: str
+    a: Assignment, plan: PlannedDisk, staged: Staged, sample: Iterable[Extent], what: str
 ) -> AsyncIterator[tuple[Reader, bool]]:
     """Open a staging disk for reading back: over NBD if possible, else as it is exported.
 

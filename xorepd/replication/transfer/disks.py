@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -18,7 +18,7 @@ from xorepd.errors import DataError, DigestMismatch, StreamCut, TransportFailed
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
 from xorepd.replication.deciding.disk_sizes import check_size
-from xorepd.replication.deciding.plan import Delta, Full, Resync, ResyncReason
+from xorepd.replication.deciding.modes import Delta, Full, Resync, reason_of
 from xorepd.replication.deciding.reader_choice import Facts
 from xorepd.replication.format.inventory import VmSnapshot
 from xorepd.replication.transfer.check import Sample, Sent, check, choose_sample
@@ -28,11 +28,10 @@ from xorepd.replication.transfer.reading import announce_reads, known_facts, ope
 from xorepd.replication.transfer.resume_offset import Confirming
 from xorepd.replication.transfer.resync import Comparison, Window, told_by
 from xorepd.replication.transfer.staging import (
-    DiskPlan,
+    PlannedDisk,
     Staged,
     StagingTarget,
     fit,
-    reason_of,
     stage,
     take_up,
 )
@@ -62,7 +61,7 @@ DISKS_AT_ONCE = 4
 
 
 async def transfer_disks(
-    a: Assignment, snapshot: VmSnapshot, plans: list[DiskPlan]
+    a: Assignment, snapshot: VmSnapshot, plans: list[PlannedDisk]
 ) -> list[Staged]:
     """Fill a staging disk for each planned one, several at a time, and check each.
 
@@ -85,7 +84,7 @@ async def transfer_disks(
     await retain_maps(a, plans)
     turns = asyncio.Semaphore(DISKS_AT_ONCE)
 
-    async def one(plan: DiskPlan) -> Staged:
+    async def one(plan: PlannedDisk) -> Staged:
         async with turns:
             begun = plan.begun
             staged = await (take_up(a, plan, begun) if begun else stage(a, snapshot, plan))
@@ -100,7 +99,7 @@ async def transfer_disks(
     return [task.result() for task in tasks]
 
 
-async def fill(a: Assignment, plan: DiskPlan, staged: Staged) -> None:
+async def fill(a: Assignment, plan: PlannedDisk, staged: Staged) -> None:
     """Carry the data of one disk into its staging disk, and check what arrived.
 
     Raises:
@@ -140,7 +139,7 @@ class DiskTransfer:
 
     a: Assignment
     """With the memory of this disk."""
-    plan: DiskPlan
+    plan: PlannedDisk
     staged: Staged
     known: DiskMap
     base: Vdi | None
@@ -173,7 +172,8 @@ class DiskTransfer:
             DataError: it broke `TRIES` times in one place, or is not to be taken up again.
         """
         progress = self.progress
-        comparison = await self._begin_comparison() if self._has_to_be_compared else None
+        is_resync = isinstance(self.plan.how, Resync)
+        comparison = await self._begin_comparison() if is_resync else None
         tries = 0
         while True:
             start = progress.confirmed_to
@@ -196,15 +196,8 @@ class DiskTransfer:
             await asyncio.sleep(PAUSE_S * 2 ** (tries - 1))
             progress.reconnects += 1
 
-    @property
-    def _has_to_be_compared(self) -> bool:
-        is_resync = isinstance(self.plan.how, Resync)
-        return is_resync or (self.a.job.resync and self.facts.can_only_be_compared)
-
     async def _begin_comparison(self) -> Comparison:
         a, progress = self.a, self.progress
-        if self.base is not None:
-            progress.mode, progress.reason = "resync", ResyncReason.CHANGES_UNKNOWN.value
         if a.job.verify is Verify.FULL:
             progress.confirmed_to = 0  # also what an earlier run has sent is read back
         await a.memory.take(COMPARING)  # and keep it for what is carried in between
@@ -227,7 +220,7 @@ class DiskTransfer:
             if not told.is_unchanged:
                 if plan.begun is not None and window.start < plan.begun.start:
                     await staged.confirmations.revoke()  # it says that nothing differs here
-                sent = await replace(self, base=None)._carry(told, start, window=window)
+                sent = await self._carry(told, start, window=window)
                 await check(a, plan, staged, sent)
             comparison.passed()
             progress.confirmed_to = window.end
@@ -301,7 +294,7 @@ class DiskTransfer:
         self.a.progress.moved(self.device, size)
 
 
-def _source_base(a: Assignment, plan: DiskPlan) -> Vdi | None:
+def _source_base(a: Assignment, plan: PlannedDisk) -> Vdi | None:
     """Return the disk on the source whose content the target has already."""
     if not isinstance(plan.how, Delta):
         return None

@@ -25,10 +25,10 @@ from xorepd.data.reader import Reader
 from xorepd.data.subset import Remaining
 from xorepd.errors import DigestMismatch, StateError
 from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.deciding.plan import Delta, Full
+from xorepd.replication.deciding.modes import Delta, Full
 from xorepd.replication.format.ownership import Content, content_of, own_mark
 from xorepd.replication.transfer.check import Sample
-from xorepd.replication.transfer.staging import VHD, DiskPlan
+from xorepd.replication.transfer.staging import VHD, PlannedDisk
 from xorepd.state.maps import Draft
 from xorepd.tidying import to_the_end
 from xorepd.xapi.records import Vdi
@@ -103,7 +103,7 @@ class DiskMap:
             await self._builder.finish()
 
     def written(
-        self, whole: Sample, digest: Digest, start: int, plan: DiskPlan, *, is_alone: bool
+        self, whole: Sample, digest: Digest, start: int, plan: PlannedDisk, *, is_alone: bool
     ) -> Sample:
         """Return what of a sample was written to a clone in this try, and its digest.
 
@@ -122,7 +122,7 @@ class DiskMap:
 
 
 @asynccontextmanager
-async def open_map(a: Assignment, plan: DiskPlan) -> AsyncIterator[DiskMap]:
+async def open_map(a: Assignment, plan: PlannedDisk) -> AsyncIterator[DiskMap]:
     """Provide the map of a disk while it is sent and checked; it is kept if nothing failed."""
     try:
         opened = await _open(a, plan)
@@ -150,7 +150,7 @@ async def open_map(a: Assignment, plan: DiskPlan) -> AsyncIterator[DiskMap]:
         progress.unchanged_bytes = builder.unchanged_bytes
 
 
-async def retain_maps(a: Assignment, plans: Iterable[DiskPlan]) -> None:
+async def retain_maps(a: Assignment, plans: Iterable[PlannedDisk]) -> None:
     """Forget the maps that none of these disks needs: those of older points and of disks gone."""
     if a.maps is None:
         return
@@ -160,7 +160,7 @@ async def retain_maps(a: Assignment, plans: Iterable[DiskPlan]) -> None:
         log.warning("map.unusable", replica_key=str(a.stream), reason=str(error))
 
 
-async def _open(a: Assignment, plan: DiskPlan) -> tuple[MapBuilder, Draft] | None:
+async def _open(a: Assignment, plan: PlannedDisk) -> tuple[MapBuilder, Draft] | None:
     if a.maps is None:
         return None
     stream, content = str(a.stream), plan.source.vdi
@@ -180,13 +180,13 @@ def _is_all_sent(a: Assignment) -> bool:
     return a.job.verify is Verify.FULL
 
 
-def _contents(a: Assignment, plan: DiskPlan) -> Iterator[str]:
+def _contents(a: Assignment, plan: PlannedDisk) -> Iterator[str]:
     """Yield what the target's disk holds before and after this run."""
     yield plan.source.vdi.uuid
     yield _base_content(a, plan)
 
 
-def _base_content(a: Assignment, plan: DiskPlan) -> str:
+def _base_content(a: Assignment, plan: PlannedDisk) -> str:
     """Return the UUID of the source snapshot's disk that the target's disk is equal to at first."""
     match plan.how:
         case Full():

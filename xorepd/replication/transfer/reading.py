@@ -26,9 +26,8 @@ async def announce_reads(a: Assignment, disks: Iterable[tuple[Vdi, Vdi | None]])
     """
     keys = []
     for disk, base in disks:
-        facts = await known_facts(a, disk, base)
-        if not (a.job.resync and facts.can_only_be_compared):  # what differs there is its own
-            keys.append(_key(disk, base))
+        await known_facts(a, disk, base)
+        keys.append(_key(disk, base))
     await a.shared.reads.announce(a.place, keys)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -20,7 +21,7 @@ from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
-from xorepd.replication.deciding.plan import Delta, Full, Resync
+from xorepd.replication.deciding.modes import Delta, Full, Mode, Resync, reason_of
 from xorepd.replication.deciding.resume import Begun
 from xorepd.replication.format.inventory import Marked, VmSnapshot
 from xorepd.replication.format.marks import CONFIRMED, KEY, Mark, Role, xo_point
@@ -44,11 +45,11 @@ SALVAGE_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class DiskPlan:
-    """How one disk of the source snapshot travels."""
+class PlannedDisk:
+    """One disk of the source snapshot, and how it is sent."""
 
     source: Marked
-    how: Delta | Resync | Full
+    how: Mode
     bootable: bool
     mode: str
     begun: Begun | None = None
@@ -59,22 +60,33 @@ class DiskPlan:
 class Staged:
     """A staging disk that holds the content of its source, complete."""
 
-    plan: DiskPlan
+    plan: PlannedDisk
     ref: Ref
     uuid: str
     mark: Mark
     confirmations: Confirmations
 
 
-def reason_of(how: Delta | Resync | Full) -> str:
-    """Return why a disk is not sent against a base; empty where it is."""
-    return "" if isinstance(how, Delta) else how.reason.value
+def _on_mark(how: Mode) -> dict[str, Any]:
+    """Return what the mark of a staging disk says of how it is filled: a later run reads it."""
+    return {
+        "deltas": 0 if isinstance(how, Full) else how.number,
+        "onto": "" if isinstance(how, Full) else how.onto,
+        "base": how.base if isinstance(how, Delta) else "",
+        "reason": reason_of(how),
+    }
 
 
-async def take_up(a: Assignment, plan: DiskPlan, begun: Begun) -> Staged:
+async def take_up(a: Assignment, plan: PlannedDisk, begun: Begun) -> Staged:
     """Return the staging disk that an interrupted run left, as one of this run."""
     vdi = begun.staging.vdi
-    mark = replace(begun.staging.mark, run=a.run_id, attempt=a.attempt, job=a.job.name)
+    mark = replace(
+        begun.staging.mark,
+        run=a.run_id,
+        attempt=a.attempt,
+        job=a.job.name,
+        **_on_mark(plan.how),
+    )
     await rewrite_other_config(a.target, "VDI", vdi.ref, {KEY: mark.encode()})
     log.info("disk.resumed", vdi=vdi.uuid, device=mark.device, start=begun.start)
     confirmations = Confirmations(a.target, vdi.ref, vdi.uuid, begun.start, begun.tries)
@@ -82,7 +94,7 @@ async def take_up(a: Assignment, plan: DiskPlan, begun: Begun) -> Staged:
     return Staged(plan, vdi.ref, vdi.uuid, mark, confirmations)
 
 
-async def stage(a: Assignment, snapshot: VmSnapshot, plan: DiskPlan) -> Staged:
+async def stage(a: Assignment, snapshot: VmSnapshot, plan: PlannedDisk) -> Staged:
     """Make the disk to write into: empty for a full, a clone of the base for a delta."""
     content = plan.source.vdi
     origin = plan.source.mark
@@ -95,10 +107,7 @@ async def stage(a: Assignment, snapshot: VmSnapshot, plan: DiskPlan) -> Staged:
         moment=origin.moment,
         offset=origin.offset,
         content=a.new_content(origin.device),
-        deltas=0 if isinstance(plan.how, Full) else plan.how.number,
-        onto="" if isinstance(plan.how, Full) else plan.how.onto,
-        base=plan.how.base if isinstance(plan.how, Delta) else "",
-        reason=reason_of(plan.how),
+        **_on_mark(plan.how),
     )
     keys = xo_point(
         a.job.id,

@@ -1,4 +1,4 @@
-"""Base choice and marks over anything that pools may hold."""
+"""Marks over anything that pools may hold."""
 
 from __future__ import annotations
 
@@ -11,15 +11,6 @@ from hypothesis import strategies as st
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
-from xorepd.replication.deciding.plan import (
-    Delta,
-    Full,
-    Resync,
-    ResyncReason,
-    SourceDisk,
-    choose_base,
-)
-from xorepd.replication.format.evidence import PointDisk, RestorePoint, SourceBase
 from xorepd.replication.format.marks import (
     KEY,
     Commit,
@@ -30,110 +21,8 @@ from xorepd.replication.format.marks import (
     is_from_the_future,
     next_order,
 )
-from xorepd.replication.format.ownership import Content, own_mark
+from xorepd.replication.format.ownership import own_mark
 from xorepd.xapi.records import Vm
-
-DISKS = st.sampled_from(["d-0", "d-1"])
-SNAPSHOTS = st.sampled_from(["s-1", "s-2", "s-3", "s-4"])
-CONTENTS = st.sampled_from(Content)
-POINT_DISKS = st.builds(
-    PointDisk,
-    uuid=st.uuids().map(str),
-    disk=DISKS,
-    snapshot=SNAPSHOTS,
-    virtual_size=st.sampled_from([900, 1000, 1100]),
-    is_usable=st.booleans(),
-    content=CONTENTS,
-    device=st.sampled_from(["0", "1"]),
-) | st.builds(
-    PointDisk,
-    uuid=st.uuids().map(str),
-    disk=st.just(""),
-    snapshot=st.just(""),
-    virtual_size=st.sampled_from([0, 1000]),
-    is_usable=st.booleans(),
-    content=st.just(Content.UNKNOWN),
-    device=st.sampled_from(["0", "1"]),
-    is_lost=st.just(True),
-)
-POINTS = st.lists(
-    st.builds(RestorePoint, st.uuids().map(str), st.lists(POINT_DISKS, max_size=3).map(tuple)),
-    max_size=5,
-)
-BASES = st.lists(
-    st.builds(SourceBase, uuid=SNAPSHOTS, disk=DISKS, content=CONTENTS),
-    max_size=4,
-    unique_by=lambda base: base.uuid,
-)
-DISK = SourceDisk("d-0", "0", "root", 1000)
-
-
-def serves(copy: PointDisk, bases: list[SourceBase]) -> bool:
-    """Return whether both sides prove that a copy is a base of the disk."""
-    return (
-        copy.is_usable
-        and copy.content is Content.PROVEN
-        and copy.virtual_size <= DISK.virtual_size
-        and any(
-            base.uuid == copy.snapshot
-            and base.disk == DISK.uuid
-            and base.content is not Content.CHANGED
-            for base in bases
-        )
-    )
-
-
-@given(POINTS, BASES, st.booleans())
-def test_base_of_a_delta_is_proven_on_both_sides(
-    points: list[RestorePoint], bases: list[SourceBase], resync: bool
-) -> None:
-    found = choose_base(DISK, points, bases, resync=resync)
-
-    if isinstance(found, Delta):
-        copies = {copy.uuid: copy for point in points for copy in point.disks}
-        assert copies[found.onto].snapshot == found.base
-        assert serves(copies[found.onto], bases)
-
-
-@given(POINTS, BASES, st.booleans())
-def test_less_than_a_delta_is_planned_only_where_no_delta_is_possible(
-    points: list[RestorePoint], bases: list[SourceBase], resync: bool
-) -> None:
-    found = choose_base(DISK, points, bases, resync=resync)
-
-    if not isinstance(found, Delta):
-        assert not any(serves(copy, bases) for point in points for copy in point.disks)
-
-
-@given(POINTS, BASES)
-def test_comparison_is_with_a_copy_that_can_be_cloned_and_with_a_proven_one_if_there_is_any(
-    points: list[RestorePoint], bases: list[SourceBase]
-) -> None:
-    found = choose_base(DISK, points, bases, resync=True)
-
-    if isinstance(found, Resync):
-        copies = {copy.uuid: copy for point in points for copy in point.disks}
-        onto = copies[found.onto]
-        assert onto.is_usable
-        assert onto.virtual_size <= DISK.virtual_size
-        assert found.reason.value == getattr(choose_base(DISK, points, bases), "reason", "") or (
-            onto.disk != DISK.uuid and found.reason is ResyncReason.DISK_MOVED
-        )
-        alike = [copy for copy in copies.values() if copy.disk == DISK.uuid and copy.is_usable]
-        if any(c.content is Content.PROVEN and c.virtual_size <= 1000 for c in alike):
-            assert onto.content is Content.PROVEN
-
-
-@given(POINTS, BASES)
-def test_no_newer_point_could_have_been_the_base(
-    points: list[RestorePoint], bases: list[SourceBase]
-) -> None:
-    found = choose_base(DISK, points, bases)
-
-    if isinstance(found, Delta):
-        at = next(i for i, p in enumerate(points) if found.onto in {c.uuid for c in p.disks})
-        assert isinstance(choose_base(DISK, points[:at], bases), Full)
-
 
 TEXTS = st.text(max_size=20)
 NUMBERS = st.integers(0, 2**53 - 1)

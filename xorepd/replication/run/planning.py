@@ -1,0 +1,87 @@
+"""A run's plan, with the answers of both pools to what it depends on."""
+
+from __future__ import annotations
+
+import structlog
+
+from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.deciding.bases import AskOffer, AskSample, Question
+from xorepd.replication.deciding.evidence import Evidence, Policy
+from xorepd.replication.deciding.modes import reason_of
+from xorepd.replication.deciding.plan import VmPlan, plan_vm
+from xorepd.replication.format.inventory import Marked, SourceSide, VmSnapshot
+from xorepd.replication.transfer.foreign_base import is_alike
+from xorepd.replication.transfer.reading import known_facts
+from xorepd.replication.transfer.staging import PlannedDisk
+from xorepd.xapi.records import Vbd, Vdi
+
+log = structlog.get_logger(__name__)
+
+
+async def plan_snapshot(a: Assignment, evidence: Evidence, snapshot: VmSnapshot) -> VmPlan:
+    """Return how the disks of a snapshot are sent, with nothing left to ask.
+
+    Args:
+        evidence: as it was before the snapshot.
+
+    Raises:
+        XapiError: a base is gone by now.
+    """
+    evidence, policy = evidence.of_snapshot(snapshot), Policy.of(a.job)
+    plan = plan_vm(evidence, policy)
+    while plan.questions:
+        for question in plan.questions:
+            evidence = await _ask(a, snapshot, evidence, question)
+        plan = plan_vm(evidence, policy)
+    for disk in plan.disks:
+        log.info(
+            "disk.planned",
+            device=disk.disk.device,
+            mode=type(disk.how).__name__.lower(),
+            reason=reason_of(disk.how),
+            is_resumed=disk.begun is not None,
+            passed=[f"{each.onto} ({each.reason.value})" for each in disk.passed],
+        )
+    return plan
+
+
+def planned_disks(source: SourceSide, snapshot: VmSnapshot, plan: VmPlan) -> list[PlannedDisk]:
+    """Return the disks of a snapshot, each with its plan."""
+    drives: dict[str, Vbd] = {vdi.uuid: vbd for vbd, vdi in source.disks}
+    contents = {disk.mark.disk: disk for disk in snapshot.disks}
+    return [
+        PlannedDisk(
+            contents[each.disk.uuid],
+            each.how,
+            drives[each.disk.uuid].bootable,
+            drives[each.disk.uuid].mode,
+            each.begun,
+        )
+        for each in plan.disks
+    ]
+
+
+async def _ask(
+    a: Assignment, snapshot: VmSnapshot, evidence: Evidence, question: Question
+) -> Evidence:
+    """Return the evidence with the answer to a question."""
+    match question:
+        case AskOffer(disk=disk, base=uuid):
+            base = a.source.cache.by_uuid(Vdi, uuid)
+            if base is None:
+                raise a.source.gone("VDI", uuid)
+            facts = await known_facts(a, _content(snapshot, disk).vdi, base)
+            if facts.is_bare and facts.changes is None:
+                log.warning("base.says_nothing", base=uuid, reason=facts.without_changes)
+            return evidence.with_offer(disk, uuid, facts)
+        case AskSample(copy=copy):
+            assert copy.base is not None, "only a copy with its base is compared with it"
+            name = _content(snapshot, copy.disk).vdi.name_label
+            what = f"disk {name} of VM {a.vm.name_label}"
+            is_equal = await is_alike(a, copy.base, copy.onto, what)
+            return evidence.with_sample(copy.onto.uuid, is_equal)
+
+
+def _content(snapshot: VmSnapshot, disk: str) -> Marked:
+    """Return the disk of a snapshot that is one of a source disk."""
+    return next(each for each in snapshot.disks if each.mark.disk == disk)
