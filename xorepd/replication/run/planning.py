@@ -7,7 +7,7 @@ import structlog
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.deciding.bases import AskOffer, AskSample, Question
 from xorepd.replication.deciding.evidence import Evidence, Policy
-from xorepd.replication.deciding.modes import reason_of
+from xorepd.replication.deciding.modes import Delta, Full, reason_of
 from xorepd.replication.deciding.plan import VmPlan, plan_vm
 from xorepd.replication.format.inventory import Marked, SourceSide, VmSnapshot
 from xorepd.replication.transfer.foreign_base import is_alike
@@ -33,16 +33,28 @@ async def plan_snapshot(a: Assignment, evidence: Evidence, snapshot: VmSnapshot)
         for question in plan.questions:
             evidence = await _ask(a, snapshot, evidence, question)
         plan = plan_vm(evidence, policy)
-    for disk in plan.disks:
+    _tell(evidence, plan)
+    return plan
+
+
+def _tell(evidence: Evidence, plan: VmPlan) -> None:
+    """Log how each disk is sent."""
+    theirs = {copy.onto.uuid for copy in evidence.copies}
+    for each in plan.disks:
         log.info(
             "disk.planned",
-            device=disk.disk.device,
-            mode=type(disk.how).__name__.lower(),
-            reason=reason_of(disk.how),
-            is_resumed=disk.begun is not None,
-            passed=[f"{each.onto} ({each.reason.value})" for each in disk.passed],
+            device=each.disk.device,
+            mode=type(each.how).__name__.lower(),
+            reason=reason_of(each.how),
+            is_resumed=each.begun is not None,
+            passed=[f"{passed.onto} ({passed.reason.value})" for passed in each.passed],
         )
-    return plan
+        if isinstance(each.how, Full) or each.begun is not None or each.how.onto not in theirs:
+            continue
+        if isinstance(each.how, Delta):
+            log.info("base.adopted", disk=each.disk.name, base=each.how.base, onto=each.how.onto)
+        else:
+            log.info("copy.adopted", disk=each.disk.name, onto=each.how.onto)
 
 
 def planned_disks(source: SourceSide, snapshot: VmSnapshot, plan: VmPlan) -> list[PlannedDisk]:
