@@ -25,8 +25,8 @@ FURTHEST_LAST = (
     FullReason.DISK_SHRANK,
     FullReason.CHANGES_UNKNOWN,
 )
-"""Why a disk on the target is no base: where several are none, that of the one that came nearest
-is told."""
+"""Why a disk on the target is no base, in the order of the checks. If several disks are none, the
+plan gives the reason of the one that passed most checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class AskOffer:
 
 @dataclass(frozen=True, slots=True)
 class AskSample:
-    """Is a sample of a copy of others equal to its base?"""
+    """Is a sample of a copy of other software equal to its base?"""
 
     copy: Copy
 
@@ -62,7 +62,7 @@ class Base:
     against: FullReason | None = None
     """Why no delta can be sent against it; None: one can."""
     question: Question | None = None
-    """What that takes for granted."""
+    """What has to be asked before such a delta is sent."""
     is_ours: bool = True
 
 
@@ -82,7 +82,7 @@ def why_no_delta(evidence: Evidence, bases: Sequence[Base]) -> FullReason:
 def comparisons(
     disk: SourceDisk, evidence: Evidence, policy: Policy, bases: Sequence[Base]
 ) -> Iterator[Resync]:
-    """Yield the comparisons that make up for a base, best first; none where the job lets none."""
+    """Yield the comparisons that can replace a delta, best first; none if the job allows none."""
     if not policy.resync:
         return
     for base in bases:
@@ -95,8 +95,8 @@ def comparisons(
 def is_silent(facts: Facts, policy: Policy) -> bool:
     """Return whether a base does not tell what changed since, so that no delta can be sent.
 
-    A base with data always has one way out: all of the disk is read and sent. It is taken where
-    the job does not let both sides be compared.
+    If the base has data and the job allows no comparison, the whole disk is read and sent into a
+    clone of the base: that is a delta, too.
     """
     return facts.can_only_be_compared and (policy.resync or facts.is_bare)
 
@@ -107,7 +107,8 @@ def is_silent(facts: Facts, policy: Policy) -> bool:
 def _copies_of_ours(disk: SourceDisk, evidence: Evidence) -> list[PointDisk]:
     """Return the disks of restore points that are copies of a source disk, newest first.
 
-    By content as well: after a revert the source disk is another one, and its snapshots are its.
+    They are told by their content as well: a revert gives the VM another disk, which takes over the
+    snapshots of the old one.
     """
     on_source = _bases_of(disk, evidence)
     return [
@@ -134,7 +135,7 @@ def _ours(disk: SourceDisk, copy: PointDisk, evidence: Evidence, policy: Policy)
 def _not_proven(
     disk: SourceDisk, copy: PointDisk, on_source: Mapping[str, Content]
 ) -> FullReason | None:
-    """Return why both sides do not prove that a disk of a restore point has a base."""
+    """Return why a disk of a restore point has no base; None if both sides prove that it has."""
     if copy.snapshot not in on_source:
         return FullReason.BASE_GONE_ON_SOURCE
     if not copy.is_usable:
@@ -184,7 +185,7 @@ def _comparisons_with_ours(
 
 
 def _former(disk: SourceDisk, evidence: Evidence) -> Iterator[PointDisk]:
-    """Yield copies of a disk that was at the same device and has the same size, and is gone."""
+    """Yield copies of a disk that is gone, and that had the same device and the same size."""
     others = set(evidence.present) - {disk.uuid}
     for point in evidence.points:
         for copy in point.disks:
@@ -215,7 +216,7 @@ def _theirs(disk: SourceDisk, copy: Copy, evidence: Evidence, policy: Policy) ->
 
 
 def _is_believed(copy: Copy, policy: Policy) -> bool:
-    """Return whether a copy of others is a base, if a sample of it is equal."""
+    """Return whether a copy of other software is a base, if a sample of it is equal."""
     return copy.base is not None and copy.is_proven and policy.believes_copies
 
 

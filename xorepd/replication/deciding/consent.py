@@ -4,9 +4,9 @@ A full copy of terabytes over a thin line is sometimes worse than an older repli
 would rather be asked first says so with `full`. Every full has its reason already, and the refusal
 repeats it.
 
-Consent is given to a run, and to a later one that goes on with what that has begun and not ended:
-disks that have been begun whole tell of it. Where there is none, what has been sent of other disks
-stays on the target until it comes, or is too old (see `resume`).
+Consent holds for a run and for the later run that continues it: a disk that was begun whole shows
+that there was consent. If consent is missing, what was sent of other disks stays on the target
+until the consent comes or the snapshot is too old (see `resume`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fulls_held(
 
 
 def _needs_consent(why: FullReason) -> bool:
-    """Return whether a full is one that `ask` asks about: what was never there has to be sent."""
+    """Return whether `ask` asks about a full: a first copy has to be sent whole anyway."""
     return why is not FullReason.FIRST_RUN
 
 
@@ -53,7 +53,7 @@ def refuse_held(job: JobSettings, vm: str, held: Mapping[str, FullReason]) -> No
         held: Device of each disk that would be sent whole → why.
 
     Raises:
-        ConsentMissing: what would be sent, why, and what lets it.
+        ConsentMissing: which disks would be sent whole, why, and how to allow it.
     """
     if not held:
         return

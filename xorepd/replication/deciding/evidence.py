@@ -1,8 +1,8 @@
 """What a plan is made from: what is known of a VM's disks, and what the job wants. Pure.
 
-Most of it is read from the records of both pools. Two things cost calls or reading, so they are
-asked only where a plan depends on them (see `plan`): what the source offers against a base, and
-whether a copy of others holds what it says.
+Most of it comes from the records of both pools. Two things cost calls or reading, so they are asked
+only if a plan depends on them (see `plan`): what the source offers against a base, and whether a
+copy of other software holds what it says.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class SourceDisk:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What both sides prove of a VM's disks, and what has been found out besides."""
+    """What is known of a VM's disks."""
 
     disks: tuple[SourceDisk, ...]
-    """Those of the snapshot that is sent; before there is one, those of the VM."""
+    """Disks of the snapshot that is sent; before there is one, disks of the VM."""
     points: tuple[RestorePoint, ...] = ()
     """Restore points of this VM on the target SR, newest first."""
     bases: tuple[SourceBase, ...] = ()
@@ -46,18 +46,18 @@ class Evidence:
     copies: tuple[Copy, ...] = ()
     """What other software copied to the target SR, best first."""
     begun: Mapping[str, Begun] = field(default_factory=dict)
-    """UUID of a source disk → what an interrupted run has sent of it, to be continued."""
+    """UUID of a source disk → what an interrupted run has sent of it."""
     offers: Mapping[tuple[str, str], Facts] = field(default_factory=dict)
-    """UUIDs of a source disk and of a base → what the source offers for the one against the other.
-    Those that are missing have not been asked for."""
+    """UUIDs of a source disk and of a base → what the source offers for the disk against the base,
+    as far as it has been asked."""
     samples: Mapping[str, bool] = field(default_factory=dict)
-    """UUID of a copy of others → whether a sample of it is equal to its base. Those that are
-    missing have not been compared."""
+    """UUID of a copy of other software → whether a sample of it is equal to its base,
+    as far as they have been compared."""
 
     def of_snapshot(self, snapshot: VmSnapshot) -> Evidence:
-        """Return the same for the disks of a snapshot, which is sent.
+        """Return the evidence for the disks of the snapshot that is sent.
 
-        A disk that stays behind is none of them, even where the host could not leave it out.
+        Excluded disks are left out, even if the host could not leave them out of the snapshot.
         """
         disks = tuple(
             SourceDisk(disk.mark.disk, disk.mark.device, disk.vdi.name_label, disk.vdi.virtual_size)
@@ -83,7 +83,7 @@ def read_evidence(
 
     Args:
         copies: of other software, best first.
-        leftover: what an interrupted run left, where this one continues it.
+        leftover: what an interrupted run left, if this run continues it.
     """
     disks = (
         SourceDisk(vdi.uuid, vbd.userdevice, vdi.name_label, vdi.virtual_size)
@@ -109,7 +109,7 @@ def read_evidence(
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a job lets and wants."""
+    """What a job allows and wants."""
 
     full: Fulls = Fulls.ALLOW
     full_every: int | None = None

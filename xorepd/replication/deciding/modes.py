@@ -36,7 +36,7 @@ class FullReason(StrEnum):
     CONTENT_UNKNOWN = "content-unknown"
     """Nothing tells whether the restore point's disk was written to."""
     MARKS_LOST = "marks-lost"
-    """The restore points have lost their disks, or these have lost their marks."""
+    """The restore points have lost their disks, or the disks have lost their marks."""
 
 
 class ResyncReason(StrEnum):
@@ -68,7 +68,7 @@ class Delta:
     onto: str
     """UUID of the target's disk with the same content."""
     number: int = 1
-    """Which one it is since the disk was sent whole."""
+    """It is the nth delta since the disk was sent whole, from 1."""
 
 
 @dataclass(frozen=True, slots=True)

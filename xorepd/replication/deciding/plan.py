@@ -4,16 +4,15 @@ A base is a snapshot of the source disk whose content a disk on the target holds
 recorded on both sides, and neither disk has been written to since. The unit is the disk, the unit
 of commit is the VM, so a VM with a new disk sends that one whole and the others as deltas.
 
-    goes on     with what an interrupted run has begun, in the mode in which it was begun
+    resume      what an interrupted run has begun is continued, in the mode of that run
     delta       against our newest base that serves; else against one of other software
-    resync      where the job lets: with a disk that has a base, but nothing tells what changed;
-                else with one of our restore points; else with a copy of other software
-    full        what is left; or because the job wants one after so many deltas
+    resync      if the job allows it: with a disk that has a base, if nothing tells what changed;
+                else with a disk of our restore points; else with a copy of other software
+    full        if nothing else is possible, or if the job wants one after so many deltas
 
-Evidence that costs something is taken for granted first: the plan says what it has to ask before it
-is carried out. With the answer a new plan is made, until there is nothing to ask. Answers only take
-ways out of the choice, so this ends; and the first plan, which has asked nothing, is the best that
-can come of it.
+Some evidence costs calls or reading. A plan takes it for granted and names the question. The caller
+asks it and plans again with the answer, until a plan has no question. This ends, because an answer
+only rules something out. So the first plan, made before anything is asked, is the best possible.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ class DiskPlan:
     disk: SourceDisk
     how: Mode
     begun: Begun | None = None
-    """What an interrupted run has sent of it, where this one goes on with that."""
+    """What an interrupted run has sent of it, if this run continues that."""
     question: Question | None = None
-    """What has to be asked first: here it is taken for granted."""
+    """What the caller has to ask first; the plan takes a good answer for granted."""
     passed: tuple[PassedOver, ...] = ()
-    """What would have been a better base, and is none."""
+    """Disks on the target that would have been better bases, and why they are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +64,11 @@ class VmPlan:
 
     disks: tuple[DiskPlan, ...]
     held: Mapping[str, FullReason] = field(default_factory=dict)
-    """Device of each disk that would be sent whole and must not be without consent → why."""
+    """Device of each disk that would be sent whole and needs consent that is missing → why."""
 
     @property
     def questions(self) -> tuple[Question, ...]:
-        """What has to be asked before this is carried out."""
+        """What the caller has to ask before it carries out the plan."""
         return tuple(disk.question for disk in self.disks if disk.question is not None)
 
     @property
@@ -92,9 +91,9 @@ def plan_vm(evidence: Evidence, policy: Policy) -> VmPlan:
 def _plan_disk(disk: SourceDisk, evidence: Evidence, policy: Policy) -> DiskPlan:
     begun = evidence.begun.get(disk.uuid)
     if begun is not None:
-        going_on = _go_on(disk, begun, evidence, policy)
-        if going_on is not None:
-            return going_on
+        resumed = _resume(disk, begun, evidence, policy)
+        if resumed is not None:
+            return resumed
     plan = _plan_anew(disk, evidence, policy)
     if not isinstance(plan.how, Full) and _is_due(plan.how.number, policy):
         return replace(plan, how=Full(FullReason.DUE), question=None)
@@ -105,8 +104,8 @@ def _is_due(number: int, policy: Policy) -> bool:
     return policy.full_every is not None and number > policy.full_every
 
 
-def _go_on(disk: SourceDisk, begun: Begun, evidence: Evidence, policy: Policy) -> DiskPlan | None:
-    """Return how a disk goes on that was begun; None where that leads nowhere."""
+def _resume(disk: SourceDisk, begun: Begun, evidence: Evidence, policy: Policy) -> DiskPlan | None:
+    """Return how a disk that was begun is continued; None if it has to be planned anew."""
     how = begun.how
     if not isinstance(how, Delta):
         return DiskPlan(disk, how, begun)

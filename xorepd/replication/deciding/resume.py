@@ -1,12 +1,12 @@
 """Whether what an interrupted run left can be continued, decided from both inventories. Pure.
 
-Data is sent in ascending order, so how far a disk came is one number: the offset below which the
-target pool has confirmed everything, kept on the staging disk. What was under way behind it may be
-there or not; it was data of the same snapshot at its own place, and is sent again.
+Data is sent in ascending order, so one number tells how far a disk came: the target pool has
+confirmed everything below that offset, which is kept on the staging disk. Data that was on its way
+above it may have arrived or not. It belongs to the same snapshot and place, and is sent again.
 
-    both stand, and agree                                        →
-    source snapshot, wanted by this target, younger than asked     read it again, take no new one
-    staging disk of its content, its base and origin still there   go on from the confirmed offset
+    both exist, and agree                                        →
+    source snapshot, wanted by this target, young enough           read it again, take no new one
+    staging disk of its content, its base and origin still there   continue at the confirmed offset
     staging disk of its content, otherwise                         sweep it, plan that disk anew
     nothing confirmed on any disk                                  sweep everything
 """
@@ -38,7 +38,7 @@ from xorepd.replication.format.marks import Mark, Use, confirmed_on
 from xorepd.replication.format.ownership import Content
 
 MOST_TRIES = 5
-"""How many runs go on from one offset: what stops them all there is no accident."""
+"""How many runs begin at one offset. If all of them stop there, the next one will, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Begun:
     start: int
     """Offset in bytes: everything below it has arrived."""
     tries: int
-    """How many runs have gone on from there and come no further."""
+    """How many runs have begun there and come no further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Leftover:
     snapshot: VmSnapshot
     """Of the source VM."""
     disks: Mapping[str, Begun] = field(default_factory=dict)
-    """By UUID of the snapshot's disk; those that are missing have not been begun."""
+    """By UUID of the snapshot's disk. A disk that was not begun is missing."""
 
     @property
     def spared(self) -> Collection[VdiUuid]:
@@ -83,8 +83,8 @@ def find_leftover(
     Args:
         sr: UUID of the target SR.
         now: by the clock of the source pool.
-        within: seconds that the snapshot may be old; 0 continues nothing.
-        others: UUIDs of bases and copies that others made, and that stand.
+        within: the most seconds that the snapshot may be old; 0 continues nothing.
+        others: UUIDs of bases and copies that other software made and that still exist.
     """
     newest = target.points[0].mark.order if target.points else 0
     for group in source.snapshots:
@@ -113,7 +113,7 @@ def _can_be_read(source: SourceSide, group: VmSnapshot) -> bool:
 def _begun(
     source: SourceSide, target: TargetSide, group: VmSnapshot, others: Collection[str]
 ) -> Iterator[Begun]:
-    """Yield the disks that can go on, the farthest of one content last."""
+    """Yield the disks that can be continued; of two with one content the farther one comes last."""
     contents = {disk.mark.snapshot: disk.vdi for disk in group.disks}
     bases = {base.uuid for base in source.bases() if base.content is not Content.CHANGED}
     bases.update(others)
@@ -152,8 +152,8 @@ def _how(mark: Mark) -> Mode | None:
 def may_be_resumed(error: BaseException) -> bool:
     """Return whether what a failed run leaves is worth keeping for a later one.
 
-    Not after a refusal, damage, or a fault of ours or of a transport: it would only happen again.
-    But consent to a full may come as long as what was begun can be continued.
+    Not after a refusal, damage, or a fault of ours or of a transport: the next run would fail in
+    the same way. But consent to a full may still come.
     """
     if isinstance(error, ConsentMissing):
         return True

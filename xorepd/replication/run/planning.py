@@ -1,4 +1,4 @@
-"""A run's plan, with the answers of both pools to what it depends on."""
+"""The plan of a run: asks both pools what the plan depends on, until it has no question left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 async def plan_snapshot(a: Assignment, evidence: Evidence, snapshot: VmSnapshot) -> VmPlan:
-    """Return how the disks of a snapshot are sent, with nothing left to ask.
+    """Return how the disks of a snapshot are sent.
 
     Args:
         evidence: as it was before the snapshot.

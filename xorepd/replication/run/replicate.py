@@ -1,8 +1,8 @@
 """One VM, one run: the steps from preflight to prune, in their order.
 
-Whatever happens between two of them, `sweep` brings both pools back to the last restore point, or
-forward to the one that is already there. It runs first, for what an earlier run may have left, and
-last, for what this one has.
+If a run ends between two of them, `sweep` brings both pools back to the last restore point, or
+forward to the one that the run has already taken. It is a step at the beginning, for what an
+earlier run left, and at the end, for what this run left.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ async def _replicate(a: Assignment) -> Outcome:
 
 
 def tell_of_changed(a: Assignment, target: TargetSide) -> None:
-    """Name the restore points that are none any more, because something wrote to their disks."""
+    """Warn of restore points that are no longer valid: something wrote to their disks."""
     for point in target.points:
         changed = [disk.vdi for disk in point.disks if disk.content is Content.CHANGED]
         if changed:
@@ -138,7 +138,7 @@ def tell_of_changed(a: Assignment, target: TargetSide) -> None:
 
 
 async def _sweep_after_failure(a: Assignment, *, resumable: bool) -> None:
-    """Clean up even while being cancelled; what fails now is the next run's first step."""
+    """Clean up, even while the run is cancelled. The next run does first what fails here."""
 
     async def clean_up() -> None:
         try:

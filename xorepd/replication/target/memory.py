@@ -3,15 +3,15 @@
     source snapshot ── its memory ──► image on the target SR ─┐
     restore point ──── its disks ───► clones of them ─────────┴─► suspended VM, blocked
 
-XAPI makes no suspended VM of a halted one, and swaps no disks of a suspended one. So the replica
-stays what it is, and each run with memory makes one more VM, after its commit: whatever fails on
-the way costs this restore point its memory, and nothing else.
+XAPI does not turn a halted VM into a suspended one, and does not swap the disks of a suspended one.
+So the replica stays halted, and each run with memory makes one more VM after its commit. If that
+fails, this restore point has no memory, and nothing else is lost.
 
-The VM is created as a template, which cannot be resumed. Its mark names the source snapshot, and so
-the restore point that it falls with, only when all of it is there: without that it is swept. Until
-then its disks and its image are staging disks, which go by themselves; afterwards their role is
-`memory`, and they go with the VM. Whoever resumes it makes it theirs: it is let go, and no run
-touches it again.
+The VM is created as a template, which cannot be resumed. When the VM is complete, its mark names
+the source snapshot, and so the restore point with which it is removed; a sweep removes a VM whose
+mark does not. Until then its disks and its image are staging disks, which the sweep removes one by
+one; afterwards their role is `memory`, and they are removed with the VM. If a person resumes the
+VM, it is theirs: no run touches it again.
 
 Source: xapi: ocaml/xapi/xapi_vm.ml (create), xapi_vbd.ml (create), xapi_xenops.ml (resume).
 """
@@ -74,7 +74,7 @@ async def check_memory(a: Assignment, side: SourceSide) -> None:
     """Refuse a VM that could not be resumed on the target.
 
     Raises:
-        Refused: with what stands against it, and what to do about it.
+        Refused: why, and what to do about it.
     """
     vm = side.vm
     if a.job.snapshot is not SnapshotKind.MEMORY or vm.power_state not in HAS_MEMORY:
@@ -131,7 +131,7 @@ async def carry_memory(
 
 
 async def _stage_image(a: Assignment, snapshot: VmSnapshot, image: Vdi) -> Staged:
-    """Make the disk that the memory is written to: whole each time, for it has no base."""
+    """Make the disk for the memory, which has no base and is sent whole each time."""
     blank = replace(_blank(a, snapshot), role=Role.DISK, snapshot=image.uuid, device=MEMORY)
     name = f"[Importing] memory of {a.vm.name_label}"
     blank = replace(blank, content=a.new_content(MEMORY))

@@ -30,7 +30,8 @@ SAMPLE = 64 * MiB
 """How much of each disk's transferred data is read back when a job verifies a sample."""
 
 EXTENTS_THERE = 65_536
-"""A disk that is in more pieces than this is read back from here: they all have to be named."""
+"""The transport reads back at most this many extents, because the request names each. If there are
+more, the daemon reads them back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class Sent:
     whole: Sample
     """Of all that the staging disk has to hold."""
     written: Sample
-    """The part of it that was written: an export of what a clone does not share with its origin
-    holds nothing else."""
+    """The part that was written. An export of what a clone does not share with its origin holds
+    nothing else."""
 
 
 async def choose_sample(
@@ -58,8 +59,8 @@ async def choose_sample(
 ) -> Iterable[Extent]:
     """Return what of these extents will be read back.
 
-    A sample is spread over the disk where the target serves it over NBD, or the transport reads it
-    there. An export can only be read from the front, so the sample is the head there.
+    The sample is spread over the disk if the target serves it over NBD, or if the transport reads
+    it at the target. An export can only be read from its beginning, so it gives a sample of that.
     """
     match a.job.verify:
         case Verify.OFF:
@@ -117,7 +118,7 @@ async def _open_staged(
 ) -> AsyncIterator[tuple[Reader, bool]]:
     """Open a staging disk for reading back: over NBD if possible, else as it is exported.
 
-    With it comes whether it gives also what the disk shares with its origin.
+    The second value tells whether the reader also gives what the disk shares with its origin.
     """
     await a.target.refresh()
     disk = a.target.cache.vdis.get(staged.ref)

@@ -44,14 +44,14 @@ UNCHANGED = "unchanged"
 """In place of a reader: the source tells that no block has changed, so nothing has to be opened."""
 
 TRIES, PAUSE_S = 4, 1.0
-"""How often a stream that breaks in one place is begun there, and the pause before the second time:
-it doubles each time. What takes longer than that is left to the next run."""
+"""How often a stream that breaks in one place is begun there, and the pause before the second try,
+which doubles with each try. If that does not help, the next run continues."""
 
 NOTHING = Sent(None, Sample((), Digest(())), Sample((), Digest(())))
-"""There is nothing to read back, or it has been."""
+"""There is nothing to read back, or it has been read back already."""
 
 MEMORY = "memory"
-"""What a disk waits for while others have what `[daemon] memory` allows."""
+"""What a disk waits for while other disks use all that `[daemon] memory` allows."""
 
 WRITE_S = 10.0
 """Longest wait for an offset to be written on the way out."""
@@ -66,7 +66,7 @@ async def transfer_disks(
     """Fill a staging disk for each planned one, several at a time, and check each.
 
     Raises:
-        XorepdError: what the first disk failed with; the others were stopped then.
+        XorepdError: the failure of the first disk that failed; it stops the other disks.
     """
     for plan in plans:
         vdi, device = plan.source.vdi, plan.source.mark.device
@@ -103,7 +103,7 @@ async def fill(a: Assignment, plan: PlannedDisk, staged: Staged) -> None:
     """Carry the data of one disk into its staging disk, and check what arrived.
 
     Raises:
-        XorepdError: it is not all there, or too large.
+        XorepdError: not all of it arrived, or the disk is too large.
     """
     device = plan.source.mark.device
     check_size(a.source.name, plan.source.vdi)
@@ -127,7 +127,7 @@ async def fill(a: Assignment, plan: PlannedDisk, staged: Staged) -> None:
 
 
 def _first(failure: BaseException) -> BaseException:
-    """Return what failed first: the rest of a group are those that were stopped for it."""
+    """Return what failed first; the others of a group were stopped because of it."""
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
     return failure
@@ -143,7 +143,7 @@ class DiskTransfer:
     staged: Staged
     known: DiskMap
     base: Vdi | None
-    """On the source, whose content the target has already; None for a full and for a resync."""
+    """The source disk whose content the target has already; None for a full and for a resync."""
     facts: Facts
     """What the source pool offers for the disk, against that base."""
 
@@ -166,10 +166,10 @@ class DiskTransfer:
         return f"disk {self.content.name_label} ({self.device}) of VM {self.a.vm.name_label}"
 
     async def send(self) -> Sent:
-        """Carry the disk's data, and go on where the stream broke as long as that leads on.
+        """Carry the disk's data, and continue where the stream broke as long as it gets further.
 
         Raises:
-            DataError: it broke `TRIES` times in one place, or is not to be taken up again.
+            DataError: it broke `TRIES` times in one place, or must not be continued.
         """
         progress = self.progress
         is_resync = isinstance(self.plan.how, Resync)

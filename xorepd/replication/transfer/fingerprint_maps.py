@@ -4,8 +4,8 @@
     reader ───────────────────────────────────────────────►┴─► what is not there yet ─► transport
                     └─► map of what is being sent, for the next run
 
-Which content a restore point holds is what the pools say, not what is kept here. So there is
-nothing to do at a commit: only the map of a content that was committed will ever be asked for.
+The pools tell which content a restore point holds. So a commit changes nothing here: later runs
+only ask for maps of contents that were committed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class DiskMap:
     """The map of one disk in one run.
 
     Args:
-        builder: None where no maps are kept: everything passes as it is then.
-        is_all_sent: whether nothing may be left out, whatever is known.
+        builder: None if no maps are kept; then everything passes unchanged.
+        is_all_sent: whether nothing may be left out.
     """
 
     def __init__(self, builder: MapBuilder | None, *, is_all_sent: bool = True) -> None:
@@ -110,8 +110,8 @@ class DiskMap:
         Args:
             whole: the sample of all that the disk has to hold.
             digest: of what was written.
-            start: where this try began; of what lies below it nobody knows what was left out.
-            is_alone: whether only what differs came, and so nothing was left out.
+            start: where this try began. It is unknown what was left out below it.
+            is_alone: whether only what differs was sent, so that nothing was left out.
         """
         if self.is_all_sent or is_alone or isinstance(plan.how, Full):
             return whole
@@ -176,7 +176,7 @@ async def _open(a: Assignment, plan: PlannedDisk) -> tuple[MapBuilder, Draft] | 
 
 
 def _is_all_sent(a: Assignment) -> bool:
-    """Whether what the map tells is not relied on: who verifies everything wants it to be sent."""
+    """Whether nothing may be left out: a job that verifies everything wants all of it sent."""
     return a.job.verify is Verify.FULL
 
 

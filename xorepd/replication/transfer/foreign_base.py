@@ -32,11 +32,11 @@ from xorepd.xapi.records import Vdi
 log = structlog.get_logger(__name__)
 
 SAMPLE = 64 * MiB
-"""How much of each disk is compared before a base of others is believed."""
+"""Bytes of each disk that are compared before a copy of other software counts as a base."""
 
 
 def of_others(a: Assignment, side: SourceSide) -> list[Copy]:
-    """Return the copies that others made of a source VM's disks, the best first."""
+    """Return the copies that other software made of a source VM's disks, best first."""
     return find_copies(a.source.cache, side.disks, a.vm, a.target.cache, a.sr.ref)
 
 
@@ -55,7 +55,7 @@ async def is_alike(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
 
 
 async def _is_equal(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
-    """Compare a sample of both: spread over what is allocated where NBD serves both, else the head.
+    """Compare a sample of both: spread over what is allocated if NBD serves both, else the head.
 
     Raises:
         DataError: one of them cannot be read.

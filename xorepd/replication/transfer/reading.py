@@ -1,4 +1,4 @@
-"""How a run reads the disks of its source snapshot: together with others, or alone."""
+"""How a run reads the disks of its source snapshot: together with other targets, or alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xorepd.xapi.records import Vdi
 
 
 async def announce_reads(a: Assignment, disks: Iterable[tuple[Vdi, Vdi | None]]) -> None:
-    """Ask about all disks of a run, then wait until every target has: nobody reads before that.
+    """Ask about all disks of a run, then wait until every target has asked: none reads before.
 
     Args:
         disks: each with the base on the source that it is compared with.
@@ -49,16 +49,16 @@ async def open_shared(
     progress: DiskProgress,
     what: str,
 ) -> AsyncIterator[tuple[Reader, Choice]]:
-    """Open a disk for reading, together with the targets that need the same of it at this time.
+    """Open a disk for reading, together with the targets that need the same data now.
 
     Raises:
-        DataError: no reader could be entered.
+        DataError: no reader could be opened.
     """
     key, shared = _key(disk, base), a.shared
 
     @asynccontextmanager
     async def begin(holding: Holding) -> AsyncIterator[Reader]:
-        # Others depend on it, so it does not end with the lease or the tasks of this run.
+        # Other targets depend on it, so it does not end with the lease or the tasks of this run.
         task_owner.set(owner_of_shared(a.stream))
         of_all = replace(a.within(holding), source=a.source.unguarded())
         with a.source_vm.lending(str(a.stream)):

@@ -1,7 +1,7 @@
 """Staging disks: how they are made or taken up again, and how a transport sees them.
 
-A staging disk belongs to no VM: nothing could start on it while it is being written, and nothing
-of it shows before the commit.
+A staging disk belongs to no VM, so no VM can start from it while it is being written, and it is not
+visible in the replica before the commit.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ VHD = "vhd"
 """The writer that has to announce what it will write."""
 
 ELSEWHERE = "elsewhere"
-"""In place of a writer: the transport brought the data to somebody who wrote it."""
+"""In place of a writer: the transport wrote the data with means of its own."""
 
 SALVAGE_S = 8.0
-"""How long it may take to have confirmed what was sent before something else failed."""
+"""Longest wait for the target to confirm what was sent before the transfer failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Staged:
 
 
 def _on_mark(how: Mode) -> dict[str, Any]:
-    """Return what the mark of a staging disk says of how it is filled: a later run reads it."""
+    """Return what the mark of a staging disk says of its mode, for the run that continues it."""
     return {
         "deltas": 0 if isinstance(how, Full) else how.number,
         "onto": "" if isinstance(how, Full) else how.onto,
@@ -137,7 +137,7 @@ async def stage(a: Assignment, snapshot: VmSnapshot, plan: PlannedDisk) -> Stage
 
 
 def base_disk(a: Assignment, uuid: str) -> Vdi:
-    """Return the disk on the target that a staging disk is to be cloned from."""
+    """Return the disk on the target from which a staging disk is cloned."""
     base = a.target.cache.by_uuid(Vdi, uuid)
     if base is None:
         raise a.target.gone("VDI", uuid)
@@ -158,7 +158,7 @@ class StagingTarget:
         staged: the disk.
         base: UUID of the restore point's disk that it is a clone of; empty for a new one.
         what: the disk, for messages.
-        end: where what is sent ends; what lies behind it is not confirmed by its arrival.
+        end: offset where the data ends that is sent. Its arrival confirms nothing beyond it.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class StagingTarget:
 
     @asynccontextmanager
     async def open(self, virtual_size: int, extents: Iterable[Extent]) -> AsyncIterator[Writer]:
-        """Open the disk for writing: in extents, or as a VHD where those are not taken."""
+        """Open the disk for writing: in extents, or as a VHD if the host takes no extents."""
         progress, endpoint, vdi = self._progress, self._a.target_endpoint(), VdiUuid(self.disk.vdi)
         fresh, what = not self.disk.base, self._what
         async with AsyncExitStack() as stack:
@@ -218,7 +218,7 @@ class StagingTarget:
                         await to_the_end(writer.salvage(), SALVAGE_S)
 
     async def pay(self, size: int) -> None:
-        """Make sure that the run may still write; nothing limits it here, a throttle wraps this."""
+        """Check that the run may still write. There is no limit here; a throttle wraps this."""
         self._a.target.check()
 
     def left(self, size: int) -> None:
