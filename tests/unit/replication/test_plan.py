@@ -458,7 +458,7 @@ def theirs(
 
 
 ADOPTED = Delta("their-base", "their-copy")
-BARE = {"type": "cbt_metadata"}
+BARE: dict[str, Any] = {"type": "cbt_metadata"}
 
 
 def first_run(*copies: Copy, **known: Any) -> Evidence:
