@@ -81,3 +81,12 @@ def test_the_rooms_are_drawn_with_all_their_modules() -> None:
 
     assert modules - drawn == set()
     assert {room.name for room in rooms} - drawn <= {"__pycache__"}
+
+
+def test_pages_that_code_names_exist() -> None:
+    files = [*(ROOT / "xorepd").rglob("*.py"), *(ROOT / "plugins").rglob("src/**/*.py")]
+    files += [*(ROOT / "config").iterdir(), *(ROOT / "systemd").iterdir()]
+    named = {page for file in files for page in re.findall(r"docs/[\w/-]+\.md", file.read_text())}
+
+    assert {"docs/jobs.md", "docs/relay.md"} <= named
+    assert [page for page in named if not (ROOT / page).exists()] == []

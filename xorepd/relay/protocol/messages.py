@@ -13,8 +13,8 @@
                                         ◄──    DONE      (or FAILED)
     CLOSE                               ──►
 
-docs/relay.md is the specification. Everything is checked here that a frame by itself can show; what
-depends on what came before is checked where that is known.
+docs/relay-protocol.md is the specification. Everything is checked here that a frame by itself can
+show; what depends on what came before is checked where that is known.
 """
 
 from __future__ import annotations

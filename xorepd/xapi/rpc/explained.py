@@ -402,7 +402,7 @@ ERRORS: dict[str, Known] = {
     "VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED": Known(
         "vm text",
         "{vm} cannot be snapshotted with its file systems at rest",
-        "use hooks for that, as docs/operations.md describes",
+        "use hooks for that, as docs/jobs.md describes",
     ),
     "VM_TO_IMPORT_IS_NOT_NEWER_VERSION": Known(
         "vm existing new",
