@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
+.PHONY: setup demo strangers test coverage test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
 
 setup: .venv/ready
 
@@ -39,6 +39,11 @@ tests/strangers/node/node_modules/.package-lock.json: tests/strangers/node/packa
 # Tests wait for pools and clocks a good part of their time: two for each core.
 test: setup
 	$(BIN)/python -m pytest -n $$((2 * $$(nproc))) --dist worksteal $(ARGS)
+
+# Which lines and branches of ours the tests run, those in processes that they start among them:
+# ARGS=tests/unit for one part. The lab is judged by tests of its own and left out.
+coverage: setup
+	$(BIN)/python -m pytest -n $$((2 * $$(nproc))) --dist worksteal --cov --cov-report=term $(ARGS)
 
 # Kills the daemon at every single call that changes something, and cuts every single request of a
 # run; takes more than ten minutes.
