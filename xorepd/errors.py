@@ -46,47 +46,47 @@ from enum import Enum
 from pathlib import Path
 
 LONGEST = 2000
-"""Most characters of a message, which goes to the log, the history and the control socket."""
+"""Characters of a message: it goes to the log, the history and the control socket."""
 
 
 class Remedy(Enum):
-    """What to do about an error: set where it is raised, followed where it is handled."""
+    """What to do about an error, decided where it is understood and obeyed where it is handled."""
 
     RETRY = "retry"
     """The same work may succeed later, unchanged."""
     RECONNECT = "reconnect"
-    """Reconnect, then as RETRY."""
+    """Open the connection anew, then as RETRY."""
     RESYNC = "resync"
-    """Our knowledge of the pool is out of date: read it again and plan again."""
+    """What we believed about the pool is out of date: read it again and plan anew."""
     OPERATOR = "operator"
-    """An operator must change something first."""
+    """A person has to change something first."""
 
 
 _REFERENCE = re.compile(r"OpaqueRef(?::|%3A)[\w.-]*", re.IGNORECASE)
 
 
 def without_references(text: str) -> str:
-    """Return a text without XAPI references: they help no reader, and some are credentials."""
+    """Return a text without XAPI's references: they tell nobody anything, and some log in."""
     return _REFERENCE.sub("…", text)
 
 
 def _details(code: str, params: list[str]) -> str:
-    """Return an XAPI error for people: its code and parameters."""
+    """Return a XAPI error for people: its code, and what it says besides."""
     said = ", ".join(param for param in params if param)
     return f"{code} ({said})" if said else code
 
 
 LONGEST_REPLY = 64 * 1024
-"""Most characters of an error on the control socket: all mistakes of a configuration fit."""
+"""Characters of a refusal on the control socket: all that is wrong with a configuration fits."""
 
 
 def shortened(text: str, most: int = LONGEST) -> str:
-    """Return a text, or its beginning and its length: a pool or a name may be very long."""
+    """Return a text, or its beginning and how long it is: others may write what they like in it."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 class XorepdError(Exception):
-    """Base of all errors that xorepd raises on purpose; its text is shortened if needed."""
+    """Base of everything that xorepd raises on purpose; its text is never long."""
 
     remedy: Remedy = Remedy.OPERATOR
 
@@ -98,7 +98,7 @@ class XorepdError(Exception):
 
 
 class ConfigError(XorepdError):
-    """The configuration is invalid; nothing of it has taken effect."""
+    """The configuration cannot be used; nothing of it has taken effect."""
 
     def __init__(
         self, file: Path, key: str, reason: str, *, value: object = None, hint: str = ""
@@ -110,7 +110,7 @@ class ConfigError(XorepdError):
 
 
 class ConfigErrors(ConfigError):
-    """Several mistakes in a configuration; the attributes describe the first."""
+    """Several things are wrong with a configuration; the first is in the attributes of one."""
 
     def __init__(self, errors: Sequence[ConfigError]) -> None:
         first = errors[0]
@@ -122,10 +122,10 @@ class ConfigErrors(ConfigError):
 
 
 def refuse(errors: Sequence[ConfigError]) -> None:
-    """Raise the mistakes of a configuration, if there are any.
+    """Raise what is wrong with a configuration, if anything is.
 
     Raises:
-        ConfigError: all mistakes.
+        ConfigError: all of it.
     """
     distinct = list({str(error): error for error in errors}.values())
     if len(distinct) > 1:
@@ -135,11 +135,11 @@ def refuse(errors: Sequence[ConfigError]) -> None:
 
 
 class XapiError(XorepdError):
-    """An error between us and the XAPI of a pool."""
+    """Something between us and a pool's XAPI."""
 
 
 class XapiUnreachable(XapiError):
-    """A pool does not answer: refused, reset, timed out, or not HTTP."""
+    """No answer from a pool: refused, reset, timed out, or not HTTP."""
 
     remedy = Remedy.RECONNECT
 
@@ -147,7 +147,7 @@ class XapiUnreachable(XapiError):
         self.pool, self.address, self.reason = pool, address, reason
         super().__init__(
             f"pool {pool}: no answer from {address} ({reason}); "
-            "check the address, the network and whether the toolstack runs"
+            "check the address, the network and that the toolstack runs"
         )
 
 
@@ -158,11 +158,11 @@ class SessionLost(XapiError):
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
-        super().__init__(f"pool {pool}: the session was lost; the next call opens a new one")
+        super().__init__(f"pool {pool}: the session was lost; it is renewed at the next call")
 
 
 class NotMaster(XapiError):
-    """The host is not the pool master; `master` is the address that it names."""
+    """We spoke to a member; `master` is the address it named."""
 
     remedy = Remedy.RECONNECT
 
@@ -178,12 +178,12 @@ class LoginRefused(XapiError):
         self.pool, self.username = pool, username
         advice = "check username and password of this pool in the configuration"
         if not has_role:
-            advice = "give that account the role vm-power-admin on that pool"
+            advice = "give that account the role vm-power-admin there"
         super().__init__(f"pool {pool}: login of {username!r} was refused ({detail}); {advice}")
 
 
 class PasswordUnusable(XapiError):
-    """The password cannot be read any more: its file has changed since the check."""
+    """There is no password to log in with: its file has gone bad since it was checked."""
 
     def __init__(self, pool: str, cause: ConfigError) -> None:
         self.pool, self.cause = pool, cause
@@ -191,7 +191,7 @@ class PasswordUnusable(XapiError):
 
 
 class CertificateRefused(XapiError):
-    """The configuration does not trust the TLS certificate of the pool."""
+    """The pool's TLS certificate is not the one that the configuration trusts."""
 
     def __init__(self, pool: str, address: str, reason: str) -> None:
         self.pool, self.address = pool, address
@@ -220,13 +220,13 @@ class ObjectBusy(XapiError):
         self.pool, self.kind, self.ref, self.operation = pool, kind, ref, operation
         said = said or (
             f"{kind} {ref} is in use ({operation}); "
-            "the next run tries again; if that persists, find out what uses it"
+            "the next run tries again, look for what holds it if that persists"
         )
         super().__init__(f"pool {pool}: {said}")
 
 
 class NotAllowed(XapiError):
-    """The pool does not allow a call: role, licence or blocked operation."""
+    """The pool refuses on principle: role, licence, blocked operation."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class NotAllowed(XapiError):
 
 
 class XapiFailure(XapiError):
-    """Any other failure that XAPI reports."""
+    """Any other failure, as XAPI reports it."""
 
     def __init__(
         self,
@@ -258,15 +258,15 @@ class XapiFailure(XapiError):
 
 
 class Refused(XorepdError):
-    """A run was not started, or stopped before its commit, for the reason in the message."""
+    """A run was not started, or was given up before its commit, for the reason in the message."""
 
 
 class ConsentMissing(Refused):
-    """A run would send whole disks and needs the consent of an operator. Nothing else is wrong."""
+    """A run would send disks whole and must not, until somebody lets it. Nothing else is wrong."""
 
 
 class WrittenTo(Refused):
-    """A disk of ours was written to while a run used it."""
+    """Something wrote to a disk of ours while a run worked with it."""
 
     remedy = Remedy.RETRY
 
@@ -274,7 +274,7 @@ class WrittenTo(Refused):
         self.pool, self.what, self.uuid = pool, what, uuid
         super().__init__(
             f"pool {pool}: {what} ({uuid}) was written to while the run used it, so nothing was "
-            "committed; find out what has it attached. The next run starts over"
+            "committed; find out what has it attached, the next run begins anew"
         )
 
 
@@ -285,7 +285,7 @@ class Frozen(XorepdError):
 
 
 class LeaseHeld(XorepdError):
-    """Another daemon holds the lease on this VM and SR: nothing was started."""
+    """Another daemon replicates this VM to this SR: nothing was started."""
 
     remedy = Remedy.RETRY
 
@@ -298,20 +298,20 @@ class LeaseHeld(XorepdError):
 
 
 class LeaseLost(XorepdError):
-    """A run could not renew its lease, or another daemon holds it now."""
+    """A run could not keep the right to write, or somebody else has it now."""
 
     remedy = Remedy.RETRY
 
     def __init__(self, what: str, reason: str) -> None:
         self.what, self.reason = what, reason
         super().__init__(
-            f"the lease on {what} is lost ({reason}); the run has stopped, and the next one "
-            "cleans up"
+            f"{what} is not ours to write any more ({reason}); the run has stopped, and the next "
+            "one of whoever holds it cleans up"
         )
 
 
 class HookFailed(XorepdError):
-    """A hook, a program of the operator that runs around a snapshot, has failed."""
+    """A program of the operator's that runs beside a snapshot."""
 
     def __init__(self, command: str, reason: str) -> None:
         self.command, self.reason = command, reason
@@ -319,18 +319,18 @@ class HookFailed(XorepdError):
 
 
 class DataError(XorepdError):
-    """An error in the transfer of a disk."""
+    """Something went wrong with the bytes of a disk."""
 
     remedy = Remedy.RETRY
 
 
 class StreamCut(DataError):
-    """A stream ended before the size that its header announces."""
+    """A stream ended before the end that its own header announces."""
 
     def __init__(self, what: str, received: int, expected: int | None = None) -> None:
         self.what, self.received, self.expected = what, received, expected
         of = f" of {expected}" if expected is not None else ""
-        super().__init__(f"{what}: the stream ended after {received}{of} bytes")
+        super().__init__(f"{what}: the stream was cut after {received}{of} bytes")
 
 
 class ProtocolViolation(DataError):
@@ -342,11 +342,11 @@ class ProtocolViolation(DataError):
 
 
 class AddressFailed(ProtocolViolation):
-    """A server does not answer, or not usably; other requests to it will fail as well."""
+    """What answers at an address, if anything, cannot be used: whatever else is asked there."""
 
 
 class TransferFailed(DataError):
-    """The pool reports that our import or export has failed."""
+    """The pool reports that an import or export of ours failed."""
 
     def __init__(
         self,
@@ -362,41 +362,41 @@ class TransferFailed(DataError):
 
 
 class NotServed(TransferFailed):
-    """The pool does not support the request: 404, its answer to an unknown format."""
+    """The pool does not know this kind of request: 404, which it answers to a strange format."""
 
 
 class OutcomeUnknown(DataError):
-    """It is unknown whether our import or export has succeeded: it counts as failed."""
+    """Nobody can say whether an import or export of ours succeeded: it counts as failed."""
 
     def __init__(self, what: str, reason: str) -> None:
         self.what, self.reason = what, reason
-        super().__init__(f"{what}: the result is unknown ({reason})")
+        super().__init__(f"{what}: how it ended is unknown ({reason})")
 
 
 class TransportFailed(DataError):
-    """A transport broke its contract: a fault of its package, or of something that it needs."""
+    """A transport did not do what it promises: a fault in its package, or in what it needs."""
 
     def __init__(self, transport: str, reason: str) -> None:
         self.transport, self.reason = transport, reason
         super().__init__(
             f"transport {transport} failed ({reason}); "
-            "report it to the author of its package, or use direct meanwhile"
+            "report it to whoever made its package, or use direct meanwhile"
         )
 
 
 class DigestMismatch(DataError):
-    """The data read back from the target differs from the data read from the source."""
+    """What was read back from the target differs from what was read from the source."""
 
     def __init__(self, what: str, expected: str, found: str) -> None:
         self.what, self.expected, self.found = what, expected, found
         super().__init__(
-            f"{what}: the target has other data than what was sent "
-            f"(digest {found}, expected {expected}); the restore point is discarded"
+            f"{what}: read back from the target it differs from what was sent "
+            f"(digest {found}, expected {expected}); this point is discarded"
         )
 
 
 class StateError(XorepdError):
-    """The state directory or its database is unusable."""
+    """The state directory or its database cannot be used."""
 
 
 class ControlError(XorepdError):
@@ -409,7 +409,7 @@ class ControlError(XorepdError):
 
 
 class InternalError(XorepdError):
-    """A bug in xorepd: the log has the traceback."""
+    """A fault of ours: the log has the traceback."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""The choices of a job: enumerations of its options."""
+"""What an operator chooses between, where a job can go about something in several ways."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class PowerState(StrEnum):
-    """Power state of a VM."""
+    """Of a VM."""
 
     RUNNING = "running"
     HALTED = "halted"
@@ -15,7 +15,7 @@ class PowerState(StrEnum):
 
 
 class Empty(StrEnum):
-    """Result of a run whose patterns and tags match no VM."""
+    """What a run is when patterns and tags match no VM."""
 
     WARN = "warn"
     FAIL = "fail"
@@ -26,25 +26,25 @@ class Fulls(StrEnum):
 
     ALLOW = "allow"
     ASK = "ask"
-    """The first copy of a VM may be full; any other full copy needs the consent of an operator."""
+    """The first copy of a VM may; any other is held until an operator allows it."""
     NEVER = "never"
 
 
 class BaseData(StrEnum):
-    """What happens to the data of the source snapshot that is the base of the next delta."""
+    """What becomes of the data in a source snapshot that stands as the base of the next delta."""
 
     KEEP = "keep"
-    """The data stays, and the source keeps a chain for it."""
+    """It stays, and the source keeps a chain for it."""
     DESTROY = "destroy"
-    """The data is destroyed; the changed-block metadata stays."""
+    """It goes; what changed-block tracking knows of it stays."""
 
 
 class SnapshotKind(StrEnum):
-    """The state of a source VM during its snapshot."""
+    """In which state a source VM is snapshotted."""
 
     PLAIN = "plain"
-    """As it is: the disks are crash-consistent."""
+    """As it is: its disks are those of a machine that lost its power."""
     OFFLINE = "offline"
-    """Shut down cleanly before the snapshot, and started again right after it."""
+    """Shut down cleanly, and started again right after the snapshot."""
     MEMORY = "memory"
-    """With its memory, if it runs: the VM is paused while its memory is saved."""
+    """With its memory, where it runs: the VM stands still until that is saved."""

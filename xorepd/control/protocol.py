@@ -1,26 +1,26 @@
-"""The protocol between the daemon and its clients: the shape of every reply, versioned.
+"""What a daemon and its clients say to each other: the shapes of every reply, versioned.
 
-HTTP with JSON over a Unix socket. `API` grows when an older client would misunderstand a reply.
-A new member does not change `API`: clients ignore members that they do not know.
+HTTP with JSON over a Unix socket. `API` grows when a client of before would misunderstand; new
+members do not count, clients ignore what they do not know.
 
     GET  /version              VersionReply
     GET  /status               StatusReply
     GET  /jobs                 JobsReply
-    POST /jobs/{job}/run       202 RunAccepted      409 already running
-         ?allow_full=true      send whole disks although the job has full = "ask"
-    POST /jobs/{job}/cancel    202 RunAccepted      409 not running
+    POST /jobs/{job}/run       202 RunAccepted      409 it runs already
+         ?allow_full=true      though the job would ask before it sends disks whole
+    POST /jobs/{job}/cancel    202 RunAccepted      409 it does not run
     GET  /runs/{run_id}        RunReply
-    GET  /runs/{run_id}/events NDJSON: records as they change; last {"finished": [records]}
+    GET  /runs/{run_id}/events NDJSON: records as they change, at last {"finished": [records]}
     GET  /history?job=&limit=  HistoryReply
     GET  /orphans              OrphansReply
-    GET  /forget?stream=       ForgetPlanReply      what forgetting a replica would do
-    POST /forget?stream=       NDJSON: each step; last {"done": true} or an error
+    GET  /forget?stream=       ForgetPlanReply      what giving up a stream would do
+    POST /forget?stream=       NDJSON: what is being done; at last {"done": true} or an error
          &keep_replica=true &even_if_used=true &even_if_unknown=true &leave_source=true
     GET  /links                LinksReply
-    POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto` (as configured)
-    POST /reload               ReloadReply          422 what is wrong with the file
+    POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto`: as configured
+    POST /reload               ReloadReply          422 the file is bad, and why
 
-    any error                  {"error": "one sentence"}; for a bad file, one line per mistake
+    any error                  {"error": "one sentence"}, of a bad file a line for each mistake
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from xorepd.state.records import RunRecord
 API = 1
 API_HEADER = "Xorepd-Api"
 MAX_HISTORY = 1000
-"""Most records in one reply. A client that needs more reads the database."""
+"""Records in one reply; a client that wants more reads the database."""
 
 
 def _record(value: Any) -> RunRecord:
@@ -45,15 +45,15 @@ def _record(value: Any) -> RunRecord:
 
 
 Record = Annotated[RunRecord, PlainValidator(_record), PlainSerializer(RunRecord.to_json)]
-"""A `RunRecord` in Python, its JSON on the wire."""
+"""A `RunRecord` here, its JSON on the wire."""
 
 
 Sentence = Annotated[str, AfterValidator(without_references)]
-"""Text for people, without XAPI references."""
+"""For people: whatever it was made of, it holds no reference of XAPI's."""
 
 
 class Reply(BaseModel):
-    """Base of all replies. Frozen; ignores the members that a newer daemon adds."""
+    """Any reply; frozen, and lenient about members of newer daemons."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
 
@@ -68,7 +68,7 @@ class VersionReply(Reply):
 
 
 class TargetReply(Reply):
-    """One target of a job, from the current configuration."""
+    """One target of a job, as the configuration in force has it."""
 
     pool: str
     sr: str
@@ -79,29 +79,29 @@ class TargetReply(Reply):
 
 
 class VmStatus(Reply):
-    """One VM of a job on one of its targets, from the history."""
+    """One VM of a job on one of its targets, as the history knows it."""
 
     vm: str
-    """The name from the configuration. For a VM that a pattern or tag has matched, its UUID. Before
-    anything has matched, the patterns and tags themselves."""
+    """As the configuration names it; the UUID of one that was found by a pattern or a tag; or those
+    patterns and tags, while nothing was."""
     name: str
-    """Name of the VM if it is known, else the same as `vm`."""
+    """Of the VM, where it is known."""
     pool: str
-    """Target pool."""
+    """The target's."""
     sr: str
-    """Target SR, as the configuration names it."""
+    """As the configuration names it."""
     last: Record | None = None
-    """The last finished run; null before the first."""
+    """Its last finished run; absent before the first."""
     newest_point_at: datetime | None = None
-    """Point in time of the newest restore point."""
+    """RestorePoint in time of the newest restore point."""
     age_s: float | None = None
-    """Age of that restore point in seconds."""
+    """Age of that point now, in seconds."""
     is_late: bool = False
-    """The replica is so old that the schedule has missed a whole turn."""
+    """It is so old that the schedule has missed a whole turn."""
 
 
 class ExcludedVmReply(Reply):
-    """A VM that a job's patterns or tags match, but that the job does not replicate."""
+    """A VM that patterns or tags of a job mean, and that is not replicated."""
 
     vm: str
     """UUID."""
@@ -117,49 +117,49 @@ class JobStatus(Reply):
     timezone: str
     next_run_at: datetime | None
     run_id: str | None
-    """The current run; null if the job is not running."""
+    """The run that is under way."""
     vms: tuple[VmStatus, ...]
-    """One entry for each VM and target."""
+    """One for each VM and target."""
     excluded_replicas: tuple[ExcludedVmReply, ...] = ()
-    """Replicas that the job's patterns or tags match. They are not replicated again."""
+    """That its last run met and left out: a replica is not replicated again."""
 
 
 class PoolStatus(Reply):
-    """One open pool: how fast it answers, and how many VMs are in transfer."""
+    """One pool that is open now: how it answers, and how much is done there."""
 
     name: str
     latency_s: float | None
-    """Median duration of the last read-only XAPI calls, in seconds; null before the first."""
+    """Median of the last calls that only read; absent before there were some."""
     is_slow: bool
-    """The pool answers so slowly that the daemon starts fewer VMs at once."""
+    """It answers so slowly that fewer VMs are begun at once."""
     max_vms: int | None
-    """Most VMs in transfer at once; null: only the daemon's limit holds."""
+    """VMs that may be worked on at once there; null: as many as the daemon's."""
     active_vms: int
     waiting_vms: int
-    """VMs that wait for their turn."""
+    """VMs that wait for their turn, there or elsewhere."""
     clock_ahead_s: int | None = None
-    """Seconds by which the pool's clock is ahead; negative: behind; null: not measured yet."""
+    """By how much its clock is ahead of the daemon's; negative: behind; null: not measured yet."""
 
 
 class MemoryStatus(Reply):
-    """Memory for data in transit (`[daemon] memory`)."""
+    """Memory for data on its way (`[daemon] memory`)."""
 
     size_bytes: int
     held_bytes: int
-    """Bytes that disks in transfer use."""
+    """What disks in transfer have taken of it."""
     waiting: int
-    """Disks and shared reads that wait for memory."""
+    """Disks, and reads that targets share, for which nothing is left."""
 
 
 class HistoryStatus(Reply):
-    """Why the daemon cannot write the history, and what is affected."""
+    """The history cannot be written now."""
 
     problem: str
-    """The reason, one sentence."""
+    """Why, one sentence."""
     pending: int
-    """Finished runs that wait to be written. They show everywhere all the same."""
+    """Finished runs that are kept until it can; they show everywhere all the same."""
     dropped: int
-    """Finished runs that were dropped because too many were waiting."""
+    """Older ones for which there was no room any more."""
 
 
 class StatusReply(Reply):
@@ -168,28 +168,28 @@ class StatusReply(Reply):
     pid: int
     started_at: datetime
     stopping: bool
-    """The daemon starts no new runs and waits for the current ones."""
+    """The daemon takes no new work and waits for what runs."""
     jobs: tuple[JobStatus, ...]
     running: tuple[Record, ...]
     pools: tuple[PoolStatus, ...] = ()
     memory: MemoryStatus | None = None
     history: HistoryStatus | None = None
-    """Null while the history can be written."""
+    """Absent while it can be written."""
     set_aside: tuple[str, ...] = ()
-    """One sentence for each damaged file that the daemon has moved aside and replaced."""
+    """A sentence for each file of the state directory that was damaged and made anew."""
 
 
 class JobReply(Reply):
-    """One job, from the current configuration."""
+    """One job, as the configuration in force has it."""
 
     name: str
     id: str
     enabled: bool
     source: str
     vms: tuple[str, ...]
-    """VMs that the job names one by one."""
+    """Named one by one."""
     found_by: str
-    """Patterns and tags that match further VMs."""
+    """Patterns and tags that find others."""
     targets: tuple[TargetReply, ...]
     schedule: str | None
     timezone: str
@@ -204,10 +204,9 @@ class JobsReply(Reply):
 class RunAccepted(Reply):
     run_id: str
     busy_targets: tuple[str, ...] = ()
-    """Targets (`pool/SR`) that the run leaves out: an earlier run of the job is still busy
-    there."""
+    """Targets, as pool/SR, with which an earlier run of the job is still busy."""
     resumable: bool = False
-    """For a cancelled run: the next run can continue its transfers (`resume` of the job)."""
+    """Of one that is cancelled: what the next run can go on with stays (`resume` of the job)."""
 
 
 class RunReply(Reply):
@@ -222,42 +221,42 @@ class HistoryReply(Reply):
 
 
 class OrphanReply(Reply):
-    """A replica, or the remains of one, that no job maintains any more."""
+    """A stream that no job keeps up any more: a replica, or what is left of one."""
 
     pool: str
     sr: str
     replica: str
-    """UUID; empty if the replica is gone."""
+    """UUID; empty where there is none any more."""
     name: str
-    """Name of the replica, or of the source VM if the replica is gone."""
+    """Of the replica; of the source VM where there is none."""
     vm: str
     """UUID of the source VM."""
     job: str
-    """The job that created it."""
+    """The job that made it."""
     points: int
     newest_point_at: datetime | None
     stream: str = ""
     """`<source pool>/<source VM>/<target SR>`, UUIDs."""
     source: str = ""
-    """Name of the source pool; empty if no pool that answers is the source pool."""
+    """Name of the source pool; empty where none of those that answer is it."""
     source_vm_exists: bool = False
-    """The source pool still has the VM."""
+    """The source VM is still in that pool."""
     snapshots: int = 0
-    """Snapshots of the source VM that are kept for this target."""
+    """Snapshots of the source VM that stand for this target."""
     disks: int = 0
-    """Disks on the target, including those of restore points."""
+    """On the target, those of restore points included."""
     signs_of_use: tuple[Sentence, ...] = ()
-    """Signs that the replica was used."""
+    """What shows that somebody used the replica."""
     power_state: str = "Halted"
-    """Power state of the replica."""
+    """Of the replica."""
     known: bool = False
-    """This daemon's history has a run of it."""
+    """This daemon remembers a run of it."""
     possible_job: str = ""
-    """A job with this target whose source pool does not answer: it may replicate this VM."""
+    """A job with this target whose source does not answer."""
 
 
 class UnresolvedReply(Reply):
-    """An object that may be ours. No run touches it until an operator decides."""
+    """An object that may be ours and that no run touches, and what settles it."""
 
     pool: str
     kind: str
@@ -266,33 +265,33 @@ class UnresolvedReply(Reply):
     name: str
     sr: str
     size: int
-    """Bytes that it occupies on its SR."""
+    """Bytes on its SR."""
     since: datetime | None
     why: Sentence
     remove: str
     """The command that removes it."""
     keep: str
-    """The command that makes it an ordinary object."""
+    """The command that makes it an object like any other."""
 
 
 class OrphansReply(Reply):
     orphans: tuple[OrphanReply, ...]
     unresolved: tuple[UnresolvedReply, ...] = ()
     not_asked: dict[str, Sentence]
-    """Pool → why it did not answer."""
+    """Pool → why it could not be asked."""
 
 
 class ForgetPlanReply(Reply):
-    """What forgetting a replica would do, and what forbids it."""
+    """What giving up a stream would do, and what forbids it."""
 
     orphan: OrphanReply
     actions: tuple[Sentence, ...]
     objections: tuple[Sentence, ...]
-    """Empty if the replica can be forgotten."""
+    """Empty: it can be done."""
 
 
 class ForgetReply(Reply):
-    """One line of the progress of a forget. The last one has `done` or an error."""
+    """One line of what giving up a stream tells; the last is `done`, or has an error."""
 
     step: Sentence = ""
     done: bool = False
@@ -300,17 +299,17 @@ class ForgetReply(Reply):
 
 
 class LinkReply(Reply):
-    """A rate limit that transports share."""
+    """Something that transports share and that can be slowed down."""
 
     name: str
     rate_bytes_per_s: float | None
-    """The current limit; null if there is none."""
+    """What may pass now; null where nothing limits it."""
     reason: str
-    """What sets the limit: the configuration, a period of the timetable, or a command."""
+    """What sets the rate."""
     active_disks: int
-    """Disks in transfer over the link."""
+    """Disks that are being carried over it."""
     sent_bytes: int
-    """Bytes sent since the daemon's start."""
+    """Since the daemon's start."""
 
 
 class LinksReply(Reply):
@@ -329,14 +328,14 @@ class ReloadReply(Reply):
     jobs: Names
     pools: Names
     daemon: tuple[str, ...]
-    """Keys of `[daemon]` that have taken effect."""
+    """Keys of `[daemon]` that took effect."""
     needs_restart: tuple[str, ...]
-    """Keys of `[daemon]` that take effect at the next start of the daemon."""
+    """Keys of `[daemon]` that take effect when the daemon is next started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last line of an event stream: all records of the run, final."""
+    """The last line of an event stream: every record of the run, final."""
 
     records: tuple[RunRecord, ...]
 
@@ -348,10 +347,10 @@ Event = RunRecord | Finished
 
 
 def parse_event(plain: dict[str, Any]) -> Event:
-    """Parse one line of an event stream.
+    """Return what one line of an event stream says.
 
     Raises:
-        KeyError, TypeError, ValueError: the line is not an event.
+        KeyError, TypeError, ValueError: it is not such a line.
     """
     if "finished" in plain:
         return Finished(tuple(RunRecord.from_json(record) for record in plain["finished"]))

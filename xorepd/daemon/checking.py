@@ -1,6 +1,6 @@
-"""Check that a configuration can run, and collect all problems.
+"""Everything that would keep a configuration from running, found before it runs, and all at once.
 
-`xorepd run`, `xorepd check` and a reload make the same checks. None of them contacts a pool.
+`xorepd run`, `xorepd check` and a reload ask the same. Only the pools are not asked.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from xorepd.transports.links import Links
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A configuration without problems."""
+    """A configuration that can be run."""
 
     settings: Settings
     links: Links
-    """The rate limits that its transports share."""
+    """That its transports share."""
 
 
 def load_checked(
     file: Path, clock: Callable[[], datetime], running: DaemonSettings | None = None
 ) -> Checked:
-    """Load a configuration and check it; blocking.
+    """Return a configuration that can be run; blocking.
 
     Args:
-        running: Settings of the daemon that reloads. Paths that it already uses are not checked.
+        running: of the daemon that reloads it; what that uses already is not looked at.
 
     Raises:
-        ConfigError: all problems.
+        ConfigError: everything that is wrong with it.
     """
     settings, problems = examine(file)
     links, unopened = open_transports(settings, clock)

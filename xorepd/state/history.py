@@ -1,11 +1,11 @@
-"""The history of finished runs: known at once, written soon, paged, expired.
+"""Finished runs: remembered at once, written as soon as it can be, paged through, expired.
 
     begin ──► expect ──► add, for each VM and target ──► end
                                                      └─► cut: the next start runs the job again
 
-A record is known from the moment it is added. One task (`write`) writes it to the store. While the
-store fails (a full disk, a lock), the history keeps records in memory and tries again, and
-`problem` says why.
+What is told to the history is known from that moment on. One task (`write`) takes it to the store.
+While the store takes nothing (a full disk, a lock), what could not be written is kept in memory and
+tried again, and `problem` says why.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ log = structlog.get_logger(__name__)
 
 INTERRUPTION = (
     "xorepd or its machine went down before the end of this run was written down; "
-    "the next one continues its transfers, or removes them"
+    "the next one goes on with what is left of it, or removes that"
 )
 
 EXPIRE_ROWS = 10_000
 """Rows deleted in one transaction, so that an append never waits long behind an expiry."""
 
 MOST_UNWRITTEN = 10_000
-"""Most records in memory while the store fails: some 30 MiB. Then the oldest are dropped."""
+"""Records that are kept while the store takes none: some 30 MiB. The oldest give way."""
 
 RETRY_S = 5.0
-"""Pause between two attempts to write."""
+"""Between two attempts to write what could not be written."""
 
 OVER = "[]"
-"""The records of a run that is over and whose job must run again."""
+"""The records of a run that is over and has to be made up."""
 
 _Work = Callable[[sqlite3.Connection], object]
 _Key = tuple[str, ...]
@@ -53,19 +53,19 @@ _Place = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """The latest run of one VM on one target."""
+    """What is known of one VM on one target."""
 
     record: RunRecord
-    """The last finished run, whatever its outcome."""
+    """Its last finished run, whatever the outcome."""
     newest_point_at: datetime | None
-    """Point in time of the newest restore point that a run has committed."""
+    """RestorePoint in time of the newest restore point that a run committed."""
 
 
 def check_history(connection: sqlite3.Connection, path: Path) -> None:
-    """Read everything that a start reads.
+    """Read all that a start has to read.
 
     Raises:
-        Exception: the database is damaged.
+        Exception: something in it is not what any xorepd wrote.
     """
     for text, point in connection.execute("SELECT record, newest_point FROM latest"):
         _latest(text, point)
@@ -78,21 +78,21 @@ def check_history(connection: sqlite3.Connection, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A change that waits to be written."""
+    """Something that has to be written."""
 
     work: _Work
     record: RunRecord | None = None
-    """The finished record that the change adds."""
+    """The finished record that it adds."""
     is_end: bool = False
-    """Whether the change ends a run."""
+    """It ends a run for good."""
 
 
 class History:
-    """Finished runs, in the store and on the way to it.
+    """Finished runs, in a store and on the way there.
 
     Args:
-        store: The database.
-        latest: The latest run of every VM and target, the most recent last.
+        store: where they are written.
+        latest: what it knows of every VM, the most recent last.
     """
 
     def __init__(self, store: Store, latest: Iterable[Latest] = ()) -> None:
@@ -100,7 +100,7 @@ class History:
         self._latest = {_place(each.record): each for each in latest}
         self._unwritten: dict[_Key, _Change] = {}
         self._stored = set[str]()
-        """Ids of the runs that the store has as begun and not ended."""
+        """Runs that the store has begun and not ended."""
         self._numbers = count()
         self._turn = asyncio.Lock()
         self._wanted = asyncio.Event()
@@ -108,14 +108,14 @@ class History:
         self.problem = ""
         """Why the last attempt to write failed."""
         self.lost = 0
-        """Records that were dropped before they were written."""
+        """Records that had to give way to others before they could be written."""
 
     @classmethod
     async def open(cls, store: Store) -> Self:
         """Return the history that a store holds.
 
         Raises:
-            StateError: the store cannot be read.
+            StateError: it cannot be read.
         """
 
         def work(connection: sqlite3.Connection) -> list[Latest]:
@@ -127,53 +127,53 @@ class History:
 
         return cls(store, await store.run(work))
 
-    # -- adding ------------------------------------------------------------------------------
+    # -- what runs tell ----------------------------------------------------------------------
 
     def begin(self, job: str, at: datetime, run_id: str, expected: Sequence[RunRecord]) -> None:
-        """Record that a run of a job starts. It replaces the runs of the job that were cut.
+        """Remember that a run of a job starts; it makes up for those that were cut.
 
-        The start time tells later whether the schedule missed a start while the daemon was down.
+        Its moment tells whether a start was missed while the daemon was down.
 
         Args:
-            expected: See `expect`.
+            expected: see `expect`.
         """
         self._put(("start", job), _Change(partial(_start, job, at)))
         self.expect(job, run_id, expected)
 
     def expect(self, job: str, run_id: str, expected: Sequence[RunRecord]) -> int:
-        """Record the VMs and targets of a run. If the run never ends, they were interrupted.
+        """Remember whom a run is going to serve: should it never end, these were interrupted.
 
         Args:
-            expected: Their current records, with step and progress.
+            expected: as they are: those that have begun with their step, and how far it is.
 
         Returns:
-            The size of the change in bytes.
+            How many bytes that takes.
         """
         text = json.dumps([record.to_json() for record in expected], separators=(",", ":"))
         self._put(("run", run_id), _Change(partial(_expect, job, run_id, text)))
         return len(text)
 
     def add(self, record: RunRecord) -> None:
-        """Add the final record of one VM on one target."""
+        """Add how one VM ended on one target."""
         self._learn(record)
         key = ("record", str(next(self._numbers)))
         self._put(key, _Change(partial(_add, record), record))
 
     def end(self, run_id: str) -> None:
-        """Record that a run has ended."""
+        """Remember that a run is over for good."""
         if run_id in self._stored or self._turn.locked():
             self._put(("run", run_id), _Change(partial(_end, run_id), is_end=True))
         else:
             self._unwritten.pop(("run", run_id), None)
 
     def cut(self, job: str, run_id: str) -> None:
-        """Record that the end of the daemon has interrupted a run, so that its job runs again."""
+        """Remember that a run was ended by the end of the daemon, and is to be made up."""
         self._put(("run", run_id), _Change(partial(_expect, job, run_id, OVER)))
 
     # -- writing -----------------------------------------------------------------------------
 
     async def write(self) -> NoReturn:
-        """Write changes as they come, until cancelled."""
+        """Write what is told, as long as the history is used."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -182,7 +182,7 @@ class History:
                 self._wanted.set()
 
     async def flush(self) -> bool:
-        """Try once to write all changes; return whether that succeeded."""
+        """Try once to write what is told; return whether that is done."""
         async with self._turn:
             batch = dict(self._unwritten)
             if not batch:
@@ -198,7 +198,7 @@ class History:
                 if not self.problem:
                     log.error("history.failed", error=str(error))  # noqa: TRY400 -- says all
                 self.problem = str(error)
-                self._drop_oldest()
+                self._give_way()
             else:
                 for key, change in batch.items():
                     if self._unwritten.get(key) is change:
@@ -214,22 +214,22 @@ class History:
             return not self.problem
 
     async def settled(self) -> None:
-        """Wait until all earlier changes are written, or an attempt has failed."""
+        """Wait until what was told before is written, or is known not to be."""
         while self._unwritten and not self.problem:
             await self._tried.wait()
 
     async def written(self) -> None:
-        """Wait until all changes are written, without a time limit."""
+        """Wait until everything is written, however long that takes."""
         while self._unwritten:
             await self._tried.wait()
 
     def _put(self, key: _Key, change: _Change) -> None:
-        self._unwritten.pop(key, None)  # so that it moves to the end of the order
+        self._unwritten.pop(key, None)  # in its place among the others, it comes last now
         self._unwritten[key] = change
         self._wanted.set()
 
-    def _drop_oldest(self) -> None:
-        """Bound the changes in memory after a failed attempt to write them."""
+    def _give_way(self) -> None:
+        """Bound what is kept, after an attempt to write it has failed."""
         for key, change in list(self._unwritten.items()):
             if change.is_end and key[1] not in self._stored:
                 del self._unwritten[key]
@@ -246,7 +246,7 @@ class History:
             point = former.newest_point_at
         self._latest[place] = Latest(record, point)
 
-    # -- reading -----------------------------------------------------------------------------
+    # -- what is known -----------------------------------------------------------------------
 
     @property
     def unwritten(self) -> list[RunRecord]:
@@ -259,7 +259,7 @@ class History:
         return len(self._unwritten)
 
     def latest(self) -> list[Latest]:
-        """Return the latest run of every VM and target of every job, the most recent first."""
+        """Return what is known of every VM that a job ever ran on, the most recent first."""
         return list(reversed(self._latest.values()))
 
     async def last_starts(self) -> dict[str, datetime]:
@@ -288,19 +288,19 @@ class History:
         fresh = [record for record in reversed(self.unwritten) if job in (None, record.job)]
         return (fresh + written)[:limit]
 
-    # -- start and expiry --------------------------------------------------------------------
+    # -- other times -------------------------------------------------------------------------
 
     async def take_over(
         self, now: datetime, scheduled: Collection[str]
     ) -> tuple[list[RunRecord], set[str]]:
-        """Add the runs that an earlier process started and did not end.
+        """Add to the history what an earlier process began and did not end.
 
         Args:
-            now: Their end time; when the process died is unknown.
-            scheduled: Jobs that may run again.
+            now: when that was found: nobody knows when it died.
+            scheduled: jobs that may be made up.
 
         Returns:
-            The records that were added, and the jobs that must run again.
+            The records that were added, and the jobs whose last run is to be made up.
 
         Raises:
             StateError: the store cannot be read.
@@ -328,9 +328,9 @@ class History:
         return found, cut
 
     async def expire(self, before: datetime) -> int:
-        """Delete the runs that finished before a moment; return how many records that were.
+        """Forget what finished before a moment; return how many records that were.
 
-        If the last run of a VM is younger, its newest restore point stays known, however old it is.
+        The newest point of a VM whose last run is younger stays known, however old it is itself.
         """
         expired = 0
         while True:
@@ -346,10 +346,10 @@ class History:
         return expired
 
     async def _records(self, query: str, *parameters: str | int) -> list[RunRecord]:
-        """Return written records.
+        """Return records that are written.
 
-        The store works in order, and so do its callers: a change that was written before this call
-        is no longer among the unwritten ones when it returns.
+        The store does one thing after the other, and so do those who wait for it: what has been
+        written before this is no longer among the unwritten when this returns.
         """
 
         def work(connection: sqlite3.Connection) -> list[RunRecord]:
@@ -357,7 +357,7 @@ class History:
             for (text,) in connection.execute(query, parameters):
                 try:
                     found.append(_parse(text))
-                except (ValueError, TypeError) as error:  # damage, or a value of later releases
+                except (ValueError, TypeError) as error:  # damage, or a member of later releases
                     log.warning("history.unreadable", reason=str(error))
             return found
 
@@ -418,9 +418,9 @@ class _LeftOver:
     run_id: str
     job: str
     missing: list[RunRecord]
-    """Records of the VMs and targets that it did not finish."""
+    """Whom it was to serve and did not."""
     is_done: bool
-    """All VMs had ended; only the end of the run was not written."""
+    """All had ended, and only its own end was not written any more."""
 
 
 def _left_over(connection: sqlite3.Connection) -> list[_LeftOver]:
@@ -437,9 +437,9 @@ def _left_over(connection: sqlite3.Connection) -> list[_LeftOver]:
 
 
 def without(expected: Iterable[RunRecord], ended: Iterable[RunRecord]) -> list[RunRecord]:
-    """Return the expected records without a final record for the same VM and target.
+    """Return the expected records in whose place none has ended.
 
-    Either record may have the name of VM and SR, the UUID, or both.
+    Of VM and SR either may know the name, the UUID, or both.
     """
     met = {
         (vm, record.target, sr)

@@ -1,14 +1,15 @@
-"""The fingerprint maps: fingerprints of the newest restore points, so that deltas send less.
+"""The maps of contents: fingerprints of what the newest restore points hold, to send less.
 
-    maps    one for each content: one disk of a source snapshot, for one replica
-    pages   256 units of 64 KiB each; a map of a change takes its missing pages from its base
+    maps    one for each content: a disk of a source snapshot, for one stream
+    pages   256 units of 64 KiB each; those that a map of a change has not are its base's
 
-A map describes the disk of a snapshot, whose content never changes. The pools know which content a
-restore point has. So the daemon never uses a map of an older content, or of one that is not
-committed on the target. The first use of a change merges its pages into its base, in one
-transaction, so that no page of a change is lost by itself.
+A map says what a snapshot's disk holds, which nothing ever changes. Which content a restore point
+has, the pools know; so a map of another content, of an older one, of another daemon's time is not
+asked for, and what is not committed on the target is not asked for either. The first who asks for
+the map of a change has its pages put into those of its base, in one transaction.
 
-Losing the file costs bandwidth, never a replica.
+Losing the file costs bytes on the way, never a replica. That no page of a change is lost by itself
+is what the transactions of SQLite are for.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ from xorepd.state.store import Store, open_store
 log = structlog.get_logger(__name__)
 
 FORGOTTEN_AFTER = timedelta(days=60)
-"""Age at which the maps of abandoned replicas are deleted: longer than the interval of any job."""
+"""Longer than the interval of any job. It is for streams that nobody replicates any more."""
 
 PAGE = 16 << 20
-"""Bytes of disk that a page describes."""
+"""Bytes of disk that a page is about."""
 
 SHARE = 0.9
-"""Part of the space that new maps may use. The rest is for changes of existing maps."""
+"""Part of the room that new maps may take: the rest is for the changes of those that are there."""
 
 
 class Map:
-    """A complete map (`data.fingerprints.Pages`)."""
+    """A map that can be relied on (`data.fingerprints.Pages`)."""
 
     def __init__(self, store: Store, id: int) -> None:
         self._store, self.id = store, id
@@ -68,10 +69,10 @@ class Map:
 
 
 class Draft(Map):
-    """A map that is being written (`data.fingerprints.Draft`).
+    """A map that is being made (`data.fingerprints.Draft`).
 
     Args:
-        limit: Size of the file in bytes above which nothing more is written.
+        limit: bytes of the file from which on nothing more is written.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class Draft(Map):
 
         def work(connection: sqlite3.Connection) -> None:
             if used_bytes(connection) > limit:
-                raise StateError(f"{self._store.path}: is full; raise [daemon] maps")
+                raise StateError(
+                    f"{self._store.path}: there is no room for more; raise [daemon] maps"
+                )
             marked = connection.execute(
                 "UPDATE maps SET drawn_to = ? WHERE id = ?", (drawn_to, self.id)
             )
             if not marked.rowcount:
-                raise StateError(f"{self._store.path}: the map has been deleted meanwhile")
+                raise StateError(f"{self._store.path}: the map has been forgotten meanwhile")
             connection.executemany(
                 "INSERT OR REPLACE INTO pages VALUES (?, ?)",
                 ((self.id * PAGES + page, units) for page, units in pages.items()),
@@ -119,10 +122,10 @@ class Draft(Map):
         self.drawn_to, self.is_change = 0, False
 
     async def complete(self) -> None:
-        """Mark the map as complete: all of the content is on the target.
+        """Say that it can be relied on: all of the content is on the target.
 
         Raises:
-            StateError: the file cannot be written.
+            StateError: that cannot be written.
         """
 
         def work(connection: sqlite3.Connection) -> None:
@@ -135,15 +138,15 @@ class Maps:
     """All maps of a daemon.
 
     Args:
-        seed: Seed of the fingerprints.
-        limit: Most bytes of the file.
+        seed: of their fingerprints.
+        limit: bytes that they may take.
     """
 
     def __init__(self, store: Store, seed: int, limit: int, clock: Callable[[], datetime]) -> None:
         self._store, self.seed, self._limit, self._clock = store, seed, limit, clock
 
     async def find(self, stream: str, content: str) -> Map | None:
-        """Return the map of a content that a restore point of a replica has; None if there is none.
+        """Return the map of a content that a restore point of a stream has; None: there is none.
 
         Raises:
             StateError: the file cannot be read.
@@ -160,7 +163,7 @@ class Maps:
                 return int(row[0])
             is_ours = "SELECT 1 FROM maps WHERE id = ? AND stream = ?"
             if connection.execute(is_ours, (row[1], stream)).fetchone() is None:
-                drop(connection, row[0])  # damage: its base is missing, or of another replica
+                drop(connection, row[0])  # damage: its pages are a change of nothing, or of others
                 return None
             return settle(connection, row[0], row[1])
 
@@ -173,9 +176,8 @@ class Maps:
         """Return the map of a content that is being sent.
 
         Args:
-            base: The map of the base that the content is a change of.
-            goes_on: Continue the map that an earlier process has begun, if it exists; else begin
-                a new one.
+            base: the map of what it is a change of.
+            goes_on: whether an earlier process may have begun it; otherwise it begins anew.
 
         Raises:
             StateError: the file cannot be written.
@@ -206,7 +208,7 @@ class Maps:
         return Draft(self._store, id, self._limit, drawn_to=drawn_to, is_change=is_change)
 
     async def retain(self, stream: str, contents: Collection[str]) -> None:
-        """Delete all maps of a replica but those of these contents.
+        """Forget all maps of a stream but those of these contents.
 
         Raises:
             StateError: the file cannot be written.
@@ -225,7 +227,7 @@ class Maps:
         await self._store.run(work)
 
     async def forget(self, stream: str, contents: Collection[str]) -> None:
-        """Delete the maps of these contents, and of changes on them.
+        """Forget the maps of these contents, and those that are changes of them.
 
         Raises:
             StateError: the file cannot be written.
@@ -242,7 +244,7 @@ class Maps:
         await self._store.run(work)
 
     async def expire(self) -> None:
-        """Delete the maps that were not written for a long time.
+        """Forget the maps that nobody has drawn for a long time.
 
         Raises:
             StateError: the file cannot be written.
@@ -261,15 +263,15 @@ class Maps:
 async def open_maps(
     path: Path, limit: int, clock: Callable[[], datetime]
 ) -> AsyncIterator[Maps | None]:
-    """Open the file of the maps; None if it cannot be used now. A damaged one is replaced.
+    """Open the file of the maps, None where it cannot be used now; a damaged one is made anew.
 
     Args:
-        limit: Approximate limit of the file in bytes; 0 keeps no maps and removes the file.
+        limit: bytes that it may have, about; 0 keeps no maps, and removes what there is.
     """
     async with AsyncExitStack() as stack:
         maps = None
         if limit:
-            # No replacement during use: what a run has read from one file is wrong in another.
+            # What a run has read of one file means nothing in another: no renewal meanwhile.
             opening = open_store(
                 path, MIGRATIONS, holds="bandwidth", check=check_maps, precious=False, renews=False
             )

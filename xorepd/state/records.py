@@ -1,7 +1,7 @@
-"""The record of a run, for the history and for the live status.
+"""The durable shape of a run: what the history keeps and what a live status shows.
 
-The same record serves both. During a run its `outcome` is `running` and its numbers change. At the
-end the last record goes into the history and never changes again.
+The same record serves both: while a run is under way its `outcome` is `running` and its numbers
+move; when it ends, the last one is written to the history and never changes again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 from xorepd.errors import without_references
 
 MEMORY = "memory"
-"""Device and mode of the record that stands for the memory image of a VM."""
+"""In place of a device, and of a mode: what a VM had in its memory."""
 
 
 class Outcome(StrEnum):
-    """The outcome of a run of one VM."""
+    """How a run of one VM stands."""
 
     RUNNING = "running"
     FULL = "full"
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     NO_VMS = "no-vms"
     """The patterns and tags of the job match no VM."""
     INTERRUPTED = "interrupted"
-    """The daemon died during the run, and noticed at its next start."""
+    """The daemon died; found at its next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,42 +49,41 @@ class DiskRecord:
     name: str
     virtual_size: int
     mode: str = ""
-    """`full`, `delta`, `resync`, `excluded` (not replicated), or `memory` (the memory image of the
-    VM, not a disk); empty until planned."""
+    """`full`, `delta`, `resync`; `excluded`: it stays behind; `memory`: it is no disk, but what the
+    VM had in its memory; empty until planned."""
     reason: str = ""
     """Why the disk is sent whole (a `replication.deciding.modes.FullReason`), or a sentence that
     says why it is excluded."""
     planned_bytes: int = 0
-    """Bytes that the source will give; known when the transfer begins."""
+    """What the source announced to give: known when its stream begins."""
     read_bytes: int = 0
-    """Bytes of it that were read and passed to the target."""
+    """What of it has been read and taken by the target."""
     reader: str = ""
-    """How it was read (a `replication.deciding.reader_choice.ReaderKind`)."""
+    """How it was read (see `replication.readers.ReaderKind`)."""
     reader_reason: str = ""
-    """Why no better reader was used; empty if this is the best."""
+    """Why in no better way; empty when there is none."""
     writer: str = ""
     """`chunked` or `vhd`."""
     changed_bytes: int | None = None
-    """Bytes changed since the base, in blocks of 64 KiB; None if the source does not track
-    changes."""
+    """What changed since the base, in blocks of 64 KiB; None where the source does not track it."""
     sent_bytes: int = 0
-    """Bytes sent to the target: without what it already has according to a fingerprint map, without
-    zeroes on a new disk, and after compression if the transport compresses."""
+    """What of it has been sent to the target. Left out is what that holds already, where a map
+    tells, and zeroes on a fresh disk; some transports compress the rest."""
     shared_bytes: int = 0
-    """Part of `read_bytes` that came from a read shared with other targets. Known at the end."""
+    """What of `read_bytes` came of a read that other targets shared. Known at the end."""
     unchanged_bytes: int = 0
-    """Part of `read_bytes` that was not sent because the fingerprint map says that the newest
-    restore point has it. Known at the end."""
+    """What of `read_bytes` was left out because the target holds it already, as the map of its
+    newest restore point tells. Known at the end."""
     compared_bytes: int | None = None
-    """Bytes of the source that were compared with the target; None if nothing was compared."""
+    """What of the source was read to find out what differs; None where nothing was compared."""
     to_compare_bytes: int = 0
-    """Bytes of the source that this run will compare; known when reading begins."""
+    """What of it this run reads for that in all: known when reading begins."""
     resumed_from: int = 0
-    """Offset at which this run continued the transfer of an earlier one."""
+    """Offset from which this run went on with what an earlier one had begun."""
     reconnects: int = 0
-    """How often this run continued the transfer after an interruption."""
+    """How often its stream broke and was taken up again in this run."""
     waiting_for: str = ""
-    """While running: what it waits for, such as `memory`."""
+    """While running: what it needs to begin and has not got, such as `memory`."""
 
     def __post_init__(self) -> None:
         _clear_sentences(self, "reason", "reader_reason")
@@ -95,52 +94,52 @@ class DiskRecord:
 
     @property
     def amplification(self) -> float | None:
-        """Bytes sent for each changed byte, if both are known."""
+        """Bytes sent for each byte that changed, where both are known."""
         return self.sent_bytes / self.changed_bytes if self.changed_bytes else None
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One VM in one run of a job, to one SR of one pool."""
+    """One VM in one run of a job: to one storage repository of one pool."""
 
     run_id: str
     job: str
     vm_uuid: str
     vm_name: str
     source: str
-    """Configured name of the source pool."""
+    """Name of the source pool in the configuration."""
     target: str
-    """Configured name of the target pool."""
+    """Name of the target pool in the configuration."""
     sr: str
-    """Name of the target SR; until the SR is found, as configured."""
+    """Name of the target SR; as the configuration has it until the SR has been found."""
     outcome: Outcome
     step: str
-    """Current or last step: `preflight`, `snapshot`, `transfer`, …"""
+    """The step the run is in, or ended in: `preflight`, `snapshot`, `transfer`, …"""
     started_at: datetime
     finished_at: datetime | None = None
     disks: tuple[DiskRecord, ...] = ()
     restore_point: str | None = None
     """UUID of the restore point that this run committed."""
     point_in_time: datetime | None = None
-    """When the source snapshot was taken, by the daemon's clock (the pool's may be wrong)."""
+    """When the source was snapshotted, by the daemon's clock: that of its pool may be wrong."""
     error: str | None = None
     remedy: str | None = None
     rate_bytes_per_s: float = 0.0
-    """Read rate: during the run, of the last seconds and including comparisons; afterwards, of the
-    whole run without them."""
+    """How fast it is read. While running: moved or compared over the last seconds; afterwards:
+    moved over the whole run."""
     sent_rate_bytes_per_s: float = 0.0
-    """Send rate, likewise."""
+    """The same of what is sent."""
     resumable: bool = False
-    """The run failed, and the next one can continue its transfers."""
+    """It failed, and what it has sent is kept for the next run."""
     sr_uuid: str = ""
-    """Empty until the SR is found."""
+    """Empty until the SR has been found."""
     base_data: str = ""
-    """Data of the next delta's base: `kept` or `destroyed`; empty if the run did not get that
-    far."""
+    """What became of the data of the next delta's base: `kept` or `destroyed`; empty where this run
+    came to no base."""
     base_data_reason: str = ""
-    """A sentence that says why it was kept."""
+    """Why it was kept, for people."""
     remarks: tuple[str, ...] = ()
-    """What an operator should know although nothing has failed, one sentence each."""
+    """What an operator should know though nothing has failed, one sentence each."""
 
     def __post_init__(self) -> None:
         _clear_sentences(self, "error", "base_data_reason")
@@ -148,7 +147,7 @@ class RunRecord:
         object.__setattr__(self, "remarks", remarks)
 
     def is_to(self, pool: str, sr: str) -> bool:
-        """Return whether the run was to this target; the SR is a name or UUID."""
+        """Return whether it was to a target, whose SR may be given by name or by UUID."""
         return self.target == pool and sr in {self.sr, self.sr_uuid}
 
     @property
@@ -172,7 +171,7 @@ class RunRecord:
         return sum(disk.virtual_size for disk in self.disks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values: times as ISO 8601 in UTC, and the sums over the disks."""
+        """Return plain JSON values, times as ISO 8601 in UTC, with the sums over the disks."""
         plain = asdict(self)
         for key, value in plain.items():
             if isinstance(value, datetime):
@@ -184,21 +183,21 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> RunRecord:
-        """Parse what `to_json` wrote. Members of newer versions are ignored.
+        """Return the record that `to_json` wrote; members of newer versions are ignored.
 
         Raises:
-            ValueError: it is not the record of a run.
+            ValueError: it is no such record.
         """
         try:
             return _RECORDS.validate_python(plain)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise ValueError(f"not the record of a run ({place}: {first['msg']})") from None
+            raise ValueError(f"no record of a run ({place}: {first['msg']})") from None
 
 
 def _clear_sentences(record: object, *names: str) -> None:
-    """Remove XAPI references from the sentences of a record."""
+    """Take references out of what a record says to people, wherever that came from."""
     for name in names:
         said = getattr(record, name)
         if said:

@@ -96,5 +96,5 @@ async def test_target_pool_that_cannot_be_opened_fails_by_itself(
 
     assert "no answer from 127.0.0.1:1" in (here.error or "")
     assert there.error == (
-        f"cannot open pool dr: ca_file {ca_file} cannot be used (No such file or directory)"
+        f"pool dr cannot be opened: ca_file {ca_file} cannot be used (No such file or directory)"
     )

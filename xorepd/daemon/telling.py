@@ -1,4 +1,4 @@
-"""Work that a client watches: the client sees each step, and the work ends when it disconnects."""
+"""Work for a client that watches it: each step is told, and the work ends when nobody listens."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from xorepd.tidying import settled
 log = structlog.get_logger()
 
 END_S = 30.0
-"""Time for the work to stop after its client has disconnected."""
+"""How long the work may take to stop when its client has gone."""
 
 Report = Callable[[str], None]
 
 
-async def stream_steps(
+async def narrated(
     work: Callable[[Report], Awaitable[None]], name: str
 ) -> AsyncGenerator[ForgetReply, None]:
-    """Do some work and yield each step that it reports; the last one says how the work ended.
+    """Do some work and yield its steps as it reports them; the last says how it ended.
 
-    Closing the generator cancels the work and waits for its end.
+    Closing this cancels the work and waits for it.
     """
     steps = asyncio.Queue[ForgetReply | None]()
 
