@@ -127,14 +127,14 @@ def test_pool_that_is_slow_or_full_is_shown_and_others_are_not() -> None:
     plain: dict[str, Any] = {
         "latency_s": 0.02,
         "is_slow": False,
-        "at_once": None,
-        "at_work": 1,
-        "waiting": 0,
+        "max_vms": None,
+        "active_vms": 1,
+        "waiting_vms": 0,
     }
     pools = (
         PoolStatus(name="prod", **plain),
-        PoolStatus(name="dr", **plain | {"latency_s": 2.3, "is_slow": True, "at_once": 1}),
-        PoolStatus(name="far", **plain | {"at_once": 2, "at_work": 2, "waiting": 5}),
+        PoolStatus(name="dr", **plain | {"latency_s": 2.3, "is_slow": True, "max_vms": 1}),
+        PoolStatus(name="far", **plain | {"max_vms": 2, "active_vms": 2, "waiting_vms": 5}),
     )
 
     text = shown(status_view(status(record()).model_copy(update={"pools": pools}), LATER))
