@@ -443,7 +443,7 @@ async def test_a_base_that_something_holds_is_asked_for_once_and_then_left_for_a
     shedding: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool waits for 4 s each time, and a hung drive stays for days."""
-    monkeypatch.setattr("xorepd.xapi.vdis._BUSY_PAUSE_S", 0.1)
+    monkeypatch.setattr("xorepd.xapi.vdis.BUSY_PAUSE_S", 0.1)
     shedding.lab.faults.add(
         Fault("rpc", "VDI.data_destroy", "prod", times=None, object="web01-root", error=BUSY)
     )

@@ -97,7 +97,7 @@ def test_a_daemon_that_was_stopped_past_its_lease_does_not_write_when_it_goes_on
 
     one.daemon.send_signal(signal.SIGSTOP)
     stage.fault("clear")
-    while (record := run(two))["outcome"] == "held":
+    while (record := run(two))["outcome"] == "lease-held":
         continue
     assert record["outcome"] == "delta", record["error"]
     half = staging_file(stage)  # its stream is still open, so it could not be destroyed yet
@@ -129,6 +129,6 @@ def test_two_daemons_that_are_told_at_once_make_one_replica(stage: Stage) -> Non
 
     records = [on.ctl("history")["records"][0] for on in pair]
     assert sorted(record["outcome"] for record in records)[0] in ("delta", "full")
-    assert {record["outcome"] for record in records} <= {"full", "delta", "held"}
+    assert {record["outcome"] for record in records} <= {"full", "delta", "lease-held"}
     assert "full" in {record["outcome"] for record in records}
     stage.check_lab()

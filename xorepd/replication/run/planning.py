@@ -84,7 +84,7 @@ async def _ask(
                 raise a.source.gone("VDI", uuid)
             facts = await known_facts(a, _content(snapshot, disk).vdi, base)
             if facts.is_bare and facts.changes is None:
-                log.warning("base.says_nothing", base=uuid, reason=facts.without_changes)
+                log.warning("base.cbt_unusable", base=uuid, reason=facts.without_changes)
             return evidence.with_offer(disk, uuid, facts)
         case AskSample(copy=copy):
             assert copy.base is not None, "only a copy with its base is compared with it"
