@@ -10,10 +10,10 @@ run, from the call of `run_job` to its record.
 How it is counted: a profile function of every thread (`sys.setprofile`, `threading.setprofile`)
 notes the code object of each frame that is entered or resumed meanwhile, including those of tasks
 that watch the pools at the same time. How these fall makes a few functions more or less. A function
-is ours when its file is in the package `xorepd`, the lab apart. A comprehension, a generator
-expression and a lambda inside a function count as that function; a function inside a function
-counts for itself. Bodies of modules and classes do not count, and neither does what has no file of
-ours: methods that `dataclass` or pydantic generate, and functions of C.
+is ours when its file is in the package `xorepd`; the lab is another one. A comprehension, a
+generator expression and a lambda inside a function count as that function; a function inside a
+function counts for itself. Bodies of modules and classes do not count, and neither does what has no
+file of ours: methods that `dataclass` or pydantic generate, and functions of C.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
 
 PACKAGE: Final = Path(next(iter(xorepd.__path__)))
-LAB: Final = PACKAGE / "lab"
 VM: Final = "web01"
 INNER: Final = re.compile(r"(\.<locals>\.<(lambda|listcomp|setcomp|dictcomp|genexpr)>)+$")
 """The end of the qualified name of what belongs to the function around it."""
@@ -120,8 +119,7 @@ def functions(entered: set[CodeType]) -> dict[Path, set[str]]:
     found: dict[Path, set[str]] = defaultdict(set)
     for code in entered:
         file = Path(code.co_filename)
-        ours = file.is_relative_to(PACKAGE) and not file.is_relative_to(LAB)
-        if ours and code.co_flags & inspect.CO_OPTIMIZED:
+        if file.is_relative_to(PACKAGE) and code.co_flags & inspect.CO_OPTIMIZED:
             found[file.relative_to(PACKAGE)].add(INNER.sub("", code.co_qualname))
     return found
 
