@@ -25,6 +25,8 @@ ALL_DEBUGGED = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ALL_DEBUGGED] = bool(config.option.asyncio_debug)
+    # pytest-randomly would let every test, and every worker, draw the same numbers: equal ports.
+    config.option.randomly_reset_seed = False
 
 
 @pytest.hookimpl(tryfirst=True)
