@@ -7,18 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.replication.builders import (
-    OTHER_STREAM,
-    SR,
-    STREAM,
-    SourceWorld,
-    TargetWorld,
-    World,
-)
+from tests.unit.replication.builders import OTHER_STREAM, SR, STREAM, SourceWorld, TargetWorld
 from xorepd.ids import Ref
 from xorepd.replication.format.foreign import Labels
 from xorepd.replication.format.index import MarkIndex, marks_on
-from xorepd.replication.format.marks import SNAPSHOTTING, Role
+from xorepd.replication.format.marks import Role
 from xorepd.xapi.records import Record, Vdi, Vm
 from xorepd.xapi.tables import Tables
 
@@ -55,13 +48,17 @@ async def test_source_snapshots_are_found_by_their_source_in_either_form(earlier
     assert len(marks.vms.find(STREAM)) == earlier
 
 
-async def test_disks_without_marks_that_may_be_ours_are_traces() -> None:
-    world = World()
-    world.disk()
-    snapshotted, image = world.disk(is_a_snapshot=True), world.disk(type="suspend")
-    world.set_key(snapshotted, SNAPSHOTTING, "run-1")
+async def test_mark_of_one_object_is_told_with_whether_it_is_its_own() -> None:
+    world = TargetWorld()
+    world.run()
+    clone, other = world.clone(world.replica), world.vm()
 
-    assert marks_on(await world.cache()).traces.keys() == {snapshotted, image}
+    vms = marks_on(await world.cache()).vms
+
+    mark = world.mark_on(world.replica)
+    assert (vms.mark(world.replica), vms.own_mark(world.replica)) == (mark, mark)
+    assert (vms.mark(clone), vms.own_mark(clone)) == (mark, None)
+    assert (vms.mark(other), vms.own_mark(other)) == (None, None)
 
 
 def told(marks: MarkIndex, labels: Labels) -> object:
@@ -74,7 +71,7 @@ def told(marks: MarkIndex, labels: Labels) -> object:
         for signed in (None, True, False)
     ]
     copies = {vdi.ref: vdi for vdi in labels.saying()}
-    return answers, marks.traces, copies, len(labels.saying("c-0"))
+    return answers, copies, len(labels.saying("c-0"))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from xorepd.replication.format.index import MarkIndex, marks_on
 from xorepd.replication.format.inventory import disks_of
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
@@ -29,14 +30,12 @@ from xorepd.replication.format.marks import (
     REPLICA_TAG,
     SNAPSHOTTING,
     Role,
-    decode,
     snapshotting_on,
 )
 from xorepd.replication.format.ownership import (
     Content,
     content_of,
     is_changed,
-    own_mark,
     run_that_named,
     used_by_vms,
 )
@@ -77,16 +76,17 @@ def find_unresolved(pool: str, cache: Tables, running: Collection[str] = ()) -> 
         pool: its name.
         running: runs that are under way: they are going to sign what they have made.
     """
-    found = [*_disks(pool, cache), *_vms(pool, cache, running)]
+    marks = marks_on(cache)
+    found = [*_disks(pool, cache, marks), *_vms(pool, cache, marks, running)]
     return sorted(found, key=lambda doubt: (doubt.kind, doubt.name, doubt.uuid))
 
 
-def _disks(pool: str, cache: Tables) -> Iterator[Unresolved]:
-    named = dict(_named_disks(cache))
+def _disks(pool: str, cache: Tables, marks: MarkIndex) -> Iterator[Unresolved]:
+    named = dict(_named_disks(marks))
     for vdi in cache.vdis.values():
         if not vdi.managed or vdi.missing:
             continue
-        why = _about_disk(cache, vdi, named)
+        why = _about_disk(cache, marks, vdi, named)
         if why:
             sr = cache.srs.get(vdi.sr)
             yield Unresolved(
@@ -103,9 +103,9 @@ def _disks(pool: str, cache: Tables) -> Iterator[Unresolved]:
             )
 
 
-def _about_disk(cache: Tables, vdi: Vdi, named: Mapping[str, str]) -> str:
+def _about_disk(cache: Tables, marks: MarkIndex, vdi: Vdi, named: Mapping[str, str]) -> str:
     """Return why a disk is doubtful; empty where it is not."""
-    mark, own = decode(vdi.other_config), own_mark(vdi)
+    mark, own = marks.disks.mark(vdi.ref), marks.disks.own_mark(vdi.ref)
     if used_by_vms(cache, vdi):
         return ""  # its VM is looked at
     if mark is None and KEY in vdi.other_config:
@@ -129,24 +129,22 @@ def _about_disk(cache: Tables, vdi: Vdi, named: Mapping[str, str]) -> str:
     return named.get(vdi.uuid, "")
 
 
-def _named_disks(cache: Tables) -> Iterator[tuple[str, str]]:
+def _named_disks(marks: MarkIndex) -> Iterator[tuple[str, str]]:
     """Yield the UUIDs of the disks that our VMs say they have or had, and why they are doubtful."""
-    for vm in cache.vms.values():
-        mark = own_mark(vm)
-        if mark is not None:
-            kind = "restore point" if mark.role is Role.POINT else "replica"
-            lost = f"was the disk of {kind} {vm.name_label}, and has lost its marks"
-            yield from ((uuid, lost) for uuid in mark.disks.values())
-            for uuid, device in mark.displaced.items():
-                yield (
-                    uuid,
-                    f"was disk {device} of {kind} {vm.name_label} until a run put another",
-                )
+    for each in marks.vms.find(signed=True):
+        vm, mark = each.what, each.mark
+        kind = "restore point" if mark.role is Role.POINT else "replica"
+        lost = f"was the disk of {kind} {vm.name_label}, and has lost its marks"
+        yield from ((uuid, lost) for uuid in mark.disks.values())
+        for uuid, device in mark.displaced.items():
+            yield (uuid, f"was disk {device} of {kind} {vm.name_label} until a run put another")
 
 
-def _vms(pool: str, cache: Tables, running: Collection[str]) -> Iterator[Unresolved]:
+def _vms(
+    pool: str, cache: Tables, marks: MarkIndex, running: Collection[str]
+) -> Iterator[Unresolved]:
     for vm in cache.vms.values():
-        why = "" if run_that_named(vm) in running else _about_vm(cache, vm)
+        why = "" if run_that_named(vm) in running else _about_vm(cache, marks, vm)
         if why:
             yield Unresolved(
                 pool=pool,
@@ -162,10 +160,10 @@ def _vms(pool: str, cache: Tables, running: Collection[str]) -> Iterator[Unresol
             )
 
 
-def _about_vm(cache: Tables, vm: Vm) -> str:
+def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
     """Return why a VM is doubtful; empty where it is not."""
-    mark = decode(vm.other_config)
-    if (own := own_mark(vm)) is not None:
+    mark = marks.vms.mark(vm.ref)
+    if (own := marks.vms.own_mark(vm.ref)) is not None:
         changed = [vdi for _, vdi in disks_of(cache, vm) if is_changed(vdi)]
         if not changed or own.role not in (Role.POINT, Role.SOURCE):
             return ""  # a replica that has changed is refused by its own run
@@ -178,22 +176,22 @@ def _about_vm(cache: Tables, vm: Vm) -> str:
         return ""  # settled
     if mark is None and not vm.is_a_snapshot:
         for point in cache.present(Vm, vm.snapshots):
-            theirs = own_mark(point)
+            theirs = marks.vms.own_mark(point.ref)
             if theirs is not None and theirs.role is Role.POINT:
                 return f"has lost its marks: restore point {point.name_label} is a snapshot of it"
     disks = [vdi for _, vdi in disks_of(cache, vm)]
     run = run_that_named(vm)
     origin = cache.vms.get(vm.snapshot_of) if vm.is_a_snapshot else None
-    if mark is None and origin is not None and own_mark(origin) is not None:
+    if mark is None and origin is not None and marks.vms.own_mark(origin.ref) is not None:
         return f"is a snapshot of replica {origin.name_label}, and has lost the mark of one"
-    inherited = decode(origin.other_config) if origin is not None else mark
+    inherited = marks.vms.mark(origin.ref) if origin is not None else mark
     if mark is not None and (inherited is None or inherited.self != mark.self):
         return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
     is_blocked = BLOCK_TEXT in vm.blocked_operations.values()
     if mark is None and not vm.is_a_snapshot and is_blocked and REPLICA_TAG in vm.tags:
         return "looks like a replica, which xorepd keeps from starting, and carries no mark"
     looks_ours = vm.is_a_snapshot or mark is not None or REPLICA_TAG in vm.tags
-    if looks_ours and disks and all(map(own_mark, disks)) and not run:
+    if looks_ours and disks and all(marks.disks.own_mark(vdi.ref) for vdi in disks) and not run:
         names = ", ".join(vdi.name_label or vdi.uuid for vdi in disks)
         return f"carries no mark of its own any more, and its disks are signed by a run ({names})"
     return ""

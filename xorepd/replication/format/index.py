@@ -1,6 +1,6 @@
 """All our marks on one pool, by the stream and the role that they name. Pure.
 
-A pool has thousands of objects, and one run asks some thirty times which of them are a stream's. So
+A pool has thousands of objects, and a run asks a dozen times which of them belong to its stream. So
 each mark is decoded once, when the record arrives (`Tables.index`), and found by what it says:
 
     marks = marks_on(cache)
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from xorepd.ids import Ref
-from xorepd.replication.format.marks import SNAPSHOTTING, Mark, ReplicaKey, Role, decode
+from xorepd.replication.format.marks import Mark, ReplicaKey, Role, decode
 from xorepd.replication.format.ownership import is_signed
 from xorepd.xapi.records import Record, Vdi, Vm
 from xorepd.xapi.tables import Tables
@@ -46,9 +46,15 @@ class Bearers(Generic[W]):
         self._all: dict[Ref, Bearer[W]] = {}
         self._by: defaultdict[ReplicaKey | Role | None, dict[Ref, Bearer[W]]] = defaultdict(dict)
 
-    def on(self, ref: Ref) -> Bearer[W] | None:
-        """Return one object with its mark; None where it bears none that we understand."""
-        return self._all.get(ref)
+    def mark(self, ref: Ref) -> Mark | None:
+        """Return the mark on an object, signed or not; None where it has none."""
+        bearer = self._all.get(ref)
+        return bearer.mark if bearer is not None else None
+
+    def own_mark(self, ref: Ref) -> Mark | None:
+        """Return the mark on an object if it was written on this very object."""
+        bearer = self._all.get(ref)
+        return bearer.mark if bearer is not None and bearer.is_signed else None
 
     def find(
         self,
@@ -93,9 +99,6 @@ class MarkIndex:
     def __init__(self) -> None:
         self.vms = Bearers[Vm]()
         self.disks = Bearers[Vdi]()
-        self.traces: dict[Ref, Vdi] = {}
-        """Disks that may be ours without a mark: snapshots that were taken while a run took one,
-        and memory."""
 
     def put(self, record: Record) -> None:
         match record:
@@ -103,10 +106,6 @@ class MarkIndex:
                 self.vms.put(record)
             case Vdi():
                 self.disks.put(record)
-                if SNAPSHOTTING in record.other_config or record.type == "suspend":
-                    self.traces[record.ref] = record
-                else:
-                    self.traces.pop(record.ref, None)
             case _:
                 pass
 
@@ -116,7 +115,6 @@ class MarkIndex:
                 self.vms.drop(record.ref)
             case Vdi():
                 self.disks.drop(record.ref)
-                self.traces.pop(record.ref, None)
             case _:
                 pass
 
