@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.lab.world import World, new_run, world
 from tests.patience import patience
 from xorepd.ids import PoolName
-from xorepd.replication.context.limits import pool_key
+from xorepd.replication.context.admission import pool_key
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd.xapi.pace import WINDOW
@@ -101,13 +101,44 @@ async def test_vm_that_waits_for_its_turn_says_so_and_its_deadline_begins_after_
         version = 0
         while "queue" not in {record.step for record in context.board.records()}:
             version = await context.board.changed(version)
-        assert context.limits.at_work(pool_key("prod")) == 1
-        assert context.limits.waiting(pool_key("prod")) == 1
+        assert context.admission.at_work(pool_key("prod")) == 1
+        assert context.admission.waiting(pool_key("prod")) == 1
         records = await work
 
     errors = " ".join(record.error or "" for record in records)
     assert "the deadline of job web (in step transfer)" in errors
     assert "in step queue" not in errors
+
+
+async def test_vm_that_another_job_replicates_to_the_same_sr_keeps_no_others_waiting(
+    four: World,
+) -> None:
+    stalled = four.lab.faults.add(Fault("export", pool="prod", stall=True))
+    async with four.daemon() as context:
+        context.admission.max_vms = 2
+        loop = asyncio.get_running_loop()
+
+        async def run_of(job: str, vm: str) -> RunRecord:
+            [record] = await run_job(
+                four.job(name=job, vms=(vm,), verify="off"), new_run(), context
+            )
+            return record
+
+        first = loop.create_task(run_of("one", "web01"))
+        await stalled.stalled.wait()
+        second = loop.create_task(run_of("two", "web01"))
+        version = 0
+        while "queue" not in {record.step for record in context.board.records()}:
+            version = await context.board.changed(version)
+        assert context.admission.at_work(pool_key("prod")) == 1
+
+        other = await run_of("three", "web02")
+        assert other.outcome is Outcome.FULL, other.error
+
+        stalled.release()
+        records = await asyncio.gather(first, second)
+
+    assert records[1].outcome in (Outcome.FULL, Outcome.DELTA), records[1].error
 
 
 async def test_without_limits_all_are_at_work_at_once(four: World) -> None:

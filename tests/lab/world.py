@@ -24,6 +24,7 @@ import xxhash
 from tests.lab.whole import assert_whole
 from xorepd.config.models import JobSettings, PoolSettings
 from xorepd.ids import RunId
+from xorepd.replication.context.admission import Admission
 from xorepd.replication.context.board import Board
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.format.claims import Owner
@@ -107,7 +108,7 @@ class World:
             yield Context(
                 pools={p.name: await stack.enter_async_context(opened(p)) for p in settings},
                 board=self.board,
-                slots=asyncio.Semaphore(4),
+                admission=Admission(4),
                 clock=clock,
                 leases=Leases(owner or DAEMON, lease),
             )

@@ -65,7 +65,7 @@ async def run_daemon(checked: Checked) -> None:
             return again.settings
 
         def apply(new: Settings, changes: Changes) -> None:
-            engine.apply(new, changes)
+            engine.apply(new)
             set_level(new.daemon.log_level)
 
         service = Service(

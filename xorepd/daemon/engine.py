@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import uuid
 from collections import defaultdict
@@ -11,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from functools import partial
 
-from xorepd.config.diff import Changes
 from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
 from xorepd.control.protocol import PoolStatus
@@ -21,9 +19,9 @@ from xorepd.data.nbd.reader import NbdBudget
 from xorepd.errors import ConfigError, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.process.lending import Pools
+from xorepd.replication.context.admission import Admission, pool_key
 from xorepd.replication.context.board import Board
 from xorepd.replication.context.lease import Leases
-from xorepd.replication.context.limits import Limits, pool_key
 from xorepd.replication.context.reservations import Reservations
 from xorepd.replication.context.shared_source import SourceVm
 from xorepd.replication.format.claims import Owner
@@ -51,11 +49,10 @@ class Engine:
         self._settings = settings
         self._pools = pools
         self._clock = clock
-        self._slots = asyncio.Semaphore(settings.daemon.max_vms)
+        self._admission = Admission(settings.daemon.max_vms)
         self._room = Reservations()
         self._maps = maps
         self._leases = Leases(owner, settings.daemon.lease)
-        self._limits = Limits()
         self._nbd = NbdBudget()
         self.budget = Budget(settings.daemon.memory)
         self.links = Links()
@@ -65,6 +62,7 @@ class Engine:
             lambda: self._settings,
             pools,
             board=self.board,
+            admission=self._admission,
             leases=self._leases,
             sources=self._sources,
             clock=clock,
@@ -91,11 +89,10 @@ class Engine:
                 pools=pools,
                 closed=closed,
                 board=self.board,
-                slots=self._slots,
+                admission=self._admission,
                 clock=self._clock,
                 leases=self._leases,
                 reservations=self._room,
-                limits=self._limits,
                 nbd=self._nbd,
                 budget=self.budget,
                 links=self.links,
@@ -116,8 +113,8 @@ class Engine:
                     latency_s=pool.pace.median_s,
                     is_slow=pool.pace.is_slow,
                     max_vms=min((each for each in limits if each is not None), default=None),
-                    active_vms=self._limits.at_work(key),
-                    waiting_vms=self._limits.waiting(key),
+                    active_vms=self._admission.at_work(key),
+                    waiting_vms=self._admission.waiting(key),
                     clock_ahead_s=pool.clock.offset,
                 )
             )
@@ -131,16 +128,14 @@ class Engine:
         """Let the links that were offered last rule at once."""
         self.links.adopt(self._offered)
 
-    def apply(self, settings: Settings, changes: Changes) -> None:
+    def apply(self, settings: Settings) -> None:
         """Let a new configuration rule from the next run of each job on."""
         self._settings = settings
         self.adopt_links()
         self._pools.retain(settings.pools)
         self._leases.good_for = settings.daemon.lease
         self.budget.size = settings.daemon.memory
-        if "max_vms" in changes.daemon:
-            # Runs under way keep their slots of before: for their remainder both limits count.
-            self._slots = asyncio.Semaphore(settings.daemon.max_vms)
+        self._admission.max_vms = settings.daemon.max_vms
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from xorepd.errors import ControlError, Refused, StateError, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.process.lending import Pools
 from xorepd.replication.cleanup.forget import Forgetting, forget
+from xorepd.replication.context.admission import Admission, replica_place
 from xorepd.replication.context.board import Board, Progress
 from xorepd.replication.context.lease import Leases
 from xorepd.replication.context.shared_source import SourceVm
@@ -49,6 +50,7 @@ class Orphans:
         pools: Pools[Pool],
         *,
         board: Board,
+        admission: Admission,
         leases: Leases,
         sources: Mapping[str, SourceVm],
         clock: Callable[[], datetime],
@@ -56,7 +58,8 @@ class Orphans:
     ) -> None:
         self._maps = maps
         self._settings, self._pools, self._board = settings, pools, board
-        self._leases, self._sources, self._clock = leases, sources, clock
+        self._admission, self._leases = admission, leases
+        self._sources, self._clock = sources, clock
 
     async def find_orphans(self, known: Known = ()) -> OrphansReply:
         """Return what no job of the configuration in force means.
@@ -116,7 +119,8 @@ class Orphans:
             if sr is None:
                 raise Refused(f"pool {orphan.pool}: SR {ids.sr} is gone; plug it in again")
             source_vm = self._sources[ids.vm]
-            if source_vm.turns[ids.sr].locked():
+            place = replica_place(ids.vm, ids.sr)
+            if self._admission.at_work(place.key):
                 raise Refused(
                     f"a run of {orphan.name} to SR {orphan.sr} is under way; wait for its end, or "
                     f"`xorepctl cancel {orphan.job}`"
@@ -124,7 +128,8 @@ class Orphans:
             run_id = RunId(str(uuid.uuid4()))
             progress = self._progress(orphan, run_id)
             what = f"replication of VM {orphan.name} to SR {orphan.sr} of pool {orphan.pool}"
-            await stack.enter_async_context(source_vm.turns[ids.sr])
+            await stack.enter_async_context(self._admission.hold(run_id, [place]))
+            stack.enter_context(source_vm.busy_for(ids.sr))
             report("waiting for the right to change it")
             lease = await stack.enter_async_context(
                 self._leases.hold(target, sr, ids, run_id, what)

@@ -6,7 +6,7 @@
     transfer   the data of each disk, into staging disks
     source     the snapshot that a run reads
     removal    destroys what is proven to be ours
-    context    what a run works with: its pools and locks, its limits, its progress
+    context    what a run works with: its pools and locks, its places, its progress
     deciding   what to do, from records and policy. Pure
     format     what stands on the pools, and what it proves. Pure
 

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from tests.unit.control.stage import Stage, stage
 from tests.unit.parts import JOB, NOON, POOLS, settings_of
-from xorepd.config.diff import compare
 from xorepd.ctl import app
 from xorepd.daemon.engine import open_engine, open_transports
 from xorepd.errors import ControlError
@@ -123,7 +122,7 @@ async def test_reload_forgets_what_was_set_and_reaches_what_runs(tmp_path: Path)
         engine.offer(links(tmp_path, "20Mbit/s"))
         assert engine.links.states()["wan"].rate_bytes_per_s == 8000
 
-        engine.apply(new, compare(old, new))
+        engine.apply(new)
 
         assert link_of_a_run(engine.links) is before
         state = engine.links.states()["wan"]

@@ -53,7 +53,7 @@ async def test_pool_that_a_reload_moved_is_asked_at_its_new_place(
     old, new = settings_of(tmp_path, at(1)), settings_of(tmp_path, at(2))
     async with open_engine(old, lambda: NOON) as engine:
         (before,) = await engine.run(job(), RunId("1"))
-        engine.apply(new, compare(old, new))
+        engine.apply(new)
         (after,) = await engine.run(job(), RunId("2"))
 
     assert {before.outcome, after.outcome} == {Outcome.FAILED}
@@ -73,7 +73,7 @@ async def test_memory_that_a_reload_changed_counts_for_those_who_wait(tmp_path: 
             waiting = group.create_task(other.take(16 * MiB))
             await asyncio.sleep(0)
             assert engine.budget.waiting == 1
-            engine.apply(new, changes)
+            engine.apply(new)
             await waiting
 
     assert (changes.daemon, changes.needs_restart) == (("memory",), ())

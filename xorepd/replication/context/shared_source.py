@@ -1,4 +1,4 @@
-"""What the targets of one source VM share on the source: turns, the snapshot, the migration block.
+"""What the targets of one source VM share on the source: the snapshot, the migration block.
 
 `SharedSource` is one source VM in one run of a job. A task of its own serves each target, and
 targets wait for each other only at a rendezvous, which ends. Several runs of one VM may be under
@@ -35,8 +35,8 @@ class SourceVm:
         self.lock = asyncio.Lock()
         """Held by whoever changes something on the source: snapshots, their marks, blocks. Never
         while a target is asked for anything."""
-        self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By UUID of the target SR: two jobs take turns where they have VM and SR in common."""
+        self.busy: set[str] = set()
+        """UUIDs of the SRs for which a run, or `forget`, is under way."""
         self._readers: list[str] = []
         self._lent: list[str] = []
 
@@ -70,10 +70,14 @@ class SourceVm:
         """UUIDs of the SRs for which a snapshot is being read."""
         return set(self._readers)
 
-    @property
-    def busy(self) -> set[str]:
-        """UUIDs of the SRs for which a run is under way."""
-        return {sr for sr, turn in self.turns.items() if turn.locked()}
+    @contextmanager
+    def busy_for(self, sr: str) -> Iterator[None]:
+        """Say that the replica on an SR is being changed; `admission` lets in one at a time."""
+        self.busy.add(sr)
+        try:
+            yield
+        finally:
+            self.busy.remove(sr)
 
 
 class SharedSource:

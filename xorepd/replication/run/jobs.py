@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
@@ -26,10 +26,10 @@ from xorepd.data.budget import Budget
 from xorepd.data.nbd.reader import NbdBudget
 from xorepd.errors import Frozen, InternalError, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
+from xorepd.replication.context.admission import Admission, Place, places_of
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import Board, Clock, Progress
 from xorepd.replication.context.lease import Leases
-from xorepd.replication.context.limits import Limits, Place, places_of
 from xorepd.replication.context.rendezvous import JOIN_S
 from xorepd.replication.context.reservations import Reservations
 from xorepd.replication.context.shared_source import SharedSource, SourceVm
@@ -57,16 +57,13 @@ class Context:
 
     pools: Mapping[PoolName, Pool]
     board: Board
-    slots: asyncio.Semaphore
-    """VMs in transfer at once, over all jobs."""
+    admission: Admission
     clock: Clock
     leases: Leases
     reservations: Reservations = field(default_factory=Reservations)
     nbd: NbdBudget = field(default_factory=NbdBudget)
     budget: Budget = field(default_factory=Budget)
     """Memory for data on its way."""
-    limits: Limits = field(default_factory=Limits)
-    """VMs in transfer at once in each pool, SR and host."""
     links: Links = field(default_factory=Links)
     maps: Maps | None = None
     """Of what the restore points hold; None where none are kept."""
@@ -161,24 +158,6 @@ async def run_job(
     return [*selected.records, *served, *chain(*(task.result() for task in missing))]
 
 
-class _Seat:
-    """One of the daemon's places for VMs, taken while any target of a VM is being served."""
-
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places, self._users, self._door = places, 0, asyncio.Lock()
-
-    async def __aenter__(self) -> None:
-        async with self._door:
-            if not self._users:
-                await self._places.acquire()
-            self._users += 1
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._users -= 1
-        if not self._users:
-            self._places.release()
-
-
 class _VmRun:
     """One VM in one run of a job, with all its targets."""
 
@@ -196,7 +175,6 @@ class _VmRun:
         self._wanted, self._label = wanted, label
         self._finding = asyncio.Lock()
         self._vm: Vm | None = None
-        self.seat = _Seat(context.slots)
         places = [to.place for to in job.targets]
         self.shared = SharedSource(places, late, group, context.budget, context.join_s)
 
@@ -266,11 +244,10 @@ class _VmRun:
         stream = ReplicaKey(pool=source.cache.pool.uuid, vm=vm.uuid, sr=sr.uuid)
         what = f"replication of VM {vm.name_label} to SR {sr.name_label} of pool {target.name}"
         source_vm = context.sources[vm.uuid]
-        places = places_of(source, vm, target, sr, context.limits)
+        places = places_of(source, vm, target, sr, context.admission)
         with self.shared.serving(sr):
             async with (
-                self._admitted(places, progress, deadline),
-                source_vm.turns[sr.uuid],
+                self._admitted(places, source_vm.busy_for(sr.uuid), progress, deadline),
                 context.leases.hold(target, sr, stream, self._run_id, what) as lease,
             ):
                 return await replicate(
@@ -299,18 +276,23 @@ class _VmRun:
 
     @asynccontextmanager
     async def _admitted(
-        self, places: Sequence[Place], progress: Progress, deadline: asyncio.Timeout
+        self,
+        places: Sequence[Place],
+        busy: AbstractContextManager[None],
+        progress: Progress,
+        deadline: asyncio.Timeout,
     ) -> AsyncIterator[None]:
-        """Wait for the VM's turn in the daemon and on both pools; that does not count as its time.
+        """Wait until the VM can have all its places; that does not count as its time.
 
         What it works on alone it never waits for: each place takes one VM at least.
         """
         progress.enter("queue")
         deadline.reschedule(None)
-        async with self._context.limits.hold(self, places), self.seat:
+        async with self._context.admission.hold(self, places):
             progress.enter("connect")
             deadline.reschedule(asyncio.get_running_loop().time() + self._job.deadline)
-            yield
+            with busy:
+                yield
 
     async def _find(self, source: Pool) -> Vm:
         """Return the source VM, the same for all targets."""
