@@ -90,3 +90,16 @@ def test_pages_that_code_names_exist() -> None:
 
     assert {"docs/jobs.md", "docs/relay.md"} <= named
     assert [page for page in named if not (ROOT / page).exists()] == []
+
+
+def test_paths_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    lab = "plugins/xorepd-lab/src/xorepd_lab"
+    named = set(re.findall(r"`((?:xorepd|plugins|tests|docs|config|systemd)/[\w./-]*)`", text))
+    rooms = set(re.findall(r"`((?:model|classes|faults|front|calls)/\w+\.py)`", text))
+    paths = named | {f"{lab}/{name}" for name in rooms} - {f"{lab}/classes/vmss.py"}
+
+    assert len(paths) > 25
+    assert [
+        path for path in sorted(paths) if "NAME" not in path and not (ROOT / path).exists()
+    ] == []
