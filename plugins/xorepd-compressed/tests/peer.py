@@ -18,6 +18,7 @@ from xorepd.data.writer import Writer
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError
 from xorepd.extents import Extent
+from xorepd.plugin.conformance import ScriptedTarget
 from xorepd.relay.certificates import make_authority, make_client, make_relay, server_context
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.blocks import hash_of, unpack_block
@@ -25,7 +26,6 @@ from xorepd.relay.protocol.channel import Channel, Over
 from xorepd.relay.protocol.mux import Connection
 from xorepd.stream import ByteStream
 from xorepd.transports.base import Target, Transport
-from xorepd.transports.conformance import ScriptedTarget
 from xorepd.units import MiB
 
 STALL_S = 20.0

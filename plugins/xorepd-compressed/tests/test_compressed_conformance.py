@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from peer import Peer, Relayed, make_files, options
 
+from xorepd.plugin.conformance import TransportConformance, surroundings
 from xorepd.transports.base import Transport
-from xorepd.transports.conformance import TransportConformance, surroundings
 from xorepd.transports.registry import open_transport
 from xorepd_compressed.transport import CompressedFactory
 

@@ -19,10 +19,10 @@ from xorepd.data.digest import Digest
 from xorepd.data.writer import Writer
 from xorepd.errors import DataError, Remedy
 from xorepd.extents import Extent
+from xorepd.plugin.conformance import ScriptedReader, ScriptedTarget, surroundings
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.channel import Channel
 from xorepd.transports.base import Surroundings, Verifier
-from xorepd.transports.conformance import ScriptedReader, ScriptedTarget, surroundings
 from xorepd.units import KiB, MiB
 from xorepd_compressed import link as links
 from xorepd_compressed import transport as transports

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xorepd.transports.conformance import TransportConformance
+from xorepd.plugin.conformance import TransportConformance
 from xorepd.units import MiB
 from xorepd_throttled.transport import ThrottledFactory
 

@@ -14,8 +14,8 @@ import pytest
 from tests.steered import steered
 from xorepd.data.reader import Piece
 from xorepd.extents import Extent
+from xorepd.plugin.conformance import surroundings
 from xorepd.transports.base import Surroundings, TargetDisk
-from xorepd.transports.conformance import surroundings
 from xorepd.transports.links import Links
 from xorepd.units import KiB, MiB
 from xorepd_throttled.link import ThrottledLink

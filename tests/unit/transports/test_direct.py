@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from xorepd.plugin.conformance import TransportConformance, surroundings
 from xorepd.transports.base import Transport
-from xorepd.transports.conformance import TransportConformance, surroundings
 from xorepd.transports.direct import DirectFactory
 from xorepd.transports.registry import open_transport
 from xorepd.units import MiB

@@ -13,8 +13,8 @@ from tests.patience import patience
 from xorepd.data.reader import Reader
 from xorepd.errors import StreamCut, TransportFailed
 from xorepd.extents import Extent
+from xorepd.plugin.conformance import ScriptedReader, ScriptedTarget
 from xorepd.transports.base import Target, Verifier
-from xorepd.transports.conformance import ScriptedReader, ScriptedTarget
 from xorepd.transports.guard import guarded
 from xorepd.units import MiB
 

@@ -11,9 +11,9 @@ import pytest
 
 from xorepd.errors import Refused, TransportFailed
 from xorepd.extents import Extent
+from xorepd.plugin.conformance import ScriptedReader, ScriptedTarget, surroundings
 from xorepd.transports import registry
 from xorepd.transports.base import Transport
-from xorepd.transports.conformance import ScriptedReader, ScriptedTarget, surroundings
 from xorepd.transports.registry import OURS, installed, suggest
 from xorepd.units import MiB
 

@@ -20,15 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from xorepd.data.reader import Reader
-from xorepd.data.zeroes import UNIT
-from xorepd.errors import DataError, ProtocolViolation
-from xorepd.extents import Extent, split
+from xorepd.plugin import UNIT, DataError, Extent, ProtocolViolation, Reader, Target, split
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.blocks import hash_of, pack_block
 from xorepd.relay.protocol.channel import Channel, Over
 from xorepd.relay.protocol.frames import HEADER
-from xorepd.transports.base import Target
 from xorepd_compressed import threads
 from xorepd_compressed.cutting import SPAN, Run, Spans, cut, wanted_parts
 from xorepd_compressed.errors import RelayRefused

@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from xorepd.data.reader import Piece
-from xorepd.data.zeroes import UNIT, without_zeroes
-from xorepd.units import MiB
+from xorepd.plugin import UNIT, MiB, Piece, without_zeroes
 
 SPAN = MiB
 """The largest block on the wire, and so the most that is compressed together."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from xorepd.errors import DataError, Remedy
+from xorepd.plugin import DataError, Remedy, format_duration
 from xorepd.relay.protocol.messages import Code
-from xorepd.units import format_duration
 
 
 class RelayRefused(DataError):

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from xorepd.errors import DataError, Refused
+from xorepd.plugin import DataError, LinkState, Refused, to_the_end
 from xorepd.relay.certificates import client_context
 from xorepd.relay.protocol.mux import Connection
-from xorepd.tidying import to_the_end
-from xorepd.transports.links import LinkState
 from xorepd_compressed import threads
 from xorepd_compressed.errors import NotTrusted
 from xorepd_compressed.options import Access

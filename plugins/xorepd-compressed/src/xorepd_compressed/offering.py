@@ -7,7 +7,7 @@ to see whether that has changed.
 
 from __future__ import annotations
 
-from xorepd.units import MiB
+from xorepd.plugin import MiB
 
 PATIENCE = 64 * MiB
 """So much may be offered in a row and nearly nothing spared, before offers become rare."""

@@ -10,9 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from xorepd.errors import Refused
+from xorepd.plugin import GiB, MiB, Refused, format_size, parse_size
 from xorepd.relay.certificates import client_context
-from xorepd.units import GiB, MiB, format_size, parse_size
 from xorepd_compressed.room import LEAST
 
 KNOWN = ("relay", "certificate", "key", "ca", "level", "window", "link")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from xorepd.units import MiB
+from xorepd.plugin import MiB
 from xorepd_compressed.levels import FIRST, Period, next_level
 
 PERIOD_S = 0.5

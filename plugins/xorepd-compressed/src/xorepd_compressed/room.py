@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xorepd.units import MiB
+from xorepd.plugin import MiB
 from xorepd_compressed.cutting import SPAN
 
 TOTAL = 64 * MiB

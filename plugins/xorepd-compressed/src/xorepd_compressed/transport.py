@@ -11,15 +11,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from xorepd.data.reader import Reader
-from xorepd.errors import DataError
-from xorepd.extents import Extent
+from xorepd.plugin import DataError, Extent, KiB, Reader, Surroundings, Target, to_the_end
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.channel import Channel, Over
 from xorepd.relay.protocol.mux import Connection
-from xorepd.tidying import to_the_end
-from xorepd.transports.base import Surroundings, Target
-from xorepd.units import KiB
 from xorepd_compressed.carriage import Carriage, out_of_place, receive
 from xorepd_compressed.errors import NoAnswer
 from xorepd_compressed.link import RelayLink

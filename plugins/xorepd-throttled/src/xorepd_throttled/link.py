@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from xorepd.transports.links import LinkState
-from xorepd.units import KiB
+from xorepd.plugin import KiB, LinkState
 from xorepd_throttled.bucket import Bucket
 from xorepd_throttled.options import check_rate
 from xorepd_throttled.timetable import Tariff

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from xorepd.units import parse_rate
+from xorepd.plugin import parse_rate
 from xorepd_throttled.timetable import Period, Tariff, parse_period
 
 KNOWN = ("through", "link", "rate", "timetable", "timezone", "pool_rate", "job_rate")

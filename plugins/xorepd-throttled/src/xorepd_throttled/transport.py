@@ -14,10 +14,16 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
-from xorepd.data.reader import Reader
-from xorepd.data.writer import Writer
-from xorepd.extents import Extent
-from xorepd.transports.base import Surroundings, Target, TargetDisk, Transport, Verifier
+from xorepd.plugin import (
+    Extent,
+    Reader,
+    Surroundings,
+    Target,
+    TargetDisk,
+    Transport,
+    Verifier,
+    Writer,
+)
 from xorepd_throttled.link import Passage, ThrottledLink
 from xorepd_throttled.options import read_options
 from xorepd_throttled.timetable import Tariff

@@ -1,6 +1,6 @@
 """The tests that every transport passes. A third party inherits them and gives the factory:
 
-    from xorepd.transports.conformance import TransportConformance
+    from xorepd.plugin.conformance import TransportConformance
 
     class TestPaced(TransportConformance):
         factory = PacedFactory()
