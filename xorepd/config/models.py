@@ -237,6 +237,11 @@ class HookSettings(Table):
     """Seconds after which either of them is killed."""
 
 
+def id_of_job(name: str) -> str:
+    """Return the id of a job that the file gives none."""
+    return str(uuid.uuid5(JOB_NAMESPACE, name))
+
+
 class JobSettings(Scope):
     """What to replicate, from where, to where, when, and how carefully."""
 
@@ -337,7 +342,7 @@ class JobSettings(Scope):
     @classmethod
     def _id_from_name(cls, value: Any) -> Any:
         if isinstance(value, dict) and "id" not in value and isinstance(value.get("name"), str):
-            return {**value, "id": str(uuid.uuid5(JOB_NAMESPACE, value["name"]))}
+            return {**value, "id": id_of_job(value["name"])}
         return value
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.parts import job
 from tests.unit.replication.builders import STREAM, SourceWorld, TargetWorld, World, uuids
 from xorepd.ids import Ref
 from xorepd.replication.deciding.recovery import (
@@ -20,6 +21,7 @@ from xorepd.replication.deciding.recovery import (
     decide_prune,
     decide_source,
 )
+from xorepd.replication.deciding.selection import without_excluded
 from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
 from xorepd.replication.format.marks import KEY, SNAPSHOTTING, Commit, Role
 from xorepd.replication.format.ownership import temporary_name
@@ -595,6 +597,31 @@ async def test_base_that_is_kept_is_one_that_the_next_run_can_use() -> None:
 
     assert decide_source(side, target, US).release == ()
     assert {base.uuid for base in side.bases()} == set(contents_of(source, made))
+
+
+async def test_what_a_sweep_removes_is_the_same_for_all_disks_and_for_those_that_travel() -> None:
+    """`forget` has no job that says which disks stay behind, and sweeps what a run sweeps."""
+    source = SourceWorld()
+    source.raw(source.roots[1])["name_label"] = "[NOBAK] scratch"
+    replicated = source.source_snapshot("run-1", **WANTED)
+    source.source_snapshot("run-2", **HELD)
+    source.source_snapshot("run-3", **WANTED)
+    alone = source.source_snapshot("run-4", **WANTED)
+    source.unsigned_snapshot()
+    target = await point_of(contents_of(source, replicated))
+    source.destroy(alone)
+    whole = await source.read()
+
+    travelling = without_excluded(job(), whole)
+    cleaning = decide_source(whole, target, US)
+
+    assert [disk.vdi.ref for disk in travelling.excluded] == [source.roots[1]]
+    assert [len(what) for what in (cleaning.destroy, cleaning.hold, cleaning.release)] == [1, 1, 3]
+    assert decide_source(travelling, target, US) == cleaning
+    assert uuids(travelling.drives) == uuids(whole.drives)
+    releases = decide_prune(whole, target, US, hold_bases=LONG)
+    assert len(releases) == 5
+    assert decide_prune(travelling, target, US, hold_bases=LONG) == releases
 
 
 # -- after a commit ------------------------------------------------------------------------------

@@ -8,23 +8,19 @@ left, and forgetting it again finishes. The caller holds the stream's lease and 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 
 import structlog
 
-from xorepd.config.models import JobSettings, TargetSettings
-from xorepd.data.budget import Budget
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.config.models import Diverged, id_of_job
 from xorepd.errors import Refused
-from xorepd.ids import JobName, RunId
+from xorepd.ids import RunId
 from xorepd.replication.cleanup.sweep import claim, sweep
-from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import Clock, Progress
-from xorepd.replication.context.reservations import Reservations
-from xorepd.replication.context.shared_source import SharedSource, SourceVm, owner_of_shared
+from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.shared_source import SourceVm, owner_of_shared
 from xorepd.replication.deciding.forgetting import Terms, use_objections
 from xorepd.replication.deciding.orphans import signs_of_use
 from xorepd.replication.format.current import KEY as CURRENT
@@ -60,7 +56,6 @@ from xorepd.replication.removal.destroying import (
 )
 from xorepd.replication.target.interfaces import VIF_NETWORK, VIF_SOURCE
 from xorepd.replication.target.suspended import destroy_memory, let_go
-from xorepd.transports.direct import Direct
 from xorepd.xapi.cache import Cache
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import OWNER_PREFIX, Sr, Vdi, Vif, Vm
@@ -139,7 +134,9 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
         await f.source.refresh()
         vm = f.source.cache.by_uuid(Vm, f.stream.vm)
     if f.source is not None and vm is not None:
-        _, side, _ = await sweep(_assignment(f, f.source, vm), resumable=False)
+        used = f.terms.even_if_used or f.terms.keep_replica
+        diverged = Diverged.REPLACE if used else Diverged.REFUSE
+        _, side, _ = await sweep(_pair(f, f.source, vm), diverged)
         return side
     await f.target.refresh()
     pools = [pool for pool in (f.source, f.target) if pool is not None]
@@ -164,31 +161,21 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
     return await _read_target(f)
 
 
-def _assignment(f: Forgetting, source: Pool, vm: Vm) -> Assignment:
-    """Return what a run of the stream would be about, for its sweep: nothing is transferred."""
-    to = TargetSettings(pool=f.target.name, sr=f.sr.uuid)
-    plain = {"name": JobName(f.job or "removed"), "source": source.name, "vms": (vm.uuid,)}
-    if f.terms.even_if_used or f.terms.keep_replica:
-        plain["diverged"] = "replace"
-    return Assignment(
-        job=JobSettings.model_validate(plain | {"targets": (to,)}),
-        to=to,
-        run_id=f.run_id,
+def _pair(f: Forgetting, source: Pool, vm: Vm) -> Pair:
+    job = f.job or "removed"
+    return Pair(
         source=source,
         target=f.target,
         vm=vm,
         sr=f.sr,
         stream=f.stream,
         source_vm=f.source_vm,
-        shared=SharedSource([to.place], set(), asyncio.TaskGroup(), Budget()),
-        transport=Direct(),
-        reservations=Reservations(),
-        nbd=NbdBudget(),
-        budget=Budget(),
-        progress=f.progress,
-        clock=f.clock,
         current=source_of(vm, f.stream.pool),
+        run_id=f.run_id,
         attempt=f.run_id,
+        job=job,
+        job_id=id_of_job(job),
+        clock=f.clock,
     )
 
 

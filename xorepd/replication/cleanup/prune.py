@@ -9,6 +9,7 @@ import structlog
 from xorepd.config.choices import BaseData
 from xorepd.replication.cleanup.sweep import read_source_side
 from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.data_destroy import (
     Shedding,
     decide_shedding,
@@ -39,46 +40,54 @@ async def prune(a: Assignment, target: TargetSide) -> None:
     restore point holds, as far as no other target has a use for it. What cannot be removed now
     stays marked and is tried again by later runs.
     """
+    pair = a.pair
     for vdi in target.unattached:
-        await try_destroy_disk(a.target, vdi)
+        await try_destroy_disk(pair.target, vdi)
     keep = a.job.keep_on(a.to)
     expired = select_expired(target.points, keep, a.job.timezone, period_time)
     expired = [point for point in expired if not holds_on(point.vm.other_config)]
-    await prune_memories(a, target, [point for point in target.points if point not in expired])
+    await prune_memories(pair, target, [point for point in target.points if point not in expired])
     for point in expired:
         log.info("point.expired", point=point.vm.uuid, taken_at=point.mark.moment)
-        await destroy_group(a.target, point)
-    async with a.source_vm.lock:
-        source = await read_source_side(a)
+        await destroy_group(pair.target, point)
+    async with pair.source_vm.lock:
+        source = await read_source_side(pair)
         releases = decide_prune(
-            source, target, a.stream.sr, hold_bases=a.job.hold_bases, busy=a.source_vm.busy
+            source,
+            target,
+            pair.stream.sr,
+            hold_bases=a.job.hold_bases,
+            busy=pair.source_vm.busy,
         )
         for each in sorted(releases, key=lambda release: release.what.mark.order):
-            if each.sr != a.stream.sr:
+            if each.sr != pair.stream.sr:
                 log.warning("base.expired", sr=each.sr, hold_bases=a.job.hold_bases)
-            await release(a.source, each.what, each.sr)
+            await release(pair.source, each.what, each.sr)
         shedding = _decide_shedding(a, source, target)
         if shedding.shed and releases:  # some of it may be gone
-            shedding = _decide_shedding(a, await read_source_side(a), target)
+            shedding = _decide_shedding(a, await read_source_side(pair), target)
         await _shed_bases(a, shedding)
-        await drop_images(a, source)
+        await drop_images(pair, source)
 
 
 def _decide_shedding(a: Assignment, source: SourceSide, target: TargetSide) -> Shedding:
     use = Use.BARE if a.job.base_data is BaseData.DESTROY else Use.HELD
-    return decide_shedding(source, target, a.stream.sr, use, read_for=a.source_vm.read_for)
+    return decide_shedding(
+        source, target, a.pair.stream.sr, use, read_for=a.pair.source_vm.read_for
+    )
 
 
 async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
     """Destroy the data of bases that all targets agree to have without it."""
+    pair = a.pair
     for base in shedding.say:
-        await say_use(a.source, base, a.stream.sr, shedding.use)
+        await say_use(pair.source, base, pair.stream.sr, shedding.use)
     kept = list(shedding.kept)
     for base in shedding.shed:
-        if reason := await _reason_to_keep(a, base):
+        if reason := await _reason_to_keep(pair, base):
             log.warning("base.data_kept", taken_at=base.mark.moment, reason=reason)
         else:
-            reason = await shed(a.source, base)
+            reason = await shed(pair.source, base)
         if reason and base in shedding.own:
             kept.append(reason)
     if kept or shedding.own:
@@ -86,16 +95,16 @@ async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
         a.progress.base_data_reason = "; ".join(dict.fromkeys(kept))
 
 
-async def _reason_to_keep(a: Assignment, base: VmSnapshot | Marked) -> str:
+async def _reason_to_keep(pair: Pair, base: VmSnapshot | Marked) -> str:
     """Return why a base is better kept with its data; empty where it is not.
 
     Without NBD each delta would be picked out of an export of the whole disk: that costs more than
     a chain.
     """
-    if reason := reason_to_keep(a.source.cache, base):
+    if reason := reason_to_keep(pair.source.cache, base):
         return reason
     for disk in disks_in(base):
-        exports, reason = await find_nbd(a.source, disk.vdi.ref)
+        exports, reason = await find_nbd(pair.source, disk.vdi.ref)
         if not exports:
             return reason
     return ""

@@ -11,10 +11,10 @@ from itertools import product
 
 import structlog
 
-from xorepd.config.models import Diverged
+from xorepd.config.models import Diverged, JobSettings
 from xorepd.errors import NotAllowed, ObjectBusy, Refused
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.context.shared_source import owner_of_shared
 from xorepd.replication.deciding.divergence import refuse_divergence
 from xorepd.replication.deciding.recovery import (
@@ -70,103 +70,112 @@ from xorepd.xapi.vms import update_keys
 log = structlog.get_logger(__name__)
 
 
-async def read_sides(a: Assignment) -> tuple[SourceSide, TargetSide]:
-    """Return both inventories as they are now."""
-    source = await read_source_side(a)
-    await a.target.refresh()
-    return source, read_target(a.target.cache, a.stream, a.sr.ref)
+async def read_sides(pair: Pair) -> tuple[SourceSide, TargetSide]:
+    """Return both inventories as they are now, with all disks of the source VM."""
+    source = await read_source_side(pair)
+    await pair.target.refresh()
+    return source, read_target(pair.target.cache, pair.stream, pair.sr.ref)
 
 
-async def read_source_side(a: Assignment) -> SourceSide:
+async def read_source_side(pair: Pair) -> SourceSide:
     """Return what the source holds now."""
-    await a.source.refresh()
-    vm = a.source.cache.vms.get(a.vm.ref, a.vm)
-    return without_excluded(a.job, read_source(a.source.cache, a.stream, vm))
+    await pair.source.refresh()
+    vm = pair.source.cache.vms.get(pair.vm.ref, pair.vm)
+    return read_source(pair.source.cache, pair.stream, vm)
 
 
-async def find_resumable(a: Assignment, source: SourceSide, target: TargetSide) -> Leftover | None:
+async def find_resumable(
+    pair: Pair, job: JobSettings, source: SourceSide, target: TargetSide
+) -> Leftover | None:
     """Return what an interrupted run left, as far as this one, or the next, can go on with it."""
-    if not a.job.resume or not target.staging:
+    if not job.resume or not target.staging:
         return None
-    master = a.source.cache.pool.master
-    now = parse_time(await a.source.call("host.get_servertime", master))
+    source = without_excluded(job, source)
+    master = pair.source.cache.pool.master
+    now = parse_time(await pair.source.call("host.get_servertime", master))
     others = set()
-    for copy in of_others(a, source):
+    for copy in of_others(pair, source):
         others.update({copy.onto.uuid, copy.base.uuid} if copy.base else {copy.onto.uuid})
-    return find_leftover(source, target, a.stream.sr, now=now, within=a.job.resume, others=others)
+    return find_leftover(source, target, pair.stream.sr, now=now, within=job.resume, others=others)
 
 
 async def sweep(
-    a: Assignment, sides: tuple[SourceSide, TargetSide] | None = None, *, resumable: bool = True
+    pair: Pair,
+    diverged: Diverged,
+    sides: tuple[SourceSide, TargetSide] | None = None,
+    *,
+    to_resume: JobSettings | None = None,
 ) -> tuple[SourceSide, TargetSide, Leftover | None]:
     """Clean up both pools and return what they hold then, and what of it can be continued.
 
     A single object that cannot be removed now is logged and left for the next time: it is marked.
 
     Args:
+        diverged: whether a commit is finished, or undone, on a replica that was worked on.
         sides: what both pools hold, if that has just been read.
-        resumable: False removes what could be continued, too.
+        to_resume: the job that can continue an interrupted transfer. Without it what such a
+            transfer left is removed, too.
 
     Raises:
         XapiError: a pool does not answer, or a commit could neither be finished nor undone.
     """
-    source, target = sides or await read_sides(a)
-    owners = [OWNER_PREFIX + str(a.stream)]
-    if not a.source_vm.is_lent(str(a.stream)):
-        owners.append(owner_of_shared(a.stream))
-    for pool, owner in product((a.source, a.target), owners):
+    source, target = sides or await read_sides(pair)
+    owners = [OWNER_PREFIX + str(pair.stream)]
+    if not pair.source_vm.is_lent(str(pair.stream)):
+        owners.append(owner_of_shared(pair.stream))
+    for pool, owner in product((pair.source, pair.target), owners):
         tasks = await pool.end_tasks_of(owner)
         if tasks.has_ended or tasks.telling:
             await pool.refresh()
-            await claim(pool, a.blank(Role.DISK), tasks.telling)
-            source, target = await read_sides(a)
+            await claim(pool, pair.blank(Role.DISK), tasks.telling)
+            source, target = await read_sides(pair)
     decided = decide_commit(target)
     if decided is not None and not isinstance(decided, CancelCommit):
-        check_replica(a, target)
+        check_replica(pair, target, diverged)
     match decided:
         case FinishCommit(point):
             log.info("commit.finishing", point=point.vm.uuid)
-            await finish_commit(a, target, point)
-            source, target = await read_sides(a)
+            await finish_commit(pair, target, point)
+            source, target = await read_sides(pair)
         case UndoCommit(commit):
             log.info("commit.undoing", commit_run=commit.run)
-            await undo_commit(a, target, commit)
-            source, target = await read_sides(a)
+            await undo_commit(pair, target, commit)
+            source, target = await read_sides(pair)
         case CancelCommit():
             log.info("commit.cancelling")
-            await cancel_commit(a, target)
-            source, target = await read_sides(a)
+            await cancel_commit(pair, target)
+            source, target = await read_sides(pair)
         case DestroyReplica():
             assert target.replica is not None
             log.info("replica.destroying", replica=target.replica.uuid)
-            await destroy_record(a.target, target.replica)
-            source, target = await read_sides(a)
+            await destroy_record(pair.target, target.replica)
+            source, target = await read_sides(pair)
         case None:
             pass
-    if any([await _detach_left(a.target, vdi) for vdi in target.written]):
-        source, target = await read_sides(a)
-    leftover = await find_resumable(a, source, target) if resumable else None
-    dirty = await _sweep_target(a, target, leftover)
-    dirty |= await sweep_memories(a, target)
-    async with a.source_vm.lock:
-        source = await read_source_side(a)
-        dirty |= await _sweep_source(a, source, target, leftover)
+    if any([await _detach_left(pair.target, vdi) for vdi in target.written]):
+        source, target = await read_sides(pair)
+    leftover = await find_resumable(pair, to_resume, source, target) if to_resume else None
+    dirty = await _sweep_target(pair, target, leftover)
+    dirty |= await sweep_memories(pair, target)
+    async with pair.source_vm.lock:
+        source = await read_source_side(pair)
+        dirty |= await _sweep_source(pair, source, target, leftover)
     if dirty:
-        source, target = await read_sides(a)
+        source, target = await read_sides(pair)
     return source, target, leftover
 
 
-async def _sweep_target(a: Assignment, target: TargetSide, leftover: Leftover | None) -> bool:
+async def _sweep_target(pair: Pair, target: TargetSide, leftover: Leftover | None) -> bool:
     for vm in target.shells:
-        await destroy_record(a.target, vm)
+        await destroy_record(pair.target, vm)
     spared = leftover.spared if leftover else ()
     unattached = [vdi for vdi in target.unattached if vdi.uuid not in spared]
     for vdi in unattached:
-        await try_destroy_disk(a.target, vdi)
+        await try_destroy_disk(pair.target, vdi)
     return bool(target.shells or unattached)
 
 
-def check_replica(a: Assignment, target: TargetSide) -> None:
+def check_replica(pair: Pair, target: TargetSide, diverged: Diverged) -> None:
     """Refuse to undo or to finish a commit on a replica that is used, or has been.
 
     Raises:
@@ -175,12 +184,12 @@ def check_replica(a: Assignment, target: TargetSide) -> None:
     replica = target.replica
     if replica is not None and replica.power_state != "Halted":
         raise Refused(
-            f"pool {a.target.name}: the last run was stopped in its commit, and replica "
+            f"pool {pair.target.name}: the last run was stopped in its commit, and replica "
             f"{replica.name_label} is {replica.power_state.lower()} by now; shut it down, the next "
             "run looks at it then"
         )
-    if a.job.diverged is Diverged.REFUSE:
-        refuse_divergence(a.target.name, a.job.name, target)
+    if diverged is Diverged.REFUSE:
+        refuse_divergence(pair.target.name, pair.job, target)
 
 
 async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
@@ -249,34 +258,34 @@ async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:
 
 
 async def _sweep_source(
-    a: Assignment, source: SourceSide, target: TargetSide, leftover: Leftover | None
+    pair: Pair, source: SourceSide, target: TargetSide, leftover: Leftover | None
 ) -> bool:
     """Clean up what this target has a say in; the lock of the source VM is held."""
     if RESTART in source.vm.other_config:
-        await start_if_left_down(a, source.vm)
+        await start_if_left_down(pair, source.vm)
     spared = leftover.snapshot.vm.uuid if leftover else ""
-    cleaning = decide_source(source, target, a.stream.sr, spared=spared)
+    cleaning = decide_source(source, target, pair.stream.sr, spared=spared)
     for group in cleaning.destroy:
-        await destroy_unsigned(a.source, group)
+        await destroy_unsigned(pair.source, group)
     for group in cleaning.hold:
-        await hold_snapshot(a, group)
+        await hold_snapshot(pair, group)
     for what in cleaning.release:
-        await release(a.source, what, a.stream.sr)
+        await release(pair.source, what, pair.stream.sr)
     for vdi in source.drives:
         if SNAPSHOTTING in vdi.other_config:
-            await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
-    unblocked = await _let_migrate(a, source.vm.blocked_operations)
+            await pair.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
+    unblocked = await _let_migrate(pair, source.vm.blocked_operations)
     return cleaning.is_needed or unblocked
 
 
-async def release_source(a: Assignment) -> None:
+async def release_source(pair: Pair) -> None:
     """Let the source VM migrate again, even while the target cannot be asked what it holds."""
-    await _let_migrate(a, await a.source.call("VM.get_blocked_operations", a.vm.ref))
+    await _let_migrate(pair, await pair.source.call("VM.get_blocked_operations", pair.vm.ref))
 
 
-async def _let_migrate(a: Assignment, blocked: dict[str, str]) -> bool:
+async def _let_migrate(pair: Pair, blocked: dict[str, str]) -> bool:
     """Lift our migration blocks, unless another target is still being served from this VM."""
-    return not a.source_vm.is_read and await unblock_migration(a.source, a.vm.ref, blocked)
+    return not pair.source_vm.is_read and await unblock_migration(pair.source, pair.vm.ref, blocked)
 
 
 async def unblock_migration(pool: Pool, vm: Ref, blocked: dict[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""What one run of one VM is about, decided before its first step and not changed after."""
+"""What one run of one VM to one target works with. It is decided before the first step."""
 
 from __future__ import annotations
 
@@ -7,83 +7,54 @@ from dataclasses import dataclass, replace
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.data.budget import Budget, Holding
 from xorepd.data.nbd.reader import NbdBudget
-from xorepd.ids import RunId
-from xorepd.replication.context.board import Clock, Progress
+from xorepd.replication.context.board import Progress
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.context.reservations import Reservations
-from xorepd.replication.context.shared_source import SharedSource, SourceVm
-from xorepd.replication.format.current import Current
-from xorepd.replication.format.marks import Mark, ReplicaKey, Role
+from xorepd.replication.context.shared_source import SharedSource
 from xorepd.state.maps import Maps
 from xorepd.transports.base import Transport
-from xorepd.xapi.endpoints import DiskEndpoint
-from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Sr, Vdi, Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """What carries the data of a run, and what it may use for that."""
+
+    transport: Transport
+    nbd: NbdBudget
+    budget: Budget
+    reservations: Reservations
+    maps: Maps | None = None
+    """Of what the restore points hold; None if none are kept."""
+
+    @property
+    def memory(self) -> Holding:
+        """Memory of the disk in transfer; see `within`."""
+        assert self.nbd.holding is not None, "there is no disk in transfer"
+        return self.nbd.holding
+
+    def within(self, holding: Holding) -> Carrier:
+        """Return the same for one disk, which has this memory."""
+        return replace(self, nbd=self.nbd.within(holding))
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
+    """One run of one VM to one target: which pair, by which policy, with what."""
+
+    pair: Pair
     job: JobSettings
     to: TargetSettings
-    """Which of the job's targets."""
-    run_id: RunId
-    source: Pool
-    target: Pool
-    vm: Vm
-    """The source VM as it was found."""
-    sr: Sr
-    """The target SR as it was found."""
-    stream: ReplicaKey
-    source_vm: SourceVm
-    """What this run shares with all that concern its source VM."""
+    """The target of the job that this is about."""
     shared: SharedSource
-    """What it shares with those for the job's other targets."""
-    transport: Transport
-    reservations: Reservations
-    nbd: NbdBudget
-    budget: Budget
+    """What this run shares with the runs for the job's other targets."""
+    carrier: Carrier
     progress: Progress
-    clock: Clock
-    current: Current
-    """What the source VM takes itself for."""
-    attempt: str
-    """UUID of this one, among all for the VMs and targets of the run."""
-    maps: Maps | None = None
-    """Of what the restore points hold; None where none are kept."""
-
-    def blank(self, role: Role) -> Mark:
-        """Return what every mark of this attempt says, not signed yet."""
-        origin = f"{self.stream.pool}/{self.stream.vm}"
-        return Mark(
-            role=role,
-            stream=self.stream,
-            run=self.run_id,
-            attempt=self.attempt,
-            lineage="" if self.current.lineage == origin else self.current.lineage,
-            epoch=self.current.epoch,
-            job=self.job.name,
-        )
-
-    def new_content(self, device: str) -> str:
-        """Return a content id for a staging disk of this attempt, which no other disk has."""
-        return f"xorepd-{self.attempt}-{device}"
 
     @property
     def place(self) -> str:
         """Name of the target in this run."""
         return self.to.place
 
-    @property
-    def memory(self) -> Holding:
-        """Memory of the disk that this is about; see `within`."""
-        assert self.nbd.holding is not None, "there is no disk in transfer"
-        return self.nbd.holding
-
     def within(self, holding: Holding) -> Assignment:
         """Return the same for one of its disks, which has this memory."""
-        return replace(self, nbd=self.nbd.within(holding))
-
-    def source_endpoint(self, vdi: Vdi) -> DiskEndpoint:
-        return DiskEndpoint(self.source, vdi.sr)
-
-    def target_endpoint(self) -> DiskEndpoint:
-        return DiskEndpoint(self.target, self.sr.ref)
+        return replace(self, carrier=self.carrier.within(holding))

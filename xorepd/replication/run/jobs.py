@@ -27,9 +27,10 @@ from xorepd.data.nbd.reader import NbdBudget
 from xorepd.errors import Frozen, InternalError, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.context.admission import Admission, Place, places_of
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.assignment import Assignment, Carrier
 from xorepd.replication.context.board import Board, Clock, Progress
 from xorepd.replication.context.lease import Leases
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.context.rendezvous import JOIN_S
 from xorepd.replication.context.reservations import Reservations
 from xorepd.replication.context.shared_source import SharedSource, SourceVm
@@ -250,29 +251,24 @@ class _VmRun:
                 self._admitted(places, source_vm.busy_for(sr.uuid), progress, deadline),
                 context.leases.hold(target, sr, stream, self._run_id, what) as lease,
             ):
-                return await replicate(
-                    Assignment(
-                        job=job,
-                        to=to,
-                        run_id=self._run_id,
-                        source=source.guarded(lease.check),
-                        target=target.guarded(lease.check),
-                        vm=vm,
-                        sr=sr,
-                        stream=stream,
-                        source_vm=source_vm,
-                        shared=self.shared,
-                        transport=transport,
-                        reservations=context.reservations,
-                        nbd=context.nbd,
-                        budget=context.budget,
-                        progress=progress,
-                        clock=context.clock,
-                        current=source_of(vm, stream.pool),
-                        attempt=str(uuid4()),
-                        maps=context.maps,
-                    )
+                pair = Pair(
+                    source=source.guarded(lease.check),
+                    target=target.guarded(lease.check),
+                    vm=vm,
+                    sr=sr,
+                    stream=stream,
+                    source_vm=source_vm,
+                    current=source_of(vm, stream.pool),
+                    run_id=self._run_id,
+                    attempt=str(uuid4()),
+                    job=job.name,
+                    job_id=job.id,
+                    clock=context.clock,
                 )
+                carrier = Carrier(
+                    transport, context.nbd, context.budget, context.reservations, context.maps
+                )
+                return await replicate(Assignment(pair, job, to, self.shared, carrier, progress))
 
     @asynccontextmanager
     async def _admitted(

@@ -77,11 +77,12 @@ async def _ask(
     a: Assignment, snapshot: VmSnapshot, evidence: Evidence, question: Question
 ) -> Evidence:
     """Return the evidence with the answer to a question."""
+    pair = a.pair
     match question:
         case AskOffer(disk=disk, base=uuid):
-            base = a.source.cache.by_uuid(Vdi, uuid)
+            base = pair.source.cache.by_uuid(Vdi, uuid)
             if base is None:
-                raise a.source.gone("VDI", uuid)
+                raise pair.source.gone("VDI", uuid)
             facts = await known_facts(a, _content(snapshot, disk).vdi, base)
             if facts.is_bare and facts.changes is None:
                 log.warning("base.cbt_unusable", base=uuid, reason=facts.without_changes)
@@ -89,7 +90,7 @@ async def _ask(
         case AskSample(copy=copy):
             assert copy.base is not None, "only a copy with its base is compared with it"
             name = _content(snapshot, copy.disk).vdi.name_label
-            what = f"disk {name} of VM {a.vm.name_label}"
+            what = f"disk {name} of VM {pair.vm.name_label}"
             is_equal = await is_alike(a, copy.base, copy.onto, what)
             return evidence.with_sample(copy.onto.uuid, is_equal)
 

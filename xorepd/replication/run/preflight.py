@@ -10,6 +10,7 @@ import structlog
 from xorepd.config.models import Diverged
 from xorepd.errors import Frozen, ObjectBusy, Refused
 from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.chains import CLOSE, MAX_DEPTH, deepest
 from xorepd.replication.deciding.disk_sizes import (
     MAX_VHD_SIZE,
@@ -89,20 +90,20 @@ def find_sr(cache: Cache, pool: str, wanted: str) -> Sr:
             )
 
 
-async def wait_for_migration(a: Assignment) -> None:
+async def wait_for_migration(pair: Pair) -> None:
     """Let a migration of the source VM end first: it is no failure, and it does not take for ever.
 
     Raises:
         ObjectBusy: it takes very long.
     """
-    cache = a.source.cache
+    cache = pair.source.cache
 
     def moving() -> list[str]:
-        vm = cache.vms.get(a.vm.ref, a.vm)
+        vm = cache.vms.get(pair.vm.ref, pair.vm)
         return sorted(set(vm.current_operations.values()) & set(BLOCKED_WHILE_READ))
 
     if not await cache.wait_for(lambda: not moving(), MIGRATION_S):
-        raise ObjectBusy(a.source.name, "VM", a.vm.name_label, moving()[0])
+        raise ObjectBusy(pair.source.name, "VM", pair.vm.name_label, moving()[0])
 
 
 def check_source(a: Assignment, side: SourceSide) -> None:
@@ -111,7 +112,8 @@ def check_source(a: Assignment, side: SourceSide) -> None:
     Raises:
         Refused: with the VM or disk, and what to do about it.
     """
-    vm, pool = side.vm, a.source.name
+    pair = a.pair
+    vm, pool = side.vm, pair.source.name
     mark = own_mark(vm)
     blocked = vm.blocked_operations.get("start") == BLOCK_TEXT
     if (mark and mark.role in (Role.REPLICA, Role.MEMORY)) or (REPLICA_TAG in vm.tags and blocked):
@@ -128,12 +130,14 @@ def check_source(a: Assignment, side: SourceSide) -> None:
     stay_behind = {disk.vdi.ref for disk in side.excluded}
     for vdi in side.drives:
         stays_behind = vdi.ref in stay_behind
-        problem = _snapshot_problem(vdi) if stays_behind else _disk_problem(vdi, a.sr)
+        problem = _snapshot_problem(vdi) if stays_behind else _disk_problem(vdi, pair.sr)
         if problem:
             raise Refused(f"pool {pool}: disk {vdi.name_label} of VM {vm.name_label} {problem}")
-    _check_chains(a.source, [vdi for _, vdi in side.disks], MAX_DEPTH)
-    for sr in a.source.cache.present(Sr, {vdi.sr for _, vdi in side.disks}):
-        a.reservations.check(sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}")
+    _check_chains(pair.source, [vdi for _, vdi in side.disks], MAX_DEPTH)
+    for sr in pair.source.cache.present(Sr, {vdi.sr for _, vdi in side.disks}):
+        a.carrier.reservations.check(
+            sr, pool, 0, a.job.source_reserve, f"a snapshot of VM {vm.name_label}"
+        )
 
 
 def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
@@ -174,18 +178,18 @@ def _disk_problem(vdi: Vdi, target: Sr) -> str | None:
     return None
 
 
-def check_current(a: Assignment, side: TargetSide) -> None:
+def check_current(pair: Pair, side: TargetSide) -> None:
     """Refuse to copy over what is, or was, active by itself.
 
     Raises:
         Frozen: source and replica are at odds.
     """
-    said = own_current(a.vm)
-    if odds := at_odds(a.current, said is not None, side.replica):
+    said = own_current(pair.vm)
+    if odds := at_odds(pair.current, said is not None, side.replica):
         raise Frozen(
-            f"VM {a.vm.name_label}: nothing is copied to its replica on pool {a.target.name}, "
-            f"because {odds}; find out which of the two holds the work that counts before you let "
-            "one of them replace the other"
+            f"VM {pair.vm.name_label}: nothing is copied to its replica on pool "
+            f"{pair.target.name}, because {odds}; find out which of the two holds the work that "
+            "counts before you let one of them replace the other"
         )
 
 
@@ -198,27 +202,30 @@ def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) 
     Raises:
         Refused: with the object and what to do about it.
     """
+    pair = a.pair
     replica = side.replica
     if replica is not None and replica.power_state != "Halted":
         raise Refused(
-            f"pool {a.target.name}: replica {replica.name_label} is {replica.power_state.lower()}, "
-            "not halted; shut it down, or keep your work in a clone of it and shut it down then"
+            f"pool {pair.target.name}: replica {replica.name_label} is "
+            f"{replica.power_state.lower()}, not halted; shut it down, or keep your work in a "
+            "clone of it and shut it down then"
         )
     if a.job.diverged is Diverged.REFUSE:
-        refuse_divergence(a.target.name, a.job.name, side, wanted)
+        refuse_divergence(pair.target.name, a.job.name, side, wanted)
     # A clone and then its snapshot: each may make the chain one longer.
     newest = [disk.vdi for point in side.points[:1] for disk in point.disks]
     for vdi in newest:
-        check_size(a.target.name, vdi)
-    _check_chains(a.target, newest, MAX_DEPTH - 1)
-    sr = a.target.cache.srs.get(a.sr.ref, a.sr)
+        check_size(pair.target.name, vdi)
+    _check_chains(pair.target, newest, MAX_DEPTH - 1)
+    sr = pair.target.cache.srs.get(pair.sr.ref, pair.sr)
     if not sr.zeroes_new_disks:
         raise Refused(
-            f"pool {a.target.name}: SR {sr.name_label} of type {sr.type} hands out disks with what "
-            "others wrote there before, and a replica's zeroes are never sent; choose another SR"
+            f"pool {pair.target.name}: SR {sr.name_label} of type {sr.type} hands out disks with "
+            "what others wrote there before, and a replica's zeroes are never sent; choose another "
+            "SR"
         )
-    a.reservations.check(
-        sr, a.target.name, 0, a.job.target_reserve, f"replica of VM {a.vm.name_label}"
+    a.carrier.reservations.check(
+        sr, pair.target.name, 0, a.job.target_reserve, f"replica of VM {pair.vm.name_label}"
     )
 
 
@@ -230,20 +237,21 @@ def plan_interfaces(a: Assignment, vm: Vm) -> list[Interface]:
     Raises:
         Refused: a network cannot be mapped without guessing.
     """
-    sources = networks_of(a.source.cache)
-    targets = networks_of(a.target.cache)
+    pair = a.pair
+    sources = networks_of(pair.source.cache)
+    targets = networks_of(pair.target.cache)
     explicit = a.job.networks
-    remarks = strangers(explicit.keys(), sources, a.source.name)
+    remarks = strangers(explicit.keys(), sources, pair.source.name)
     if len({to.pool for to in a.job.targets}) == 1:  # else each pool may have its own
-        remarks += strangers(filter(None, explicit.values()), targets, a.target.name)
+        remarks += strangers(filter(None, explicit.values()), targets, pair.target.name)
     if remarks:
         log.warning("networks.unknown", remarks=remarks)
         a.progress.remarks += remarks
     by_ref = {network.ref: network for network in sources}
     interfaces = []
-    for vif in a.source.cache.present(Vif, vm.vifs):
+    for vif in pair.source.cache.present(Vif, vm.vifs):
         network = by_ref.get(vif.network)
         if network is not None:
-            ref = map_network(network, targets, explicit, a.target.name)
+            ref = map_network(network, targets, explicit, pair.target.name)
             interfaces.append(Interface(vif.device, vif.mac, vif.mtu, network.uuid, ref))
     return interfaces

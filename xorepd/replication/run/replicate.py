@@ -17,10 +17,13 @@ from xorepd.errors import XorepdError
 from xorepd.replication.cleanup.prune import prune
 from xorepd.replication.cleanup.sweep import read_sides, release_source, sweep
 from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.board import Progress
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.consent import refuse_held
 from xorepd.replication.deciding.evidence import Policy, read_evidence
 from xorepd.replication.deciding.plan import plan_vm
 from xorepd.replication.deciding.resume import may_be_resumed
+from xorepd.replication.deciding.selection import without_excluded
 from xorepd.replication.format.inventory import TargetSide
 from xorepd.replication.format.ownership import Content
 from xorepd.replication.run.planning import plan_snapshot, planned_disks
@@ -59,7 +62,8 @@ async def replicate(a: Assignment) -> Outcome:
     Raises:
         XorepdError: there is none, and the last one is as good as before.
     """
-    task_owner.set(f"{OWNER_PREFIX}{a.stream} {a.run_id} {a.attempt}")
+    pair = a.pair
+    task_owner.set(f"{OWNER_PREFIX}{pair.stream} {pair.run_id} {pair.attempt}")
     try:
         return await _replicate(a)
     except BaseException as error:
@@ -70,28 +74,30 @@ async def replicate(a: Assignment) -> Outcome:
 
 
 async def _replicate(a: Assignment) -> Outcome:
-    enter = a.progress.enter
+    pair, job, enter = a.pair, a.job, a.progress.enter
 
     enter("preflight")
-    await wait_for_migration(a)
-    sides = source, target = await read_sides(a)
+    await wait_for_migration(pair)
+    sides = await read_sides(pair)
+    source, target = without_excluded(job, sides[0]), sides[1]
     check_source(a, source)
     await check_memory(a, source)
-    check_current(a, target)
+    check_current(pair, target)
     check_target(a, target, [vbd.userdevice for vbd, _ in source.disks])
     interfaces = plan_interfaces(a, source.vm)
 
     enter("sweep")
-    source, target, leftover = await sweep(a, sides)
+    source, target, leftover = await sweep(pair, job.diverged, sides, to_resume=job)
+    source = without_excluded(job, source)
 
-    tell_of_changed(a, target)
+    tell_of_changed(pair, a.progress, target)
     enter("plan")
-    evidence = read_evidence(source, target, of_others(a, source), leftover)
-    foreseen = plan_vm(evidence, Policy.of(a.job))
-    refuse_held(a.job, source.vm.name_label, foreseen.held)
+    evidence = read_evidence(source, target, of_others(pair, source), leftover)
+    foreseen = plan_vm(evidence, Policy.of(job))
+    refuse_held(job, source.vm.name_label, foreseen.held)
 
     enter("snapshot")
-    with a.source_vm.reading(a.stream.sr):
+    with pair.source_vm.reading(pair.stream.sr):
         if leftover is not None:
             snapshot = await former_snapshot(a, source, leftover.snapshot)
         else:
@@ -100,7 +106,7 @@ async def _replicate(a: Assignment) -> Outcome:
 
         enter("plan")
         plan = await plan_snapshot(a, evidence, snapshot)
-        refuse_held(a.job, source.vm.name_label, plan.held)
+        refuse_held(job, source.vm.name_label, plan.held)
         for disk in source.excluded:
             a.progress.exclude(disk)
         is_first = not target.points and not plan.disks  # a VM without disks
@@ -110,44 +116,45 @@ async def _replicate(a: Assignment) -> Outcome:
         staged = await transfer_disks(a, snapshot, planned_disks(source, snapshot, plan))
 
     enter("commit")
-    a.progress.restore_point = await commit(a, target, snapshot, staged, interfaces)
+    a.progress.restore_point = await commit(pair, a.progress, target, snapshot, staged, interfaces)
 
-    if a.job.snapshot is SnapshotKind.MEMORY:
+    if job.snapshot is SnapshotKind.MEMORY:
         enter("memory")
         await carry_memory(a, snapshot, interfaces)
 
     enter("prune")
-    _, target, _ = await sweep(a)
+    _, target, _ = await sweep(pair, job.diverged, to_resume=job)
     await prune(a, target)
 
     enter("done")
     return Outcome.FULL if is_full else Outcome.DELTA
 
 
-def tell_of_changed(a: Assignment, target: TargetSide) -> None:
+def tell_of_changed(pair: Pair, progress: Progress, target: TargetSide) -> None:
     """Warn of restore points that are no longer valid: something wrote to their disks."""
     for point in target.points:
         changed = [disk.vdi for disk in point.disks if disk.content is Content.CHANGED]
         if changed:
             names = ", ".join(vdi.name_label or vdi.uuid for vdi in changed)
-            a.progress.warn(
-                f"pool {a.target.name}: restore point {point.vm.name_label} of VM "
-                f"{a.vm.name_label} was written to since it was taken (disk {names}); it is no "
+            progress.warn(
+                f"pool {pair.target.name}: restore point {point.vm.name_label} of VM "
+                f"{pair.vm.name_label} was written to since it was taken (disk {names}); it is no "
                 "base, and it stays until you have settled it: see `xorepctl orphans`"
             )
 
 
 async def _sweep_after_failure(a: Assignment, *, resumable: bool) -> None:
     """Clean up, even while the run is cancelled. The next run does first what fails here."""
+    to_resume = a.job if resumable else None
 
     async def clean_up() -> None:
         try:
             async with asyncio.timeout(CLEANUP_S):
-                _, _, leftover = await sweep(a, resumable=resumable)
+                _, _, leftover = await sweep(a.pair, a.job.diverged, to_resume=to_resume)
                 a.progress.resumable = leftover is not None
         except (XorepdError, TimeoutError) as error:
             log.warning("sweep.postponed", reason=str(error) or "it took too long")
-            await release_source(a)
+            await release_source(a.pair)
 
     with suppress(XorepdError, TimeoutError):
         await to_the_end(clean_up(), CLEANUP_S + RELEASE_S)

@@ -23,6 +23,7 @@ from xorepd.config.choices import SnapshotKind
 from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.format.inventory import disks_of
 from xorepd.replication.source.hooks import run_hook
 from xorepd.tidying import to_the_end
@@ -49,11 +50,12 @@ async def at_rest(a: Assignment, vm: Vm) -> AsyncIterator[None]:
         Refused: the guest does not shut down.
         XapiError: it could not be started again; the next sweep tries that.
     """
+    pair = a.pair
     hooks = a.job.hooks
     facts = {
         "XOREPD_JOB": a.job.name,
-        "XOREPD_RUN": a.run_id,
-        "XOREPD_POOL": a.source.name,
+        "XOREPD_RUN": pair.run_id,
+        "XOREPD_POOL": pair.source.name,
         "XOREPD_VM": vm.uuid,
         "XOREPD_VM_NAME": vm.name_label,
     }
@@ -61,10 +63,10 @@ async def at_rest(a: Assignment, vm: Vm) -> AsyncIterator[None]:
         if hooks.before:
             await run_hook(hooks.before, facts, hooks.timeout)
         if a.job.snapshot is SnapshotKind.OFFLINE and vm.power_state == "Running":
-            async with _shut_down(a, vm):
+            async with _shut_down(pair, vm):
                 yield
         elif a.job.snapshot is SnapshotKind.MEMORY and vm.power_state == "Running":
-            async with _marked_to_run(a, vm):
+            async with _marked_to_run(pair, vm):
                 yield
         else:
             yield
@@ -82,20 +84,20 @@ async def _run_last(command: tuple[str, ...], facts: dict[str, str], timeout: fl
 
 
 @asynccontextmanager
-async def _marked_to_run(a: Assignment, vm: Vm) -> AsyncIterator[None]:
-    downed = await _look_at(a.source, a.run_id, vm)
-    await update_keys(a.source, "VM", vm.ref, "other_config", {RESTART: downed.encode()})
+async def _marked_to_run(pair: Pair, vm: Vm) -> AsyncIterator[None]:
+    downed = await _look_at(pair.source, pair.run_id, vm)
+    await update_keys(pair.source, "VM", vm.ref, "other_config", {RESTART: downed.encode()})
     try:
         yield
     finally:
-        await to_the_end(start_again(a, vm.ref), START_S)
+        await to_the_end(start_again(pair, vm.ref), START_S)
 
 
 @asynccontextmanager
-async def _shut_down(a: Assignment, vm: Vm) -> AsyncIterator[None]:
-    async with _marked_to_run(a, vm):
+async def _shut_down(pair: Pair, vm: Vm) -> AsyncIterator[None]:
+    async with _marked_to_run(pair, vm):
         try:
-            await a.source.run_task("VM.clean_shutdown", vm.ref, timeout=SHUTDOWN_S)
+            await pair.source.run_task("VM.clean_shutdown", vm.ref, timeout=SHUTDOWN_S)
         except XapiError as error:
             raise Refused(
                 f"VM {vm.name_label} did not shut down for its snapshot; {error}; "
@@ -139,24 +141,24 @@ async def _look_at(pool: Pool, run: str, vm: Vm) -> Downed:
     return Downed(run, vm.uuid, tuple(disks), started.isoformat())
 
 
-async def start_if_left_down(a: Assignment, vm: Vm) -> None:
+async def start_if_left_down(pair: Pair, vm: Vm) -> None:
     """Start or resume a VM that an earlier run took down, if it is still as that run left it."""
     left = Downed.decode(vm.other_config[RESTART])
-    if left is not None and left == await _look_at(a.source, left.run, vm):
-        await start_again(a, vm.ref)
+    if left is not None and left == await _look_at(pair.source, left.run, vm):
+        await start_again(pair, vm.ref)
         return
     log.warning(
         "vm.left_alone", vm=vm.uuid, reason="it is not as the run that took it down left it"
     )
-    await a.source.unguarded().call("VM.remove_from_other_config", vm.ref, RESTART)
+    await pair.source.unguarded().call("VM.remove_from_other_config", vm.ref, RESTART)
 
 
-async def start_again(a: Assignment, vm: Ref) -> None:
+async def start_again(pair: Pair, vm: Ref) -> None:
     """Start or resume a VM that went down for us, unless it runs by now, and forget about it.
 
     The right to write may be gone by now; the duty to start it is not.
     """
-    pool = a.source.unguarded()
+    pool = pair.source.unguarded()
     state = await pool.call("VM.get_power_state", vm)
     if state == "Halted":
         log.info("vm.starting_again", vm=pool.cache.describe("VM", vm))

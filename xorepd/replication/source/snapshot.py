@@ -12,6 +12,7 @@ from xorepd.config.choices import SnapshotKind
 from xorepd.errors import Refused, XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.vm_record import left_behind
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import own_current
@@ -57,51 +58,52 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
     Raises:
         Refused: a disk was attached or detached in the very moment.
     """
-    shared, sr = a.shared, a.stream.sr
+    pair = a.pair
+    shared, sr = a.shared, pair.stream.sr
     shared.awaiting[sr] = [point.mark.order for point in target.points]
     await shared.before_snapshot.arrive(a.place)
-    async with a.source_vm.lock:
-        await block_migration(a, side.vm)
+    async with pair.source_vm.lock:
+        await block_migration(pair, side.vm)
         snapshot = shared.snapshot
-        if snapshot is None or not await _join(a, snapshot, shared.awaiting[sr]):
-            await _say_active(a, side.vm)
+        if snapshot is None or not await _join(pair, snapshot, shared.awaiting[sr]):
+            await _say_active(pair, side.vm)
             await enable_tracking(a, side)
             snapshot = shared.snapshot = await take_source_snapshot(a, side, shared.awaiting)
-            raw = await a.source.call("VM.get_record", side.vm.ref)
+            raw = await pair.source.call("VM.get_record", side.vm.ref)
             if missing := left_behind(raw, with_memory=snapshot.image is not None):
                 log.warning("vm.not_copied", vm=side.vm.uuid, what=missing)
         return snapshot
 
 
-async def _say_active(a: Assignment, vm: Vm) -> None:
+async def _say_active(pair: Pair, vm: Vm) -> None:
     """Write on a source VM that does not say so yet that it is the current one."""
     if own_current(vm) is not None:
         return
-    said = replace(a.current, since=a.clock().isoformat(timespec="seconds"), by=a.run_id)
-    await update_keys(a.source, "VM", vm.ref, "other_config", {CURRENT: said.encode()})
+    said = replace(pair.current, since=pair.clock().isoformat(timespec="seconds"), by=pair.run_id)
+    await update_keys(pair.source, "VM", vm.ref, "other_config", {CURRENT: said.encode()})
 
 
 async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot) -> VmSnapshot:
     """Return the snapshot that an interrupted run has read a part of, to be read on."""
     a.shared.before_snapshot.leave(a.place)
-    async with a.source_vm.lock:
-        await block_migration(a, side.vm)
+    async with a.pair.source_vm.lock:
+        await block_migration(a.pair, side.vm)
     log.info("snapshot.reused", snapshot=snapshot.vm.uuid, of=snapshot.mark.run)
     return snapshot
 
 
-async def _join(a: Assignment, snapshot: VmSnapshot, points: Iterable[int]) -> bool:
+async def _join(pair: Pair, snapshot: VmSnapshot, points: Iterable[int]) -> bool:
     """Write this target on a snapshot that was taken for others; return whether it will do."""
-    await a.source.refresh()
-    vms, vdis = a.source.cache.vms, a.source.cache.vdis
+    await pair.source.refresh()
+    vms, vdis = pair.source.cache.vms, pair.source.cache.vdis
     stands = snapshot.vm.ref in vms and all(disk.vdi.ref in vdis for disk in snapshot.disks)
     if not stands or any(order >= snapshot.mark.order for order in points):
         return False
-    if a.stream.sr not in uses_of(vms[snapshot.vm.ref].other_config, snapshot.mark):
-        wanted = {FOR + a.stream.sr: Use.WANTED.value}
+    if pair.stream.sr not in uses_of(vms[snapshot.vm.ref].other_config, snapshot.mark):
+        wanted = {FOR + pair.stream.sr: Use.WANTED.value}
         for disk in snapshot.disks:
-            await update_keys(a.source, "VDI", disk.vdi.ref, "other_config", wanted)
-        await update_keys(a.source, "VM", snapshot.vm.ref, "other_config", wanted)
+            await update_keys(pair.source, "VDI", disk.vdi.ref, "other_config", wanted)
+        await update_keys(pair.source, "VM", snapshot.vm.ref, "other_config", wanted)
     return True
 
 
@@ -118,37 +120,38 @@ async def take_source_snapshot(
     Raises:
         Refused: a disk was attached or detached in the very moment.
     """
+    pair = a.pair
     vm = side.vm
     without = [disk.vdi.ref for disk in side.excluded]
     async with at_rest(a, vm):
         await _note_contents(a, side)
-        began = a.clock()
+        began = pair.clock()
         ref = await _take(a, vm, without)
-        ended = a.clock()
+        ended = pair.clock()
     for vdi in side.drives:
-        await a.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
-    await a.source.refresh()
-    snapshot = a.source.cache.vms.get(ref)
+        await pair.source.call("VDI.remove_from_other_config", vdi.ref, SNAPSHOTTING)
+    await pair.source.refresh()
+    snapshot = pair.source.cache.vms.get(ref)
     if snapshot is None:
-        raise a.source.gone("snapshot", ref)
+        raise pair.source.gone("snapshot", ref)
     uuid_of = {vdi.ref: vdi.uuid for vdi in side.drives}
-    present = read_source(a.source.cache, a.stream, vm)
+    present = read_source(pair.source.cache, pair.stream, vm)
     known = [group.mark.order for group in present.snapshots]
     known += [disk.mark.order for disk in present.orphans]
     blank = replace(
-        a.blank(Role.SOURCE),
-        stream=a.stream.of_source,
+        pair.blank(Role.SOURCE),
+        stream=pair.stream.of_source,
         order=next_order(chain(known, *awaiting.values())),
         moment=snapshot.snapshot_time.isoformat(),
-        offset=a.source.clock.compare(snapshot.snapshot_time, began, ended),
+        offset=pair.source.clock.compare(snapshot.snapshot_time, began, ended),
     )
     wanted = {FOR + sr: Use.WANTED.value for sr in awaiting}
     disks = []
-    for vbd, vdi in disks_of(a.source.cache, snapshot):
+    for vbd, vdi in disks_of(pair.source.cache, snapshot):
         if vdi.snapshot_of not in uuid_of:
             raise Refused(
-                f"pool {a.source.name}: the disks of VM {vm.name_label} changed while its snapshot "
-                "was taken; the next run takes them as they are"
+                f"pool {pair.source.name}: the disks of VM {vm.name_label} changed while its "
+                "snapshot was taken; the next run takes them as they are"
             )
         mark = replace(
             blank.on(vdi.uuid, vdi.ref),
@@ -160,29 +163,30 @@ async def take_source_snapshot(
         keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time, content=vdi.uuid)
         other = {k: v for k, v in vdi.other_config.items() if k != SNAPSHOTTING}
         other |= keys | wanted | {KEY: mark.encode(), CONTENT_ID: mark.content}
-        await a.source.call("VDI.set_other_config", vdi.ref, other)
+        await pair.source.call("VDI.set_other_config", vdi.ref, other)
         disks.append(Marked(vdi, mark))
-    image = a.source.cache.vdis.get(snapshot.suspend_vdi)
+    image = pair.source.cache.vdis.get(snapshot.suspend_vdi)
     if image is not None:  # of no drive of the snapshot: without its mark it would outlive that
         mark = replace(blank.on(image.uuid, image.ref), snapshot=image.uuid)
-        await rewrite_other_config(a.source, "VDI", image.ref, {KEY: mark.encode()})
+        await rewrite_other_config(pair.source, "VDI", image.ref, {KEY: mark.encode()})
     mark = replace(blank.on(snapshot.uuid, snapshot.ref), snapshot=snapshot.uuid)
     keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time)
     other = {k: v for k, v in snapshot.other_config.items() if k not in (RESTART, CURRENT)}
     other |= keys | wanted | {KEY: mark.encode()}
-    await a.source.call("VM.set_other_config", snapshot.ref, other)
-    await a.source.call("VM.set_name_label", snapshot.ref, replica_name(a))
+    await pair.source.call("VM.set_other_config", snapshot.ref, other)
+    await pair.source.call("VM.set_name_label", snapshot.ref, replica_name(pair))
     return VmSnapshot(snapshot, mark, tuple(disks), image)
 
 
 async def _note_contents(a: Assignment, side: SourceSide) -> None:
     """Write on the source's disks what their snapshots will hold, should this run die over them."""
+    pair = a.pair
     is_suspended_first = a.job.snapshot is SnapshotKind.MEMORY and side.vm.power_state == "Running"
     for vdi in side.drives:
-        now = await a.source.call("VDI.get_other_config", vdi.ref)
+        now = await pair.source.call("VDI.get_other_config", vdi.ref)
         content = None if is_suspended_first else now.get(CONTENT_ID, "")
-        note = {SNAPSHOTTING: snapshotting_text(a.run_id, content)}
-        await update_keys(a.source, "VDI", vdi.ref, "other_config", note)
+        note = {SNAPSHOTTING: snapshotting_text(pair.run_id, content)}
+        await update_keys(pair.source, "VDI", vdi.ref, "other_config", note)
 
 
 async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:
@@ -191,42 +195,43 @@ async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:
     Raises:
         Refused: its memory cannot be had.
     """
-    name = temporary_name(a.run_id)
+    pair = a.pair
+    name = temporary_name(pair.run_id)
     if a.job.snapshot is SnapshotKind.MEMORY and vm.power_state in HAS_MEMORY:
         try:
-            return await take_checkpoint(a.source, vm.ref, name)
+            return await take_checkpoint(pair.source, vm.ref, name)
         except XapiFailure as failure:
             if failure.code != "VM_BAD_POWER_STATE":  # it was shut down this very moment
                 raise Refused(
                     f"VM {vm.name_label} could not be snapshotted with its memory; {failure}"
                 ) from failure
-    return await take_snapshot(a.source, vm.ref, name, without=without)
+    return await take_snapshot(pair.source, vm.ref, name, without=without)
 
 
-async def hold_snapshot(a: Assignment, group: VmSnapshot) -> None:
+async def hold_snapshot(pair: Pair, group: VmSnapshot) -> None:
     """Record on a source snapshot that the target holds its content: it is a base from now on.
 
     Key by key, because runs for other targets write on it as well.
     """
-    keys = {"xo:backup:exported": "true", FOR + a.stream.sr: Use.HELD.value}
+    keys = {"xo:backup:exported": "true", FOR + pair.stream.sr: Use.HELD.value}
     for disk in group.disks:  # of their keys only counts that they are there
         missing = {key: keys[key] for key in keys if key not in disk.vdi.other_config}
-        await update_keys(a.source, "VDI", disk.vdi.ref, "other_config", missing)
-    await update_keys(a.source, "VM", group.vm.ref, "other_config", keys)
+        await update_keys(pair.source, "VDI", disk.vdi.ref, "other_config", missing)
+    await update_keys(pair.source, "VM", group.vm.ref, "other_config", keys)
 
 
-async def block_migration(a: Assignment, vm: Vm) -> None:
+async def block_migration(pair: Pair, vm: Vm) -> None:
     """Keep the source VM where it is while its snapshot is read.
 
     Lifted by the sweep, which follows every run: blocks that somebody else set, with another text,
     are neither replaced nor lifted.
     """
-    blocked = await a.source.call("VM.get_blocked_operations", vm.ref)
+    blocked = await pair.source.call("VM.get_blocked_operations", vm.ref)
     missing = [op for op in BLOCKED_WHILE_READ if op not in blocked]
-    block = dict.fromkeys(missing, MIGRATION_TEXT + a.run_id)
-    await update_keys(a.source, "VM", vm.ref, "blocked_operations", block)
+    block = dict.fromkeys(missing, MIGRATION_TEXT + pair.run_id)
+    await update_keys(pair.source, "VM", vm.ref, "blocked_operations", block)
 
 
-def replica_name(a: Assignment) -> str:
+def replica_name(pair: Pair) -> str:
     """Return the name that source snapshots and the replica have, in Xen Orchestra's manner."""
-    return f"[XO Backup {a.job.name}] {a.vm.name_label}"
+    return f"[XO Backup {pair.job}] {pair.vm.name_label}"

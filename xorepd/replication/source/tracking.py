@@ -34,8 +34,8 @@ async def enable_tracking(a: Assignment, side: SourceSide) -> None:
             continue
         was_ours = KEY in vdi.other_config
         try:
-            await a.source.run_task("VDI.enable_cbt", vdi.ref)
-            await update_keys(a.source, "VDI", vdi.ref, "other_config", {KEY: a.job.name})
+            await a.pair.source.run_task("VDI.enable_cbt", vdi.ref)
+            await update_keys(a.pair.source, "VDI", vdi.ref, "other_config", {KEY: a.job.name})
         except XapiError as error:
             log.warning("tracking.refused", disk=vdi.uuid, reason=str(error))
         else:

@@ -21,7 +21,8 @@ import structlog
 
 from xorepd.errors import WrittenTo, XapiFailure
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.board import Progress
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica, other_config_of
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import Current, State, own_current
@@ -68,7 +69,8 @@ MOST_DISPLACED = 64
 
 
 async def commit(
-    a: Assignment,
+    pair: Pair,
+    progress: Progress,
     side: TargetSide,
     snapshot: VmSnapshot,
     staged: Sequence[Staged],
@@ -82,77 +84,81 @@ async def commit(
     Raises:
         WrittenTo: something wrote to one of the disks on either side meanwhile.
     """
-    await _check_contents(a, snapshot, staged)
-    raw = await a.source.call("VM.get_record", snapshot.vm.ref)
-    replica = side.replica.ref if side.replica else await _create_replica(a, raw)
-    uuid: str = await a.target.call("VM.get_uuid", replica)
-    previous = await _previous_source(a, side)
-    leaving, staying = _part_drives(a, side, {disk.mark.device for disk in staged})
-    name = temporary_name(a.run_id)
+    await _check_contents(pair, snapshot, staged)
+    raw = await pair.source.call("VM.get_record", snapshot.vm.ref)
+    replica = side.replica.ref if side.replica else await _create_replica(pair, raw)
+    uuid: str = await pair.target.call("VM.get_uuid", replica)
+    previous = await _previous_source(pair, side)
+    leaving, staying = _part_drives(pair, side, {disk.mark.device for disk in staged})
+    name = temporary_name(pair.run_id)
     new = {disk.mark.device: disk.uuid for disk in staged}
     mark = replace(
-        a.blank(Role.REPLICA).on(uuid, replica),
+        pair.blank(Role.REPLICA).on(uuid, replica),
         snapshot=snapshot.vm.uuid,
         order=snapshot.mark.order,
         moment=snapshot.mark.moment,
         offset=snapshot.mark.offset,
         disks=new,
-        displaced=_displaced(a, side, leaving),
+        displaced=_displaced(pair, side, leaving),
         commit=Commit(
-            run=a.run_id,
+            run=pair.run_id,
             old={vbd.userdevice: str(vdi.uuid) for vbd, vdi in leaving if vdi is not None},
             new=new,
             point=name,
-            title=_point_name(a, snapshot.vm.snapshot_time),
+            title=_point_name(pair, snapshot.vm.snapshot_time),
         ),
     )
     standby = Current(
-        a.current.lineage,
-        a.current.epoch,
+        pair.current.lineage,
+        pair.current.epoch,
         State.STANDBY,
         uuid,
-        peer=a.vm.uuid,
-        since=a.clock().isoformat(timespec="seconds"),
-        by=a.run_id,
+        peer=pair.vm.uuid,
+        since=pair.clock().isoformat(timespec="seconds"),
+        by=pair.run_id,
     )
-    await protect(a, replica)
+    await protect(pair, replica)
     keys = xo_point(
-        a.job.id, a.vm.uuid, snapshot.vm.snapshot_time, a.sr.uuid, copy_of=snapshot.vm.uuid
+        pair.job_id,
+        pair.vm.uuid,
+        snapshot.vm.snapshot_time,
+        pair.sr.uuid,
+        copy_of=snapshot.vm.uuid,
     )
     if side.replica is None or own_current(side.replica) is None:
         keys |= {CURRENT: standby.encode()}
-    await rewrite_other_config(a.target, "VM", replica, keys | {KEY: mark.encode()})
+    await rewrite_other_config(pair.target, "VM", replica, keys | {KEY: mark.encode()})
     for vbd, _ in leaving:
-        await destroy_vbd(a.target, vbd.ref)
+        await destroy_vbd(pair.target, vbd.ref)
     for disk in staged:
-        await _attach(a, replica, disk)
-    await update_replica(a.target, replica, raw, previous)
-    await carry_vtpm(a.source, raw, a.target, replica)
-    await _describe(a, replica, raw, previous, snapshot)
-    a.progress.remarks += await update_interfaces(a, replica, interfaces)
-    began = a.clock()
-    point = await take_snapshot(a.target, replica, name, without=staying)
-    ended = a.clock()
+        await _attach(pair, replica, disk)
+    await update_replica(pair.target, replica, raw, previous)
+    await carry_vtpm(pair.source, raw, pair.target, replica)
+    await _describe(pair, progress, replica, raw, previous, snapshot)
+    progress.remarks += await update_interfaces(pair, replica, interfaces)
+    began = pair.clock()
+    point = await take_snapshot(pair.target, replica, name, without=staying)
+    ended = pair.clock()
     # From here on the restore point exists: whatever happens now, recovery finishes this.
-    await a.target.refresh()
-    side = read_target(a.target.cache, a.stream, a.sr.ref)
+    await pair.target.refresh()
+    side = read_target(pair.target.cache, pair.stream, pair.sr.ref)
     if side.fresh is None:
-        raise a.target.gone("restore point", point)
-    a.target.clock.compare(side.fresh.vm.snapshot_time, began, ended)
-    await finish_commit(a, side, side.fresh)
+        raise pair.target.gone("restore point", point)
+    pair.target.clock.compare(side.fresh.vm.snapshot_time, began, ended)
+    await finish_commit(pair, side, side.fresh)
     return str(side.fresh.vm.uuid)
 
 
-async def finish_commit(a: Assignment, side: TargetSide, point: VmSnapshot) -> None:
+async def finish_commit(pair: Pair, side: TargetSide, point: VmSnapshot) -> None:
     """Mark a restore point that was taken as what it is, and release the replica from its commit.
 
     The point's record is marked last: a marked point has all its disks marked.
     """
     disks = {}
-    for vbd, vdi in disks_of(a.target.cache, point.vm):
-        mark = _inherited_mark(a, vdi)
+    for vbd, vdi in disks_of(pair.target.cache, point.vm):
+        mark = _inherited_mark(pair, vdi)
         if mark is None:  # of a disk that others attached: it goes when this point goes
-            mark = Mark(role=Role.POINT, stream=a.stream, run=point.mark.run)
+            mark = Mark(role=Role.POINT, stream=pair.stream, run=point.mark.run)
         else:
             disks[vbd.userdevice] = str(vdi.uuid)
         content = mark.content or vdi.content_id or f"xorepd-{vdi.uuid}"
@@ -161,7 +167,7 @@ async def finish_commit(a: Assignment, side: TargetSide, point: VmSnapshot) -> N
         keys = {KEY: mark.on(vdi.uuid, vdi.ref).encode()}
         if not vdi.content_id:
             keys |= {CONTENT_ID: content}
-        await rewrite_other_config(a.target, "VDI", vdi.ref, keys, [CONFIRMED])
+        await rewrite_other_config(pair.target, "VDI", vdi.ref, keys, [CONFIRMED])
     inherited = decode(point.vm.other_config)
     assert inherited is not None
     mark = replace(
@@ -172,68 +178,68 @@ async def finish_commit(a: Assignment, side: TargetSide, point: VmSnapshot) -> N
         disks=disks,
         displaced={},
     )
-    await rewrite_other_config(a.target, "VM", point.vm.ref, {KEY: mark.encode()}, [CURRENT])
+    await rewrite_other_config(pair.target, "VM", point.vm.ref, {KEY: mark.encode()}, [CURRENT])
     assert side.replica is not None
     assert side.mark is not None
     if (commit := side.mark.commit) is not None and commit.title:
-        await a.target.call("VM.set_name_label", point.vm.ref, commit.title)
-    await _release(a, side.replica, side.mark)
+        await pair.target.call("VM.set_name_label", point.vm.ref, commit.title)
+    await _release(pair, side.replica, side.mark)
 
 
-async def _check_contents(a: Assignment, snapshot: VmSnapshot, staged: Sequence[Staged]) -> None:
+async def _check_contents(pair: Pair, snapshot: VmSnapshot, staged: Sequence[Staged]) -> None:
     """Make sure that the disks on both sides hold what was read and written, and nothing else.
 
     Raises:
         WrittenTo: one of them does not.
     """
-    await a.target.refresh()
+    await pair.target.refresh()
     for disk in staged:
-        vdi = a.target.cache.vdis.get(disk.ref)
+        vdi = pair.target.cache.vdis.get(disk.ref)
         if vdi is not None and content_of(vdi, disk.mark) is not Content.PROVEN:
-            raise WrittenTo(a.target.name, f"staging disk {vdi.name_label}", vdi.uuid)
+            raise WrittenTo(pair.target.name, f"staging disk {vdi.name_label}", vdi.uuid)
     for marked in snapshot.disks:
-        vdi = a.source.cache.vdis.get(marked.vdi.ref)
+        vdi = pair.source.cache.vdis.get(marked.vdi.ref)
         mark = own_mark(vdi) if vdi is not None else None
         if vdi is not None and mark and content_of(vdi, mark) is Content.CHANGED:
-            raise WrittenTo(a.source.name, f"snapshot of disk {vdi.name_label}", vdi.uuid)
+            raise WrittenTo(pair.source.name, f"snapshot of disk {vdi.name_label}", vdi.uuid)
 
 
-def _inherited_mark(a: Assignment, vdi: Vdi) -> Mark | None:
+def _inherited_mark(pair: Pair, vdi: Vdi) -> Mark | None:
     """Return what a restore point's disk has from the replica's own disk, if that was ours."""
-    mark, origin = decode(vdi.other_config), a.target.cache.vdis.get(vdi.snapshot_of)
-    if mark is None or mark.stream != a.stream:
+    mark, origin = decode(vdi.other_config), pair.target.cache.vdis.get(vdi.snapshot_of)
+    if mark is None or mark.stream != pair.stream:
         return None
     is_ours = own_mark(vdi) or (origin is not None and mark.self == origin.uuid)
     return mark if is_ours else None
 
 
-async def undo_commit(a: Assignment, side: TargetSide, pending: Commit) -> None:
+async def undo_commit(pair: Pair, side: TargetSide, pending: Commit) -> None:
     """Put the disks back that the replica had before a commit that never came to its point."""
     assert side.replica is not None
     replica = side.replica
     attached = {(vbd.userdevice, str(vdi.uuid)): vbd for vbd, vdi in side.live}
     for (device, uuid), vbd in attached.items():
         if pending.new.get(device) == uuid:
-            await destroy_vbd(a.target, vbd.ref)
+            await destroy_vbd(pair.target, vbd.ref)
     for device, old in pending.old.items():
-        vdi = a.target.cache.by_uuid(Vdi, old)
+        vdi = pair.target.cache.by_uuid(Vdi, old)
         if (device, old) not in attached and vdi is not None:
             await create_disk_vbd(
-                a.target, replica.ref, vdi.ref, device, bootable=device == "0", mode="RW"
+                pair.target, replica.ref, vdi.ref, device, bootable=device == "0", mode="RW"
             )
     mark = side.mark
     if side.points:
         newest = side.points[0]
-        raw = await a.target.call("VM.get_record", newest.vm.ref)
-        await update_replica(a.target, replica.ref, raw)
-        await carry_vtpm(a.target, raw, a.target, replica.ref)
-        await a.target.call("VM.set_name_description", replica.ref, raw["name_description"])
+        raw = await pair.target.call("VM.get_record", newest.vm.ref)
+        await update_replica(pair.target, replica.ref, raw)
+        await carry_vtpm(pair.target, raw, pair.target, replica.ref)
+        await pair.target.call("VM.set_name_description", replica.ref, raw["name_description"])
         mark = replace(newest.mark.on(replica.uuid, replica.ref), role=Role.REPLICA, arrived="")
         mark = replace(mark, disks=pending.old)
-    await _release(a, replica, mark)
+    await _release(pair, replica, mark)
 
 
-async def cancel_commit(a: Assignment, side: TargetSide) -> None:
+async def cancel_commit(pair: Pair, side: TargetSide) -> None:
     """End a commit that has swapped nothing yet; the replica may be running by now."""
     assert side.replica is not None
     assert side.mark is not None
@@ -242,22 +248,22 @@ async def cancel_commit(a: Assignment, side: TargetSide) -> None:
     if side.points:
         newest = side.points[0].mark.on(side.replica.uuid, side.replica.ref)
         mark = replace(newest, role=Role.REPLICA, arrived="", disks=side.mark.commit.old)
-    await _release(a, side.replica, mark)
+    await _release(pair, side.replica, mark)
 
 
-async def _previous_source(a: Assignment, side: TargetSide) -> Mapping[str, Any] | None:
+async def _previous_source(pair: Pair, side: TargetSide) -> Mapping[str, Any] | None:
     """Return the record of the source that the replica was last brought up to, if it is there."""
     if side.replica is None or side.mark is None:
         return None
-    snapshot = a.source.cache.by_uuid(Vm, side.mark.snapshot)
+    snapshot = pair.source.cache.by_uuid(Vm, side.mark.snapshot)
     if snapshot is None:
         return None
-    raw: Mapping[str, Any] = await a.source.call("VM.get_record", snapshot.ref)
+    raw: Mapping[str, Any] = await pair.source.call("VM.get_record", snapshot.ref)
     return raw
 
 
 def _part_drives(
-    a: Assignment, side: TargetSide, wanted: Collection[str]
+    pair: Pair, side: TargetSide, wanted: Collection[str]
 ) -> tuple[list[tuple[Vbd, Vdi | None]], list[Ref]]:
     """Return the replica's drives that make room for the new disks, and the disks that stay.
 
@@ -266,9 +272,9 @@ def _part_drives(
     """
     leaving: list[tuple[Vbd, Vdi | None]] = []
     staying: list[Ref] = []
-    for vbd in a.target.cache.present(Vbd, side.replica.vbds if side.replica else ()):
-        vdi = None if vbd.empty else a.target.cache.vdis.get(vbd.vdi)
-        is_ours = vdi is not None and is_live(vdi, a.stream)
+    for vbd in pair.target.cache.present(Vbd, side.replica.vbds if side.replica else ()):
+        vdi = None if vbd.empty else pair.target.cache.vdis.get(vbd.vdi)
+        is_ours = vdi is not None and is_live(vdi, pair.stream)
         if vbd.userdevice in wanted or is_ours:
             leaving.append((vbd, vdi))
         elif vdi is not None and vbd.type == "Disk":
@@ -277,54 +283,54 @@ def _part_drives(
 
 
 def _displaced(
-    a: Assignment, side: TargetSide, leaving: Sequence[tuple[Vbd, Vdi | None]]
+    pair: Pair, side: TargetSide, leaving: Sequence[tuple[Vbd, Vdi | None]]
 ) -> dict[str, str]:
     """Return the disks of others that make room, now or before, and that may be in no VM then."""
     before = side.mark.displaced if side.mark is not None else {}
     present = {
         uuid: device
         for uuid, device in before.items()
-        if a.target.cache.by_uuid(Vdi, uuid) is not None
+        if pair.target.cache.by_uuid(Vdi, uuid) is not None
     }
     for vbd, vdi in leaving:
-        if vdi is not None and not is_live(vdi, a.stream):
+        if vdi is not None and not is_live(vdi, pair.stream):
             log.warning("disk.displaced", device=vbd.userdevice, vdi=vdi.uuid, name=vdi.name_label)
             present[vdi.uuid] = vbd.userdevice
     return dict(list(present.items())[-MOST_DISPLACED:])
 
 
-async def _create_replica(a: Assignment, raw: Mapping[str, Any]) -> Ref:
+async def _create_replica(pair: Pair, raw: Mapping[str, Any]) -> Ref:
     """Create the replica: startable at no moment, and without disks as yet."""
-    blank = a.blank(Role.REPLICA)
+    blank = pair.blank(Role.REPLICA)
     record = new_replica(
-        raw, temporary_name(a.run_id), raw["name_description"], {KEY: blank.encode()}
+        raw, temporary_name(pair.run_id), raw["name_description"], {KEY: blank.encode()}
     )
-    ref = Ref(await a.target.call("VM.create", record))
-    uuid: str = await a.target.call("VM.get_uuid", ref)
-    await rewrite_other_config(a.target, "VM", ref, {KEY: blank.on(uuid, ref).encode()})
-    await a.target.call("VM.set_name_label", ref, f"[Importing…] {replica_name(a)}")
-    await protect(a, ref)
-    await a.target.call("VM.set_is_a_template", ref, False)
+    ref = Ref(await pair.target.call("VM.create", record))
+    uuid: str = await pair.target.call("VM.get_uuid", ref)
+    await rewrite_other_config(pair.target, "VM", ref, {KEY: blank.on(uuid, ref).encode()})
+    await pair.target.call("VM.set_name_label", ref, f"[Importing…] {replica_name(pair)}")
+    await protect(pair, ref)
+    await pair.target.call("VM.set_is_a_template", ref, False)
     if strings := bios_strings_of(raw):
         try:
-            await a.target.call("VM.set_bios_strings", ref, strings)
+            await pair.target.call("VM.set_bios_strings", ref, strings)
         except XapiFailure as failure:
             log.warning("bios_strings.not_copied", reason=str(failure))
     return ref
 
 
-async def protect(a: Assignment, replica: Ref) -> None:
+async def protect(pair: Pair, replica: Ref) -> None:
     """Block every way to start the replica; what is blocked already, by any text, stays so."""
-    blocked = await a.target.call("VM.get_blocked_operations", replica)
+    blocked = await pair.target.call("VM.get_blocked_operations", replica)
     missing = {op: BLOCK_TEXT for op in BLOCKED_ON_REPLICA if op not in blocked}
-    await update_keys(a.target, "VM", replica, "blocked_operations", missing)
+    await update_keys(pair.target, "VM", replica, "blocked_operations", missing)
 
 
-async def _attach(a: Assignment, replica: Ref, disk: Staged) -> None:
+async def _attach(pair: Pair, replica: Ref, disk: Staged) -> None:
     content = disk.plan.source.vdi
-    await a.target.call("VDI.set_name_label", disk.ref, content.name_label)
+    await pair.target.call("VDI.set_name_label", disk.ref, content.name_label)
     await create_disk_vbd(
-        a.target,
+        pair.target,
         replica,
         disk.ref,
         disk.mark.device,
@@ -334,41 +340,42 @@ async def _attach(a: Assignment, replica: Ref, disk: Staged) -> None:
 
 
 async def _describe(
-    a: Assignment,
+    pair: Pair,
+    progress: Progress,
     replica: Ref,
     raw: Mapping[str, Any],
     previous: Mapping[str, Any] | None,
     snapshot: VmSnapshot,
 ) -> None:
     """Name, describe and tag the replica; tags and keys that others gave it, or took, stay so."""
-    moved = sum(disk.read_bytes for disk in a.progress.disks.values())
+    moved = sum(disk.read_bytes for disk in progress.disks.values())
     when = snapshot.vm.snapshot_time.strftime("%Y%m%dT%H%M%SZ")
     description = (
-        f"{a.vm.name_description} -- last replication: {when} {format_size(moved)} read".lstrip()
+        f"{pair.vm.name_description} -- last replication: {when} {format_size(moved)} read".lstrip()
     )
-    await a.target.call("VM.set_name_label", replica, replica_name(a))
-    await a.target.call("VM.set_name_description", replica, description)
-    present = await a.target.call("VM.get_record", replica)
+    await pair.target.call("VM.set_name_label", replica, replica_name(pair))
+    await pair.target.call("VM.set_name_description", replica, description)
+    present = await pair.target.call("VM.get_record", replica)
     known = previous or {"other_config": {}}
     new_tags = {*raw.get("tags", ())} - {*known.get("tags", ())}
     for tag in (new_tags | {REPLICA_TAG}) - set(present["tags"]):
-        await a.target.call("VM.add_tags", replica, tag)
+        await pair.target.call("VM.add_tags", replica, tag)
     keys = other_config_of(raw).items() - other_config_of(known).items()
-    await rewrite_other_config(a.target, "VM", replica, dict(keys))
+    await rewrite_other_config(pair.target, "VM", replica, dict(keys))
 
 
-async def _release(a: Assignment, replica: Vm, mark: Mark | None) -> None:
+async def _release(pair: Pair, replica: Vm, mark: Mark | None) -> None:
     """Take off the live replica what belongs to its restore point, and end the commit."""
     assert mark is not None
-    for _, vdi in disks_of(a.target.cache, replica):
-        if is_live(vdi, a.stream):
+    for _, vdi in disks_of(pair.target.cache, replica):
+        if is_live(vdi, pair.stream):
             gone = [*XO_KEYS_OF_POINTS, CONFIRMED]
-            await rewrite_other_config(a.target, "VDI", vdi.ref, {}, gone)
+            await rewrite_other_config(pair.target, "VDI", vdi.ref, {}, gone)
     # Xen Orchestra tells a replica by its blocked start and a job id on the live VM.
-    kept = {KEY: replace(mark, commit=None).encode(), "xo:backup:job": a.job.id}
-    await rewrite_other_config(a.target, "VM", replica.ref, kept, XO_KEYS_OF_POINTS)
+    kept = {KEY: replace(mark, commit=None).encode(), "xo:backup:job": pair.job_id}
+    await rewrite_other_config(pair.target, "VM", replica.ref, kept, XO_KEYS_OF_POINTS)
 
 
-def _point_name(a: Assignment, moment: datetime) -> str:
+def _point_name(pair: Pair, moment: datetime) -> str:
     when = moment.strftime("%Y%m%dT%H%M%SZ")
-    return f"{a.vm.name_label} - {a.job.name} / {a.job.name} {when}"
+    return f"{pair.vm.name_label} - {pair.job} / {pair.job} {when}"

@@ -21,7 +21,7 @@ import structlog
 
 from xorepd.errors import XapiFailure
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Vif
 from xorepd.xapi.vms import create_vif, destroy_vif, update_keys
@@ -106,21 +106,21 @@ def decide(wanted: Interface | None, present: Vif | None, networks: Mapping[Ref,
 
 
 async def update_interfaces(
-    a: Assignment, replica: Ref, interfaces: Sequence[Interface]
+    pair: Pair, replica: Ref, interfaces: Sequence[Interface]
 ) -> Iterable[str]:
     """Give the replica the source's interfaces, with their MACs; unchanged ones are not touched.
 
     Returns:
         What somebody changed by hand and therefore stays, for people.
     """
-    refs = await a.target.call("VM.get_VIFs", replica)
+    refs = await pair.target.call("VM.get_VIFs", replica)
     present = {
         vif.device: vif
         for ref in refs
-        for vif in [Vif.parse(Ref(ref), await a.target.call("VIF.get_record", ref))]
+        for vif in [Vif.parse(Ref(ref), await pair.target.call("VIF.get_record", ref))]
     }
     wanted = {interface.device: interface for interface in interfaces}
-    networks = {ref: network.uuid for ref, network in a.target.cache.networks.items()}
+    networks = {ref: network.uuid for ref, network in pair.target.cache.networks.items()}
     remarks = []
     for device in sorted(present.keys() | wanted.keys()):
         interface, vif = wanted.get(device), present.get(device)
@@ -128,7 +128,7 @@ async def update_interfaces(
         if decision.remark:
             remarks.append(f"interface {device} of the replica {decision.remark}")
             log.info("vif.unchanged", device=device, reason=decision.remark)
-        await _do(a.target, decision.deed, replica, interface, vif, networks)
+        await _do(pair.target, decision.deed, replica, interface, vif, networks)
     return remarks
 
 

@@ -28,6 +28,7 @@ from xorepd.errors import Refused, XapiFailure, XorepdError
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.modes import Full, FullReason
 from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica
 from xorepd.replication.format.inventory import (
@@ -86,11 +87,11 @@ async def check_memory(a: Assignment, side: SourceSide) -> None:
             f"all its disks are needed for that, and disk {disk.vdi.name_label} stays behind "
             f"({disk.reason}); include it"
         )
-    elif (await a.source.call("VM.get_record", vm.ref)).get("VTPMs"):
+    elif (await a.pair.source.call("VM.get_record", vm.ref)).get("VTPMs"):
         objection = "it has a virtual TPM, which XAPI gives to halted VMs only; leave the VM out"
     if objection:
         raise Refused(
-            f"pool {a.source.name}: VM {vm.name_label} cannot be replicated with its memory: "
+            f"pool {a.pair.source.name}: VM {vm.name_label} cannot be replicated with its memory: "
             f'{objection}, or set snapshot = "plain" in job {a.job.name}'
         )
 
@@ -106,10 +107,11 @@ async def carry_memory(
     Args:
         interfaces: those of the replica.
     """
-    image = a.source.cache.vdis.get(snapshot.vm.suspend_vdi)
+    pair = a.pair
+    image = pair.source.cache.vdis.get(snapshot.vm.suspend_vdi)
     progress = a.progress.disks[MEMORY] = DiskProgress(
         device=MEMORY,
-        name=f"memory of {a.vm.name_label}",
+        name=f"memory of {pair.vm.name_label}",
         virtual_size=image.virtual_size if image else 0,
         mode=MEMORY,
     )
@@ -119,55 +121,62 @@ async def carry_memory(
         log.info("memory.skipped", reason=progress.reason)
         return
     try:
-        async with a.source_vm.lock:
-            await block_migration(a, a.vm)
-        with a.source_vm.reading(a.stream.sr):
-            staged = await _stage_image(a, snapshot, image)
-            await fill(replace(a, maps=None), staged.plan, staged)  # no run asks what it holds
-        await _build(a, snapshot, staged, interfaces)
+        async with pair.source_vm.lock:
+            await block_migration(pair, pair.vm)
+        with pair.source_vm.reading(pair.stream.sr):
+            staged = await _stage_image(pair, snapshot, image)
+            without_map = replace(a, carrier=replace(a.carrier, maps=None))
+            await fill(without_map, staged.plan, staged)  # no run asks what it holds
+        await _build(pair, snapshot, staged, interfaces)
     except XorepdError as error:
         progress.reason = str(error)
         log.error("memory.not_copied", reason=str(error))  # noqa: TRY400 -- the sentence says all
 
 
-async def _stage_image(a: Assignment, snapshot: VmSnapshot, image: Vdi) -> Staged:
+async def _stage_image(pair: Pair, snapshot: VmSnapshot, image: Vdi) -> Staged:
     """Make the disk for the memory, which has no base and is sent whole each time."""
-    blank = replace(_blank(a, snapshot), role=Role.DISK, snapshot=image.uuid, device=MEMORY)
-    name = f"[Importing] memory of {a.vm.name_label}"
-    blank = replace(blank, content=a.new_content(MEMORY))
+    blank = replace(_blank(pair, snapshot), role=Role.DISK, snapshot=image.uuid, device=MEMORY)
+    name = f"[Importing] memory of {pair.vm.name_label}"
+    blank = replace(blank, content=pair.new_content(MEMORY))
     async with create_disk(
-        a.target, a.sr.ref, image.virtual_size, name, "", {KEY: blank.encode()}, kind="suspend"
+        pair.target,
+        pair.sr.ref,
+        image.virtual_size,
+        name,
+        "",
+        {KEY: blank.encode()},
+        kind="suspend",
     ) as ref:
-        uuid: str = await a.target.call("VDI.get_uuid", ref)
+        uuid: str = await pair.target.call("VDI.get_uuid", ref)
         mark = blank.on(uuid, ref)
         signed = {KEY: mark.encode(), CONTENT_ID: mark.content}
-        await rewrite_other_config(a.target, "VDI", ref, signed)
+        await rewrite_other_config(pair.target, "VDI", ref, signed)
     plan = PlannedDisk(Marked(image, mark), Full(FullReason.NEW_DISK), bootable=False, mode="RW")
-    return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
+    return Staged(plan, ref, uuid, mark, Confirmations(pair.target, ref, uuid))
 
 
 async def _build(
-    a: Assignment, snapshot: VmSnapshot, staged: Staged, interfaces: Sequence[Interface]
+    pair: Pair, snapshot: VmSnapshot, staged: Staged, interfaces: Sequence[Interface]
 ) -> None:
     """Put the suspended VM together from its memory and clones of the restore point's disks.
 
     Raises:
         Refused: the restore point is not all of the snapshot.
     """
-    await a.target.refresh()
-    side = read_target(a.target.cache, a.stream, a.sr.ref)
+    await pair.target.refresh()
+    side = read_target(pair.target.cache, pair.stream, pair.sr.ref)
     point = next((p for p in side.points if p.mark.snapshot == snapshot.vm.uuid), None)
     if point is None or not point.contents >= snapshot.contents:
         raise Refused(
-            f"pool {a.target.name}: the restore point of VM {a.vm.name_label} has been changed "
-            "before its memory was there; the next run makes another one"
+            f"pool {pair.target.name}: the restore point of VM {pair.vm.name_label} has been "
+            "changed before its memory was there; the next run makes another one"
         )
-    raw = await a.source.call("VM.get_record", snapshot.vm.ref)
-    blank = _blank(a, snapshot)
+    raw = await pair.source.call("VM.get_record", snapshot.vm.ref)
+    blank = _blank(pair, snapshot)
     when = snapshot.vm.snapshot_time.strftime("%Y%m%dT%H%M%SZ")
-    name = f"{replica_name(a)} (memory, {when})"
+    name = f"{replica_name(pair)} (memory, {when})"
     record = new_replica(
-        raw, temporary_name(a.run_id), raw["name_description"], {KEY: blank.encode()}
+        raw, temporary_name(pair.run_id), raw["name_description"], {KEY: blank.encode()}
     )
     record |= {
         "power_state": "Suspended",
@@ -176,55 +185,55 @@ async def _build(
         "last_boot_CPU_flags": raw.get("last_boot_CPU_flags", {}),
         "tags": sorted({*record["tags"], REPLICA_TAG}),
     }
-    vm = Ref(await a.target.call("VM.create", record))
-    uuid: str = await a.target.call("VM.get_uuid", vm)
-    await rewrite_other_config(a.target, "VM", vm, {KEY: blank.on(uuid, vm).encode()})
-    await a.target.call("VM.set_name_label", vm, f"[Importing…] {name}")
-    await protect(a, vm)
+    vm = Ref(await pair.target.call("VM.create", record))
+    uuid: str = await pair.target.call("VM.get_uuid", vm)
+    await rewrite_other_config(pair.target, "VM", vm, {KEY: blank.on(uuid, vm).encode()})
+    await pair.target.call("VM.set_name_label", vm, f"[Importing…] {name}")
+    await protect(pair, vm)
     if strings := bios_strings_of(raw):
         try:
-            await a.target.call("VM.set_bios_strings", vm, strings)
+            await pair.target.call("VM.set_bios_strings", vm, strings)
         except XapiFailure as failure:
             log.warning("bios_strings.not_copied", reason=str(failure))
-    disks = await _attach_disks(a, snapshot, point, vm)
-    for vbd in a.source.cache.present(Vbd, snapshot.vm.vbds):
+    disks = await _attach_disks(pair, snapshot, point, vm)
+    for vbd in pair.source.cache.present(Vbd, snapshot.vm.vbds):
         if vbd.type == "CD":  # the guest knows the drive; what is in it belongs to its pool
             plugged = vbd.currently_attached
-            await create_empty_drive(a.target, vm, vbd.userdevice, attached=plugged)
+            await create_empty_drive(pair.target, vm, vbd.userdevice, attached=plugged)
     for each in interfaces:
         if each.network is not None:
             await create_vif(
-                a.target, vm, each.network, each.device, each.mac, each.mtu, {}, attached=True
+                pair.target, vm, each.network, each.device, each.mac, each.mtu, {}, attached=True
             )
-    await a.target.call("VDI.set_name_label", staged.ref, f"memory of {a.vm.name_label}")
+    await pair.target.call("VDI.set_name_label", staged.ref, f"memory of {pair.vm.name_label}")
     for disk in (*disks, (staged.ref, staged.mark)):
-        await sign_disk(a.target, disk, Role.MEMORY)
-    await a.target.call("VM.set_name_label", vm, name)
-    await a.target.call("VM.set_is_a_template", vm, False)
+        await sign_disk(pair.target, disk, Role.MEMORY)
+    await pair.target.call("VM.set_name_label", vm, name)
+    await pair.target.call("VM.set_is_a_template", vm, False)
     whole = replace(blank.on(uuid, vm), snapshot=snapshot.vm.uuid)
-    await rewrite_other_config(a.target, "VM", vm, {KEY: whole.encode()})
+    await rewrite_other_config(pair.target, "VM", vm, {KEY: whole.encode()})
     log.info("memory.copied", vm=uuid, point=point.vm.uuid)
 
 
 async def _attach_disks(
-    a: Assignment, snapshot: VmSnapshot, point: VmSnapshot, vm: Ref
+    pair: Pair, snapshot: VmSnapshot, point: VmSnapshot, vm: Ref
 ) -> list[tuple[Ref, Mark]]:
     """Clone the disks of a restore point and attach them as the source's are; return the clones."""
-    plugged = {vbd.userdevice: vbd for vbd, _ in disks_of(a.source.cache, snapshot.vm)}
-    drives = {vdi.uuid: vbd for vbd, vdi in disks_of(a.target.cache, point.vm)}
+    plugged = {vbd.userdevice: vbd for vbd, _ in disks_of(pair.source.cache, snapshot.vm)}
+    drives = {vdi.uuid: vbd for vbd, vdi in disks_of(pair.target.cache, point.vm)}
     clones = []
     for disk in point.disks:
         if disk.mark.snapshot not in snapshot.contents:  # of somebody else
             continue
         device = disk.mark.device
-        async with clone_disk(a.target, base_disk(a, disk.vdi.uuid)) as ref:
-            uuid: str = await a.target.call("VDI.get_uuid", ref)
-            mark = replace(_blank(a, snapshot).on(uuid, ref), role=Role.DISK, device=device)
+        async with clone_disk(pair.target, base_disk(pair, disk.vdi.uuid)) as ref:
+            uuid: str = await pair.target.call("VDI.get_uuid", ref)
+            mark = replace(_blank(pair, snapshot).on(uuid, ref), role=Role.DISK, device=device)
             mark = replace(mark, content=disk.mark.content)
-            await rewrite_other_config(a.target, "VDI", ref, {KEY: mark.encode()}, _XO_KEYS)
+            await rewrite_other_config(pair.target, "VDI", ref, {KEY: mark.encode()}, _XO_KEYS)
         drive = drives[disk.vdi.uuid]
         await create_disk_vbd(
-            a.target,
+            pair.target,
             vm,
             ref,
             device,
@@ -236,8 +245,8 @@ async def _attach_disks(
     return clones
 
 
-def _blank(a: Assignment, snapshot: VmSnapshot) -> Mark:
+def _blank(pair: Pair, snapshot: VmSnapshot) -> Mark:
     origin = snapshot.mark
     return replace(
-        a.blank(Role.MEMORY), order=origin.order, moment=origin.moment, offset=origin.offset
+        pair.blank(Role.MEMORY), order=origin.order, moment=origin.moment, offset=origin.offset
     )

@@ -12,7 +12,7 @@ import structlog
 
 from xorepd.errors import XapiError
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.format.inventory import SourceSide, TargetSide, VmSnapshot, is_taken
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
@@ -33,7 +33,7 @@ from xorepd.xapi.vms import rewrite_other_config, update_keys
 log = structlog.get_logger(__name__)
 
 
-async def sweep_memories(a: Assignment, side: TargetSide) -> bool:
+async def sweep_memories(pair: Pair, side: TargetSide) -> bool:
     """Remove what was never finished, let go what somebody has resumed, and protect the others.
 
     Returns:
@@ -43,36 +43,36 @@ async def sweep_memories(a: Assignment, side: TargetSide) -> bool:
     for memory in side.memories:
         if not memory.mark.snapshot:
             log.info("memory.destroying", vm=memory.vm.uuid)
-            await destroy_memory(a.target, memory)
+            await destroy_memory(pair.target, memory)
         elif is_taken(memory):
             log.info("memory.released", vm=memory.vm.uuid, power_state=memory.vm.power_state)
-            await let_go(a.target, memory)
+            await let_go(pair.target, memory)
         elif not memory.vm.blocked_operations.keys() >= set(BLOCKED_ON_REPLICA):
             log.warning("memory.protected_again", vm=memory.vm.uuid)
-            await protect(a, memory.vm.ref)
+            await protect(pair, memory.vm.ref)
         else:
             continue
         changed = True
     return changed
 
 
-async def prune_memories(a: Assignment, side: TargetSide, points: Iterable[VmSnapshot]) -> None:
+async def prune_memories(pair: Pair, side: TargetSide, points: Iterable[VmSnapshot]) -> None:
     """Destroy the suspended VMs whose restore point is none of these."""
     bound = {point.mark.snapshot for point in points}
     for memory in side.memories:
         if memory.mark.snapshot not in bound and not is_taken(memory):
             log.info("memory.expired", vm=memory.vm.uuid, taken_at=memory.mark.moment)
-            await destroy_memory(a.target, memory)
+            await destroy_memory(pair.target, memory)
 
 
-async def drop_images(a: Assignment, side: SourceSide) -> None:
+async def drop_images(pair: Pair, side: SourceSide) -> None:
     """Destroy the memory in source snapshots that no target waits for: it is no base of anything.
 
     XAPI then takes it off the snapshot's record. The lock of the source VM is held.
     """
     for group in side.snapshots:
         if group.image is not None and Use.WANTED not in group.uses.values():
-            await try_destroy_disk(a.source, group.image)
+            await try_destroy_disk(pair.source, group.image)
 
 
 async def destroy_memory(pool: Pool, memory: VmSnapshot) -> None:

@@ -68,8 +68,8 @@ async def choose_sample(
         case Verify.FULL:
             return extents
         case Verify.SAMPLE:
-            exports, _ = await find_nbd(a.target, staged.ref)
-            if exports or isinstance(a.transport, Verifier):
+            exports, _ = await find_nbd(a.pair.target, staged.ref)
+            if exports or isinstance(a.carrier.transport, Verifier):
                 return list(sample_of(extents, SAMPLE, seed=staged.uuid))
             return list(head_of(extents, SAMPLE))
 
@@ -82,7 +82,7 @@ async def check(a: Assignment, plan: PlannedDisk, staged: Staged, sent: Sent) ->
     """
     if not any(True for _ in sent.whole.extents):
         return
-    what = f"disk {plan.source.vdi.name_label} of VM {a.vm.name_label}"
+    what = f"disk {plan.source.vdi.name_label} of VM {a.pair.vm.name_label}"
     sample = sent.written
     found = await _read_there(a, sent)
     if found is None:
@@ -98,13 +98,13 @@ async def check(a: Assignment, plan: PlannedDisk, staged: Staged, sent: Sent) ->
 
 async def _read_there(a: Assignment, sent: Sent) -> str | None:
     """Return what the transport reads back at the target, or None where it cannot."""
-    if sent.target is None or not isinstance(a.transport, Verifier):
+    if sent.target is None or not isinstance(a.carrier.transport, Verifier):
         return None
     extents = list(islice(sent.written.extents, EXTENTS_THERE + 1))
     if not 0 < len(extents) <= EXTENTS_THERE:
         return None
     try:
-        return await a.transport.digest(sent.target, extents)
+        return await a.carrier.transport.digest(sent.target, extents)
     except DataError as error:
         log.warning(
             "reader.unavailable", what=sent.target.disk.what, reader="there", reason=str(error)
@@ -120,25 +120,26 @@ async def _open_staged(
 
     The second value tells whether the reader also gives what the disk shares with its origin.
     """
-    await a.target.refresh()
-    disk = a.target.cache.vdis.get(staged.ref)
+    pair = a.pair
+    await pair.target.refresh()
+    disk = pair.target.cache.vdis.get(staged.ref)
     if disk is None:
-        raise a.target.gone("VDI", staged.uuid)
+        raise pair.target.gone("VDI", staged.uuid)
     async with AsyncExitStack() as stack:
         reader: Reader
-        exports, _ = await find_nbd(a.target, staged.ref)
+        exports, _ = await find_nbd(pair.target, staged.ref)
         if exports:
             try:
                 reader = await stack.enter_async_context(
-                    open_nbd(a.target, disk, a.nbd, sample, f"{what}, NBD")
+                    open_nbd(pair.target, disk, a.carrier.nbd, sample, f"{what}, NBD")
                 )
             except DataError as error:
                 log.warning("reader.unavailable", what=what, reader="nbd", reason=str(error))
             else:
                 yield reader, True
                 return
-        endpoint = a.target_endpoint()
-        if is_vhd(disk, a.target.cache.srs.get(a.sr.ref, a.sr)):
+        endpoint = pair.target_endpoint()
+        if is_vhd(disk, pair.target.cache.srs.get(pair.sr.ref, pair.sr)):
             onto = None if isinstance(plan.how, Full) else VdiUuid(plan.how.onto)
             export = open_export(endpoint, disk.uuid, base=onto, what=what)
             reader = await stack.enter_async_context(export)

@@ -17,6 +17,7 @@ from xorepd.data.remainder import go_on
 from xorepd.errors import DataError, DigestMismatch, StreamCut, TransportFailed
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.disk_sizes import check_size
 from xorepd.replication.deciding.modes import Delta, Full, Resync, reason_of
 from xorepd.replication.deciding.reader_choice import Facts
@@ -68,6 +69,7 @@ async def transfer_disks(
     Raises:
         XorepdError: the failure of the first disk that failed; it stops the other disks.
     """
+    pair = a.pair
     for plan in plans:
         vdi, device = plan.source.vdi, plan.source.mark.device
         progress = a.progress.disks[device] = DiskProgress(
@@ -80,14 +82,14 @@ async def transfer_disks(
         if plan.begun is not None:
             progress.resumed_from = progress.confirmed_to = plan.begun.start
     plain = [plan for plan in plans if not plan.begun and not isinstance(plan.how, Resync)]
-    await announce_reads(a, [(plan.source.vdi, _source_base(a, plan)) for plan in plain])
+    await announce_reads(a, [(plan.source.vdi, _source_base(pair, plan)) for plan in plain])
     await retain_maps(a, plans)
     turns = asyncio.Semaphore(DISKS_AT_ONCE)
 
     async def one(plan: PlannedDisk) -> Staged:
         async with turns:
             begun = plan.begun
-            staged = await (take_up(a, plan, begun) if begun else stage(a, snapshot, plan))
+            staged = await (take_up(pair, plan, begun) if begun else stage(pair, snapshot, plan))
             await fill(a, plan, staged)
             return staged
 
@@ -106,7 +108,7 @@ async def fill(a: Assignment, plan: PlannedDisk, staged: Staged) -> None:
         XorepdError: not all of it arrived, or the disk is too large.
     """
     device = plan.source.mark.device
-    check_size(a.source.name, plan.source.vdi)
+    check_size(a.pair.source.name, plan.source.vdi)
 
     def waits(does: bool) -> None:
         a.progress.waits(device, MEMORY if does else "")
@@ -114,10 +116,10 @@ async def fill(a: Assignment, plan: PlannedDisk, staged: Staged) -> None:
             log.info("disk.waiting", device=device, needs=MEMORY)
 
     try:
-        with a.budget.holding(waits) as memory:
+        with a.carrier.budget.holding(waits) as memory:
             mine = a.within(memory)
             async with open_map(mine, plan) as known:
-                base = _source_base(a, plan)
+                base = _source_base(a.pair, plan)
                 facts = await known_facts(a, plan.source.vdi, base)
                 disk = DiskTransfer(mine, plan, staged, known, base, facts)
                 await check(mine, plan, staged, await disk.send())
@@ -163,7 +165,7 @@ class DiskTransfer:
     @property
     def what(self) -> str:
         """Return what to call the disk in messages."""
-        return f"disk {self.content.name_label} ({self.device}) of VM {self.a.vm.name_label}"
+        return f"disk {self.content.name_label} ({self.device}) of VM {self.a.pair.vm.name_label}"
 
     async def send(self) -> Sent:
         """Carry the disk's data, and continue where the stream broke as long as it gets further.
@@ -200,7 +202,7 @@ class DiskTransfer:
         a, progress = self.a, self.progress
         if a.job.verify is Verify.FULL:
             progress.confirmed_to = 0  # also what an earlier run has sent is read back
-        await a.memory.take(COMPARING)  # and keep it for what is carried in between
+        await a.carrier.memory.take(COMPARING)  # and keep it for what is carried in between
         return Comparison(
             a,
             self.content,
@@ -214,7 +216,7 @@ class DiskTransfer:
     async def _carry_differences(self, comparison: Comparison) -> Sent:
         """Compare both sides of the disk and carry what differs, window by window."""
         a, plan, staged, progress = self.a, self.plan, self.staged, self.progress
-        await fit(a, staged, self.content.virtual_size)
+        await fit(a.pair, staged, self.content.virtual_size)
         while (window := await comparison.window()) is not None:
             told, start = told_by(self.facts, window.found), progress.confirmed_to
             if not told.is_unchanged:
@@ -241,7 +243,7 @@ class DiskTransfer:
         content, progress, what = self.content, self.progress, self.what
         if facts.is_unchanged:
             progress.reader, progress.changed_bytes = UNCHANGED, 0
-            await fit(a, staged, content.virtual_size)
+            await fit(a.pair, staged, content.virtual_size)
             staged.confirmations.note(content.virtual_size)
             await known.nothing_changed(start, content.virtual_size)
             return NOTHING
@@ -249,7 +251,7 @@ class DiskTransfer:
         end = content.virtual_size if window is None else window.end
         target = StagingTarget(a, progress, staged, onto, what, end)
         if window is not None or start or progress.reconnects:
-            await a.memory.take(CARRYING)
+            await a.carrier.memory.take(CARRYING)
             opening = open_source(a, content, self.base, facts, what)
         else:
             opening = open_shared(a, content, self.base, facts, progress, what)
@@ -262,14 +264,16 @@ class DiskTransfer:
             rest = go_on(reader, start, sample, digest)
             planned, moved = size_of(rest.extents), progress.read_bytes
             progress.planned_bytes = moved + planned
-            sr = a.target.cache.srs.get(a.sr.ref, a.sr)
-            with a.reservations.reserve(sr, a.target.name, planned, a.job.target_reserve, what):
-                await fit(a, staged, reader.virtual_size)
+            sr = a.pair.target.cache.srs.get(a.pair.sr.ref, a.pair.sr)
+            with a.carrier.reservations.reserve(
+                sr, a.pair.target.name, planned, a.job.target_reserve, what
+            ):
+                await fit(a.pair, staged, reader.virtual_size)
                 passing: Reader = Observed(rest, digest, self._moved)
                 if window is None:  # else it has been drawn while it was compared
                     passing = known.drawn(passing, start, is_blank=isinstance(plan.how, Full))
                     passing = Observed(passing, written, lambda size: None)
-                await a.transport.carry(Confirming(passing, staged.confirmations), target)
+                await a.carrier.transport.carry(Confirming(passing, staged.confirmations), target)
         if progress.read_bytes != progress.planned_bytes:
             raise StreamCut(what, progress.read_bytes, progress.planned_bytes)
         staged.confirmations.note(end)
@@ -294,11 +298,11 @@ class DiskTransfer:
         self.a.progress.moved(self.device, size)
 
 
-def _source_base(a: Assignment, plan: PlannedDisk) -> Vdi | None:
+def _source_base(pair: Pair, plan: PlannedDisk) -> Vdi | None:
     """Return the disk on the source whose content the target has already."""
     if not isinstance(plan.how, Delta):
         return None
-    base = a.source.cache.by_uuid(Vdi, plan.how.base)
+    base = pair.source.cache.by_uuid(Vdi, plan.how.base)
     if base is None:
-        raise a.source.gone("VDI", plan.how.base)
+        raise pair.source.gone("VDI", plan.how.base)
     return base

@@ -25,6 +25,7 @@ from xorepd.data.reader import Reader
 from xorepd.data.subset import Remaining
 from xorepd.errors import DigestMismatch, StateError
 from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.modes import Delta, Full
 from xorepd.replication.format.ownership import Content, content_of, own_mark
 from xorepd.replication.transfer.check import Sample
@@ -139,8 +140,8 @@ async def open_map(a: Assignment, plan: PlannedDisk) -> AsyncIterator[DiskMap]:
         if builder.is_finished and not builder.has_failed:
             await _try(draft.complete())
     except DigestMismatch:  # perhaps because of the map that told what to leave out
-        assert a.maps is not None
-        await _try(a.maps.forget(str(a.stream), set(_contents(a, plan))))
+        assert a.carrier.maps is not None
+        await _try(a.carrier.maps.forget(str(a.pair.stream), set(_contents(a.pair, plan))))
         raise
     except BaseException:
         with suppress(TimeoutError):
@@ -152,27 +153,32 @@ async def open_map(a: Assignment, plan: PlannedDisk) -> AsyncIterator[DiskMap]:
 
 async def retain_maps(a: Assignment, plans: Iterable[PlannedDisk]) -> None:
     """Forget the maps that none of these disks needs: those of older points and of disks gone."""
-    if a.maps is None:
+    pair = a.pair
+    if a.carrier.maps is None:
         return
     try:
-        await a.maps.retain(str(a.stream), {each for plan in plans for each in _contents(a, plan)})
+        await a.carrier.maps.retain(
+            str(pair.stream), {each for plan in plans for each in _contents(pair, plan)}
+        )
     except StateError as error:
-        log.warning("map.unusable", replica_key=str(a.stream), reason=str(error))
+        log.warning("map.unusable", replica_key=str(pair.stream), reason=str(error))
 
 
 async def _open(a: Assignment, plan: PlannedDisk) -> tuple[MapBuilder, Draft] | None:
-    if a.maps is None:
+    if a.carrier.maps is None:
         return None
-    stream, content = str(a.stream), plan.source.vdi
-    base_content = _base_content(a, plan)
-    base = await a.maps.find(stream, base_content) if base_content else None
-    draft = await a.maps.draw(stream, content.uuid, base, goes_on=plan.begun is not None)
+    stream, content = str(a.pair.stream), plan.source.vdi
+    base_content = _base_content(a.pair, plan)
+    base = await a.carrier.maps.find(stream, base_content) if base_content else None
+    draft = await a.carrier.maps.draw(stream, content.uuid, base, goes_on=plan.begun is not None)
     progress = a.progress.disks[plan.source.mark.device]
 
     def leaves_out() -> bool:
         return progress.writer != VHD and not _is_all_sent(a)  # a VHD has announced its blocks
 
-    return MapBuilder(Hashing(a.maps.seed), content.virtual_size, draft, base, leaves_out), draft
+    return MapBuilder(
+        Hashing(a.carrier.maps.seed), content.virtual_size, draft, base, leaves_out
+    ), draft
 
 
 def _is_all_sent(a: Assignment) -> bool:
@@ -180,13 +186,13 @@ def _is_all_sent(a: Assignment) -> bool:
     return a.job.verify is Verify.FULL
 
 
-def _contents(a: Assignment, plan: PlannedDisk) -> Iterator[str]:
+def _contents(pair: Pair, plan: PlannedDisk) -> Iterator[str]:
     """Yield what the target's disk holds before and after this run."""
     yield plan.source.vdi.uuid
-    yield _base_content(a, plan)
+    yield _base_content(pair, plan)
 
 
-def _base_content(a: Assignment, plan: PlannedDisk) -> str:
+def _base_content(pair: Pair, plan: PlannedDisk) -> str:
     """Return the UUID of the source snapshot's disk that the target's disk is equal to at first."""
     match plan.how:
         case Full():
@@ -194,7 +200,7 @@ def _base_content(a: Assignment, plan: PlannedDisk) -> str:
         case Delta(base=base):
             return base
         case how:
-            onto = a.target.cache.by_uuid(Vdi, how.onto)
+            onto = pair.target.cache.by_uuid(Vdi, how.onto)
             mark = None if onto is None else own_mark(onto)
             if onto is None or mark is None or content_of(onto, mark) is not Content.PROVEN:
                 return ""  # a map tells what the disk once held

@@ -20,6 +20,7 @@ from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.reader_choice import is_vhd
 from xorepd.replication.format.foreign import Copy, find_copies
 from xorepd.replication.format.inventory import SourceSide
@@ -35,19 +36,19 @@ SAMPLE = 64 * MiB
 """Bytes of each disk that are compared before a copy of other software counts as a base."""
 
 
-def of_others(a: Assignment, side: SourceSide) -> list[Copy]:
+def of_others(pair: Pair, side: SourceSide) -> list[Copy]:
     """Return the copies that other software made of a source VM's disks, best first."""
-    return find_copies(a.source.cache, side.disks, a.vm, a.target.cache, a.sr.ref)
+    return find_copies(pair.source.cache, side.disks, pair.vm, pair.target.cache, pair.sr.ref)
 
 
 async def is_alike(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
     """Return whether a sample of a base and of its copy are equal."""
     try:
-        with a.budget.holding() as memory:
+        with a.carrier.budget.holding() as memory:
             await memory.take(READING)
             if await _is_equal(a.within(memory), base, onto, f"{what}, base of others"):
                 return True
-            reason = f"disk {onto.uuid} of pool {a.target.name} holds other content"
+            reason = f"disk {onto.uuid} of pool {a.pair.target.name} holds other content"
     except DataError as error:
         reason = str(error)
     log.warning("base.not_adopted", base=base.uuid, reason=reason)
@@ -60,11 +61,14 @@ async def _is_equal(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
     Raises:
         DataError: one of them cannot be read.
     """
+    pair = a.pair
     size = onto.virtual_size
     extents: BlockMap | list[Extent] = [Extent(0, size)]
-    if is_vhd(onto, a.sr):
-        extents = await read_map(DiskEndpoint(a.target, a.sr.ref), onto.uuid, what=f"{what}, map")
-    sides = ((a.source, base), (a.target, onto))
+    if is_vhd(onto, pair.sr):
+        extents = await read_map(
+            DiskEndpoint(pair.target, pair.sr.ref), onto.uuid, what=f"{what}, map"
+        )
+    sides = ((pair.source, base), (pair.target, onto))
     if all([(await find_nbd(pool, disk.ref))[0] for pool, disk in sides]):
         sample = list(sample_of(extents, SAMPLE, seed=onto.uuid))
     else:
@@ -82,7 +86,7 @@ async def _open(
 ) -> AsyncIterator[Reader]:
     async with AsyncExitStack() as stack:
         if (await find_nbd(pool, disk.ref))[0]:
-            yield await stack.enter_async_context(open_nbd(pool, disk, a.nbd, sample, what))
+            yield await stack.enter_async_context(open_nbd(pool, disk, a.carrier.nbd, sample, what))
             return
         endpoint = DiskEndpoint(pool, disk.sr)
         yield await stack.enter_async_context(

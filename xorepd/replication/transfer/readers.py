@@ -65,10 +65,10 @@ async def find_facts(a: Assignment, disk: Vdi, base: Vdi | None) -> Facts:
     changes, without_changes = None, ""
     if base is not None:
         changes, without_changes = await _find_changes(a, disk, base)
-    nbd, without_nbd = await find_nbd(a.source, disk.ref)
+    nbd, without_nbd = await find_nbd(a.pair.source, disk.ref)
     return Facts(
         is_delta=base is not None,
-        is_vhd=is_vhd(disk, a.source.cache.srs.get(disk.sr)),
+        is_vhd=is_vhd(disk, a.pair.source.cache.srs.get(disk.sr)),
         is_bare=base is not None and not base.has_data,
         nbd=nbd,
         without_nbd=without_nbd,
@@ -84,7 +84,7 @@ async def _find_changes(a: Assignment, disk: Vdi, base: Vdi) -> tuple[BlockMap |
         if not each.cbt_enabled:
             return None, f"changed-block tracking is off on the {name}"
     try:
-        text = await a.source.call("VDI.list_changed_blocks", base.ref, disk.ref)
+        text = await a.pair.source.call("VDI.list_changed_blocks", base.ref, disk.ref)
         return parse_changes(str(text), disk.virtual_size), ""
     except (XapiError, ValueError) as error:
         return None, f"changed blocks cannot be had ({error})"
@@ -165,7 +165,7 @@ async def open_source(
     Raises:
         DataError: none could be.
     """
-    async with _open(a.source, a.nbd, disk, base, facts, what) as opened:
+    async with _open(a.pair.source, a.carrier.nbd, disk, base, facts, what) as opened:
         yield opened
 
 
@@ -232,10 +232,12 @@ async def open_rest(
     async with AsyncExitStack() as stack:
         if kind in (ReaderKind.NBD_CHANGES, ReaderKind.NBD_ALLOCATED, ReaderKind.NBD_EVERYTHING):
             rest = Beyond(extents, start)
-            nbd = open_nbd(a.source, disk, a.nbd, rest, f"{what}, NBD")
+            nbd = open_nbd(a.pair.source, disk, a.carrier.nbd, rest, f"{what}, NBD")
             yield await stack.enter_async_context(nbd)
         else:
-            reader = await _open_kind(stack, a.source, a.nbd, disk, base, facts, kind, what)
+            reader = await _open_kind(
+                stack, a.pair.source, a.carrier.nbd, disk, base, facts, kind, what
+            )
             yield Rest(reader, start, lambda offset, data: None)
 
 

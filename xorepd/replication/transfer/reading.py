@@ -59,9 +59,10 @@ async def open_shared(
     @asynccontextmanager
     async def begin(holding: Holding) -> AsyncIterator[Reader]:
         # Other targets depend on it, so it does not end with the lease or the tasks of this run.
-        task_owner.set(owner_of_shared(a.stream))
-        of_all = replace(a.within(holding), source=a.source.unguarded())
-        with a.source_vm.lending(str(a.stream)):
+        task_owner.set(owner_of_shared(a.pair.stream))
+        pair = replace(a.pair, source=a.pair.source.unguarded())
+        of_all = replace(a.within(holding), pair=pair)
+        with a.pair.source_vm.lending(str(a.pair.stream)):
             async with open_source(of_all, disk, base, facts, what) as (reader, choice):
                 shared.choices[key] = choice
                 yield reader
@@ -70,7 +71,7 @@ async def open_shared(
         kind = shared.choices[key].kind
         return open_rest(a, disk, base, facts, kind, reader.extents, start, what)
 
-    async with shared.reads.join(a.place, key, a.memory, begin) as branch:
+    async with shared.reads.join(a.place, key, a.carrier.memory, begin) as branch:
         if branch is not None:
             branch.open_rest = go_on
             try:
@@ -78,7 +79,7 @@ async def open_shared(
             finally:
                 progress.shared_bytes += branch.shared_bytes
             return
-        await a.memory.take(CARRYING)
+        await a.carrier.memory.take(CARRYING)
         async with open_source(a, disk, base, facts, what) as opened:
             yield opened
 

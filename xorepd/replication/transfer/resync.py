@@ -133,7 +133,10 @@ class Comparison:
         if self._a.job.verify is Verify.FULL or not self._known.tells:
             return None
         opening = open_whole(
-            self._a.source, self._content, self._a.nbd, f"{self._what}, comparing, source"
+            self._a.pair.source,
+            self._content,
+            self._a.carrier.nbd,
+            f"{self._what}, comparing, source",
         )
         async with opening as (source, _):
             end = self._narrow([source], start)
@@ -147,15 +150,15 @@ class Comparison:
     async def _compare_sides(self, start: int) -> tuple[BlockMap, int]:
         """Read and compare both sides."""
         a = self._a
-        await a.target.refresh()
-        disk = a.target.cache.vdis.get(self._staging)
+        await a.pair.target.refresh()
+        disk = a.pair.target.cache.vdis.get(self._staging)
         if disk is None:
-            raise a.target.gone("VDI", self._staging)
+            raise a.pair.target.gone("VDI", self._staging)
         async with AsyncExitStack() as stack:
             sides = []
-            pools = ((a.source, self._content, "source"), (a.target, disk, "target"))
+            pools = ((a.pair.source, self._content, "source"), (a.pair.target, disk, "target"))
             for pool, each, name in pools:
-                opening = open_whole(pool, each, a.nbd, f"{self._what}, comparing, {name}")
+                opening = open_whole(pool, each, a.carrier.nbd, f"{self._what}, comparing, {name}")
                 reader, _ = await stack.enter_async_context(opening)
                 sides.append(reader)
             end = self._narrow(sides, start)

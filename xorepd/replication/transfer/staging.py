@@ -21,6 +21,7 @@ from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
+from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.modes import Delta, Full, Mode, Resync, reason_of
 from xorepd.replication.deciding.resume import Begun
 from xorepd.replication.format.inventory import Marked, VmSnapshot
@@ -77,43 +78,43 @@ def _on_mark(how: Mode) -> dict[str, Any]:
     }
 
 
-async def take_up(a: Assignment, plan: PlannedDisk, begun: Begun) -> Staged:
+async def take_up(pair: Pair, plan: PlannedDisk, begun: Begun) -> Staged:
     """Return the staging disk that an interrupted run left, as one of this run."""
     vdi = begun.staging.vdi
     mark = replace(
         begun.staging.mark,
-        run=a.run_id,
-        attempt=a.attempt,
-        job=a.job.name,
+        run=pair.run_id,
+        attempt=pair.attempt,
+        job=pair.job,
         **_on_mark(plan.how),
     )
-    await rewrite_other_config(a.target, "VDI", vdi.ref, {KEY: mark.encode()})
+    await rewrite_other_config(pair.target, "VDI", vdi.ref, {KEY: mark.encode()})
     log.info("disk.resumed", vdi=vdi.uuid, device=mark.device, start=begun.start)
-    confirmations = Confirmations(a.target, vdi.ref, vdi.uuid, begun.start, begun.tries)
+    confirmations = Confirmations(pair.target, vdi.ref, vdi.uuid, begun.start, begun.tries)
     await confirmations.go_on()
     return Staged(plan, vdi.ref, vdi.uuid, mark, confirmations)
 
 
-async def stage(a: Assignment, snapshot: VmSnapshot, plan: PlannedDisk) -> Staged:
+async def stage(pair: Pair, snapshot: VmSnapshot, plan: PlannedDisk) -> Staged:
     """Make the disk to write into: empty for a full, a clone of the base for a delta."""
     content = plan.source.vdi
     origin = plan.source.mark
     blank = replace(
-        a.blank(Role.DISK),
+        pair.blank(Role.DISK),
         snapshot=origin.snapshot,
         disk=origin.disk,
         device=origin.device,
         order=origin.order,
         moment=origin.moment,
         offset=origin.offset,
-        content=a.new_content(origin.device),
+        content=pair.new_content(origin.device),
         **_on_mark(plan.how),
     )
     keys = xo_point(
-        a.job.id,
-        a.vm.uuid,
+        pair.job_id,
+        pair.vm.uuid,
         snapshot.vm.snapshot_time,
-        a.sr.uuid,
+        pair.sr.uuid,
         copy_of=content.uuid,
         content=content.uuid,
     )
@@ -122,33 +123,38 @@ async def stage(a: Assignment, snapshot: VmSnapshot, plan: PlannedDisk) -> Stage
         case Full():
             other = keys | {KEY: blank.encode()}
             making = create_disk(
-                a.target, a.sr.ref, content.virtual_size, name, content.name_description, other
+                pair.target,
+                pair.sr.ref,
+                content.virtual_size,
+                name,
+                content.name_description,
+                other,
             )
         case Delta(onto=onto) | Resync(onto=onto):
-            making = clone_disk(a.target, base_disk(a, onto))
+            making = clone_disk(pair.target, base_disk(pair, onto))
     async with making as ref:
-        uuid: str = await a.target.call("VDI.get_uuid", ref)
+        uuid: str = await pair.target.call("VDI.get_uuid", ref)
         mark = blank.on(uuid, ref)
         signed = keys | {KEY: mark.encode(), CONTENT_ID: mark.content}
-        await rewrite_other_config(a.target, "VDI", ref, signed, [CONFIRMED])
+        await rewrite_other_config(pair.target, "VDI", ref, signed, [CONFIRMED])
     if not isinstance(plan.how, Full):
-        await a.target.call("VDI.set_name_label", ref, name)
-    return Staged(plan, ref, uuid, mark, Confirmations(a.target, ref, uuid))
+        await pair.target.call("VDI.set_name_label", ref, name)
+    return Staged(plan, ref, uuid, mark, Confirmations(pair.target, ref, uuid))
 
 
-def base_disk(a: Assignment, uuid: str) -> Vdi:
+def base_disk(pair: Pair, uuid: str) -> Vdi:
     """Return the disk on the target from which a staging disk is cloned."""
-    base = a.target.cache.by_uuid(Vdi, uuid)
+    base = pair.target.cache.by_uuid(Vdi, uuid)
     if base is None:
-        raise a.target.gone("VDI", uuid)
+        raise pair.target.gone("VDI", uuid)
     return base
 
 
-async def fit(a: Assignment, staged: Staged, virtual_size: int) -> None:
+async def fit(pair: Pair, staged: Staged, virtual_size: int) -> None:
     """Grow the staging disk to the stream's size: the source disk may have grown since the base."""
-    size = int(await a.target.call("VDI.get_virtual_size", staged.ref))
+    size = int(await pair.target.call("VDI.get_virtual_size", staged.ref))
     if size < virtual_size:
-        await grow_disk(a.target, staged.ref, a.sr.ref, virtual_size)
+        await grow_disk(pair.target, staged.ref, pair.sr.ref, virtual_size)
 
 
 class StagingTarget:
@@ -174,18 +180,22 @@ class StagingTarget:
         self._confirmations, self._end = staged.confirmations, end
         self._content = staged.mark.content
         self.disk = TargetDisk(
-            pool=a.target.cache.pool.uuid,
+            pool=a.pair.target.cache.pool.uuid,
             vdi=staged.uuid,
             base=base,
-            stream=str(a.stream),
-            run=a.run_id,
+            stream=str(a.pair.stream),
+            run=a.pair.run_id,
             what=what,
         )
 
     @asynccontextmanager
     async def open(self, virtual_size: int, extents: Iterable[Extent]) -> AsyncIterator[Writer]:
         """Open the disk for writing: in extents, or as a VHD if the host takes no extents."""
-        progress, endpoint, vdi = self._progress, self._a.target_endpoint(), VdiUuid(self.disk.vdi)
+        progress, endpoint, vdi = (
+            self._progress,
+            self._a.pair.target_endpoint(),
+            VdiUuid(self.disk.vdi),
+        )
         fresh, what = not self.disk.base, self._what
         async with AsyncExitStack() as stack:
             chunked = open_chunked(
@@ -219,7 +229,7 @@ class StagingTarget:
 
     async def pay(self, size: int) -> None:
         """Check that the run may still write. There is no limit here; a throttle wraps this."""
-        self._a.target.check()
+        self._a.pair.target.check()
 
     def left(self, size: int) -> None:
         self._progress.writer = ELSEWHERE
