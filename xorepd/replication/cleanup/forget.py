@@ -18,8 +18,8 @@ from xorepd.config.models import Diverged, id_of_job
 from xorepd.errors import Refused
 from xorepd.ids import RunId
 from xorepd.replication.cleanup.sweep import claim, sweep
+from xorepd.replication.context.assignment import Pair
 from xorepd.replication.context.board import Clock, Progress
-from xorepd.replication.context.pair import Pair
 from xorepd.replication.context.shared_source import SourceVm, owner_of_shared
 from xorepd.replication.deciding.forgetting import Terms, use_objections
 from xorepd.replication.deciding.orphans import signs_of_use

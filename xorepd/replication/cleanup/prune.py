@@ -8,8 +8,7 @@ import structlog
 
 from xorepd.config.choices import BaseData
 from xorepd.replication.cleanup.sweep import read_source_side
-from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.deciding.data_destroy import (
     Shedding,
     decide_shedding,

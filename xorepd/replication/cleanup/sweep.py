@@ -14,7 +14,7 @@ import structlog
 from xorepd.config.models import Diverged, JobSettings
 from xorepd.errors import NotAllowed, ObjectBusy, Refused
 from xorepd.ids import Ref
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Pair
 from xorepd.replication.context.shared_source import owner_of_shared
 from xorepd.replication.deciding.divergence import refuse_divergence
 from xorepd.replication.deciding.recovery import (

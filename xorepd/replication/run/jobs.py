@@ -27,10 +27,9 @@ from xorepd.data.nbd.reader import NbdBudget
 from xorepd.errors import Frozen, InternalError, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.context.admission import Admission, Place, places_of
-from xorepd.replication.context.assignment import Assignment, Carrier
+from xorepd.replication.context.assignment import Assignment, Carrier, Pair
 from xorepd.replication.context.board import Board, Clock, Progress
 from xorepd.replication.context.lease import Leases
-from xorepd.replication.context.pair import Pair
 from xorepd.replication.context.rendezvous import JOIN_S
 from xorepd.replication.context.reservations import Reservations
 from xorepd.replication.context.shared_source import SharedSource, SourceVm

@@ -9,8 +9,7 @@ import structlog
 
 from xorepd.config.models import Diverged
 from xorepd.errors import Frozen, ObjectBusy, Refused
-from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.deciding.chains import CLOSE, MAX_DEPTH, deepest
 from xorepd.replication.deciding.disk_sizes import (
     MAX_VHD_SIZE,

@@ -16,9 +16,8 @@ from xorepd.config.choices import SnapshotKind
 from xorepd.errors import XorepdError
 from xorepd.replication.cleanup.prune import prune
 from xorepd.replication.cleanup.sweep import read_sides, release_source, sweep
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.context.board import Progress
-from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.consent import refuse_held
 from xorepd.replication.deciding.evidence import Policy, read_evidence
 from xorepd.replication.deciding.plan import plan_vm

@@ -22,8 +22,7 @@ import structlog
 from xorepd.config.choices import SnapshotKind
 from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.format.inventory import disks_of
 from xorepd.replication.source.hooks import run_hook
 from xorepd.tidying import to_the_end

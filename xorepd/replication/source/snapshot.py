@@ -11,8 +11,7 @@ import structlog
 from xorepd.config.choices import SnapshotKind
 from xorepd.errors import Refused, XapiFailure
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.deciding.vm_record import left_behind
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import own_current

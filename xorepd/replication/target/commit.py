@@ -21,8 +21,8 @@ import structlog
 
 from xorepd.errors import WrittenTo, XapiFailure
 from xorepd.ids import Ref
+from xorepd.replication.context.assignment import Pair
 from xorepd.replication.context.board import Progress
-from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica, other_config_of
 from xorepd.replication.format.current import KEY as CURRENT
 from xorepd.replication.format.current import Current, State, own_current

@@ -21,7 +21,7 @@ import structlog
 
 from xorepd.errors import XapiFailure
 from xorepd.ids import Ref
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Pair
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Vif
 from xorepd.xapi.vms import create_vif, destroy_vif, update_keys

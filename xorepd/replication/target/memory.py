@@ -26,9 +26,8 @@ import structlog
 from xorepd.config.choices import SnapshotKind
 from xorepd.errors import Refused, XapiFailure, XorepdError
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.context.board import DiskProgress
-from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.modes import Full, FullReason
 from xorepd.replication.deciding.vm_record import bios_strings_of, new_replica
 from xorepd.replication.format.inventory import (

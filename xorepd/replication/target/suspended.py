@@ -12,7 +12,7 @@ import structlog
 
 from xorepd.errors import XapiError
 from xorepd.ids import Ref
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Pair
 from xorepd.replication.format.inventory import SourceSide, TargetSide, VmSnapshot, is_taken
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,

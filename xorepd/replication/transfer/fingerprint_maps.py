@@ -24,8 +24,7 @@ from xorepd.data.fingerprints import Hashing
 from xorepd.data.reader import Reader
 from xorepd.data.subset import Remaining
 from xorepd.errors import DigestMismatch, StateError
-from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.deciding.modes import Delta, Full
 from xorepd.replication.format.ownership import Content, content_of, own_mark
 from xorepd.replication.transfer.check import Sample

@@ -19,8 +19,7 @@ from xorepd.data.http.export import open_raw, read_map
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
-from xorepd.replication.context.assignment import Assignment
-from xorepd.replication.context.pair import Pair
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.deciding.reader_choice import is_vhd
 from xorepd.replication.format.foreign import Copy, find_copies
 from xorepd.replication.format.inventory import SourceSide

@@ -19,9 +19,8 @@ from xorepd.data.writer import Writer
 from xorepd.errors import NotServed, XorepdError
 from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.context.board import DiskProgress
-from xorepd.replication.context.pair import Pair
 from xorepd.replication.deciding.modes import Delta, Full, Mode, Resync, reason_of
 from xorepd.replication.deciding.resume import Begun
 from xorepd.replication.format.inventory import Marked, VmSnapshot
