@@ -156,7 +156,7 @@ async def read(pool: Pool, disk: Vdi, extents: list[Extent]) -> dict[int, bytes]
     found = {extent.offset: bytearray() for extent in extents}
     starts = sorted(found)
     async with (
-        open_nbd(pool, disk, NbdBudget(), extents, "large") as reader,
+        open_nbd(pool, disk, NbdBudget(), None, extents, "large") as reader,
         aclosing(reader.pieces()) as pieces,
     ):
         async for offset, data in pieces:

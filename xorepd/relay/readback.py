@@ -92,7 +92,7 @@ async def _open(
         exports, _ = await find_nbd(pool, disk.ref)
         if exports:
             try:
-                nbd = open_nbd(pool, disk, budget, extents, f"{what}, NBD")
+                nbd = open_nbd(pool, disk, budget, None, extents, f"{what}, NBD")
                 reader = await stack.enter_async_context(nbd)
             except DataError as error:
                 log.warning("reader.unavailable", what=what, reader="nbd", reason=str(error))

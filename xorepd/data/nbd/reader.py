@@ -21,7 +21,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -243,14 +242,6 @@ class NbdBudget:
             lambda: asyncio.Semaphore(per_host)
         )
         self._failures: dict[tuple[str, int], _Failure] = {}
-        self.holding: Holding | None = None
-        """What reading ahead takes its memory from; None: what it likes."""
-
-    def within(self, holding: Holding) -> NbdBudget:
-        """Return the same connections, for a disk that has this memory."""
-        mine = copy(self)
-        mine.holding = holding
-        return mine
 
     @asynccontextmanager
     async def connections(

@@ -84,16 +84,13 @@ class Carrier:
     reservations: Reservations
     maps: Maps | None = None
     """Of what the restore points hold; None if none are kept."""
+    holding: Holding | None = None
+    """Memory of the disk in transfer; see `Assignment.within`."""
 
     @property
     def memory(self) -> Holding:
-        """Memory of the disk in transfer; see `within`."""
-        assert self.nbd.holding is not None, "there is no disk in transfer"
-        return self.nbd.holding
-
-    def within(self, holding: Holding) -> Carrier:
-        """Return the same for one disk, which has this memory."""
-        return replace(self, nbd=self.nbd.within(holding))
+        assert self.holding is not None, "there is no disk in transfer"
+        return self.holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +113,4 @@ class Assignment:
 
     def within(self, holding: Holding) -> Assignment:
         """Return the same for one of its disks, which has this memory."""
-        return replace(self, carrier=self.carrier.within(holding))
+        return replace(self, carrier=replace(self.carrier, holding=holding))

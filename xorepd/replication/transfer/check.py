@@ -120,7 +120,7 @@ async def _open_staged(
 
     The second value tells whether the reader also gives what the disk shares with its origin.
     """
-    pair = a.pair
+    pair, carrier = a.pair, a.carrier
     await pair.target.refresh()
     disk = pair.target.cache.vdis.get(staged.ref)
     if disk is None:
@@ -131,7 +131,9 @@ async def _open_staged(
         if exports:
             try:
                 reader = await stack.enter_async_context(
-                    open_nbd(pair.target, disk, a.carrier.nbd, sample, f"{what}, NBD")
+                    open_nbd(
+                        pair.target, disk, carrier.nbd, carrier.holding, sample, f"{what}, NBD"
+                    )
                 )
             except DataError as error:
                 log.warning("reader.unavailable", what=what, reader="nbd", reason=str(error))

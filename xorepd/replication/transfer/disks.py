@@ -23,7 +23,7 @@ from xorepd.replication.deciding.reader_choice import Facts
 from xorepd.replication.format.inventory import VmSnapshot
 from xorepd.replication.transfer.check import Sample, Sent, check, choose_sample
 from xorepd.replication.transfer.fingerprint_maps import DiskMap, open_map, retain_maps
-from xorepd.replication.transfer.readers import open_source
+from xorepd.replication.transfer.readers import open_reader
 from xorepd.replication.transfer.reading import announce_reads, known_facts, open_shared
 from xorepd.replication.transfer.resume_offset import Confirming
 from xorepd.replication.transfer.resync import Comparison, Window, told_by
@@ -251,7 +251,7 @@ class DiskTransfer:
         target = StagingTarget(a, progress, staged, onto, what, end)
         if window is not None or start or progress.reconnects:
             await a.carrier.memory.take(CARRYING)
-            opening = open_source(a, content, self.base, facts, what)
+            opening = open_reader(a.pair.source, a.carrier, content, self.base, facts, what)
         else:
             opening = open_shared(a, content, self.base, facts, progress, what)
         async with opening as (reader, choice):

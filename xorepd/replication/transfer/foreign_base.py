@@ -85,7 +85,9 @@ async def _open(
 ) -> AsyncIterator[Reader]:
     async with AsyncExitStack() as stack:
         if (await find_nbd(pool, disk.ref))[0]:
-            yield await stack.enter_async_context(open_nbd(pool, disk, a.carrier.nbd, sample, what))
+            yield await stack.enter_async_context(
+                open_nbd(pool, disk, a.carrier.nbd, a.carrier.holding, sample, what)
+            )
             return
         endpoint = DiskEndpoint(pool, disk.sr)
         yield await stack.enter_async_context(

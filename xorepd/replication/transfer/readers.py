@@ -15,6 +15,7 @@ import structlog
 
 from xorepd.config.models import ChangedBlocks
 from xorepd.data.blocks import BlockMap
+from xorepd.data.budget import Holding
 from xorepd.data.http.export import open_export, open_raw, read_map
 from xorepd.data.nbd.changed_blocks import parse_changes
 from xorepd.data.nbd.exports import NbdExport
@@ -26,7 +27,7 @@ from xorepd.data.subset import Filled, Narrowed
 from xorepd.errors import DataError, ProtocolViolation, XapiError
 from xorepd.extents import Extent, total
 from xorepd.ids import Ref
-from xorepd.replication.context.assignment import Assignment
+from xorepd.replication.context.assignment import Assignment, Carrier
 from xorepd.replication.deciding.reader_choice import (
     Choice,
     Facts,
@@ -128,9 +129,17 @@ def _export(info: Mapping[str, Any]) -> NbdExport:
 
 @asynccontextmanager
 async def open_nbd(
-    pool: Pool, disk: Vdi, budget: NbdBudget, extents: Iterable[Extent], what: str
+    pool: Pool,
+    disk: Vdi,
+    nbd: NbdBudget,
+    memory: Holding | None,
+    extents: Iterable[Extent],
+    what: str,
 ) -> AsyncIterator[NbdReader]:
     """Open a disk over NBD for reading some extents.
+
+    Args:
+        memory: what reading ahead takes its memory from; None: what it likes.
 
     Raises:
         DataError: it is not served.
@@ -144,11 +153,11 @@ async def open_nbd(
         exports, reason = await find_nbd(pool, disk.ref)  # each time: their names hold the session
         if not exports:
             raise ProtocolViolation(what, reason)
-        async with budget.connections(exports, most, what, stall=STALL_S, again=had_some) as opened:
+        async with nbd.connections(exports, most, what, stall=STALL_S, again=had_some) as opened:
             had_some = True
             yield opened
 
-    opening = open_nbd_reader(connect, disk.virtual_size, extents, what, budget.holding)
+    opening = open_nbd_reader(connect, disk.virtual_size, extents, what, memory)
     async with opening as reader:
         yield reader
 
@@ -157,21 +166,8 @@ async def open_nbd(
 
 
 @asynccontextmanager
-async def open_source(
-    a: Assignment, disk: Vdi, base: Vdi | None, facts: Facts, what: str
-) -> AsyncIterator[tuple[Reader, Choice]]:
-    """Open a disk of the source for reading with the best reader that can be opened.
-
-    Raises:
-        DataError: none could be.
-    """
-    async with _open(a.pair.source, a.carrier.nbd, disk, base, facts, what) as opened:
-        yield opened
-
-
-@asynccontextmanager
 async def open_whole(
-    pool: Pool, disk: Vdi, budget: NbdBudget, what: str
+    pool: Pool, carrier: Carrier, disk: Vdi, what: str
 ) -> AsyncIterator[tuple[Reader, Choice]]:
     """Open all of a disk of either pool for reading.
 
@@ -185,20 +181,30 @@ async def open_whole(
         nbd=nbd,
         without_nbd=without_nbd,
     )
-    async with _open(pool, budget, disk, None, facts, what) as opened:
+    async with open_reader(pool, carrier, disk, None, facts, what) as opened:
         yield opened
 
 
 @asynccontextmanager
-async def _open(
-    pool: Pool, budget: NbdBudget, disk: Vdi, base: Vdi | None, facts: Facts, what: str
+async def open_reader(
+    pool: Pool, carrier: Carrier, disk: Vdi, base: Vdi | None, facts: Facts, what: str
 ) -> AsyncIterator[tuple[Reader, Choice]]:
+    """Open a disk of a pool for reading with the best reader that can be opened.
+
+    Args:
+        base: what the other side has already; None reads all of the disk.
+
+    Raises:
+        DataError: none could be.
+    """
     choices = choose_readers(facts)
     closed = ""
     async with AsyncExitStack() as stack:
         for number, choice in enumerate(choices):
             try:
-                reader = await _open_kind(stack, pool, budget, disk, base, facts, choice.kind, what)
+                reader = await _open_kind(
+                    stack, pool, carrier, disk, base, facts, choice.kind, what
+                )
             except DataError as error:
                 if number == len(choices) - 1:
                     raise
@@ -232,11 +238,14 @@ async def open_rest(
     async with AsyncExitStack() as stack:
         if kind in (ReaderKind.NBD_CHANGES, ReaderKind.NBD_ALLOCATED, ReaderKind.NBD_EVERYTHING):
             rest = Beyond(extents, start)
-            nbd = open_nbd(a.pair.source, disk, a.carrier.nbd, rest, f"{what}, NBD")
-            yield await stack.enter_async_context(nbd)
+            carrier = a.carrier
+            opening = open_nbd(
+                a.pair.source, disk, carrier.nbd, carrier.holding, rest, f"{what}, NBD"
+            )
+            yield await stack.enter_async_context(opening)
         else:
             reader = await _open_kind(
-                stack, a.pair.source, a.carrier.nbd, disk, base, facts, kind, what
+                stack, a.pair.source, a.carrier, disk, base, facts, kind, what
             )
             yield Rest(reader, start, lambda offset, data: None)
 
@@ -244,7 +253,7 @@ async def open_rest(
 async def _open_kind(
     stack: AsyncExitStack,
     pool: Pool,
-    budget: NbdBudget,
+    carrier: Carrier,
     disk: Vdi,
     base: Vdi | None,
     facts: Facts,
@@ -263,7 +272,7 @@ async def _open_kind(
             elif kind is ReaderKind.NBD_ALLOCATED:
                 extents = await read_map(endpoint, disk.uuid, what=f"{what}, map")
             return await stack.enter_async_context(
-                open_nbd(pool, disk, budget, extents, f"{what}, NBD")
+                open_nbd(pool, disk, carrier.nbd, carrier.holding, extents, f"{what}, NBD")
             )
         case ReaderKind.EXPORT | ReaderKind.EXPORT_CHANGES:
             reader = await stack.enter_async_context(

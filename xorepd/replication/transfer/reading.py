@@ -13,7 +13,7 @@ from xorepd.replication.context.board import DiskProgress
 from xorepd.replication.context.shared_reads import Key
 from xorepd.replication.context.shared_source import owner_of_shared
 from xorepd.replication.deciding.reader_choice import Choice, Facts
-from xorepd.replication.transfer.readers import find_facts, open_rest, open_source
+from xorepd.replication.transfer.readers import find_facts, open_reader, open_rest
 from xorepd.xapi.pool import task_owner
 from xorepd.xapi.records import Vdi
 
@@ -60,10 +60,10 @@ async def open_shared(
     async def begin(holding: Holding) -> AsyncIterator[Reader]:
         # Other targets depend on it, so it does not end with the lease or the tasks of this run.
         task_owner.set(owner_of_shared(a.pair.stream))
-        pair = replace(a.pair, source=a.pair.source.unguarded())
-        of_all = replace(a.within(holding), pair=pair)
+        source = a.pair.source.unguarded()
+        of_all = replace(a.carrier, holding=holding)
         with a.pair.source_vm.lending(str(a.pair.stream)):
-            async with open_source(of_all, disk, base, facts, what) as (reader, choice):
+            async with open_reader(source, of_all, disk, base, facts, what) as (reader, choice):
                 shared.choices[key] = choice
                 yield reader
 
@@ -80,7 +80,7 @@ async def open_shared(
                 progress.shared_bytes += branch.shared_bytes
             return
         await a.carrier.memory.take(CARRYING)
-        async with open_source(a, disk, base, facts, what) as opened:
+        async with open_reader(a.pair.source, a.carrier, disk, base, facts, what) as opened:
             yield opened
 
 

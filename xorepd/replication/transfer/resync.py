@@ -134,8 +134,8 @@ class Comparison:
             return None
         opening = open_whole(
             self._a.pair.source,
+            self._a.carrier,
             self._content,
-            self._a.carrier.nbd,
             f"{self._what}, comparing, source",
         )
         async with opening as (source, _):
@@ -158,7 +158,7 @@ class Comparison:
             sides = []
             pools = ((a.pair.source, self._content, "source"), (a.pair.target, disk, "target"))
             for pool, each, name in pools:
-                opening = open_whole(pool, each, a.carrier.nbd, f"{self._what}, comparing, {name}")
+                opening = open_whole(pool, a.carrier, each, f"{self._what}, comparing, {name}")
                 reader, _ = await stack.enter_async_context(opening)
                 sides.append(reader)
             end = self._narrow(sides, start)
