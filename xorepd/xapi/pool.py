@@ -22,7 +22,7 @@ from xorepd.xapi.cache import Cache
 from xorepd.xapi.clock import PoolClock
 from xorepd.xapi.events import EventFeed
 from xorepd.xapi.pace import Pace
-from xorepd.xapi.records import BadRecord, PoolRecord, R, Task, read_record
+from xorepd.xapi.records import BadRecord, PoolRecord, R, Task, Vdi, read_record
 from xorepd.xapi.rpc.explained import Names, explain, nameless
 from xorepd.xapi.rpc.failures import translate
 from xorepd.xapi.rpc.session import Guard, Session
@@ -257,6 +257,17 @@ class Pool:
     def translated(self, details: Sequence[str]) -> XapiError:
         """Return the exception for an error of this pool: its code and parameters."""
         return translate(self.name, details, names=self.cache.describe)
+
+    def disk(self, uuid: str) -> Vdi:
+        """Return a disk by its UUID.
+
+        Raises:
+            ObjectGone: there is none.
+        """
+        found = self.cache.by_uuid(Vdi, uuid)
+        if found is None:
+            raise self.gone("VDI", uuid)
+        return found
 
     def gone(self, kind: str, ref: str) -> ObjectGone:
         """Return the error for an object that is not there, by its reference or UUID."""

@@ -13,7 +13,7 @@ from xorepd.replication.format.inventory import Marked, SourceSide, VmSnapshot
 from xorepd.replication.transfer.foreign_base import is_alike
 from xorepd.replication.transfer.reading import known_facts
 from xorepd.replication.transfer.staging import PlannedDisk
-from xorepd.xapi.records import Vbd, Vdi
+from xorepd.xapi.records import Vbd
 
 log = structlog.get_logger(__name__)
 
@@ -80,9 +80,7 @@ async def _ask(
     pair = a.pair
     match question:
         case AskOffer(disk=disk, base=uuid):
-            base = pair.source.cache.by_uuid(Vdi, uuid)
-            if base is None:
-                raise pair.source.gone("VDI", uuid)
+            base = pair.source.disk(uuid)
             facts = await known_facts(a, _content(snapshot, disk).vdi, base)
             if facts.is_bare and facts.changes is None:
                 log.warning("base.cbt_unusable", base=uuid, reason=facts.without_changes)

@@ -51,7 +51,7 @@ from xorepd.replication.target.interfaces import Interface
 from xorepd.replication.target.suspended import sign_disk
 from xorepd.replication.transfer.disks import fill
 from xorepd.replication.transfer.resume_offset import Confirmations
-from xorepd.replication.transfer.staging import PlannedDisk, Staged, base_disk
+from xorepd.replication.transfer.staging import PlannedDisk, Staged
 from xorepd.state.records import MEMORY
 from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi
 from xorepd.xapi.vdis import clone_disk, create_disk
@@ -125,7 +125,7 @@ async def carry_memory(
         with pair.source_vm.reading(pair.stream.sr):
             staged = await _stage_image(pair, snapshot, image)
             without_map = replace(a, carrier=replace(a.carrier, maps=None))
-            await fill(without_map, staged.plan, staged)  # no run asks what it holds
+            await fill(without_map, staged)  # no run asks what it holds
         await _build(pair, snapshot, staged, interfaces)
     except XorepdError as error:
         progress.reason = str(error)
@@ -225,7 +225,7 @@ async def _attach_disks(
         if disk.mark.snapshot not in snapshot.contents:  # of somebody else
             continue
         device = disk.mark.device
-        async with clone_disk(pair.target, base_disk(pair, disk.vdi.uuid)) as ref:
+        async with clone_disk(pair.target, pair.target.disk(disk.vdi.uuid)) as ref:
             uuid: str = await pair.target.call("VDI.get_uuid", ref)
             mark = replace(_blank(pair, snapshot).on(uuid, ref), role=Role.DISK, device=device)
             mark = replace(mark, content=disk.mark.content)

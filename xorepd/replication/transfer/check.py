@@ -20,7 +20,7 @@ from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.deciding.modes import Full
 from xorepd.replication.deciding.reader_choice import is_vhd
 from xorepd.replication.transfer.readers import find_nbd, open_nbd
-from xorepd.replication.transfer.staging import PlannedDisk, Staged
+from xorepd.replication.transfer.staging import Staged
 from xorepd.transports.base import Target, Verifier
 from xorepd.units import MiB
 
@@ -74,7 +74,7 @@ async def choose_sample(
             return list(head_of(extents, SAMPLE))
 
 
-async def check(a: Assignment, plan: PlannedDisk, staged: Staged, sent: Sent) -> None:
+async def check(a: Assignment, staged: Staged, sent: Sent) -> None:
     """Read back what arrived, as much as the job asks for, and compare.
 
     Raises:
@@ -82,11 +82,11 @@ async def check(a: Assignment, plan: PlannedDisk, staged: Staged, sent: Sent) ->
     """
     if not any(True for _ in sent.whole.extents):
         return
-    what = f"disk {plan.source.vdi.name_label} of VM {a.pair.vm.name_label}"
+    what = f"disk {staged.plan.source.vdi.name_label} of VM {a.pair.vm.name_label}"
     sample = sent.written
     found = await _read_there(a, sent)
     if found is None:
-        opening = _open_staged(a, plan, staged, sent.whole.extents, f"{what}, check")
+        opening = _open_staged(a, staged, sent.whole.extents, f"{what}, check")
         async with opening as (reader, is_whole):
             sample = sent.whole if is_whole else sent.written
             found = (await read_back(reader, sample.extents)).hexdigest()
@@ -114,7 +114,7 @@ async def _read_there(a: Assignment, sent: Sent) -> str | None:
 
 @asynccontextmanager
 async def _open_staged(
-    a: Assignment, plan: PlannedDisk, staged: Staged, sample: Iterable[Extent], what: str
+    a: Assignment, staged: Staged, sample: Iterable[Extent], what: str
 ) -> AsyncIterator[tuple[Reader, bool]]:
     """Open a staging disk for reading back: over NBD if possible, else as it is exported.
 
@@ -142,7 +142,8 @@ async def _open_staged(
                 return
         endpoint = pair.target_endpoint()
         if is_vhd(disk, pair.target.cache.srs.get(pair.sr.ref, pair.sr)):
-            onto = None if isinstance(plan.how, Full) else VdiUuid(plan.how.onto)
+            how = staged.plan.how
+            onto = None if isinstance(how, Full) else VdiUuid(how.onto)
             export = open_export(endpoint, disk.uuid, base=onto, what=what)
             reader = await stack.enter_async_context(export)
             yield reader, onto is None

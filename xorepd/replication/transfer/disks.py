@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -89,7 +90,7 @@ async def transfer_disks(
         async with turns:
             begun = plan.begun
             staged = await (take_up(pair, plan, begun) if begun else stage(pair, snapshot, plan))
-            await fill(a, plan, staged)
+            await fill(a, staged)
             return staged
 
     try:
@@ -100,14 +101,15 @@ async def transfer_disks(
     return [task.result() for task in tasks]
 
 
-async def fill(a: Assignment, plan: PlannedDisk, staged: Staged) -> None:
+async def fill(a: Assignment, staged: Staged) -> None:
     """Carry the data of one disk into its staging disk, and check what arrived.
 
     Raises:
         XorepdError: not all of it arrived, or the disk is too large.
     """
-    device = plan.source.mark.device
-    check_size(a.pair.source.name, plan.source.vdi)
+    plan, pair = staged.plan, a.pair
+    content, device = plan.source.vdi, plan.source.mark.device
+    check_size(pair.source.name, content)
 
     def waits(does: bool) -> None:
         a.progress.waits(device, MEMORY if does else "")
@@ -118,10 +120,18 @@ async def fill(a: Assignment, plan: PlannedDisk, staged: Staged) -> None:
         with a.carrier.budget.holding(waits) as memory:
             mine = a.within(memory)
             async with open_map(mine, plan) as known:
-                base = _source_base(a.pair, plan)
-                facts = await known_facts(a, plan.source.vdi, base)
-                disk = DiskTransfer(mine, plan, staged, known, base, facts)
-                await check(mine, plan, staged, await disk.send())
+                base = _source_base(pair, plan)
+                disk = DiskTransfer(
+                    mine,
+                    staged,
+                    content,
+                    known,
+                    base,
+                    await known_facts(a, content, base),
+                    a.progress.disks[device],
+                    f"disk {content.name_label} ({device}) of VM {pair.vm.name_label}",
+                )
+                await check(mine, staged, await disk.send())
     finally:
         with suppress(TimeoutError):
             await to_the_end(staged.confirmations.write(), WRITE_S)
@@ -140,31 +150,17 @@ class DiskTransfer:
 
     a: Assignment
     """With the memory of this disk."""
-    plan: PlannedDisk
     staged: Staged
+    content: Vdi
+    """The disk of the source snapshot."""
     known: DiskMap
     base: Vdi | None
     """The source disk whose content the target has already; None for a full and for a resync."""
     facts: Facts
     """What the source pool offers for the disk, against that base."""
-
-    @property
-    def content(self) -> Vdi:
-        """Return the disk of the source snapshot."""
-        return self.plan.source.vdi
-
-    @property
-    def device(self) -> str:
-        return self.plan.source.mark.device
-
-    @property
-    def progress(self) -> DiskProgress:
-        return self.a.progress.disks[self.device]
-
-    @property
-    def what(self) -> str:
-        """Return what to call the disk in messages."""
-        return f"disk {self.content.name_label} ({self.device}) of VM {self.a.pair.vm.name_label}"
+    progress: DiskProgress
+    what: str
+    """What to call the disk in messages."""
 
     async def send(self) -> Sent:
         """Carry the disk's data, and continue where the stream broke as long as it gets further.
@@ -173,7 +169,7 @@ class DiskTransfer:
             DataError: it broke `TRIES` times in one place, or must not be continued.
         """
         progress = self.progress
-        is_resync = isinstance(self.plan.how, Resync)
+        is_resync = isinstance(self.staged.plan.how, Resync)
         comparison = await self._begin_comparison() if is_resync else None
         tries = 0
         while True:
@@ -214,15 +210,16 @@ class DiskTransfer:
 
     async def _carry_differences(self, comparison: Comparison) -> Sent:
         """Compare both sides of the disk and carry what differs, window by window."""
-        a, plan, staged, progress = self.a, self.plan, self.staged, self.progress
+        a, staged, progress = self.a, self.staged, self.progress
+        begun = staged.plan.begun
         await fit(a.pair, staged, self.content.virtual_size)
         while (window := await comparison.window()) is not None:
             told, start = told_by(self.facts, window.found), progress.confirmed_to
             if not told.is_unchanged:
-                if plan.begun is not None and window.start < plan.begun.start:
+                if begun is not None and window.start < begun.start:
                     await staged.confirmations.revoke()  # it says that nothing differs here
                 sent = await self._carry(told, start, window=window)
-                await check(a, plan, staged, sent)
+                await check(a, staged, sent)
             comparison.passed()
             progress.confirmed_to = window.end
             staged.confirmations.note(window.end)
@@ -238,8 +235,8 @@ class DiskTransfer:
             window: the part of the disk to carry, which was compared for this target alone;
                 None: all of it.
         """
-        a, plan, staged, known = self.a, self.plan, self.staged, self.known
-        content, progress, what = self.content, self.progress, self.what
+        a, staged, known, progress = self.a, self.staged, self.known, self.progress
+        plan, content, what = staged.plan, self.content, self.what
         if facts.is_unchanged:
             progress.reader, progress.changed_bytes = UNCHANGED, 0
             await fit(a.pair, staged, content.virtual_size)
@@ -268,7 +265,8 @@ class DiskTransfer:
                 sr, a.pair.target.name, planned, a.job.target_reserve, what
             ):
                 await fit(a.pair, staged, reader.virtual_size)
-                passing: Reader = Observed(rest, digest, self._moved)
+                moving = partial(a.progress.moved, progress.device)
+                passing: Reader = Observed(rest, digest, moving)
                 if window is None:  # else it has been drawn while it was compared
                     passing = known.drawn(passing, start, is_blank=isinstance(plan.how, Full))
                     passing = Observed(passing, written, lambda size: None)
@@ -278,7 +276,7 @@ class DiskTransfer:
         staged.confirmations.note(end)
         log.info(
             "disk.transferred",
-            device=self.device,
+            device=progress.device,
             mode=progress.mode,
             reader=progress.reader,
             writer=progress.writer,
@@ -293,15 +291,7 @@ class DiskTransfer:
             known.written(whole, written, start, plan, is_alone=window is not None),
         )
 
-    def _moved(self, size: int) -> None:
-        self.a.progress.moved(self.device, size)
-
 
 def _source_base(pair: Pair, plan: PlannedDisk) -> Vdi | None:
     """Return the disk on the source whose content the target has already."""
-    if not isinstance(plan.how, Delta):
-        return None
-    base = pair.source.cache.by_uuid(Vdi, plan.how.base)
-    if base is None:
-        raise pair.source.gone("VDI", plan.how.base)
-    return base
+    return pair.source.disk(plan.how.base) if isinstance(plan.how, Delta) else None

@@ -28,7 +28,7 @@ from xorepd.replication.format.marks import CONFIRMED, KEY, Mark, Role, xo_point
 from xorepd.replication.transfer.resume_offset import Confirmations
 from xorepd.tidying import to_the_end
 from xorepd.transports.base import TargetDisk
-from xorepd.xapi.records import CONTENT_ID, Vdi
+from xorepd.xapi.records import CONTENT_ID
 from xorepd.xapi.vdis import clone_disk, create_disk, grow_disk
 from xorepd.xapi.vms import rewrite_other_config
 
@@ -130,7 +130,7 @@ async def stage(pair: Pair, snapshot: VmSnapshot, plan: PlannedDisk) -> Staged:
                 other,
             )
         case Delta(onto=onto) | Resync(onto=onto):
-            making = clone_disk(pair.target, base_disk(pair, onto))
+            making = clone_disk(pair.target, pair.target.disk(onto))
     async with making as ref:
         uuid: str = await pair.target.call("VDI.get_uuid", ref)
         mark = blank.on(uuid, ref)
@@ -139,14 +139,6 @@ async def stage(pair: Pair, snapshot: VmSnapshot, plan: PlannedDisk) -> Staged:
     if not isinstance(plan.how, Full):
         await pair.target.call("VDI.set_name_label", ref, name)
     return Staged(plan, ref, uuid, mark, Confirmations(pair.target, ref, uuid))
-
-
-def base_disk(pair: Pair, uuid: str) -> Vdi:
-    """Return the disk on the target from which a staging disk is cloned."""
-    base = pair.target.cache.by_uuid(Vdi, uuid)
-    if base is None:
-        raise pair.target.gone("VDI", uuid)
-    return base
 
 
 async def fit(pair: Pair, staged: Staged, virtual_size: int) -> None:
