@@ -23,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -162,23 +161,14 @@ class Walked(Mapping[Ref, Any]):
 async def count_walks(directory: Path) -> Counter[str]:
     """Return who walked through all VMs or disks of a pool how often in one delta of one VM."""
     walks = Counter[str]()
-    tables: dict[str, Any] = {"vms": Tables.vms, "vdis": Tables.vdis}
-
-    def walked(plain: property, of: Tables) -> Walked:
-        assert plain.fget is not None
-        return Walked(plain.fget(of), walks)
-
     async with world(directory / "lab") as made, made.daemon() as context:
         job = made.job(vms=("web*",), verify="off")
         [first] = await run_job(job, new_run(), context)
         assert first.error is None, first.error
-        for name, plain in tables.items():
-            setattr(Tables, name, property(partial(walked, plain)))
-        try:
-            [record] = await run_job(job, new_run(), context)
-        finally:
-            for name, plain in tables.items():
-                setattr(Tables, name, plain)
+        for pool in context.pools.values():
+            pool.cache.vms = Walked(pool.cache.vms, walks)
+            pool.cache.vdis = Walked(pool.cache.vdis, walks)
+        [record] = await run_job(job, new_run(), context)
         assert record.error is None, record.error
     return walks
 

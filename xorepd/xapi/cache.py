@@ -37,7 +37,8 @@ class Cache(Tables):
         super().__init__()
         self._generation = -1
         self._changed = asyncio.Condition()
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """Why no events are coming, while none are."""
         self.readings = 0
         """How often everything was read anew: what happened between two of them was not told."""
 
@@ -61,11 +62,6 @@ class Cache(Tables):
         wanted = generation(token)
         return await self.wait_for(lambda: self._generation > wanted, timeout)
 
-    @property
-    def failure(self) -> BaseException | None:
-        """Why no events are coming, while none are."""
-        return self._failure
-
     # -- writing (the event feed) ------------------------------------------------------------
 
     async def apply(self, batch: EventBatch) -> list[str]:
@@ -87,7 +83,7 @@ class Cache(Tables):
             for record in batch.changed:
                 self.put(record)
             self._generation = generation(batch.token)
-            self._failure = None
+            self.failure = None
             self._changed.notify_all()
         return [
             kind
@@ -108,7 +104,7 @@ class Cache(Tables):
     async def fail(self, failure: BaseException | None) -> None:
         """Tell everyone who waits that no events are coming, until the next batch does."""
         async with self._changed:
-            self._failure = failure
+            self.failure = failure
             self._changed.notify_all()
 
 

@@ -57,6 +57,16 @@ class Tables:
 
     def __init__(self) -> None:
         self._tables: dict[type[Any], dict[Ref, Any]] = {cls: {} for cls in RECORDS.values()}
+        self.vms: Mapping[Ref, Vm] = self._tables[Vm]
+        self.vdis: Mapping[Ref, Vdi] = self._tables[Vdi]
+        self.vbds: Mapping[Ref, Vbd] = self._tables[Vbd]
+        self.vifs: Mapping[Ref, Vif] = self._tables[Vif]
+        self.srs: Mapping[Ref, Sr] = self._tables[Sr]
+        self.pbds: Mapping[Ref, Pbd] = self._tables[Pbd]
+        self.hosts: Mapping[Ref, Host] = self._tables[Host]
+        self.networks: Mapping[Ref, Network] = self._tables[Network]
+        self.pifs: Mapping[Ref, Pif] = self._tables[Pif]
+        self.tasks: Mapping[Ref, Task] = self._tables[Task]
         self._by_uuid: dict[str, Record] = {}
         self._pointing: defaultdict[tuple[type[Any], str, Ref], dict[Ref, Any]] = defaultdict(dict)
         self._indexes: dict[Callable[[], Index], Index] = {}
@@ -65,46 +75,6 @@ class Tables:
 
     def table(self, cls: type[R]) -> Mapping[Ref, R]:
         return self._tables[cls]
-
-    @property
-    def vms(self) -> Mapping[Ref, Vm]:
-        return self._tables[Vm]
-
-    @property
-    def vdis(self) -> Mapping[Ref, Vdi]:
-        return self._tables[Vdi]
-
-    @property
-    def vbds(self) -> Mapping[Ref, Vbd]:
-        return self._tables[Vbd]
-
-    @property
-    def vifs(self) -> Mapping[Ref, Vif]:
-        return self._tables[Vif]
-
-    @property
-    def srs(self) -> Mapping[Ref, Sr]:
-        return self._tables[Sr]
-
-    @property
-    def pbds(self) -> Mapping[Ref, Pbd]:
-        return self._tables[Pbd]
-
-    @property
-    def hosts(self) -> Mapping[Ref, Host]:
-        return self._tables[Host]
-
-    @property
-    def networks(self) -> Mapping[Ref, Network]:
-        return self._tables[Network]
-
-    @property
-    def pifs(self) -> Mapping[Ref, Pif]:
-        return self._tables[Pif]
-
-    @property
-    def tasks(self) -> Mapping[Ref, Task]:
-        return self._tables[Task]
 
     @property
     def pool(self) -> PoolRecord:
