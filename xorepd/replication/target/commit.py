@@ -49,8 +49,7 @@ from xorepd.replication.format.marks import (
 from xorepd.replication.format.ownership import Content, content_of, own_mark, temporary_name
 from xorepd.replication.source.snapshot import replica_name
 from xorepd.replication.target.interfaces import Interface, update_interfaces
-from xorepd.replication.target.vm_record import update_replica
-from xorepd.replication.target.vtpm import carry_vtpm
+from xorepd.replication.target.vm_record import carry_vtpm, update_replica
 from xorepd.replication.transfer.staging import Staged
 from xorepd.units import format_size
 from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi, Vm

@@ -1,10 +1,26 @@
-"""The fields of a replica's VM record, brought up to those of its source."""
+"""What a replica has beside disks and interfaces: the fields of its VM record, and its virtual TPM.
+
+A guest's disk encryption needs the TPM. Its contents are secrets: they are handed from one pool to
+the other and shown nowhere. XAPI gives them to the pool's own root account only; with any other the
+replica keeps what it has, and the run says so. A TPM that holds something is never overwritten by
+an empty one.
+
+Source: xapi: ocaml/xapi/xapi_vtpm.ml, ocaml/idl/datamodel_vtpm.ml.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from xorepd.errors import NotAllowed, XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.deciding.vm_record import MEMORY, PLAIN_SETTERS, VCPUS, Raw
 from xorepd.xapi.pool import Pool
+
+log = structlog.get_logger(__name__)
 
 
 async def update_replica(pool: Pool, vm: Ref, wanted: Raw, previous: Raw | None = None) -> None:
@@ -39,3 +55,33 @@ async def _update_vcpus(pool: Pool, vm: Ref, present: Raw, wanted: Raw) -> None:
     for field in fields:
         if int(wanted[field]) != int(present[field]):
             await pool.call(f"VM.set_{field}", vm, int(wanted[field]))
+
+
+async def carry_vtpm(source: Pool, origin: Mapping[str, Any], target: Pool, replica: Ref) -> None:
+    """Give a halted VM the TPM that another VM or snapshot has; equal ones are not touched.
+
+    A replica whose origin has none keeps its own: somebody else may have given it one.
+
+    Args:
+        origin: record of the VM or snapshot that it is taken from; older hosts know no TPMs.
+
+    Raises:
+        XapiError: it could be neither read nor written, and not for want of a role or a feature.
+    """
+    given = [Ref(vtpm) for vtpm in origin.get("VTPMs", ())]
+    if not given:
+        return
+    try:
+        contents: str = await source.call("VTPM.get_contents", given[0])
+        if not contents:  # new, or unique to its VM: then its snapshots come with an empty one
+            log.warning("vtpm.empty", pool=source.name, vm=origin["uuid"])
+        present = (await target.call("VM.get_record", replica)).get("VTPMs", ())
+        vtpm = present[0] if present else await target.call("VTPM.create", replica, False)
+        if contents and await target.call("VTPM.get_contents", vtpm) != contents:
+            await target.call("VTPM.set_contents", vtpm, contents)
+    except NotAllowed as refused:
+        log.warning("vtpm.not_copied", reason=str(refused))
+    except XapiFailure as failure:
+        if failure.code != "MESSAGE_METHOD_UNKNOWN":
+            raise
+        log.warning("vtpm.not_copied", reason=f"pool {target.name} knows no virtual TPMs")
