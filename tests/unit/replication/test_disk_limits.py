@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.unit.replication.builders import World
 from xorepd.ids import Ref
-from xorepd.replication.deciding.chains import deepest, depth_of
+from xorepd.replication.deciding.disk_limits import deepest, depth_of
 
 
 def link(world: World, child: Ref, parent: str) -> None:

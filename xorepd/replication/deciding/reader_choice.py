@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from xorepd.data.blocks import BlockMap
 from xorepd.data.nbd.exports import NbdExport
-from xorepd.replication.deciding.disk_sizes import MAX_VHD_SIZE, NOT_VHD
+from xorepd.replication.deciding.disk_limits import MAX_VHD_SIZE, NOT_VHD
 from xorepd.xapi.records import Sr, Vdi
 
 

@@ -10,11 +10,13 @@ import structlog
 from xorepd.config.models import Diverged
 from xorepd.errors import Frozen, ObjectBusy, Refused
 from xorepd.replication.context.assignment import Assignment, Pair
-from xorepd.replication.deciding.chains import CLOSE, MAX_DEPTH, deepest
-from xorepd.replication.deciding.disk_sizes import (
+from xorepd.replication.deciding.disk_limits import (
+    CLOSE,
+    MAX_DEPTH,
     MAX_VHD_SIZE,
     NOT_VHD,
     check_size,
+    deepest,
     size_problem,
 )
 from xorepd.replication.deciding.divergence import refuse_divergence

@@ -18,7 +18,7 @@ from xorepd.data.remainder import go_on
 from xorepd.errors import DataError, DigestMismatch, StreamCut, TransportFailed
 from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.context.board import DiskProgress
-from xorepd.replication.deciding.disk_sizes import check_size
+from xorepd.replication.deciding.disk_limits import check_size
 from xorepd.replication.deciding.modes import Delta, Full, Resync, reason_of
 from xorepd.replication.deciding.reader_choice import Facts
 from xorepd.replication.format.inventory import VmSnapshot
