@@ -285,7 +285,9 @@ async def release_source(pair: Pair) -> None:
 
 async def _let_migrate(pair: Pair, blocked: dict[str, str]) -> bool:
     """Lift our migration blocks, unless another target is still being served from this VM."""
-    return not pair.source_vm.is_read and await unblock_migration(pair.source, pair.vm.ref, blocked)
+    if pair.source_vm.read_for:
+        return False
+    return await unblock_migration(pair.source, pair.vm.ref, blocked)
 
 
 async def unblock_migration(pool: Pool, vm: Ref, blocked: dict[str, str]) -> bool:

@@ -62,10 +62,6 @@ class SourceVm:
         return stream in self._lent
 
     @property
-    def is_read(self) -> bool:
-        return bool(self._readers)
-
-    @property
     def read_for(self) -> set[str]:
         """UUIDs of the SRs for which a snapshot is being read."""
         return set(self._readers)

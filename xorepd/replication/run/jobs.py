@@ -19,6 +19,7 @@ from typing import Protocol
 from uuid import uuid4
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import as_uuid
@@ -118,7 +119,10 @@ async def run_job(
         try:
             with context.board.show(progress):
                 async with turns[to.place]:
-                    record = await vm.serve(to, progress)
+                    with bound_contextvars(
+                        job=job.name, run_id=run_id, vm=vm.wanted, target=to.place
+                    ):
+                        record = await vm.serve(to, progress)
         except asyncio.CancelledError:
             tell(progress.finished(Outcome.CANCELLED, None, context.clock()))
             raise
@@ -172,7 +176,7 @@ class _VmRun:
         group: asyncio.TaskGroup,
     ) -> None:
         self._job, self._run_id, self._context = job, run_id, context
-        self._wanted, self._label = wanted, label
+        self.wanted, self._label = wanted, label
         self._finding = asyncio.Lock()
         self._vm: Vm | None = None
         places = [to.place for to in job.targets]
@@ -184,7 +188,7 @@ class _VmRun:
             self._context.board,
             run_id=self._run_id,
             job=self._job.name,
-            vm_uuid=as_uuid(self._wanted),
+            vm_uuid=as_uuid(self.wanted),
             vm_name=self._label,
             source=self._job.source,
             target=to.pool,
@@ -194,13 +198,6 @@ class _VmRun:
 
     async def serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
         """Replicate the VM to one target, whatever becomes of the others; return how it ended."""
-        job = self._job
-        with structlog.contextvars.bound_contextvars(
-            job=job.name, run_id=self._run_id, vm=self._wanted, target=to.place
-        ):
-            return await self._serve(to, progress)
-
-    async def _serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
         job, context = self._job, self._context
         progress.begin(context.clock())
         try:
@@ -212,7 +209,7 @@ class _VmRun:
         except Exception as error:
             if deadline.expired():  # whatever came of the cancellation
                 late = Refused(
-                    f"VM {self._wanted}: not done after {format_duration(job.deadline)}, the "
+                    f"VM {self.wanted}: not done after {format_duration(job.deadline)}, the "
                     f"deadline of job {job.name} (in step {progress.step}); raise it if that "
                     "is too short"
                 )
@@ -294,7 +291,7 @@ class _VmRun:
         async with self._finding:
             if self._vm is None:
                 await source.refresh()
-                self._vm = find_vm(source.cache, source.name, self._wanted)
+                self._vm = find_vm(source.cache, source.name, self.wanted)
             return self._vm
 
 
