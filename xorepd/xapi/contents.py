@@ -40,7 +40,10 @@ class ContentKeeper:
         """Set the id as soon as the disk is attached."""
         try:
             if await self._pool.cache.wait_for(self._has_lost_it, _ATTACH_S):
-                await self._add()
+                vdi = self._pool.cache.by_uuid(Vdi, self._uuid)
+                if vdi is not None:
+                    key = CONTENT_ID, self._content
+                    await self._pool.call("VDI.add_to_other_config", vdi.ref, *key)
                 self.is_settled = True
         except XapiError as error:
             log.debug("content_id.not_set", vdi=self._uuid, reason=str(error))
@@ -80,11 +83,6 @@ class ContentKeeper:
         if vdi is None or vdi.content_id:
             return False
         return any(vbd.currently_attached for vbd in self._pool.cache.present(Vbd, vdi.vbds))
-
-    async def _add(self) -> None:
-        vdi = self._pool.cache.by_uuid(Vdi, self._uuid)
-        if vdi is not None:
-            await self._pool.call("VDI.add_to_other_config", vdi.ref, CONTENT_ID, self._content)
 
 
 async def put_content(pool: Pool, vdi: Ref, uuid: str, content: str) -> None:

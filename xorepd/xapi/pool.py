@@ -216,8 +216,8 @@ class Pool:
             await self.discard_call(task_ref)
 
     @asynccontextmanager
-    async def creating(self, method: str, *params: object) -> AsyncIterator[Ref]:
-        """Run a call that makes an object, and provide its reference until it has been signed.
+    async def creating(self, sr: Ref, method: str, *params: object) -> AsyncIterator[Ref]:
+        """Run a call that makes a disk on an SR, and provide its reference until it is signed.
 
         The call's task goes when the block ends in order. Else it stays: it is what proves to
         `end_tasks_of` that the object is ours.
@@ -225,12 +225,13 @@ class Pool:
         Raises:
             XapiError: what the task failed with.
         """
-        task_ref = await self._start(method, params)
-        try:
-            made = Ref(await self._result_of(task_ref, method, TASK_TIMEOUT_S))
-        except XapiError:  # it has made nothing
-            await self.discard_call(task_ref)
-            raise
+        async with self.storage_turn(sr):
+            task_ref = await self._start(method, params)
+            try:
+                made = Ref(await self._result_of(task_ref, method, TASK_TIMEOUT_S))
+            except XapiError:  # it has made nothing
+                await self.discard_call(task_ref)
+                raise
         yield made
         await self.discard_call(task_ref)
 

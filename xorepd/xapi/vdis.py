@@ -7,8 +7,8 @@ order: whoever sends ten at once waits longer than who sends them one by one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 
 import structlog
 
@@ -24,8 +24,7 @@ BUSY_TRIES, BUSY_PAUSE_S = 3, 5.0
 waits 10 × 5 s; what outlasts this here goes with a later run, and a run that failed ends sooner."""
 
 
-@asynccontextmanager
-async def create_disk(
+def create_disk(
     pool: Pool,
     sr: Ref,
     virtual_size: int,
@@ -34,7 +33,7 @@ async def create_disk(
     other: Mapping[str, str],
     *,
     kind: str = "user",
-) -> AsyncIterator[Ref]:
+) -> AbstractAsyncContextManager[Ref]:
     """Create an empty disk, provided until it is signed (see `Pool.creating`).
 
     Its size is rounded up to what the SR can do.
@@ -52,26 +51,15 @@ async def create_disk(
         "name_description": description,
         "other_config": dict(other),
     }
-    async with _created(pool, sr, "VDI.create", record) as made:
-        yield made
+    return pool.creating(sr, "VDI.create", record)
 
 
-@asynccontextmanager
-async def clone_disk(pool: Pool, vdi: Vdi) -> AsyncIterator[Ref]:
+def clone_disk(pool: Pool, vdi: Vdi) -> AbstractAsyncContextManager[Ref]:
     """Clone a disk, provided until it is signed (see `Pool.creating`).
 
     It has the same content and the same `other_config`, and a new identity.
     """
-    async with _created(pool, vdi.sr, "VDI.clone", vdi.ref) as made:
-        yield made
-
-
-@asynccontextmanager
-async def _created(pool: Pool, sr: Ref, method: str, *params: object) -> AsyncIterator[Ref]:
-    async with AsyncExitStack() as stack:
-        async with pool.storage_turn(sr):
-            made = await stack.enter_async_context(pool.creating(method, *params))
-        yield made
+    return pool.creating(vdi.sr, "VDI.clone", vdi.ref)
 
 
 async def grow_disk(pool: Pool, vdi: Ref, sr: Ref, virtual_size: int) -> None:

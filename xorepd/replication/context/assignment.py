@@ -106,11 +106,6 @@ class Assignment:
     carrier: Carrier
     progress: Progress
 
-    @property
-    def place(self) -> str:
-        """Name of the target in this run."""
-        return self.to.place
-
     def within(self, holding: Holding) -> Assignment:
         """Return the same for one of its disks, which has this memory."""
         return replace(self, carrier=replace(self.carrier, holding=holding))

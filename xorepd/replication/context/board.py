@@ -97,11 +97,6 @@ class DiskProgress:
         )
 
 
-def _by_device(item: tuple[str, DiskProgress]) -> tuple[int, str]:
-    device, _ = item
-    return len(device), device
-
-
 class Progress:
     """One VM in one run."""
 
@@ -195,8 +190,13 @@ class Progress:
             self._board.touch()
 
     def running(self) -> RunRecord:
-        """Return how it stands now."""
-        return self._record(Outcome.RUNNING, None, None, *self._current_rates())
+        """Return how it stands now, and how fast it is read and sent."""
+        rates = 0.0, 0.0
+        if len(self._samples) >= 2:
+            (t0, read0, sent0), (t1, read1, sent1) = self._samples[0], self._samples[-1]
+            took = max(t1 - t0, 1e-3)
+            rates = (read1 - read0) / took, (sent1 - sent0) / took
+        return self._record(Outcome.RUNNING, None, None, *rates)
 
     def finished(self, outcome: Outcome, error: BaseException | None, now: datetime) -> RunRecord:
         """Return how it ended."""
@@ -207,14 +207,6 @@ class Progress:
     def _sent(self) -> int:
         return sum(disk.sent for disk in self.disks.values())
 
-    def _current_rates(self) -> tuple[float, float]:
-        """Return how fast it is read and sent."""
-        if len(self._samples) < 2:
-            return 0.0, 0.0
-        (t0, read0, sent0), (t1, read1, sent1) = self._samples[0], self._samples[-1]
-        took = max(t1 - t0, 1e-3)
-        return (read1 - read0) / took, (sent1 - sent0) / took
-
     def _record(
         self,
         outcome: Outcome,
@@ -223,6 +215,7 @@ class Progress:
         read_rate: float,
         sent_rate: float,
     ) -> RunRecord:
+        devices = sorted(self.disks, key=lambda device: (len(device), device))
         return RunRecord(
             run_id=self._run_id,
             job=self._job,
@@ -237,7 +230,7 @@ class Progress:
             step=self.step,
             started_at=self.started_at,
             finished_at=ended,
-            disks=tuple(disk.record() for _, disk in sorted(self.disks.items(), key=_by_device)),
+            disks=tuple(self.disks[device].record() for device in devices),
             restore_point=self.restore_point,
             point_in_time=self.point_in_time,
             error=None if error is None else shortened(str(error)) or type(error).__name__,

@@ -120,6 +120,8 @@ class Lease:
         self._run, self._what = run, what
         self._leases = leases
         self._good_for = leases.good_for
+        self._lasts = leases.good_for * (1 - _MARGIN)
+        """Seconds for which a claim is good for us, from the beginning of its writing."""
         self._claim: Claim | None = None
         self._number = 0
         """Of the last claim that was written or tried: what an unanswered call did is unknown."""
@@ -153,7 +155,7 @@ class Lease:
             if attempt:
                 await asyncio.sleep(PAUSE_S * random.random())
             epoch, before = await self._wait_until_free()
-            self._deadline = self._end_of(boot_clock())
+            self._deadline = boot_clock() + self._lasts
             claim = await self._write(epoch, 0)
             if claim is None:
                 continue  # somebody else was faster, and is seen in the next round
@@ -258,12 +260,8 @@ class Lease:
         if rival is not None:
             await self._remove(ours)
             raise LeaseLost(self._what, f"the xorepd on {rival.host} has taken over")
-        self._claim, self._deadline = new, self._end_of(began)
+        self._claim, self._deadline = new, began + self._lasts
         await self._remove(key for key in ours if key != new.key)
-
-    def _end_of(self, began: float) -> float:
-        """Return when a claim ends for us whose writing began then."""
-        return began + self._good_for * (1 - _MARGIN)
 
     def _loop_deadline(self) -> float:
         """Return when the lease is lost without renewal, in the time of the event loop."""

@@ -60,7 +60,7 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
     pair = a.pair
     shared, sr = a.shared, pair.stream.sr
     shared.awaiting[sr] = [point.mark.order for point in target.points]
-    await shared.before_snapshot.arrive(a.place)
+    await shared.before_snapshot.arrive(a.to.place)
     async with pair.source_vm.lock:
         await block_migration(pair, side.vm)
         snapshot = shared.snapshot
@@ -84,7 +84,7 @@ async def _say_active(pair: Pair, vm: Vm) -> None:
 
 async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot) -> VmSnapshot:
     """Return the snapshot that an interrupted run has read a part of, to be read on."""
-    a.shared.before_snapshot.leave(a.place)
+    a.shared.before_snapshot.leave(a.to.place)
     async with a.pair.source_vm.lock:
         await block_migration(a.pair, side.vm)
     log.info("snapshot.reused", snapshot=snapshot.vm.uuid, of=snapshot.mark.run)

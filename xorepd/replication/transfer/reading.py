@@ -28,7 +28,7 @@ async def announce_reads(a: Assignment, disks: Iterable[tuple[Vdi, Vdi | None]])
     for disk, base in disks:
         await known_facts(a, disk, base)
         keys.append(_key(disk, base))
-    await a.shared.reads.announce(a.place, keys)
+    await a.shared.reads.announce(a.to.place, keys)
 
 
 async def known_facts(a: Assignment, disk: Vdi, base: Vdi | None) -> Facts:
@@ -71,7 +71,7 @@ async def open_shared(
         kind = shared.choices[key].kind
         return open_rest(a, disk, base, facts, kind, reader.extents, start, what)
 
-    async with shared.reads.join(a.place, key, a.carrier.memory, begin) as branch:
+    async with shared.reads.join(a.to.place, key, a.carrier.memory, begin) as branch:
         if branch is not None:
             branch.open_rest = go_on
             try:

@@ -187,11 +187,13 @@ class Session:
         self._names = names
         self._settings = settings
         self._read_password = read_password
-        self._fingerprints = settings.fingerprint
-        self._context = tls.client_context(settings.ca_file, self._fingerprints)
-        self._url = settings.url.rstrip("/")
+        self.fingerprints = settings.fingerprint
+        self.ssl_context = tls.client_context(settings.ca_file, self.fingerprints)
+        self.url = settings.url.rstrip("/")
+        """Scheme, address and port of the pool master, as we reach it."""
         self._members: list[str] = []
-        self._session_ref = ""
+        self.session_ref = ""
+        """The session reference: a credential, never to be logged."""
         self._generation = 0
         self._login_lock = threading.Lock()
         self._threads = threading.local()
@@ -200,25 +202,7 @@ class Session:
         self._closed = False
         self._quick: deque[float] = deque(maxlen=_MOST_TIMES)
 
-    # -- facts of the moment -----------------------------------------------------------------
-
-    @property
-    def url(self) -> str:
-        """Scheme, address and port of the pool master, as we reach it."""
-        return self._url
-
-    @property
-    def session_ref(self) -> str:
-        """The session reference: a credential, never to be logged."""
-        return self._session_ref
-
-    @property
-    def ssl_context(self) -> ssl.SSLContext:
-        return self._context
-
-    @property
-    def fingerprints(self) -> Sequence[str]:
-        return self._fingerprints
+    # -- hosts and times ---------------------------------------------------------------------
 
     def url_of(self, address: str) -> str:
         """Return how to reach another host of the pool: same scheme and port, its address.
@@ -228,7 +212,7 @@ class Session:
         """
         if not is_address(address):
             raise ValueError(f"{address[:80]!r} is no address")
-        parts = urlsplit(self._url)
+        parts = urlsplit(self.url)
         host = f"[{address}]" if ":" in address else address
         port = f":{parts.port}" if parts.port is not None else ""
         return urlunsplit((parts.scheme, host + port, "", "", ""))
@@ -317,8 +301,8 @@ class Session:
         owner: str,
         guard: Guard | None,
     ) -> Any:
-        proxy = self._proxy(self._url, timeout, most=most_of(method))
-        proxy._session = self._session_ref
+        proxy = self._proxy(self.url, timeout, most=most_of(method))
+        proxy._session = self.session_ref
         proxy.transport.owner, proxy.transport.guard = owner, guard
         began = time.monotonic()
 
@@ -327,14 +311,14 @@ class Session:
             check_shape(method, answer)
             return answer
 
-        answer = self._guarded(self._url, request)
+        answer = self._guarded(self.url, request)
         if _is_quick(method):
             self._quick.append(time.monotonic() - began)
         return answer
 
     def _check_open(self) -> None:
         if self._closed:
-            raise XapiUnreachable(self.pool, self._url, "the connection was closed")
+            raise XapiUnreachable(self.pool, self.url, "the connection was closed")
 
     def _guarded(self, url: str, request: Callable[[], Any]) -> Any:
         """Run one request; everything that the SDK and the socket may raise becomes ours."""
@@ -369,9 +353,9 @@ class Session:
         """Make sure that there is a session; return which login it is from."""
         with self._login_lock:
             self._check_open()
-            if self._session_ref:
+            if self.session_ref:
                 return self._generation
-            candidates = [self._url, self._settings.url.rstrip("/")]
+            candidates = [self.url, self._settings.url.rstrip("/")]
             candidates += [self.url_of(address) for address in self._members]
             tried: set[str] = set()
             problem: XapiError | None = None
@@ -382,7 +366,7 @@ class Session:
                     continue
                 tried.add(url)
                 try:
-                    self._session_ref = self._login_at(url, min(timeout, 30.0))
+                    self.session_ref = self._login_at(url, min(timeout, 30.0))
                 except NotMaster as error:
                     if is_address(error.master):
                         candidates.insert(0, self.url_of(error.master))
@@ -390,7 +374,7 @@ class Session:
                 except XapiUnreachable as error:
                     problem = problem or error
                 else:
-                    self._url = url
+                    self.url = url
                     self._generation += 1
                     log.info("session.opened", pool=self.pool, master=urlsplit(url).netloc)
                     return self._generation
@@ -422,9 +406,9 @@ class Session:
         with self._login_lock:
             if generation != self._generation:
                 return
-            self._session_ref = ""
+            self.session_ref = ""
             if isinstance(error, NotMaster) and is_address(error.master):
-                self._url = self.url_of(error.master)
+                self.url = self.url_of(error.master)
 
     # -- threads and connections -------------------------------------------------------------
 
@@ -436,8 +420,8 @@ class Session:
         if url not in kept:
             transport = _Transport(
                 secure=url.startswith("https:"),
-                context=self._context,
-                fingerprints=self._fingerprints,
+                context=self.ssl_context,
+                fingerprints=self.fingerprints,
             )
             self._transports.add(transport)
             session = XenAPI.Session(url + "/", transport=transport)
@@ -457,7 +441,7 @@ class Session:
         if self._closed:
             return
         loop = asyncio.get_running_loop()
-        session_ref, self._closed = self._session_ref, True
+        session_ref, self._closed = self.session_ref, True
         self._abort()  # first of all: nobody waits for a silent server
         if session_ref:
             with suppress(XapiError, TimeoutError):
@@ -478,10 +462,10 @@ class Session:
             transport.close()
 
     def _logout(self, session_ref: str) -> None:
-        proxy = self._proxy(self._url, _LOGOUT_S)
+        proxy = self._proxy(self.url, _LOGOUT_S)
         proxy._session = session_ref
         with suppress(SessionLost):
-            self._guarded(self._url, lambda: proxy.xenapi_request("session.logout", ()))
+            self._guarded(self.url, lambda: proxy.xenapi_request("session.logout", ()))
 
 
 def is_address(text: str) -> bool:
