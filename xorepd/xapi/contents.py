@@ -11,14 +11,10 @@ as long as nothing else has written to it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import structlog
 
 from xorepd.errors import ObjectBusy, XapiError, XapiFailure
 from xorepd.ids import Ref, VdiUuid
-from xorepd.tasks import background
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi
 
@@ -29,7 +25,7 @@ _ATTACH_S = 900.0
 
 
 class ContentKeeper:
-    """The content id of one disk during one stream."""
+    """The content id of one disk during one stream; `DiskEndpoint.keeping` lets it watch."""
 
     def __init__(self, pool: Pool, vdi: VdiUuid, content: str) -> None:
         self._pool, self._uuid, self._content = pool, vdi, content
@@ -107,11 +103,3 @@ async def put_content(pool: Pool, vdi: Ref, uuid: str, content: str) -> None:
         if await pool.call("VBD.get_currently_attached", vbd):
             await pool.call("VDI.remove_from_other_config", vdi, CONTENT_ID)
             raise ObjectBusy(pool.name, "VDI", uuid, "it is attached")
-
-
-@asynccontextmanager
-async def keeping_content(pool: Pool, vdi: VdiUuid, content: str) -> AsyncIterator[ContentKeeper]:
-    """Keep the content id of a disk until the block ends; `settle` at its good end."""
-    keeper = ContentKeeper(pool, vdi, content)
-    async with background((f"content {vdi}", keeper.watch())):
-        yield keeper

@@ -7,8 +7,8 @@ has the SR attached is asked in the first place, the master before others. Redir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -17,7 +17,8 @@ from yarl import URL
 from xorepd.errors import Refused, Remedy
 from xorepd.ids import Ref, VdiUuid
 from xorepd.stream import ByteStream
-from xorepd.xapi.contents import ContentKeeper, keeping_content
+from xorepd.tasks import background
+from xorepd.xapi.contents import ContentKeeper
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.rpc import tls
 from xorepd.xapi.rpc.explained import explain
@@ -114,8 +115,12 @@ class DiskEndpoint:
     async def discard(self, task_ref: Ref) -> None:
         await self._pool.discard_request(task_ref)
 
-    def keeping(self, vdi: VdiUuid, content: str) -> AbstractAsyncContextManager[ContentKeeper]:
-        return keeping_content(self._pool, vdi, content)
+    @asynccontextmanager
+    async def keeping(self, vdi: VdiUuid, content: str) -> AsyncIterator[ContentKeeper]:
+        """Keep the content id of a disk until the block ends; `settle` at its good end."""
+        keeper = ContentKeeper(self._pool, vdi, content)
+        async with background((f"content {vdi}", keeper.watch())):
+            yield keeper
 
     def explain(self, code: str, params: Sequence[str]) -> tuple[str, Remedy]:
         """Return a sentence with advice for an error of the pool, and its remedy."""

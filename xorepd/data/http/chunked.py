@@ -73,10 +73,6 @@ class ChunkedWriter:
         self.confirmed = 0
         """How much of that the pool has confirmed."""
 
-    async def begin(self) -> None:
-        """Open the first segment: whoever is refused here has lost nothing."""
-        await self._begin_segment()
-
     async def write(self, offset: int, data: memoryview) -> None:
         parts = without_zeroes(offset, data) if self._fresh else [(offset, data)]
         for start, part in parts:
@@ -84,7 +80,7 @@ class ChunkedWriter:
                 self._taken_to = start
                 await self._end_segment()
             if self._upload is None:
-                await self._begin_segment()
+                await self.begin_segment()
             await self._put(_CHUNK.pack(start, len(part)), part)
             self._in_segment += len(part)
             self.sent += len(part)
@@ -134,7 +130,8 @@ class ChunkedWriter:
         late = asyncio.get_running_loop().time() > self._until
         return self._in_segment > 0 and (late or self._in_segment >= SEGMENT_BYTES)
 
-    async def _begin_segment(self) -> None:
+    async def begin_segment(self) -> None:
+        """Open a request, and wait until a host has accepted it."""
         clock = asyncio.get_running_loop().time
         began = clock()
         query = {"format": "raw", "chunked": "true"}
@@ -188,7 +185,7 @@ async def open_chunked(
         endpoint, vdi, what, fresh=fresh, confirmed_to=confirmed_to, content=content
     )
     try:
-        await writer.begin()
+        await writer.begin_segment()  # before any data is read: a refusal costs nothing
         yield writer
     finally:
         await writer.close()

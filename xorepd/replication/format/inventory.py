@@ -188,16 +188,16 @@ def read_source(cache: Tables, stream: ReplicaKey, vm: Vm) -> SourceSide:
     for candidate in cache.pointing(Vm, "snapshot_of", vm.ref):
         if not candidate.is_a_snapshot:
             continue
-        mark = own_mark(candidate)
+        mark, image = own_mark(candidate), cache.vdis.get(candidate.suspend_vdi)
         if mark is not None:
             if mark.role is Role.SOURCE and mark.stream.of_source == of_source:
                 disks = tuple(_source_disks(cache, candidate, of_source))
-                snapshots.append(VmSnapshot(candidate, mark, disks, _image_of(cache, candidate)))
+                snapshots.append(VmSnapshot(candidate, mark, disks, image))
         elif run := run_that_named(candidate):
             blank = Mark(Role.SOURCE, of_source, run)
             taken = (vdi for _, vdi in disks_of(cache, candidate) if vdi.is_a_snapshot)
             disks = tuple(Marked(vdi, _unsigned_mark(vdi, blank)) for vdi in taken)
-            unsigned.append(VmSnapshot(candidate, blank, disks, _image_of(cache, candidate)))
+            unsigned.append(VmSnapshot(candidate, blank, disks, image))
     orphans = [
         Marked(each.what, each.mark)
         for each in marks_on(cache).disks.find(of_source, Role.SOURCE, signed=True)
@@ -282,12 +282,6 @@ def is_attached(cache: Tables, vdi: Vdi) -> bool:
     return any(vbd.currently_attached for vbd in cache.present(Vbd, vdi.vbds))
 
 
-def _source_mark(vdi: Vdi, of_source: ReplicaKey) -> Mark | None:
-    mark = own_mark(vdi)
-    is_ours = mark is not None and mark.role is Role.SOURCE and mark.stream.of_source == of_source
-    return mark if is_ours else None
-
-
 def _unsigned_mark(vdi: Vdi, blank: Mark) -> Mark:
     """Return the mark that a disk of an unsigned snapshot would have got, with what it held."""
     run, content = snapshotting_on(vdi.other_config)
@@ -298,7 +292,8 @@ def _unsigned_mark(vdi: Vdi, blank: Mark) -> Mark:
 
 def _source_disks(cache: Tables, snapshot: Vm, of_source: ReplicaKey) -> Iterator[Marked]:
     for _, vdi in disks_of(cache, snapshot):
-        if (mark := _source_mark(vdi, of_source)) is not None:
+        mark = own_mark(vdi)
+        if mark and mark.role is Role.SOURCE and mark.stream.of_source == of_source:
             yield Marked(vdi, mark)
 
 
@@ -318,7 +313,7 @@ def _read_memory(cache: Tables, vm: Vm, mark: Mark) -> VmSnapshot:
 
     marked = ((vdi, mark_on(vdi)) for _, vdi in disks_of(cache, vm))
     disks = tuple(Marked(vdi, own) for vdi, own in marked if own is not None)
-    image = _image_of(cache, vm)
+    image = cache.vdis.get(vm.suspend_vdi)
     return VmSnapshot(vm, mark, disks, image if image and mark_on(image) else None)
 
 
@@ -326,10 +321,6 @@ def is_taken(memory: VmSnapshot) -> bool:
     """Return whether somebody has resumed a suspended VM of ours, or it has other memory by now."""
     is_whole = bool(memory.mark.snapshot)
     return is_whole and (memory.vm.power_state != "Suspended" or memory.image is None)
-
-
-def _image_of(cache: Tables, vm: Vm) -> Vdi | None:
-    return cache.vdis.get(vm.suspend_vdi)
 
 
 def _fresh_point(cache: Tables, replica: Vm, mark: Mark) -> VmSnapshot | None:

@@ -150,7 +150,7 @@ async def release(pool: Pool, what: VmSnapshot | Marked, sr: str) -> None:
     try:
         match what:
             case VmSnapshot(vm=vm):
-                if await _is_for_others(pool, "VM", vm, sr):
+                if (await _uses_now(pool, "VM", vm)).keys() - {sr}:
                     log.info("snapshot.released", snapshot=vm.uuid, sr=sr)
                     await _strike_off(pool, "VM", vm, sr)
                     for disk in what.disks:
@@ -159,7 +159,7 @@ async def release(pool: Pool, what: VmSnapshot | Marked, sr: str) -> None:
                     await destroy_group(pool, what)
             case Marked(vdi=vdi):
                 is_held = older_metadata(pool.cache, vdi) is not None  # then any run may take it
-                if await _is_for_others(pool, "VDI", vdi, sr) or is_held:
+                if (await _uses_now(pool, "VDI", vdi)).keys() - {sr} or is_held:
                     await _strike_off(pool, "VDI", vdi, sr)
                 else:
                     await try_destroy_disk(pool, vdi)
@@ -225,10 +225,6 @@ async def say_use(pool: Pool, base: VmSnapshot | Marked, sr: str, use: Use) -> N
     kind, ref = ("VM", base.vm.ref) if isinstance(base, VmSnapshot) else ("VDI", base.vdi.ref)
     with suppress(ObjectGone):
         await update_keys(pool, kind, ref, "other_config", {FOR + sr: use.value})
-
-
-async def _is_for_others(pool: Pool, kind: str, what: Vm | Vdi, sr: str) -> bool:
-    return bool((await _uses_now(pool, kind, what)).keys() - {sr})
 
 
 async def _uses_now(pool: Pool, kind: str, what: Vm | Vdi) -> dict[str, Use]:
