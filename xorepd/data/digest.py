@@ -112,14 +112,7 @@ class Observed:
 
     def __init__(self, reader: Reader, digest: Digest, moved: Meter) -> None:
         self._reader, self._digest, self._moved = reader, digest, moved
-
-    @property
-    def virtual_size(self) -> int:
-        return self._reader.virtual_size
-
-    @property
-    def extents(self) -> Iterable[Extent]:
-        return self._reader.extents
+        self.virtual_size, self.extents = reader.virtual_size, reader.extents
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         async with aclosing(self._reader.pieces()) as pieces:

@@ -8,7 +8,7 @@ reader ────────────────────►┴─► 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 
 import structlog
@@ -29,7 +29,6 @@ from xorepd.data.fingerprints import (
 from xorepd.data.reader import Piece, Reader
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import StateError
-from xorepd.extents import Extent
 
 log = structlog.get_logger(__name__)
 
@@ -307,15 +306,7 @@ class Mapped:
     ) -> None:
         self._reader, self._builder = reader, builder
         self._start, self._end, self._is_blank = start, end, is_blank
-
-    @property
-    def virtual_size(self) -> int:
-        return self._reader.virtual_size
-
-    @property
-    def extents(self) -> Iterable[Extent]:
-        """What may come: some of it is left out."""
-        return self._reader.extents
+        self.virtual_size, self.extents = reader.virtual_size, reader.extents
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         end = self.virtual_size if self._end is None else self._end

@@ -40,14 +40,7 @@ class Rest:
 
     def __init__(self, reader: Reader, start: int, seen: Callable[[int, memoryview], None]) -> None:
         self._reader, self._start, self._seen = reader, start, seen
-
-    @property
-    def virtual_size(self) -> int:
-        return self._reader.virtual_size
-
-    @property
-    def extents(self) -> Iterable[Extent]:
-        return Beyond(self._reader.extents, self._start)
+        self.virtual_size, self.extents = reader.virtual_size, Beyond(reader.extents, start)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         async with aclosing(self._reader.pieces()) as pieces:

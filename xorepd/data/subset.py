@@ -76,18 +76,11 @@ class Narrowed:
     """
 
     def __init__(self, reader: Reader, within: BlockMap) -> None:
-        self._reader, self._within = reader, within
-
-    @property
-    def virtual_size(self) -> int:
-        return self._reader.virtual_size
-
-    @property
-    def extents(self) -> BlockMap:
-        return self._within
+        self._reader = reader
+        self.virtual_size, self.extents = reader.virtual_size, within
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        sieve = Sieve(self._within)
+        sieve = Sieve(self.extents)
         async with aclosing(self._reader.pieces()) as pieces:
             async for offset, data in pieces:
                 for part in sieve.parts(offset, data):
@@ -102,18 +95,11 @@ class Filled:
     """
 
     def __init__(self, reader: Reader, within: Iterable[Extent]) -> None:
-        self._reader, self._within = reader, within
-
-    @property
-    def virtual_size(self) -> int:
-        return self._reader.virtual_size
-
-    @property
-    def extents(self) -> Iterable[Extent]:
-        return self._within
+        self._reader = reader
+        self.virtual_size, self.extents = reader.virtual_size, within
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        sieve, gaps = Sieve(self._within), _Gaps(self._within)
+        sieve, gaps = Sieve(self.extents), _Gaps(self.extents)
         async with aclosing(self._reader.pieces()) as pieces:
             async for offset, data in pieces:
                 for start, part in sieve.parts(offset, data):

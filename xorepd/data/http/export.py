@@ -80,22 +80,17 @@ class _Export:
 class ExportReader(_Export):
     """A disk while it is exported as a VHD stream; see `open_export`."""
 
+    virtual_size: int
+    extents: BlockMap
+
     def __init__(
         self, endpoint: Endpoint, task_ref: Ref, response: Response, what: str, *, delta: bool
     ) -> None:
         super().__init__(endpoint, task_ref, response, what)
         self._parser = VhdStreamParser(differencing=delta)
 
-    @property
-    def virtual_size(self) -> int:
-        return self._parser.virtual_size
-
-    @property
-    def extents(self) -> BlockMap:
-        return self._parser.extents
-
     async def read_head(self) -> None:
-        """Read up to the first block: afterwards the extents are known.
+        """Read up to the first block: it tells the size of the disk, and what will come.
 
         Raises:
             DataError: this is no VHD stream, or none of the expected kind.
@@ -111,6 +106,7 @@ class ExportReader(_Export):
                     raise AssertionError("disk data before the end of the head")
             except VhdError as error:
                 raise ProtocolViolation(self._what, str(error)) from None
+        self.virtual_size, self.extents = self._parser.virtual_size, self._parser.extents
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         try:
@@ -143,30 +139,22 @@ class RawReader(_Export):
         self, endpoint: Endpoint, task_ref: Ref, response: Response, what: str, virtual_size: int
     ) -> None:
         super().__init__(endpoint, task_ref, response, what)
-        self._virtual_size = virtual_size
-
-    @property
-    def virtual_size(self) -> int:
-        return self._virtual_size
-
-    @property
-    def extents(self) -> list[Extent]:
-        return [Extent(0, self._virtual_size)]
+        self.virtual_size, self.extents = virtual_size, [Extent(0, virtual_size)]
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         offset = 0
-        while offset < self._virtual_size:
-            wanted = min(PIECE, self._virtual_size - offset)
+        while offset < self.virtual_size:
+            wanted = min(PIECE, self.virtual_size - offset)
             data = await self._receive(wanted)
             if len(data) < wanted:  # only here can it be a failure: a disk may begin like one
                 refusal = await self._refusal(data) if offset == 0 else None
-                cut = StreamCut(self._what, offset + len(data), self._virtual_size)
+                cut = StreamCut(self._what, offset + len(data), self.virtual_size)
                 raise await self._explained(refusal or cut)
             yield offset, data
             offset += len(data)
         if await self._receive(1):
             raise await self._explained(
-                ProtocolViolation(self._what, f"more than {self._virtual_size} bytes came")
+                ProtocolViolation(self._what, f"more than {self.virtual_size} bytes came")
             )
         await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
 

@@ -72,22 +72,14 @@ class NbdReader:
         holding: Holding | None = None,
     ) -> None:
         self._open, self._what, self._holding = open_connections, what, holding
-        self._virtual_size, self._extents = virtual_size, extents
+        self.virtual_size, self.extents = virtual_size, extents
         self._stack = AsyncExitStack()
         self._connections: Sequence[NbdConnection] = ()
         self.reconnects = 0
 
-    @property
-    def virtual_size(self) -> int:
-        return self._virtual_size
-
-    @property
-    def extents(self) -> Iterable[Extent]:
-        return self._extents
-
     def narrow(self, extents: Iterable[Extent]) -> None:
         """Read other extents instead; before the first piece."""
-        self._extents = extents
+        self.extents = extents
 
     async def connect(self) -> None:
         """Open the connections, or open them anew.
@@ -98,10 +90,10 @@ class NbdReader:
         await self.close()
         self._connections = await self._stack.enter_async_context(self._open())
         for connection in self._connections:
-            if connection.size < self._virtual_size:
+            if connection.size < self.virtual_size:
                 raise ProtocolViolation(
                     self._what,
-                    f"NBD serves {connection.size} bytes, the disk has {self._virtual_size}",
+                    f"NBD serves {connection.size} bytes, the disk has {self.virtual_size}",
                 )
 
     async def close(self) -> None:
@@ -109,7 +101,7 @@ class NbdReader:
         await stack.aclose()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        requests = (part for extent in self._extents for part in split(extent, PIECE))
+        requests = (part for extent in self.extents for part in split(extent, PIECE))
         asked: deque[Extent] = deque()
         buffer = memoryview(bytearray(PIECE))
         tries = 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import structlog
 
 from xorepd.data.reader import Piece, Reader
 from xorepd.errors import XorepdError
-from xorepd.extents import Extent
 from xorepd.ids import Ref
 from xorepd.replication.format.marks import CONFIRMED, confirmed_text
 from xorepd.xapi.pool import Pool
@@ -77,14 +76,7 @@ class Confirming:
 
     def __init__(self, reader: Reader, confirmations: Confirmations) -> None:
         self._reader, self._confirmations = reader, confirmations
-
-    @property
-    def virtual_size(self) -> int:
-        return self._reader.virtual_size
-
-    @property
-    def extents(self) -> Iterable[Extent]:
-        return self._reader.extents
+        self.virtual_size, self.extents = reader.virtual_size, reader.extents
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         async with aclosing(self._reader.pieces()) as pieces:
