@@ -50,12 +50,12 @@ class EventFeed:
 
     async def run(self) -> None:
         """Feed the cache; returns when the session is closed for good, or on cancellation."""
-        token, failures = "", 0
+        loop, token, failures = asyncio.get_running_loop(), "", 0
         try:
             while not self._stop.is_set():
                 self._hurry.clear()  # whoever called until now is served by what comes next
                 try:
-                    batch = await self._next(token)
+                    batch = await loop.run_in_executor(self._executor, self._poll, token)
                     await self._take(batch)
                 except XorepdError as error:
                     if self._stop.is_set():
@@ -85,10 +85,6 @@ class EventFeed:
         """Release the thread; the session must be closed before, which ends its wait."""
         self._stop.set()
         await asyncio.to_thread(self._executor.shutdown, wait=True)
-
-    async def _next(self, token: str) -> EventBatch:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._poll, token)
 
     def _poll(self, token: str) -> EventBatch:
         answer = self._session.call_blocking(
