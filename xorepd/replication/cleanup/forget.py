@@ -136,7 +136,7 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
     if f.source is not None and vm is not None:
         used = f.terms.even_if_used or f.terms.keep_replica
         diverged = Diverged.REPLACE if used else Diverged.REFUSE
-        _, side, _ = await sweep(_pair(f, f.source, vm), diverged)
+        _, side, _ = await sweep(_pair(f, f.source, vm), diverged, to_resume=None)
         return side
     await f.target.refresh()
     pools = [pool for pool in (f.source, f.target) if pool is not None]
@@ -162,6 +162,7 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
 
 
 def _pair(f: Forgetting, source: Pool, vm: Vm) -> Pair:
+    """Return the stream's pair, for its sweep: nothing is transferred."""
     job = f.job or "removed"
     return Pair(
         source=source,

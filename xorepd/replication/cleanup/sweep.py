@@ -104,7 +104,7 @@ async def sweep(
     diverged: Diverged,
     sides: tuple[SourceSide, TargetSide] | None = None,
     *,
-    to_resume: JobSettings | None = None,
+    to_resume: JobSettings | None,
 ) -> tuple[SourceSide, TargetSide, Leftover | None]:
     """Clean up both pools and return what they hold then, and what of it can be continued.
 
@@ -113,8 +113,8 @@ async def sweep(
     Args:
         diverged: whether a commit is finished, or undone, on a replica that was worked on.
         sides: what both pools hold, if that has just been read.
-        to_resume: the job that can continue an interrupted transfer. Without it what such a
-            transfer left is removed, too.
+        to_resume: the job that can continue an interrupted transfer; with None, what such a
+            transfer left is removed as well.
 
     Raises:
         XapiError: a pool does not answer, or a commit could neither be finished nor undone.

@@ -77,8 +77,8 @@ async def _replicate(a: Assignment) -> Outcome:
 
     enter("preflight")
     await wait_for_migration(pair)
-    sides = await read_sides(pair)
-    source, target = without_excluded(job, sides[0]), sides[1]
+    whole, target = await read_sides(pair)
+    source = without_excluded(job, whole)
     check_source(a, source)
     await check_memory(a, source)
     check_current(pair, target)
@@ -86,8 +86,8 @@ async def _replicate(a: Assignment) -> Outcome:
     interfaces = plan_interfaces(a, source.vm)
 
     enter("sweep")
-    source, target, leftover = await sweep(pair, job.diverged, sides, to_resume=job)
-    source = without_excluded(job, source)
+    whole, target, leftover = await sweep(pair, job.diverged, (whole, target), to_resume=job)
+    source = without_excluded(job, whole)
 
     tell_of_changed(pair, a.progress, target)
     enter("plan")
