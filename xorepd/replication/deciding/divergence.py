@@ -11,7 +11,7 @@ would detach them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from xorepd.errors import Refused
@@ -42,12 +42,9 @@ def find_divergence(side: TargetSide, wanted: Collection[str] = ()) -> list[Dive
     Args:
         wanted: devices that the next commit is going to fill.
     """
-    return list(_find(side, wanted)) if side.mark is not None else []
-
-
-def _find(side: TargetSide, wanted: Collection[str]) -> Iterator[Divergence]:
     mark = side.mark
-    assert mark is not None
+    if mark is None:
+        return []
     twins = {disk.vdi.snapshot_of: disk.vdi for point in side.points[:1] for disk in point.disks}
     sent = [disk.mark for point in side.points[:1] for disk in point.disks if disk.mark.disk]
     filled = {*mark.disks, *wanted, *(each.device for each in sent)}
@@ -59,18 +56,19 @@ def _find(side: TargetSide, wanted: Collection[str]) -> Iterator[Divergence]:
     }
     if mark.commit is not None:
         filled.update(mark.commit.old, mark.commit.new)
-    seen = set()
+    found, seen = [], set()
     for vbd, vdi in side.live:
         seen.add(vdi.uuid)
         own = own_mark(vdi)
         if own is not None and is_live(vdi, mark.stream):
             if content_of(vdi, own, twins.get(vdi.ref)) is Content.CHANGED:
-                yield Divergence(vdi, WRITTEN)
+                found.append(Divergence(vdi, WRITTEN))
         elif vbd.userdevice in filled and vdi.content_id not in in_points - {""}:
-            yield Divergence(vdi, EXCHANGED.format(vbd.userdevice))
+            found.append(Divergence(vdi, EXCHANGED.format(vbd.userdevice)))
     if mark.commit is not None:
         named = {*mark.commit.old.values(), *mark.commit.new.values()} - seen
-        yield from (Divergence(vdi, WRITTEN) for vdi in side.written if vdi.uuid in named)
+        found += [Divergence(vdi, WRITTEN) for vdi in side.written if vdi.uuid in named]
+    return found
 
 
 def refuse_divergence(pool: str, job: str, side: TargetSide, wanted: Collection[str] = ()) -> None:
