@@ -202,7 +202,7 @@ async def test_a_server_with_another_certificate_is_left_for_the_export(tracked:
     record = await run(tracked)
 
     assert {disk.reader for disk in record.disks} == {"export-changes"}
-    assert all("not the one that the pool told" in disk.reader_reason for disk in record.disks)
+    assert all("not the one that the pool gave" in disk.reader_reason for disk in record.disks)
     await tracked.newest_equals_its_source()
     assert await tracked.left_over() == []
 

@@ -158,7 +158,7 @@ def forget_bases(xenapi: Any) -> None:
 @contextmanager
 def all_taken(budget: Budget) -> Iterator[None]:
     """Let somebody else have all the memory while a block lasts."""
-    with budget.holding() as other:
+    with budget.allocate() as other:
         taking = other.take(budget.size)
         with suppress(StopIteration):  # there is nothing to wait for
             taking.send(None)

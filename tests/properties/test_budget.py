@@ -65,7 +65,7 @@ def test_budget_is_never_exceeded_and_everybody_is_served_in_turn(
     async def work(number: int, disk: Disk) -> None:
         await turns(disk.comes_after)
         with ExitStack() as stack:
-            holdings = [stack.enter_context(budget.holding()) for _ in disk.needs]
+            holdings = [stack.enter_context(budget.allocate()) for _ in disk.needs]
             stack.callback(gone.add, number)
             came[number] = holdings[0]
             await budget.take(dict(zip(holdings, disk.needs, strict=True)))
@@ -134,7 +134,7 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
 
         async def carry(number: int) -> None:
             async with turn:
-                with budget.holding() as holding:
+                with budget.allocate() as holding:
                     given[name, number] = await read(name, reads, number, holding, pause)
                     checked()
 
@@ -173,7 +173,7 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
 
     async def other(pause: int, works: int) -> None:
         await turns(pause)
-        with budget.holding() as holding:
+        with budget.allocate() as holding:
             await holding.take(CARRYING)
             checked()
             await turns(works)
@@ -219,7 +219,7 @@ def test_budget_that_changes_serves_everybody_in_the_end(sizes: list[int], disks
     budget = Budget(sizes[0] * MiB)
 
     async def disk() -> None:
-        with budget.holding() as holding:
+        with budget.allocate() as holding:
             await holding.take(CARRYING)
             await turns(3)
 

@@ -21,7 +21,7 @@ class Waiter:
         self.task = group.create_task(self._run())
 
     async def _run(self) -> None:
-        with self._budget.holding(self._note) as self.holding:
+        with self._budget.allocate(self._note) as self.holding:
             await self.holding.take(CARRYING)
             self.has_it.set()
             await self._done.wait()
@@ -41,7 +41,7 @@ async def settle() -> None:
 @contextmanager
 def holdings(budget: Budget, count: int) -> Iterator[list[Holding]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(budget.holding()) for _ in range(count)]
+        yield [stack.enter_context(budget.allocate()) for _ in range(count)]
 
 
 async def test_those_who_find_nothing_left_wait_and_are_served_in_their_order() -> None:
@@ -121,7 +121,7 @@ async def test_one_who_leaves_before_is_not_counted_among_those_who_wait_togethe
     with holdings(budget, 2) as (other, stays):
         await other.take(CARRYING)
         async with asyncio.TaskGroup() as group:
-            with budget.holding() as leaves:
+            with budget.allocate() as leaves:
                 group.create_task(budget.take({leaves: CARRYING, stays: CARRYING}))
                 await settle()
                 assert stays.need == 0
@@ -146,9 +146,9 @@ async def test_whoever_needs_more_gives_back_what_he_has_before_he_waits() -> No
 
 async def test_what_is_larger_than_the_budget_is_let_in_alone() -> None:
     budget = Budget(CARRYING)
-    with budget.holding() as large:
+    with budget.allocate() as large:
         async with asyncio.TaskGroup() as group:
-            with budget.holding() as other:
+            with budget.allocate() as other:
                 await other.take(WRITING)
                 group.create_task(large.take(2 * CARRYING))
                 await settle()
@@ -188,7 +188,7 @@ async def test_extra_memory_is_asked_back_when_others_come() -> None:
 
 async def test_extra_memory_is_asked_back_when_the_budget_shrinks() -> None:
     budget = Budget(16 * MiB)
-    with budget.holding() as one:
+    with budget.allocate() as one:
         await one.take(4 * MiB)
         assert one.grow(12 * MiB)
         budget.size = 6 * MiB

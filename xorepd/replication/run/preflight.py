@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import structlog
 
 from xorepd.config.models import Diverged
-from xorepd.errors import Frozen, ObjectBusy, Refused
+from xorepd.errors import ObjectBusy, Refused, RoleConflict
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.deciding.chains import CLOSE, MAX_DEPTH, deepest
 from xorepd.replication.deciding.disk_sizes import (
@@ -178,11 +178,11 @@ def check_current(a: Assignment, side: TargetSide) -> None:
     """Refuse to copy over what is, or was, active by itself.
 
     Raises:
-        Frozen: source and replica are at odds.
+        RoleConflict: source and replica are at odds.
     """
     said = own_current(a.vm)
     if odds := at_odds(a.current, said is not None, side.replica):
-        raise Frozen(
+        raise RoleConflict(
             f"VM {a.vm.name_label}: nothing is copied to its replica on pool {a.target.name}, "
             f"because {odds}; find out which of the two holds the work that counts before you let "
             "one of them replace the other"
