@@ -11,7 +11,7 @@
      named above ├─ Refused                    OPERATOR   preflight found a reason not to start │
      ├─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them │   └─
      WrittenTo              RETRY      something wrote to a disk of ours during the run ├─
-     RoleConflict                     OPERATOR   source and replica are at odds about who is current
+     ├─ Frozen                     OPERATOR   source and replica are at odds about who is current
      ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR ├─
      LeaseLost                  RETRY      a run may write no more ├─ HookFailed
      OPERATOR   command, reason ├─ DataError │   ├─ StreamCut              RETRY      the stream
@@ -269,8 +269,8 @@ class WrittenTo(Refused):
         )
 
 
-class RoleConflict(XorepdError):
-    """Source and replica disagree about which of them is active: nothing was started."""
+class Frozen(XorepdError):
+    """Source and replica disagree about which of them is current: nothing was started."""
 
     remedy = Remedy.OPERATOR
 

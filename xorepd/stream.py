@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self, cast
 
-from xorepd.patience import Patience, Stalled
+from xorepd.stall import Stalled, StallTimer
 
 __all__ = ["ByteStream", "CheckPeer", "Ended", "Stalled"]
 
@@ -72,8 +72,8 @@ class ByteStream(asyncio.BufferedProtocol):
         self._targets: deque[memoryview] = deque()
         self._received = 0
         self._some = False
-        self._reading = Patience(self._loop, stall, lambda: self._arrived, slowest=SLOWEST)
-        self._writing = Patience(self._loop, stall, self._unsent, slowest=SLOWEST)
+        self._reading = StallTimer(self._loop, stall, lambda: self._arrived, slowest=SLOWEST)
+        self._writing = StallTimer(self._loop, stall, self._unsent, slowest=SLOWEST)
         self._paused = False
         self._full = False
         self._lost: BaseException | None = None

@@ -13,7 +13,7 @@ from xorepd.screen import Rows, Words, stacked
 from xorepd.state.records import MEMORY, DiskRecord, Outcome, RunRecord
 from xorepd.units import format_duration, format_size
 
-EXPLAINED = (Outcome.FAILED, Outcome.LEASE_HELD, Outcome.ROLE_CONFLICT, Outcome.INTERRUPTED)
+EXPLAINED = (Outcome.FAILED, Outcome.LEASE_HELD, Outcome.FROZEN, Outcome.INTERRUPTED)
 """Outcomes that the status explains in a sentence."""
 
 

@@ -30,7 +30,7 @@ STYLES = {
     Outcome.FAILED: "bold red",
     Outcome.CANCELLED: "yellow",
     Outcome.LEASE_HELD: "yellow",
-    Outcome.ROLE_CONFLICT: "bold red",
+    Outcome.FROZEN: "bold red",
     Outcome.NO_VMS: "yellow",
     Outcome.INTERRUPTED: "yellow",
 }

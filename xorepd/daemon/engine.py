@@ -14,8 +14,8 @@ from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
 from xorepd.control.protocol import PoolStatus
 from xorepd.daemon.orphans import Orphans
-from xorepd.data.budget import Budget
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.memory_budget import MemoryBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import ConfigError, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.process.lending import Pools
@@ -53,8 +53,8 @@ class Engine:
         self._room = Reservations()
         self._maps = maps
         self._leases = Leases(owner, settings.daemon.lease)
-        self._nbd = NbdBudget()
-        self.budget = Budget(settings.daemon.memory)
+        self._nbd = NbdConnectionLimit()
+        self.budget = MemoryBudget(settings.daemon.memory)
         self.links = Links()
         self._offered = self.links
         self._sources: defaultdict[str, SourceVm] = defaultdict(SourceVm)

@@ -26,7 +26,7 @@ from xorepd.replication.deciding.orphans import Known, Orphan, find_orphans
 from xorepd.replication.format.doubts import find_unresolved
 from xorepd.replication.format.marks import ReplicaKey
 from xorepd.state.maps import Maps
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr
 
@@ -190,10 +190,10 @@ class Orphans:
             status=404,
         )
 
-    async def _ask(self) -> tuple[dict[PoolName, Cache], dict[str, str]]:
+    async def _ask(self) -> tuple[dict[PoolName, PoolCache], dict[str, str]]:
         """Refresh and return the records of all pools; and for each that did not answer, why."""
         settings = self._settings()
-        caches: dict[PoolName, Cache] = {}
+        caches: dict[PoolName, PoolCache] = {}
         not_asked: dict[str, str] = {}
 
         async def ask(configured: PoolSettings) -> None:

@@ -361,7 +361,7 @@ def _log_finished(record: RunRecord) -> None:
     if record.finished_at is not None:
         duration = record.finished_at - record.started_at
         facts["duration_s"] = round(duration.total_seconds(), 3)
-    if record.outcome not in (Outcome.FAILED, Outcome.ROLE_CONFLICT):
+    if record.outcome not in (Outcome.FAILED, Outcome.FROZEN):
         log.info("run.finished", **facts)
     elif record.remedy == Remedy.OPERATOR.value:
         log.error("run.finished", **facts)

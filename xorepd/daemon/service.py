@@ -44,7 +44,7 @@ from xorepd.daemon.runs import AlreadyRunning, Board, Run, Runs
 from xorepd.daemon.scheduler import Scheduler, is_scheduled
 from xorepd.daemon.status import job_reply, job_status
 from xorepd.daemon.streaming import stream_steps
-from xorepd.data.budget import Budget
+from xorepd.data.memory_budget import MemoryBudget
 from xorepd.errors import ControlError, XorepdError
 from xorepd.ids import JobName
 from xorepd.process.systemd import Notifier
@@ -107,7 +107,7 @@ class Service:
         load: Load,
         apply: Apply,
         links: Links,
-        budget: Budget,
+        budget: MemoryBudget,
         orphans: Orphans,
         pool_states: Callable[[], tuple[PoolStatus, ...]],
     ) -> None:

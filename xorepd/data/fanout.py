@@ -3,12 +3,12 @@
     reader ─► pump ─┬─► queue ─► branch ─► transport
                     └─► queue ─► branch ─► transport
 
-A queue holds `WINDOW` bytes. A piece is copied once, and the queues share the copy. While all
+A queue holds `QUEUE_BYTES` bytes. A piece is copied once, and the queues share the copy. While all
 queues are full the pump waits, and so the reader does. While one is full and another branch has
 nothing to do, the slow branch holds up the other. The queues get longer then, as long as there is
-memory. Streams stop for a moment here and there, so the rest may last `PATIENCE_S`, and a twentieth
-of the time that the read has taken. Then the slow branch is detached. It goes on behind what it has
-in its queue with a reader of its own.
+memory. Streams stop for a moment here and there, so the rest may last `FIRST_DELAY_S`, and a
+twentieth of the time that the read has taken. Then the slow branch is detached. It goes on behind
+what it has in its queue with a reader of its own.
 
 The memory for all of it is taken before the reader is opened, as one: what every branch needs by
 itself, and what the shared reader needs. A branch that has no reader of its own has room for its
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, closing
 
-from xorepd.data.budget import CARRYING, READING, Budget, Holding, Window
+from xorepd.data.memory_budget import CARRYING, READING, Allocation, MemoryBudget, ReadAhead
 from xorepd.data.reader import Piece, Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
@@ -31,23 +31,23 @@ from xorepd.units import MiB
 PIECE = 1 * MiB
 """No reader gives more at once."""
 
-WINDOW = READING - PIECE
+QUEUE_BYTES = READING - PIECE
 """Bytes that one branch may be behind: with the piece that comes on top, what a reader needs."""
 
-LARGEST_WINDOW = 16 * MiB
+LARGEST_QUEUE = 16 * MiB
 """The same where there is memory: what a connection of 1 Gbit/s moves in 130 ms."""
 
-PATIENCE_S = 0.25
+FIRST_DELAY_S = 0.25
 """Seconds for which slow branches may hold up the others at the beginning of a read."""
 
-SHARE = 0.05
+DELAY_SHARE = 0.05
 """Part of the time by which that grows: after the two minutes that a segment of an import takes,
 it covers the seconds that a pool takes to confirm it."""
 
-MOST_S = 5.0
+LARGEST_DELAY_S = 5.0
 """Where it ends growing: a target that hangs costs the others no more."""
 
-OpenReader = Callable[[Holding], AbstractAsyncContextManager[Reader]]
+OpenReader = Callable[[Allocation], AbstractAsyncContextManager[Reader]]
 """Open the shared reader, which reads ahead in this memory."""
 OpenRest = Callable[[Reader, int], AbstractAsyncContextManager[Reader]]
 """Open what a reader would still give from an offset on."""
@@ -56,9 +56,9 @@ OpenRest = Callable[[Reader, int], AbstractAsyncContextManager[Reader]]
 class Branch:
     """A `Reader` that gives what the shared one does; made by `FanOut.attach`."""
 
-    def __init__(self, fan: FanOut, holding: Holding) -> None:
+    def __init__(self, fan: FanOut, allocation: Allocation) -> None:
         self._fan = fan
-        self.holding = holding
+        self.allocation = allocation
         self.open_rest: OpenRest | None = None
         """What it goes on with when it is detached; set before it is read."""
         self._queue: deque[tuple[int, bytes]] = deque()
@@ -135,7 +135,7 @@ class Branch:
         self._fan.stir()
 
 
-def most_branches(budget: Budget) -> int:
+def most_branches(budget: MemoryBudget) -> int:
     """Return how many one shared read may have: what they need is had at once or never."""
     return (budget.size - READING) // CARRYING
 
@@ -152,14 +152,14 @@ class FanOut:
     def __init__(
         self,
         open_reader: OpenReader,
-        budget: Budget,
+        budget: MemoryBudget,
         *,
         on_slow: Callable[[Branch], None] = lambda branch: None,
-        window: int = WINDOW,
-        patience_s: float = PATIENCE_S,
+        window: int = QUEUE_BYTES,
+        patience_s: float = FIRST_DELAY_S,
     ) -> None:
         self._open_reader, self.budget, self._on_slow = open_reader, budget, on_slow
-        self._first_window, self._patience_s = window, patience_s
+        self._first_queue, self._patience_s = window, patience_s
         self._branches: list[Branch] = []
         self._stirred, self._opened = asyncio.Event(), asyncio.Event()
         self._reader: Reader | None = None
@@ -173,13 +173,13 @@ class FanOut:
     async def opened(self) -> None:
         await self._opened.wait()
 
-    def attach(self, holding: Holding) -> Branch:
+    def attach(self, allocation: Allocation) -> Branch:
         """Return one more branch; `run` has not begun yet.
 
         Args:
-            holding: has what the branch needs once the reader is open.
+            allocation: has what the branch needs once the reader is open.
         """
-        branch = Branch(self, holding)
+        branch = Branch(self, allocation)
         self._branches.append(branch)
         return branch
 
@@ -198,13 +198,13 @@ class FanOut:
         """
         failure: Exception | None = DataError("the reading that several targets shared was ended")
         try:
-            with self.budget.holding() as holding:
-                needs = {branch.holding: CARRYING for branch in self.attached}
-                await self.budget.take({holding: READING, **needs})
-                async with self._open_reader(holding) as reader:
+            with self.budget.allocate() as allocation:
+                needs = {branch.allocation: CARRYING for branch in self.attached}
+                await self.budget.take({allocation: READING, **needs})
+                async with self._open_reader(allocation) as reader:
                     self._reader = reader
                     self._opened.set()
-                    await self._pump(reader, holding)
+                    await self._pump(reader, allocation)
             failure = None
         except Exception as error:
             failure = error
@@ -213,9 +213,9 @@ class FanOut:
                 branch.part(failure=failure, has_all=failure is None)
             self._opened.set()
 
-    async def _pump(self, reader: Reader, holding: Holding) -> None:
-        patience = Patience(self._patience_s, asyncio.get_running_loop().time())
-        with closing(Window(holding, self._first_window, LARGEST_WINDOW)) as window:
+    async def _pump(self, reader: Reader, allocation: Allocation) -> None:
+        patience = DelayAllowance(self._patience_s, asyncio.get_running_loop().time())
+        with closing(ReadAhead(allocation, self._first_queue, LARGEST_QUEUE)) as window:
             async with aclosing(reader.pieces()) as pieces:
                 async for offset, data in pieces:
                     await self._room(window, patience)
@@ -225,7 +225,7 @@ class FanOut:
                     for branch in self.attached:
                         branch.give(offset, copy)
 
-    async def _room(self, window: Window, patience: Patience) -> None:
+    async def _room(self, window: ReadAhead, patience: DelayAllowance) -> None:
         """Wait until every attached branch can take a piece, or is no longer attached."""
         loop = asyncio.get_running_loop()
         behind = max(branch.backlog for branch in self._branches)
@@ -250,7 +250,7 @@ class FanOut:
             patience.spend(loop.time())
 
 
-class Patience:
+class DelayAllowance:
     """How long somebody may still hold up the others: it grows with time, and is spent by waiting.
 
     Args:
@@ -259,10 +259,10 @@ class Patience:
     """
 
     def __init__(self, first_s: float, now: float) -> None:
-        self._left, self._most, self._at = first_s, max(first_s, MOST_S), now
+        self._left, self._most, self._at = first_s, max(first_s, LARGEST_DELAY_S), now
 
     def left(self, now: float) -> float:
-        self._left = min(self._left + SHARE * (now - self._at), self._most)
+        self._left = min(self._left + DELAY_SHARE * (now - self._at), self._most)
         self._at = now
         return self._left
 

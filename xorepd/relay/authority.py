@@ -13,7 +13,7 @@ from xorepd.ids import Ref
 from xorepd.relay.protocol.messages import Open
 from xorepd.replication.format.marks import Mark, Role
 from xorepd.replication.format.ownership import is_of, own_mark, used_by_vms
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.records import Sr, Vdi
 
 
@@ -26,7 +26,7 @@ _WRITABLE = ("user", "suspend")
 
 
 def disk_for(
-    asked: Open, cache: Cache, client: str, pools: Collection[str]
+    asked: Open, cache: PoolCache, client: str, pools: Collection[str]
 ) -> tuple[Vdi, Sr, Mark]:
     """Return the disk that a client asked for, its SR and its mark.
 
@@ -65,7 +65,7 @@ def disk_for(
     return vdi, sr, mark
 
 
-def base_for(asked: Open, cache: Cache, vdi: Vdi, mark: Mark) -> Ref | None:
+def base_for(asked: Open, cache: PoolCache, vdi: Vdi, mark: Mark) -> Ref | None:
     """Return the disk whose data may stand in for what a client offers; None without one.
 
     Only the restore point that the staging disk says it is a clone of, of the same stream: from any

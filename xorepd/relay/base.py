@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from xorepd.data.nbd.protocol import STALL_S, NbdConnection
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError, XapiError
 from xorepd.extents import Extent
@@ -43,7 +43,7 @@ class Base:
         self,
         pool: Pool,
         disk: Ref | None,
-        budget: NbdBudget,
+        budget: NbdConnectionLimit,
         slots: asyncio.Semaphore,
         what: str,
     ) -> None:

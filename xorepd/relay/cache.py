@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 
-class Budget:
+class MemoryBudget:
     """Bytes that all caches of a relay may hold together."""
 
     def __init__(self, size: int) -> None:
@@ -22,10 +22,10 @@ class Budget:
         self._left += size
 
 
-class Cache:
+class BlockCache:
     """Units of one connection by their hash. What another client sent is never in it."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._units: OrderedDict[bytes, bytes] = OrderedDict()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from xorepd.data.writer import Writer
 from xorepd.data.zeroes import UNIT
 from xorepd.relay.base import Base
-from xorepd.relay.cache import Cache
+from xorepd.relay.cache import BlockCache
 from xorepd.relay.index import Index
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.blocks import hash_of, unpack_block
@@ -33,7 +33,7 @@ _ZEROES = memoryview(bytes(LARGEST_BLOCK))
 class References:
     """Where units may be found without sending them."""
 
-    cache: Cache
+    cache: BlockCache
     base: Base
     index: Index
     stream: str

@@ -10,12 +10,12 @@ import structlog
 
 from xorepd.config.models import PoolSettings
 from xorepd.data.http.chunked import open_chunked
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import XapiError
 from xorepd.process.lending import Pools
 from xorepd.relay.authority import NotAllowed, base_for, disk_for
 from xorepd.relay.base import OPEN_AT_ONCE, Base
-from xorepd.relay.cache import Cache
+from xorepd.relay.cache import BlockCache
 from xorepd.relay.disk import DiskWriter, References
 from xorepd.relay.index import Index
 from xorepd.relay.protocol import messages as wire
@@ -48,7 +48,7 @@ class Disks:
         self._settings, self._pools, self._index = settings, pools, index
         self._window = settings.relay.window
         self._slots = asyncio.Semaphore(settings.relay.disks)
-        self._nbd = NbdBudget()
+        self._nbd = NbdConnectionLimit()
         self._bases = asyncio.Semaphore(OPEN_AT_ONCE)
         self._uuids: dict[str, PoolSettings] = {}
         """The pools whose UUID is known already."""
@@ -79,7 +79,7 @@ class Disks:
             log.warning("relay.grace_expired", disks=self.count)
 
     async def write(
-        self, channel: Channel, asked: wire.Open, client: str, cache: Cache
+        self, channel: Channel, asked: wire.Open, client: str, cache: BlockCache
     ) -> wire.Verdict:
         """Write a disk as its client says.
 

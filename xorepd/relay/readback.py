@@ -9,7 +9,7 @@ import structlog
 
 from xorepd.data.digest import read_back
 from xorepd.data.http.export import open_export, open_raw
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
@@ -61,7 +61,7 @@ async def digest_of(
     sr: Sr,
     base: str,
     extents: Sequence[Extent],
-    budget: NbdBudget,
+    budget: NbdConnectionLimit,
     what: str,
 ) -> bytes:
     """Return the digest of some extents of a disk.
@@ -83,7 +83,7 @@ async def _open(
     sr: Sr,
     base: str,
     extents: Sequence[Extent],
-    budget: NbdBudget,
+    budget: NbdConnectionLimit,
     what: str,
 ) -> AsyncIterator[Reader]:
     """Open a disk for reading: over NBD if possible, else as it is exported."""

@@ -19,7 +19,7 @@ import structlog
 from xorepd.errors import DataError, XorepdError
 from xorepd.process.lending import Pools
 from xorepd.relay.authority import NotAllowed
-from xorepd.relay.cache import Budget, Cache
+from xorepd.relay.cache import BlockCache, MemoryBudget
 from xorepd.relay.certificates import identity, server_context
 from xorepd.relay.disks import STOPPING, Disks
 from xorepd.relay.handshakes import Threshold
@@ -54,7 +54,7 @@ class Relay:
         self._disks = Disks(settings, pools, index)
         self._context = _context(settings)
         self._silence = settings.relay.silence
-        self._cached = Budget(settings.relay.memory // 2)
+        self._cached = MemoryBudget(settings.relay.memory // 2)
         self._connections: set[Connection] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self.threshold = Threshold()
@@ -142,7 +142,7 @@ class Relay:
             log.exception("connection.internal_error", address=caller.address)
 
     async def _serve_disks(self, connection: Connection, client: str) -> None:
-        cache = Cache(self._cached)
+        cache = BlockCache(self._cached)
         try:
             async with asyncio.TaskGroup() as group:
                 while not connection.ended.is_set():
@@ -164,7 +164,7 @@ class Relay:
         channel: Channel,
         asked: wire.Open,
         client: str,
-        cache: Cache,
+        cache: BlockCache,
     ) -> None:
         """Serve one disk until its verdict, or until the client wants no more of it."""
         verdict: wire.Verdict = wire.Failed(Code.CANCELLED, "it was given up")
@@ -198,7 +198,7 @@ class Relay:
         channel: Channel,
         asked: wire.Open,
         client: str,
-        cache: Cache,
+        cache: BlockCache,
     ) -> wire.Verdict:
         """Do what a client asks for; return how it ended. A broken rule ends the connection."""
         try:

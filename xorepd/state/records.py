@@ -32,7 +32,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     LEASE_HELD = "lease-held"
     """Another daemon holds the lease on this VM and SR: nothing was started."""
-    ROLE_CONFLICT = "role-conflict"
+    FROZEN = "frozen"
     """Source and replica disagree about which of them is active: nothing was started."""
     NO_VMS = "no-vms"
     """The patterns and tags of the job match no VM."""

@@ -30,7 +30,7 @@ class EventBatch:
     """The token was empty: `changed` is everything there is."""
 
 
-class Cache(Tables):
+class PoolCache(Tables):
     """The tables of a pool, and a way to wait for them to change."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ import structlog
 
 from xorepd.errors import XapiUnreachable, XorepdError
 from xorepd.ids import Ref
-from xorepd.xapi.cache import Cache, EventBatch, generation
+from xorepd.xapi.cache import EventBatch, PoolCache, generation
 from xorepd.xapi.records import RECORDS, PoolRecord, read_record
 from xorepd.xapi.rpc.session import Session
 
@@ -42,7 +42,7 @@ _BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 class EventFeed:
     """Keeps one cache up to date until it is stopped."""
 
-    def __init__(self, session: Session, cache: Cache) -> None:
+    def __init__(self, session: Session, cache: PoolCache) -> None:
         self._session, self._cache = session, cache
         self._executor = ThreadPoolExecutor(1, f"events-{session.pool}")
         self._stop = threading.Event()

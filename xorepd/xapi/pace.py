@@ -1,7 +1,7 @@
 """How fast a pool's XAPI answers, and how much work it gets for that.
 
 Calls that only read take a moment on a healthy pool: what they take tells how loaded its toolstack
-is. Of each `WINDOW` of them the median counts. When it is slow, half as many VMs as now may be
+is. Of each `ANSWERS` of them the median counts. When it is slow, half as many VMs as now may be
 worked on at once, one at least; when it is quick again, one more than before, until as many are
 allowed as there were when it began.
 
@@ -21,7 +21,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-WINDOW = 16
+ANSWERS = 16
 """Answers from which a decision is made. A delta run asks some fifty times."""
 
 PAUSE_S = 2.0
@@ -90,7 +90,7 @@ class Pace:
         """Take in how many seconds quick calls took, the oldest first."""
         for seconds in answers:
             self._answers.append(seconds)
-            if len(self._answers) == WINDOW:
+            if len(self._answers) == ANSWERS:
                 self._decide(median(self._answers))
                 self._answers.clear()
 

@@ -18,7 +18,7 @@ from xorepd.errors import ObjectBusy, ObjectGone, PasswordUnusable, XapiError, X
 from xorepd.ids import PoolName, Ref
 from xorepd.tidying import to_the_end
 from xorepd.units import format_duration
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.clock import PoolClock
 from xorepd.xapi.events import EventFeed
 from xorepd.xapi.pace import Pace
@@ -83,7 +83,7 @@ class Pool:
     def __init__(self, settings: PoolSettings, read_password: Callable[[], str]) -> None:
         self.name: PoolName = settings.name
         self.settings = settings
-        self.cache = Cache()
+        self.cache = PoolCache()
         self.session = Session(settings, read_password, self.cache.describe)
         self.pace = Pace(settings.name, settings.slow_answer)
         self.clock = PoolClock(settings.name)

@@ -16,8 +16,8 @@ from itertools import product
 import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
-from xorepd.data.budget import Budget
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.memory_budget import MemoryBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import Refused
 from xorepd.ids import JobName, RunId
 from xorepd.replication.cleanup.sweep import claim, sweep
@@ -61,7 +61,7 @@ from xorepd.replication.removal.destroying import (
 from xorepd.replication.target.interfaces import VIF_NETWORK, VIF_SOURCE
 from xorepd.replication.target.suspended import destroy_memory, let_go
 from xorepd.transports.direct import Direct
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import OWNER_PREFIX, Sr, Vdi, Vif, Vm
 from xorepd.xapi.vms import destroy_vbd, update_keys
@@ -180,11 +180,11 @@ def _assignment(f: Forgetting, source: Pool, vm: Vm) -> Assignment:
         sr=f.sr,
         stream=f.stream,
         source_vm=f.source_vm,
-        shared=SharedSource([to.place], set(), asyncio.TaskGroup(), Budget()),
+        shared=SharedSource([to.place], set(), asyncio.TaskGroup(), MemoryBudget()),
         transport=Direct(),
         reservations=Reservations(),
-        nbd=NbdBudget(),
-        budget=Budget(),
+        nbd=NbdConnectionLimit(),
+        budget=MemoryBudget(),
         progress=f.progress,
         clock=f.clock,
         current=source_of(vm, f.stream.pool),
@@ -224,7 +224,7 @@ async def _leave_vm(pool: Pool, stream: ReplicaKey) -> None:
     await _strike(pool, vm, [CURRENT])
 
 
-def _standing_for(cache: Cache, stream: ReplicaKey) -> list[VmSnapshot | Marked]:
+def _standing_for(cache: PoolCache, stream: ReplicaKey) -> list[VmSnapshot | Marked]:
     """Return what the source pool has for a stream, whether or not the source VM is still there."""
     marks, whose = marks_on(cache), (stream.of_source, Role.SOURCE)
     disks = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from xorepd.config.models import JobSettings, TargetSettings
-from xorepd.data.budget import Budget, Holding
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.memory_budget import Allocation, MemoryBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.ids import RunId
 from xorepd.replication.context.board import Clock, Progress
 from xorepd.replication.context.reservations import Reservations
@@ -39,8 +39,8 @@ class Assignment:
     """What it shares with those for the job's other targets."""
     transport: Transport
     reservations: Reservations
-    nbd: NbdBudget
-    budget: Budget
+    nbd: NbdConnectionLimit
+    budget: MemoryBudget
     progress: Progress
     clock: Clock
     current: Current
@@ -73,14 +73,14 @@ class Assignment:
         return self.to.place
 
     @property
-    def memory(self) -> Holding:
+    def memory(self) -> Allocation:
         """Memory of the disk that this is about; see `within`."""
-        assert self.nbd.holding is not None, "there is no disk in transfer"
-        return self.nbd.holding
+        assert self.nbd.allocation is not None, "there is no disk in transfer"
+        return self.nbd.allocation
 
-    def within(self, holding: Holding) -> Assignment:
+    def within(self, allocation: Allocation) -> Assignment:
         """Return the same for one of its disks, which has this memory."""
-        return replace(self, nbd=self.nbd.within(holding))
+        return replace(self, nbd=self.nbd.within(allocation))
 
     def source_endpoint(self, vdi: Vdi) -> DiskEndpoint:
         return DiskEndpoint(self.source, vdi.sr)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import Branch, FanOut, OpenReader, most_branches
+from xorepd.data.memory_budget import Allocation, MemoryBudget
 from xorepd.errors import XorepdError
 from xorepd.replication.context.rendezvous import Rendezvous
 
@@ -51,14 +51,14 @@ class SharedReads:
         late: set[str],
         patience_s: float,
         group: asyncio.TaskGroup,
-        budget: Budget,
+        budget: MemoryBudget,
     ) -> None:
         self._late, self._patience_s, self._group = late, patience_s, group
         self._budget = budget
         self._before = Rendezvous(places, late, patience_s)
         self._wanting: defaultdict[Key, set[str]] = defaultdict(set)
         self._at_disk: dict[Key, Rendezvous] = {}
-        self._holdings: dict[tuple[Key, str], Holding] = {}
+        self._allocations: dict[tuple[Key, str], Allocation] = {}
         self._shared: dict[Key, _Shared] = {}
 
     async def announce(self, place: str, keys: Iterable[Key]) -> None:
@@ -70,17 +70,17 @@ class SharedReads:
 
     @asynccontextmanager
     async def join(
-        self, place: str, key: Key, holding: Holding, open_reader: OpenReader
+        self, place: str, key: Key, allocation: Allocation, open_reader: OpenReader
     ) -> AsyncIterator[Branch | None]:
         """Give a branch of a shared read; None where there is nobody to share it with.
 
         Args:
-            holding: of the disk. It holds nothing before, and with a branch what the disk needs:
+            allocation: of the disk. It holds nothing before, and with a branch what the disk needs:
                 whoever waits at a rendezvous keeps nobody from memory.
             open_reader: how it is opened, if nobody has done so yet. It must not hang on what
                 becomes of `place`.
         """
-        self._holdings[key, place] = holding
+        self._allocations[key, place] = allocation
         shared = await self._shared_read(place, key, open_reader)
         if shared is None:
             yield None
@@ -131,7 +131,7 @@ class SharedReads:
 
         fan = FanOut(open_reader, self._budget, on_slow=note_slow)
         together = sorted(places)[: most_branches(self._budget)]
-        branches = {place: fan.attach(self._holdings[key, place]) for place in together}
+        branches = {place: fan.attach(self._allocations[key, place]) for place in together}
         pump = self._group.create_task(fan.run(), name=f"shared read of {key[0]}")
         return _Shared(fan, branches, pump)
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from xorepd.data.budget import Budget
+from xorepd.data.memory_budget import MemoryBudget
 from xorepd.errors import Refused
 from xorepd.replication.context.rendezvous import JOIN_S, Rendezvous
 from xorepd.replication.context.shared_reads import Key, SharedReads
@@ -95,7 +95,7 @@ class SharedSource:
         places: Collection[str],
         late: set[str],
         group: asyncio.TaskGroup,
-        budget: Budget,
+        budget: MemoryBudget,
         patience_s: float = JOIN_S,
     ) -> None:
         self.before_snapshot = Rendezvous(places, late, patience_s)

@@ -15,7 +15,7 @@ from xorepd.replication.deciding.data_destroy import is_agreed
 from xorepd.replication.format.inventory import Marked, VmSnapshot
 from xorepd.replication.format.marks import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
 from xorepd.replication.format.ownership import objection, used_by_vms
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import CONTENT_ID, Vdi, Vm
 from xorepd.xapi.vdis import destroy_data, destroy_disk
@@ -122,7 +122,7 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = Fals
     return True
 
 
-def older_metadata(cache: Cache, vdi: Vdi) -> Vdi | None:
+def older_metadata(cache: PoolCache, vdi: Vdi) -> Vdi | None:
     """Return what changed-block tracking keeps of an older snapshot of the same disk, if anything.
 
     Drivers of file SRs lose the older logs when a newer one is destroyed before them, whoever they

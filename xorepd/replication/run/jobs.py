@@ -22,8 +22,8 @@ import structlog
 
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import as_uuid
-from xorepd.data.budget import Budget
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.memory_budget import MemoryBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import Frozen, InternalError, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.context.admission import Admission, Place, places_of
@@ -61,8 +61,8 @@ class Context:
     clock: Clock
     leases: Leases
     reservations: Reservations = field(default_factory=Reservations)
-    nbd: NbdBudget = field(default_factory=NbdBudget)
-    budget: Budget = field(default_factory=Budget)
+    nbd: NbdConnectionLimit = field(default_factory=NbdConnectionLimit)
+    budget: MemoryBudget = field(default_factory=MemoryBudget)
     """Memory for data on its way."""
     links: Links = field(default_factory=Links)
     maps: Maps | None = None

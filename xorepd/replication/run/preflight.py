@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import structlog
 
 from xorepd.config.models import Diverged
-from xorepd.errors import ObjectBusy, Refused, RoleConflict
+from xorepd.errors import Frozen, ObjectBusy, Refused
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.deciding.chains import CLOSE, MAX_DEPTH, deepest
 from xorepd.replication.deciding.disk_sizes import (
@@ -30,7 +30,7 @@ from xorepd.replication.format.marks import (
 from xorepd.replication.format.ownership import own_mark
 from xorepd.replication.target.interfaces import Interface
 from xorepd.units import GiB
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi, Vif, Vm
 
@@ -40,7 +40,7 @@ MIGRATION_S = 1800.0
 """How long a run waits for a migration; a storage migration may take hours."""
 
 
-def find_vm(cache: Cache, pool: str, wanted: str) -> Vm:
+def find_vm(cache: PoolCache, pool: str, wanted: str) -> Vm:
     """Return the VM that a job means by a UUID or a name.
 
     Raises:
@@ -66,7 +66,7 @@ def find_vm(cache: Cache, pool: str, wanted: str) -> Vm:
             )
 
 
-def find_sr(cache: Cache, pool: str, wanted: str) -> Sr:
+def find_sr(cache: PoolCache, pool: str, wanted: str) -> Sr:
     """Return the SR that a job means by a UUID or a name.
 
     Raises:
@@ -178,11 +178,11 @@ def check_current(a: Assignment, side: TargetSide) -> None:
     """Refuse to copy over what is, or was, active by itself.
 
     Raises:
-        RoleConflict: source and replica are at odds.
+        Frozen: source and replica are at odds.
     """
     said = own_current(a.vm)
     if odds := at_odds(a.current, said is not None, side.replica):
-        raise RoleConflict(
+        raise Frozen(
             f"VM {a.vm.name_label}: nothing is copied to its replica on pool {a.target.name}, "
             f"because {odds}; find out which of the two holds the work that counts before you let "
             "one of them replace the other"

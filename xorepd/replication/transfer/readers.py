@@ -19,7 +19,7 @@ from xorepd.data.http.export import open_export, open_raw, read_map
 from xorepd.data.nbd.changed_blocks import parse_changes
 from xorepd.data.nbd.exports import NbdExport
 from xorepd.data.nbd.protocol import LONGEST_NAME, STALL_S, NbdConnection
-from xorepd.data.nbd.reader import NbdBudget, NbdReader, open_nbd_reader
+from xorepd.data.nbd.reader import NbdConnectionLimit, NbdReader, open_nbd_reader
 from xorepd.data.reader import Reader
 from xorepd.data.remainder import Beyond, Rest
 from xorepd.data.subset import Filled, Narrowed
@@ -128,7 +128,7 @@ def _export(info: Mapping[str, Any]) -> NbdExport:
 
 @asynccontextmanager
 async def open_nbd(
-    pool: Pool, disk: Vdi, budget: NbdBudget, extents: Iterable[Extent], what: str
+    pool: Pool, disk: Vdi, budget: NbdConnectionLimit, extents: Iterable[Extent], what: str
 ) -> AsyncIterator[NbdReader]:
     """Open a disk over NBD for reading some extents.
 
@@ -148,7 +148,7 @@ async def open_nbd(
             had_some = True
             yield opened
 
-    opening = open_nbd_reader(connect, disk.virtual_size, extents, what, budget.holding)
+    opening = open_nbd_reader(connect, disk.virtual_size, extents, what, budget.allocation)
     async with opening as reader:
         yield reader
 
@@ -171,7 +171,7 @@ async def open_source(
 
 @asynccontextmanager
 async def open_whole(
-    pool: Pool, disk: Vdi, budget: NbdBudget, what: str
+    pool: Pool, disk: Vdi, budget: NbdConnectionLimit, what: str
 ) -> AsyncIterator[tuple[Reader, Choice]]:
     """Open all of a disk of either pool for reading.
 
@@ -191,7 +191,7 @@ async def open_whole(
 
 @asynccontextmanager
 async def _open(
-    pool: Pool, budget: NbdBudget, disk: Vdi, base: Vdi | None, facts: Facts, what: str
+    pool: Pool, budget: NbdConnectionLimit, disk: Vdi, base: Vdi | None, facts: Facts, what: str
 ) -> AsyncIterator[tuple[Reader, Choice]]:
     choices = choose_readers(facts)
     closed = ""
@@ -242,7 +242,7 @@ async def open_rest(
 async def _open_kind(
     stack: AsyncExitStack,
     pool: Pool,
-    budget: NbdBudget,
+    budget: NbdConnectionLimit,
     disk: Vdi,
     base: Vdi | None,
     facts: Facts,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
-from xorepd.data.budget import CARRYING, Holding
+from xorepd.data.memory_budget import CARRYING, Allocation
 from xorepd.data.reader import Reader
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
@@ -57,10 +57,10 @@ async def open_shared(
     key, shared = _key(disk, base), a.shared
 
     @asynccontextmanager
-    async def begin(holding: Holding) -> AsyncIterator[Reader]:
+    async def begin(allocation: Allocation) -> AsyncIterator[Reader]:
         # Other targets depend on it, so it does not end with the lease or the tasks of this run.
         task_owner.set(owner_of_shared(a.stream))
-        of_all = replace(a.within(holding), source=a.source.unguarded())
+        of_all = replace(a.within(allocation), source=a.source.unguarded())
         with a.source_vm.lending(str(a.stream)):
             async with open_source(of_all, disk, base, facts, what) as (reader, choice):
                 shared.choices[key] = choice

@@ -54,7 +54,7 @@ ALIGNMENT = 2 * MiB
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class CompareWindow:
     """A part of a disk of which it is known what differs."""
 
     start: int
@@ -89,12 +89,12 @@ class Comparison:
     ) -> None:
         self._a, self._content, self._staging, self._known = a, content, staging, known
         self._progress, self._what = progress, what
-        self._window: Window | None = None
+        self._window: CompareWindow | None = None
         self._size = min(FIRST_WINDOW, LONGEST_WINDOW)
         self.at = start
         """Both sides are equal below it."""
 
-    async def window(self) -> Window | None:
+    async def window(self) -> CompareWindow | None:
         """Return the next window; the same one until it has been passed. None: there is no more.
 
         Raises:
@@ -109,7 +109,7 @@ class Comparison:
         assert self._window is not None
         self.at, self._window = self._window.end, None
 
-    async def _compare(self) -> Window:
+    async def _compare(self) -> CompareWindow:
         start, clock = self.at, asyncio.get_running_loop().time
         read_before = self._progress.compared_bytes or 0
         began = clock()
@@ -126,7 +126,7 @@ class Comparison:
         )
         self._progress.changed_bytes = (self._progress.changed_bytes or 0) + found.size
         self._size = next_size(self._size, seconds)
-        return Window(start, end, found)
+        return CompareWindow(start, end, found)
 
     async def _compare_with_map(self, start: int) -> tuple[BlockMap, int] | None:
         """Compare the source with what is known of the target's disk, if that is all of it."""

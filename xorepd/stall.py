@@ -10,7 +10,7 @@ class Stalled(TimeoutError):
     """Too few bytes moved within the allowed time."""
 
 
-class Patience:
+class StallTimer:
     """Waits that raise `Stalled` when no bytes move for `stall` seconds, or at most twice that.
 
     Waits are short and many, so one timer serves all that begin before it fires.

@@ -39,7 +39,7 @@ OnWait = Callable[[bool], None]
 """Told that waiting begins, or ends."""
 
 
-class Budget:
+class MemoryBudget:
     """So many bytes, and who has them or waits for them.
 
     Args:
@@ -50,7 +50,7 @@ class Budget:
     def __init__(self, size: int = USUAL) -> None:
         self._size = size
         self._needs = self._extras = 0
-        self._having: set[Holding] = set()
+        self._having: set[Allocation] = set()
         self._queue: deque[_Request] = deque()
 
     @property
@@ -80,21 +80,21 @@ class Budget:
         return max(0, left) // max(1, len(self._having) + self.waiting)
 
     @contextmanager
-    def holding(self, on_wait: OnWait = lambda waits: None) -> Iterator[Holding]:
+    def allocate(self, on_wait: OnWait = lambda waits: None) -> Iterator[Allocation]:
         """Provide what one disk, or one shared read, takes: nothing at first, nothing afterwards.
 
         Args:
             on_wait: told when it waits.
         """
-        holding = Holding(self, on_wait)
+        allocation = Allocation(self, on_wait)
         try:
-            yield holding
+            yield allocation
         finally:
-            holding.is_closed = True
-            self._drop(holding)
+            allocation.is_closed = True
+            self._drop(allocation)
             self._admit()  # it may have been one of several that wait together
 
-    async def take(self, needs: Mapping[Holding, int]) -> None:
+    async def take(self, needs: Mapping[Allocation, int]) -> None:
         """Return when each of these has what it needs: at once, or after those who came before.
 
         More than the whole budget is given to whoever is alone.
@@ -102,49 +102,49 @@ class Budget:
         Args:
             needs: bytes. Where all have so much already there is nothing to wait for.
         """
-        if all(holding.need >= need for holding, need in needs.items()):
+        if all(allocation.need >= need for allocation, need in needs.items()):
             return
-        for holding in needs:
-            self._drop(holding)
+        for allocation in needs:
+            self._drop(allocation)
         request = _Request(needs)
         self._queue.append(request)
         self._admit()
         if request.granted.done():
             return
-        for holding in needs:
-            holding.on_wait(True)
+        for allocation in needs:
+            allocation.on_wait(True)
         try:
             await request.granted
         finally:
             if request in self._queue:  # cancelled: those behind it may fit
                 self._queue.remove(request)
                 self._admit()
-            for holding in needs:
-                holding.on_wait(False)
+            for allocation in needs:
+                allocation.on_wait(False)
 
-    def grow(self, holding: Holding, size: int) -> bool:
+    def grow(self, allocation: Allocation, size: int) -> bool:
         """Give one more, if so much is free and nobody waits; return whether."""
-        if holding not in self._having or self._queue:
+        if allocation not in self._having or self._queue:
             return False
-        if holding.extra + size > self.share or self.held + size > self._size:
+        if allocation.extra + size > self.share or self.held + size > self._size:
             return False
-        holding.extra += size
+        allocation.extra += size
         self._extras += size
         return True
 
-    def give(self, holding: Holding, size: int) -> None:
+    def give(self, allocation: Allocation, size: int) -> None:
         """Take back what one had grown by."""
-        if holding in self._having:
-            holding.extra -= size
+        if allocation in self._having:
+            allocation.extra -= size
             self._extras -= size
             self._admit()
 
-    def _drop(self, holding: Holding) -> None:
-        if holding in self._having:
-            self._having.remove(holding)
-            self._needs -= holding.need
-            self._extras -= holding.extra
-            holding.need = holding.extra = 0
+    def _drop(self, allocation: Allocation) -> None:
+        if allocation in self._having:
+            self._having.remove(allocation)
+            self._needs -= allocation.need
+            self._extras -= allocation.extra
+            allocation.need = allocation.extra = 0
             self._admit()
 
     def _admit(self) -> None:
@@ -156,17 +156,17 @@ class Budget:
             self._queue.popleft()
             if request.granted.cancelled():
                 continue
-            for holding, need in request.open.items():
-                holding.need = need
+            for allocation, need in request.open.items():
+                allocation.need = need
                 self._needs += need
-                self._having.add(holding)
+                self._having.add(allocation)
             request.granted.set_result(None)
 
 
-class Holding:
-    """What one has of a budget; made by `Budget.holding`."""
+class Allocation:
+    """What one has of a budget; made by `MemoryBudget.holding`."""
 
-    def __init__(self, budget: Budget, on_wait: OnWait = lambda waits: None) -> None:
+    def __init__(self, budget: MemoryBudget, on_wait: OnWait = lambda waits: None) -> None:
         self._budget = budget
         self.on_wait = on_wait
         self.need = 0
@@ -180,7 +180,7 @@ class Holding:
         return max(0, self.extra - self._budget.share)
 
     async def take(self, need: int) -> None:
-        """Return when it has what it needs; see `Budget.take`."""
+        """Return when it has what it needs; see `MemoryBudget.take`."""
         await self._budget.take({self: need})
 
     def grow(self, size: int) -> bool:
@@ -193,17 +193,17 @@ class Holding:
 class _Request:
     """Some who wait for what they need together."""
 
-    def __init__(self, needs: Mapping[Holding, int]) -> None:
+    def __init__(self, needs: Mapping[Allocation, int]) -> None:
         self.needs = needs
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def open(self) -> dict[Holding, int]:
+    def open(self) -> dict[Allocation, int]:
         """What is still to be had: for who has gone, or has got it otherwise, nothing."""
         return {
-            holding: need
-            for holding, need in self.needs.items()
-            if not holding.is_closed and not holding.need
+            allocation: need
+            for allocation, need in self.needs.items()
+            if not allocation.is_closed and not allocation.need
         }
 
     @property
@@ -211,19 +211,19 @@ class _Request:
         return sum(self.open.values())
 
 
-class Window:
+class ReadAhead:
     """How many bytes may be under way: some of what is needed, and more as long as there is more.
 
     Args:
-        holding: what it grows in; None lets it grow as it likes.
+        allocation: what it grows in; None lets it grow as it likes.
         first: at the beginning, and at least.
         largest: at most.
     """
 
-    def __init__(self, holding: Holding | None, first: int, largest: int) -> None:
-        self._holding, self._first, self._largest = holding, first, largest
+    def __init__(self, allocation: Allocation | None, first: int, largest: int) -> None:
+        self._allocation, self._first, self._largest = allocation, first, largest
         self._extra = 0
-        """What it has of the holding: given back when it is used no more."""
+        """What it has of the allocation: given back when it is used no more."""
         self.size = first
 
     def widen(self, by: int) -> bool:
@@ -232,7 +232,7 @@ class Window:
             return False
         more = self.size + by - self._first - self._extra
         if more > 0:
-            if self._holding is not None and not self._holding.grow(more):
+            if self._allocation is not None and not self._allocation.grow(more):
                 return False
             self._extra += more
         self.size += by
@@ -248,17 +248,17 @@ class Window:
         Args:
             under_way: bytes that are at this moment.
         """
-        if self._holding is None or not self._extra:
+        if self._allocation is None or not self._extra:
             return
-        allowed = self._first + self._extra - self._holding.surplus
+        allowed = self._first + self._extra - self._allocation.surplus
         self.size = max(self._first, min(self.size, allowed))
         kept = max(self.size, under_way) - self._first
         if kept < self._extra:
             given, self._extra = self._extra - kept, kept
-            self._holding.give(given)
+            self._allocation.give(given)
 
     def close(self) -> None:
         """Give back all that it has grown by; nothing is under way any more."""
-        if self._holding is not None and self._extra:
-            self._holding.give(self._extra)
+        if self._allocation is not None and self._extra:
+            self._allocation.give(self._extra)
         self._extra, self.size = 0, self._first
