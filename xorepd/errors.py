@@ -1,29 +1,38 @@
 """Every exception that xorepd raises, each with what its reader should do about it.
 
     XorepdError                    .remedy
-     ├─ ConfigError                OPERATOR   file, key, value, reason, hint │   └─ ConfigErrors
-     OPERATOR   several of them, each in a line ├─ XapiError │   ├─ XapiUnreachable        RECONNECT
-     wraps the cause │   ├─ SessionLost            RECONNECT │   ├─ NotMaster              RECONNECT
-     master │   ├─ LoginRefused           OPERATOR │   ├─ PasswordUnusable       OPERATOR   wraps
-     the cause │   ├─ CertificateRefused     OPERATOR │   ├─ ObjectGone             RESYNC     kind,
-     ref │   ├─ ObjectBusy             RETRY      kind, ref, operation │   ├─ NotAllowed
-     by code    code, params │   └─ XapiFailure            by code    code, params: any code not
-     named above ├─ Refused                    OPERATOR   preflight found a reason not to start │
-     ├─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them │   └─
-     WrittenTo              RETRY      something wrote to a disk of ours during the run ├─
+     ├─ ConfigError                OPERATOR   file, key, value, reason, hint
+     │   └─ ConfigErrors           OPERATOR   several of them, each in a line
+     ├─ XapiError
+     │   ├─ XapiUnreachable        RECONNECT  wraps the cause
+     │   ├─ SessionLost            RECONNECT
+     │   ├─ NotMaster              RECONNECT  master
+     │   ├─ LoginRefused           OPERATOR
+     │   ├─ PasswordUnusable       OPERATOR   wraps the cause
+     │   ├─ CertificateRefused     OPERATOR
+     │   ├─ ObjectGone             RESYNC     kind, ref
+     │   ├─ ObjectBusy             RETRY      kind, ref, operation
+     │   ├─ NotAllowed             by code    code, params
+     │   └─ XapiFailure            by code    code, params: any code not named above
+     ├─ Refused                    OPERATOR   preflight found a reason not to start
+     │   ├─ ConsentMissing         OPERATOR   whole disks would be sent, without consent
+     │   └─ WrittenTo              RETRY      something wrote to a disk of ours during the run
      ├─ Frozen                     OPERATOR   source and replica are at odds about who is current
-     ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR ├─
-     LeaseLost                  RETRY      a run may write no more ├─ HookFailed
-     OPERATOR   command, reason ├─ DataError │   ├─ StreamCut              RETRY      the stream
-     ended before its end │   ├─ ProtocolViolation      RETRY      the stream is not what it claims
-     to be │   │   └─ AddressFailed      RETRY      nothing that can be used answers at an address │
-     ├─ TransferFailed         by code    the pool says that the transfer failed │   │   └─
-     NotServed          by code    the pool does not know this kind of request │   ├─ OutcomeUnknown
-     RETRY      the pool does not say how the transfer ended │   ├─ TransportFailed        RETRY
-     a transport did not do what it promises │   └─ DigestMismatch         RETRY      what arrived
-     is not what was sent ├─ StateError                 OPERATOR   the history database cannot be
-     used ├─ ControlError               OPERATOR   a request on the control socket was refused └─
-     InternalError              OPERATOR   a fault of xorepd itself
+     ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
+     ├─ LeaseLost                  RETRY      a run may write no more
+     ├─ HookFailed                OPERATOR   command, reason
+     ├─ DataError
+     │   ├─ StreamCut              RETRY      the stream ended early
+     │   ├─ ProtocolViolation      RETRY      the stream is not what it claims to be
+     │   │   └─ AddressFailed      RETRY      nothing that can be used answers at an address
+     │   ├─ TransferFailed         by code    the pool says that the transfer failed
+     │   │   └─ NotServed          by code    the pool does not know this kind of request
+     │   ├─ OutcomeUnknown         RETRY      the pool does not say how the transfer ended
+     │   ├─ TransportFailed        RETRY      a transport did not do what it promises
+     │   └─ DigestMismatch         RETRY      what arrived is not what was sent
+     ├─ StateError                 OPERATOR   the history database cannot be used
+     ├─ ControlError               OPERATOR   a request on the control socket was refused
+     └─ InternalError              OPERATOR   a bug in xorepd
 
 A message is one sentence that names the object and the next thing to try. It never holds a secret:
 session references and URLs that carry them are credentials.

@@ -1,19 +1,19 @@
-"""The memory that all transfers of a daemon together may take for data on its way. No I/O.
+"""The memory that all transfers of a daemon share for data in transit. No I/O.
 
-    take  ───► what a disk cannot do without, all at once, in turn; waits for it
-    grow  ───► more, of what is free, up to a fair share; never waits
-    give  ◄─── that again, as others come or the budget shrinks
-    close ◄─── everything
+    take  ───► what a disk needs at least, all at once; waits in turn
+    grow  ───► more, if it is free, up to a fair share; never waits
+    give  ◄─── returns what it grew by, as others come or the budget shrinks
+    close ◄─── returns everything
 
-Whoever waits holds nothing: what he had he has given back before. And who has what he needs waits
-for nobody's memory. So there is no circle of disks that wait for each other, however they meet
-elsewhere. Disks that read together take what all of them need as one.
+A disk that waits for memory holds none: it returns what it had before it waits. A disk that has
+what it needs never waits for memory. So no circle of disks can wait for each other. Disks that
+share a read take the needs of all of them at once.
 
-A fair share is what the needs of all, also of those who wait, leave of the budget, in equal parts.
+The fair share is the budget without the needs of all disks, waiting ones included, in equal parts.
 
-What is counted are the bytes of disks: in our buffers, in queues, and what was asked for and comes
-through sockets. A transport that collects data by itself has a bound of its own on top of it, such
-as the 64 MiB for each relay of `compressed`.
+The budget counts the data of disks: in our buffers, in queues, and requested through sockets. A
+transport that buffers data itself has a bound of its own in addition, such as the 64 MiB for each
+relay of `compressed`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from contextlib import contextmanager
 from xorepd.units import MiB
 
 READING = 3 * MiB
-"""For a disk that is read: a piece of 1 MiB in hand, and 2 MiB asked for or in a queue."""
+"""To read a disk: a piece of 1 MiB in hand, and 2 MiB requested or in a queue."""
 WRITING = 1 * MiB
-"""For one that is written: what its socket has not taken yet, and a batch of small extents."""
+"""To write a disk: what the socket has not sent yet, and a batch of small extents."""
 CARRYING = READING + WRITING
 COMPARING = 2 * READING
 
 USUAL = 256 * MiB
-"""As in a configuration that does not mention it."""
+"""The default of the configuration."""
 
 OnWait = Callable[[bool], None]
-"""Told that waiting begins, or ends."""
+"""Called when a wait begins (True) or ends (False)."""
 
 
 class MemoryBudget:
-    """So many bytes, and who has them or waits for them.
+    """A number of bytes, and its allocations.
 
     Args:
-        size: may be changed at any time. When it shrinks, what was taken is given back as those
-            who have it come to an end.
+        size: May change at any time. After it has shrunk, allocations are returned as their disks
+            end.
     """
 
     def __init__(self, size: int = USUAL) -> None:
@@ -64,27 +64,27 @@ class MemoryBudget:
 
     @property
     def held(self) -> int:
-        """Bytes that are taken."""
+        """Allocated bytes."""
         return self._needs + self._extras
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of allocations that wait."""
         return sum(len(request.open) for request in self._queue)
 
     @property
     def share(self) -> int:
-        """Bytes that each may have beyond its need."""
+        """Bytes that each allocation may have beyond its need."""
         coming = sum(request.size for request in self._queue)
         left = self._size - self._needs - coming
         return max(0, left) // max(1, len(self._having) + self.waiting)
 
     @contextmanager
     def allocate(self, on_wait: OnWait = lambda waits: None) -> Iterator[Allocation]:
-        """Provide what one disk, or one shared read, takes: nothing at first, nothing afterwards.
+        """Provide an empty allocation for one disk or shared read; return its memory at the end.
 
         Args:
-            on_wait: told when it waits.
+            on_wait: Called when it waits.
         """
         allocation = Allocation(self, on_wait)
         try:
@@ -92,15 +92,15 @@ class MemoryBudget:
         finally:
             allocation.is_closed = True
             self._drop(allocation)
-            self._admit()  # it may have been one of several that wait together
+            self._admit()  # others may have waited together with it
 
     async def take(self, needs: Mapping[Allocation, int]) -> None:
-        """Return when each of these has what it needs: at once, or after those who came before.
+        """Wait until each of these has what it needs, after all earlier callers.
 
-        More than the whole budget is given to whoever is alone.
+        A need above the whole budget is granted when there is no other allocation.
 
         Args:
-            needs: bytes. Where all have so much already there is nothing to wait for.
+            needs: Bytes. If all have as much already, return at once.
         """
         if all(allocation.need >= need for allocation, need in needs.items()):
             return
@@ -116,14 +116,14 @@ class MemoryBudget:
         try:
             await request.granted
         finally:
-            if request in self._queue:  # cancelled: those behind it may fit
+            if request in self._queue:  # cancelled: later requests may fit now
                 self._queue.remove(request)
                 self._admit()
             for allocation in needs:
                 allocation.on_wait(False)
 
     def grow(self, allocation: Allocation, size: int) -> bool:
-        """Give one more, if so much is free and nobody waits; return whether."""
+        """Let an allocation grow, if the memory is free and no other waits; return whether it did."""
         if allocation not in self._having or self._queue:
             return False
         if allocation.extra + size > self.share or self.held + size > self._size:
@@ -133,7 +133,7 @@ class MemoryBudget:
         return True
 
     def give(self, allocation: Allocation, size: int) -> None:
-        """Take back what one had grown by."""
+        """Take back a part of what an allocation has grown by."""
         if allocation in self._having:
             allocation.extra -= size
             self._extras -= size
@@ -148,7 +148,7 @@ class MemoryBudget:
             self._admit()
 
     def _admit(self) -> None:
-        """Serve those who wait, in the order in which they came, as far as it goes."""
+        """Serve waiting requests in order, as long as they fit."""
         while self._queue:
             request = self._queue[0]
             if self._having and self.held + request.size > self._size:
@@ -164,23 +164,23 @@ class MemoryBudget:
 
 
 class Allocation:
-    """What one has of a budget; made by `MemoryBudget.holding`."""
+    """The memory of one disk or shared read; made by `MemoryBudget.allocate`."""
 
     def __init__(self, budget: MemoryBudget, on_wait: OnWait = lambda waits: None) -> None:
         self._budget = budget
         self.on_wait = on_wait
         self.need = 0
         self.extra = 0
-        """Bytes that it has grown by."""
+        """Bytes that it has grown by, beyond its need."""
         self.is_closed = False
 
     @property
     def surplus(self) -> int:
-        """Bytes of `extra` that others should have by now."""
+        """Bytes of `extra` above the fair share."""
         return max(0, self.extra - self._budget.share)
 
     async def take(self, need: int) -> None:
-        """Return when it has what it needs; see `MemoryBudget.take`."""
+        """Wait until it has what it needs; see `MemoryBudget.take`."""
         await self._budget.take({self: need})
 
     def grow(self, size: int) -> bool:
@@ -191,7 +191,7 @@ class Allocation:
 
 
 class _Request:
-    """Some who wait for what they need together."""
+    """Allocations that wait together."""
 
     def __init__(self, needs: Mapping[Allocation, int]) -> None:
         self.needs = needs
@@ -199,7 +199,7 @@ class _Request:
 
     @property
     def open(self) -> dict[Allocation, int]:
-        """What is still to be had: for who has gone, or has got it otherwise, nothing."""
+        """The needs that are still open, without closed allocations and ones that have theirs."""
         return {
             allocation: need
             for allocation, need in self.needs.items()
@@ -212,22 +212,22 @@ class _Request:
 
 
 class ReadAhead:
-    """How many bytes may be under way: some of what is needed, and more as long as there is more.
+    """How many bytes may be requested or queued at once. Grows while it helps and memory is free.
 
     Args:
-        allocation: what it grows in; None lets it grow as it likes.
-        first: at the beginning, and at least.
-        largest: at most.
+        allocation: The memory that it grows in; None: without a limit.
+        first: Initial and least size in bytes.
+        largest: Largest size in bytes.
     """
 
     def __init__(self, allocation: Allocation | None, first: int, largest: int) -> None:
         self._allocation, self._first, self._largest = allocation, first, largest
         self._extra = 0
-        """What it has of the allocation: given back when it is used no more."""
+        """Bytes by which it has grown the allocation."""
         self.size = first
 
     def widen(self, by: int) -> bool:
-        """Let more be under way, if there is memory for it; return whether."""
+        """Grow, if there is memory; return whether it did."""
         if self.size + by > self._largest:
             return False
         more = self.size + by - self._first - self._extra
@@ -239,14 +239,14 @@ class ReadAhead:
         return True
 
     def narrow(self, by: int) -> None:
-        """Let less be under way: it was not needed."""
+        """Shrink, because the size was not needed."""
         self.size = max(self._first, self.size - by)
 
     def fit(self, under_way: int) -> None:
-        """Give back what others need, as soon as it is free.
+        """Return the memory above the fair share, as far as it is not in use.
 
         Args:
-            under_way: bytes that are at this moment.
+            under_way: Bytes in use now.
         """
         if self._allocation is None or not self._extra:
             return
@@ -258,7 +258,7 @@ class ReadAhead:
             self._allocation.give(given)
 
     def close(self) -> None:
-        """Give back all that it has grown by; nothing is under way any more."""
+        """Return all that it has grown by; nothing is in use any more."""
         if self._allocation is not None and self._extra:
             self._allocation.give(self._extra)
         self._extra, self.size = 0, self._first

@@ -28,7 +28,7 @@ T = TypeVar("T")
 def _renamed(column: str) -> str:
     """Return the SQL that renames in a record's JSON what had other names before schema 4."""
     for old, new in (
-        ('"read_bytes":', '"read_bytes":'),
+        ('"moved_bytes":', '"read_bytes":'),
         ('"breaks":', '"reconnects":'),
         ('"outcome":"held"', '"outcome":"lease-held"'),
         ('"outcome":"empty"', '"outcome":"no-vms"'),

@@ -147,7 +147,7 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
         tasks = await pool.end_tasks_of(owner)
         await pool.refresh()
         mark = Mark(Role.DISK, f.stream, f.run_id, job=f.job)
-        await claim(pool, mark, tasks.telling)
+        await claim(pool, mark, tasks.evidence)
     side = await _read_target(f)
     if side.mark is not None and side.mark.commit is not None and f.terms.keep_replica:
         raise Refused(

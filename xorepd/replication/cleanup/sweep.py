@@ -116,9 +116,9 @@ async def sweep(
         owners.append(owner_of_shared(a.stream))
     for pool, owner in product((a.source, a.target), owners):
         tasks = await pool.end_tasks_of(owner)
-        if tasks.has_ended or tasks.telling:
+        if tasks.has_ended or tasks.evidence:
             await pool.refresh()
-            await claim(pool, a.blank(Role.DISK), tasks.telling)
+            await claim(pool, a.blank(Role.DISK), tasks.evidence)
             source, target = await read_sides(a)
     decided = decide_commit(target)
     if decided is not None and not isinstance(decided, CancelCommit):
