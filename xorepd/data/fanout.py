@@ -129,7 +129,7 @@ class Branch:
         self._filled.set()
 
     def part(self, *, failure: Exception | None = None, has_all: bool = False) -> None:
-        """End the part in the shared read: it failed, is complete, or continues without this branch."""
+        """Leave the shared read: it failed, is complete, or continues without this branch."""
         self.is_attached, self._failure, self.has_all = False, failure, has_all
         self._filled.set()
         self._fan.stir()

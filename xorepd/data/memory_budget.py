@@ -123,7 +123,7 @@ class MemoryBudget:
                 allocation.on_wait(False)
 
     def grow(self, allocation: Allocation, size: int) -> bool:
-        """Let an allocation grow, if the memory is free and no other waits; return whether it did."""
+        """Let an allocation grow, if memory is free and no other waits; return whether it did."""
         if allocation not in self._having or self._queue:
             return False
         if allocation.extra + size > self.share or self.held + size > self._size:

@@ -1,4 +1,4 @@
-"""What came over a connection and may be referred to again: the newest units, within a budget."""
+"""Cache of the newest units of a connection, for references to them, within a budget."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import OrderedDict
 
 
 class MemoryBudget:
-    """Bytes that all caches of a relay may hold together."""
+    """The memory that all caches of a relay share."""
 
     def __init__(self, size: int) -> None:
         self._left = size
 
     def take(self, size: int) -> bool:
-        """Reserve some bytes, if there are so many."""
+        """Reserve some bytes, if they are available."""
         if size > self._left:
             return False
         self._left -= size
@@ -23,14 +23,14 @@ class MemoryBudget:
 
 
 class BlockCache:
-    """Units of one connection by their hash. What another client sent is never in it."""
+    """Units of one connection by hash; never those of another client."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._units: OrderedDict[bytes, bytes] = OrderedDict()
 
     def put(self, found: bytes, unit: memoryview) -> None:
-        """Keep a unit, in place of the least used ones of this connection where it is full."""
+        """Keep a unit; if the cache is full, replace the least recently used ones."""
         if found in self._units:
             self._units.move_to_end(found)
             return
@@ -41,7 +41,7 @@ class BlockCache:
         self._units[found] = bytes(unit)
 
     def get(self, found: bytes, length: int) -> bytes | None:
-        """Return the unit with a hash, if it is there and has this length."""
+        """Return the unit with this hash and length, if it is cached."""
         unit = self._units.get(found)
         if unit is None or len(unit) != length:
             return None

@@ -24,7 +24,7 @@ from xorepd.units import KiB, MiB
 LARGEST = 8 * MiB
 """Largest answer to a call about one object; the record of a VM has 12 KiB."""
 LARGEST_BITMAP = 64 * MiB
-"""Largest bitmap; `VDI.list_changed_blocks` of the largest disk of a VHD has 43 MiB."""
+"""Largest answer of `VDI.list_changed_blocks`; that of the largest replicated disk has 43 MiB."""
 LARGEST_FEED = 256 * MiB
 """Largest answer with all records. A VM or restore point with a disk and a network takes 18 KiB."""
 SLOWEST = 64 * KiB
