@@ -390,7 +390,7 @@ class DigestMismatch(DataError):
     def __init__(self, what: str, expected: str, found: str) -> None:
         self.what, self.expected, self.found = what, expected, found
         super().__init__(
-            f"{what}: the target has other data than what was sent "
+            f"{what}: the data on the target differs from what was sent "
             f"(digest {found}, expected {expected}); the restore point is discarded"
         )
 
