@@ -1,7 +1,7 @@
-"""Who of the targets of one VM reads which disk together with whom.
+"""Shared reads: the targets of one VM that need the same data of a disk read it together.
 
-Two rendezvous bring them together: one before anybody reads anything, because a pool that serves a
-disk does not tell changed blocks of it any more, and one for each disk. Who comes late reads alone.
+Targets meet at two rendezvous: one before any of them reads, because a pool that serves a disk no
+longer lists its changed blocks, and one for each disk. A target that comes late reads alone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from xorepd.replication.context.rendezvous import Rendezvous
 log = structlog.get_logger(__name__)
 
 CLOSE_S = 30.0
-"""How long the last one waits for a shared read to close."""
+"""How long the last target waits for a shared read to close."""
 
 Key = tuple[str, str]
-"""UUIDs of a disk and of its base (empty for a whole disk): who has the same, needs the same."""
+"""UUIDs of a disk and of its base (empty for a whole disk). Equal keys need equal data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class SharedReads:
     """The reads that the targets of one VM share.
 
     Args:
-        places: who may come.
-        late: who is not waited for; one whose branch was too slow is added.
-        group: owns the tasks that read.
-        budget: where their memory comes from.
+        places: Names of the targets that may come.
+        late: Targets that no other waits for. A target whose branch was too slow is added.
+        group: Owns the tasks that read.
+        budget: Source of their memory.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SharedReads:
         self._shared: dict[Key, _Shared] = {}
 
     async def announce(self, place: str, keys: Iterable[Key]) -> None:
-        """Say what is going to be read, and wait until the others have said so too."""
+        """Announce what a target will read, and wait until the others have announced theirs."""
         for key in keys:
             self._wanting[key].add(place)
         if not await self._before.arrive(place):
@@ -72,13 +72,13 @@ class SharedReads:
     async def join(
         self, place: str, key: Key, allocation: Allocation, open_reader: OpenReader
     ) -> AsyncIterator[Branch | None]:
-        """Give a branch of a shared read; None where there is nobody to share it with.
+        """Give a branch of a shared read; None if no other target shares it.
 
         Args:
-            allocation: of the disk. It holds nothing before, and with a branch what the disk needs:
-                whoever waits at a rendezvous keeps nobody from memory.
-            open_reader: how it is opened, if nobody has done so yet. It must not hang on what
-                becomes of `place`.
+            allocation: Of the disk. It is empty before, because a target at a rendezvous must not
+                hold memory. With a branch it has what the disk needs.
+            open_reader: Opens the disk, if no other target has. It must work on even if `place`
+                fails.
         """
         self._allocations[key, place] = allocation
         shared = await self._shared_read(place, key, open_reader)
@@ -90,12 +90,12 @@ class SharedReads:
             yield branch if await _is_open(branch) else None
         finally:
             branch.part()
-            if not shared.fan.attached:  # nothing of it may be left when the last one cleans up
+            if not shared.fan.attached:  # the read must have ended before the last target cleans up
                 shared.pump.cancel()
                 await asyncio.wait({shared.pump}, timeout=CLOSE_S)
 
     def leave(self, place: str) -> None:
-        """Let nobody wait for one who is done or has failed."""
+        """Stop the others from waiting for a target that is done or has failed."""
         self._forget(place)
         for rendezvous in (self._before, *self._at_disk.values()):
             rendezvous.leave(place)
@@ -137,7 +137,7 @@ class SharedReads:
 
 
 async def _is_open(branch: Branch) -> bool:
-    """Return whether a shared read could be opened; if not, each tries for itself."""
+    """Return whether a shared read could be opened. If not, each target opens its own."""
     try:
         await branch.opened()
     except XorepdError as error:

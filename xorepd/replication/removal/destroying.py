@@ -1,4 +1,4 @@
-"""Destroying what is ours: snapshots, disks, source snapshots that nobody needs, data of bases.
+"""Destroy what is ours: snapshots, disks, unneeded source snapshots, data of bases.
 
 Everything here asks `ownership` right before it destroys, by the records of that moment.
 """
@@ -125,8 +125,8 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = Fals
 def older_metadata(cache: PoolCache, vdi: Vdi) -> Vdi | None:
     """Return what changed-block tracking keeps of an older snapshot of the same disk, if anything.
 
-    Drivers of file SRs lose the older logs when a newer one is destroyed before them, whoever they
-    belong to: so the oldest goes first.
+    Drivers of file SRs lose the older logs when a newer one is destroyed first, also the logs of
+    others. So the oldest goes first.
 
     Source: sm: libs/sm/VDI.py (delete), libs/sm/drivers/FileSR.py.
     """
@@ -221,7 +221,7 @@ async def _try_destroy_data(pool: Pool, vdi: Vdi) -> str:
 
 
 async def say_use(pool: Pool, base: VmSnapshot | Marked, sr: str, use: Use) -> None:
-    """Write what a base is to one target; key by key, for others write on it as well."""
+    """Write what one target needs a base for; key by key, because others write on it as well."""
     kind, ref = ("VM", base.vm.ref) if isinstance(base, VmSnapshot) else ("VDI", base.vdi.ref)
     with suppress(ObjectGone):
         await update_keys(pool, kind, ref, "other_config", {FOR + sr: use.value})

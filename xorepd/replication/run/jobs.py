@@ -1,10 +1,10 @@
-"""One execution of a job: its VMs, a few at a time, to all targets, each with a fate of its own.
+"""One execution of a job: its VMs, a few at a time, to all targets. Each has an outcome.
 
     run_job ─► _VmRun, one for each VM: what its targets share
                   └► serve, one for each target ─► run.replicate
 
-A target works through the job's VMs at its own pace. One that lags behind holds up no other:
-`max_vms` counts for each target by itself, and at rendezvous on the source nobody waits for long.
+A target works through the job's VMs at its own pace. A slow target does not delay the others:
+`max_vms` counts for each target separately, and waits at a rendezvous on the source are short.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def find_sr(cache: PoolCache, pool: str, wanted: str) -> Sr:
 
 
 async def wait_for_migration(a: Assignment) -> None:
-    """Let a migration of the source VM end first: it is no failure, and it does not take for ever.
+    """Wait until a migration of the source VM has ended: it is no failure, and takes minutes.
 
     Raises:
         ObjectBusy: it takes very long.
@@ -144,8 +144,8 @@ def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
     if depth >= too_deep:
         raise Refused(
             f"pool {pool.name}: disk {disk.name_label} is a chain of {depth} VHDs, and XAPI allows "
-            f"{MAX_DEPTH}; it gets shorter as the storage coalesces, look on the hosts whether "
-            "that gets on (/var/log/SMlog), and remove snapshots that nobody needs"
+            f"{MAX_DEPTH}; it gets shorter as the storage coalesces; look on the hosts whether "
+            "that proceeds (/var/log/SMlog), and remove snapshots that are not needed"
         )
     log.warning("chain.long", pool=pool.name, disk=disk.uuid, depth=depth)
 
@@ -190,7 +190,7 @@ def check_current(a: Assignment, side: TargetSide) -> None:
 
 
 def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) -> None:
-    """Refuse to touch a replica that somebody uses, and to fill an SR that is full.
+    """Refuse to touch a replica that is in use, and to fill an SR that is full.
 
     Args:
         wanted: devices that the next commit is going to fill.
@@ -223,9 +223,9 @@ def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) 
 
 
 def plan_interfaces(a: Assignment, vm: Vm) -> list[Interface]:
-    """Return what interfaces the replica is to have.
+    """Return the interfaces that the replica gets.
 
-    What the job's `networks` name and neither pool has is said, in the log and in the run's record.
+    Networks that the job names and neither pool has are in the log and in the record of the run.
 
     Raises:
         Refused: a network cannot be mapped without guessing.

@@ -1,9 +1,9 @@
-"""Which VMs a run has to serve, looked up in the pools, and which of them do not appear.
+"""Select the VMs of a run, and find those that are missing.
 
-What a job names needs no look: each name is served, or fails by itself. What patterns and tags find
-is asked of the source pool when the run begins. Whoever was replicated before and is gone now is
-known from the marks of the replicas, on each target by itself: a target that cannot be asked stops
-nobody.
+Each VM that a job names has a record of its own, which fails if the VM is missing. Patterns and
+tags are matched with the VMs of the source pool when the run begins. The marks of the replicas show
+which VMs were replicated before and are gone now, on each target separately: a target that does not
+answer does not stop the others.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ async def find_missing(
             which = f"VM {stray.name} is gone"
             advice = (
                 f"Name the VM in exclude of job {job.name}; then `xorepctl forget` removes what "
-                "nobody needs any more"
+                "is left of it"
             )
         gone = Refused(
             f"pool {source.name}: {which}; its replica on pool {target.name} stays as it is{ours}. "

@@ -33,7 +33,7 @@ from xorepd.xapi.vms import update_keys
 log = structlog.get_logger(__name__)
 
 RESTART = "xorepd:restart"
-"""On a source VM that went down for its snapshot: `Downed`. It is to run again."""
+"""On a source VM that went down for its snapshot: `Downed`. The run will start it again."""
 
 SHUTDOWN_S = 1200.0
 """XAPI itself gives a guest 20 minutes."""

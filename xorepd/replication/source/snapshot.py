@@ -51,11 +51,11 @@ HAS_MEMORY = ("Running", "Suspended")
 async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -> VmSnapshot:
     """Return the snapshot that this run reads: one for all targets.
 
-    Who comes too late for the others still gets theirs, as long as it stands and is newer than what
-    the target has.
+    A target that comes late uses the snapshot of the others, if it still exists and is newer than
+    what the target has.
 
     Raises:
-        Refused: a disk was attached or detached in the very moment.
+        Refused: a disk was attached or detached at the same moment.
     """
     shared, sr = a.shared, a.stream.sr
     shared.awaiting[sr] = [point.mark.order for point in target.points]
@@ -116,7 +116,7 @@ async def take_source_snapshot(
         awaiting: UUID of each target SR that it is for → orders of the restore points there.
 
     Raises:
-        Refused: a disk was attached or detached in the very moment.
+        Refused: a disk was attached or detached at the same moment.
     """
     vm = side.vm
     without = [disk.vdi.ref for disk in side.excluded]
@@ -189,7 +189,7 @@ async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:
     """Snapshot a VM; with its memory where the job wants that and the VM has any.
 
     Raises:
-        Refused: its memory cannot be had.
+        Refused: the pool cannot snapshot its memory.
     """
     name = temporary_name(a.run_id)
     if a.job.snapshot is SnapshotKind.MEMORY and vm.power_state in HAS_MEMORY:
@@ -218,7 +218,7 @@ async def hold_snapshot(a: Assignment, group: VmSnapshot) -> None:
 async def block_migration(a: Assignment, vm: Vm) -> None:
     """Keep the source VM where it is while its snapshot is read.
 
-    Lifted by the sweep, which follows every run: blocks that somebody else set, with another text,
+    The sweep, which follows every run, lifts the block. Blocks of others, which have another text,
     are neither replaced nor lifted.
     """
     blocked = await a.source.call("VM.get_blocked_operations", vm.ref)

@@ -19,13 +19,13 @@ from xorepd.xapi.vms import update_keys
 log = structlog.get_logger(__name__)
 
 KEY = "xorepd:cbt"
-"""On a source disk: changed-block tracking was switched on by us, for this job."""
+"""On a source disk: xorepd switched changed-block tracking on, for this job."""
 
 
 async def enable_tracking(a: Assignment, side: SourceSide) -> None:
     """Switch changed-block tracking on for the disks of a run, if the job wants that.
 
-    Where it cannot be, the run goes on without: its deltas are larger, and say why.
+    Where that is not possible, the run continues without: its deltas are larger, and say why.
     """
     if a.job.changed_blocks is not ChangedBlocks.ENABLE:
         return

@@ -214,7 +214,7 @@ async def _attach_disks(
     drives = {vdi.uuid: vbd for vbd, vdi in disks_of(a.target.cache, point.vm)}
     clones = []
     for disk in point.disks:
-        if disk.mark.snapshot not in snapshot.contents:  # of somebody else
+        if disk.mark.snapshot not in snapshot.contents:  # not of this snapshot
             continue
         device = disk.mark.device
         async with clone_disk(a.target, base_disk(a, disk.vdi.uuid)) as ref:

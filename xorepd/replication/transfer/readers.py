@@ -1,8 +1,8 @@
 """Readers of disks: what a pool offers for each, and the best one that can be opened.
 
-A reader that cannot be opened gives way to the next one, with a warning and a reason in the run's
-record. No reader of a whole disk stands in for one of a delta: terabytes are not the answer to a
-failure that may be over tomorrow.
+If a reader cannot be opened, the run tries the next one, with a warning and a reason in its record.
+A reader of a whole disk never replaces one of a delta: a failure that may be over tomorrow does not
+justify sending terabytes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def _find_changes(a: Assignment, disk: Vdi, base: Vdi) -> tuple[BlockMap |
         text = await a.source.call("VDI.list_changed_blocks", base.ref, disk.ref)
         return parse_changes(str(text), disk.virtual_size), ""
     except (XapiError, ValueError) as error:
-        return None, f"changed blocks cannot be had ({error})"
+        return None, f"the pool does not list changed blocks ({error})"
 
 
 async def find_nbd(pool: Pool, disk: Ref) -> tuple[tuple[NbdExport, ...], str]:
@@ -98,7 +98,7 @@ async def find_nbd(pool: Pool, disk: Ref) -> tuple[tuple[NbdExport, ...], str]:
         infos = await pool.call("VDI.get_nbd_info", disk)
         exports = tuple(_export(info) for info in infos[:MOST_ADDRESSES])
     except (XapiError, KeyError, TypeError, ValueError) as error:
-        return (), f"NBD cannot be had ({error})"
+        return (), f"NBD is not available ({error})"
     if not exports:
         return (), f"no network of pool {pool.name} that reaches the disk has the purpose nbd"
     if pool.settings.plaintext:
@@ -223,8 +223,8 @@ async def open_rest(
     """Open a disk again with the same kind of reader, for what it still has to give.
 
     Args:
-        extents: what it gave and was to give.
-        start: where to go on, in bytes. An export is read from its front again.
+        extents: all that it gave and still has to give.
+        start: where to continue, in bytes. An export is read from its beginning again.
 
     Raises:
         DataError: that kind of reader cannot be opened now.

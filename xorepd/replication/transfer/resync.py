@@ -6,9 +6,9 @@ A disk is compared in windows. What differs in one is sent before the next one i
       equal, or  │  compare both sides, send what  │  not looked at yet
       made equal │  differs, have it confirmed     │
 
-So a comparison that is cut, be it by the end of the daemon, goes on at its window: where that
-begins is noted on the staging disk, as for any transfer. How long the windows are is a matter of
-time: each costs some attaches of both disks, and what is lost with a cut is one window.
+So a comparison that is interrupted, even by the end of the daemon, continues at its window: the
+staging disk records where that begins, as for any transfer. The length of a window is a compromise:
+each window costs some attaches of both disks, and an interruption loses one window.
 
 Only NBD reads from any place. Where either side has to be exported, which begins at the front, the
 rest of the disk is one window.
@@ -46,8 +46,8 @@ SHORTEST_WINDOW, LONGEST_WINDOW = 1 * GiB, 64 * GiB
 """Bytes to read on either side."""
 
 WINDOW_S = 300.0
-"""How long it shall take to compare a window. Beginning and ending one takes five attaches, five to
-ten seconds on a real host: two or three percent of it."""
+"""How long the comparison of a window should take. Beginning and ending one takes
+five attaches, five to ten seconds on a real host: two or three percent of it."""
 
 ALIGNMENT = 2 * MiB
 """Windows end between two blocks of a VHD: what is written into one allocates nothing behind it."""
