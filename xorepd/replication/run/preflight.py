@@ -41,7 +41,7 @@ MIGRATION_S = 1800.0
 
 
 def find_vm(cache: PoolCache, pool: str, wanted: str) -> Vm:
-    """Return the VM that a job means by a UUID or a name.
+    """Return the VM that a job names, by UUID or name.
 
     Raises:
         Refused: there is none, or several have the name.
@@ -67,7 +67,7 @@ def find_vm(cache: PoolCache, pool: str, wanted: str) -> Vm:
 
 
 def find_sr(cache: PoolCache, pool: str, wanted: str) -> Sr:
-    """Return the SR that a job means by a UUID or a name.
+    """Return the SR that a job names, by UUID or name.
 
     Raises:
         Refused: there is none that could hold replicas, or several have the name.
@@ -137,7 +137,7 @@ def check_source(a: Assignment, side: SourceSide) -> None:
 
 
 def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
-    """Refuse to make a chain longer that is as long as XAPI allows."""
+    """Refuse to lengthen a chain that has the greatest length that XAPI allows."""
     disk, depth = deepest(pool.cache, disks)
     if disk is None or depth < min(CLOSE, too_deep):
         return
@@ -151,7 +151,7 @@ def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
 
 
 def _snapshot_problem(vdi: Vdi) -> str | None:
-    """Return what keeps a VM from being snapshotted, even without the disk."""
+    """Return why a VM cannot be snapshotted, even without the disk."""
     if vdi.on_boot == "reset":
         return "is reset at each boot, which XAPI cannot snapshot; set on_boot to persist"
     return None
@@ -175,10 +175,10 @@ def _disk_problem(vdi: Vdi, target: Sr) -> str | None:
 
 
 def check_current(a: Assignment, side: TargetSide) -> None:
-    """Refuse to copy over what is, or was, active by itself.
+    """Refuse to overwrite a side that is, or was, active itself.
 
     Raises:
-        Frozen: source and replica are at odds.
+        Frozen: the records of source and replica contradict each other.
     """
     said = own_current(a.vm)
     if odds := at_odds(a.current, said is not None, side.replica):

@@ -34,13 +34,13 @@ class SelectedVms:
     wanted: tuple[str, ...]
     """Names and UUIDs of the VMs to serve."""
     records: tuple[RunRecord, ...] = ()
-    """What patterns and tags came to, where that was nothing; one record per target."""
+    """One record per target if patterns and tags match no VM; otherwise none."""
     selection: Selection | None = None
-    """Where the pool was asked."""
+    """None if the pool was not asked."""
 
 
 async def wanted_vms(job: JobSettings, run_id: RunId, source: Pool, clock: Clock) -> SelectedVms:
-    """Return the VMs that a run of a job has to serve; never raises for what a pool does."""
+    """Return the VMs of a run; a failure of a pool becomes a record and is not raised."""
     if not job.found_by:
         return SelectedVms(job.named)
     started_at = clock()
@@ -84,7 +84,7 @@ async def find_missing(
     try:
         await target.refresh()
         sr = find_sr(target.cache, target.name, to.sr)
-    except XorepdError as error:  # the runs of the VMs that are there say the same
+    except XorepdError as error:  # the records of the existing VMs say the same
         log.debug("vms.missing_unknown", target=to.pool, reason=str(error))
         return []
     stream = ReplicaKey(pool=source.cache.pool.uuid, vm="", sr=sr.uuid)
@@ -152,7 +152,7 @@ def _record(
     vm: tuple[str, str] | None = None,
     sr: tuple[str, str] | None = None,
 ) -> RunRecord:
-    """Return how it stands with one VM on one target, or with what patterns and tags mean there.
+    """Return the record of one VM and target, or of patterns and tags that match nothing.
 
     Args:
         vm, sr: UUID and name, where they are known.

@@ -74,7 +74,7 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
 
 
 async def _say_active(a: Assignment, vm: Vm) -> None:
-    """Write on a source VM that does not say so yet that it is the current one."""
+    """Record on a source VM that it is active, if it has no such record yet."""
     if own_current(vm) is not None:
         return
     said = replace(a.current, since=a.clock().isoformat(timespec="seconds"), by=a.run_id)
@@ -82,7 +82,7 @@ async def _say_active(a: Assignment, vm: Vm) -> None:
 
 
 async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot) -> VmSnapshot:
-    """Return the snapshot that an interrupted run has read a part of, to be read on."""
+    """Return the snapshot from which an interrupted run is continued."""
     a.shared.before_snapshot.leave(a.place)
     async with a.source_vm.lock:
         await block_migration(a, side.vm)
@@ -91,7 +91,7 @@ async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot)
 
 
 async def _join(a: Assignment, snapshot: VmSnapshot, points: Iterable[int]) -> bool:
-    """Write this target on a snapshot that was taken for others; return whether it will do."""
+    """Add this target to a snapshot that was taken for others; return whether it is usable."""
     await a.source.refresh()
     vms, vdis = a.source.cache.vms, a.source.cache.vdis
     stands = snapshot.vm.ref in vms and all(disk.vdi.ref in vdis for disk in snapshot.disks)
@@ -176,7 +176,7 @@ async def take_source_snapshot(
 
 
 async def _note_contents(a: Assignment, side: SourceSide) -> None:
-    """Write on the source's disks what their snapshots will hold, should this run die over them."""
+    """Record on the source's disks what their snapshots will hold, in case the daemon dies."""
     is_suspended_first = a.job.snapshot is SnapshotKind.MEMORY and side.vm.power_state == "Running"
     for vdi in side.drives:
         now = await a.source.call("VDI.get_other_config", vdi.ref)
@@ -228,5 +228,5 @@ async def block_migration(a: Assignment, vm: Vm) -> None:
 
 
 def replica_name(a: Assignment) -> str:
-    """Return the name that source snapshots and the replica have, in Xen Orchestra's manner."""
+    """Return the name of source snapshots and of the replica, in the form of Xen Orchestra."""
     return f"[XO Backup {a.job.name}] {a.vm.name_label}"

@@ -1,9 +1,9 @@
-"""Changed-block tracking on the disks of a source VM, switched on where the job says so.
+"""Switch changed-block tracking on for the disks of a source VM, if the job says so.
 
-XAPI refuses to move a tracked disk to another SR (VDI_CBT_ENABLED), so it is the operator's choice,
-and each disk on which we made it says so in its `other_config`. XAPI switches tracking off by
-itself after a host's crash, a revert, or a clone: then it is switched on again, and the run in
-between sends what the VHDs tell.
+XAPI refuses to move a tracked disk to another SR (VDI_CBT_ENABLED), so the operator decides, and
+each disk on which xorepd switched it on has a key in its `other_config`. XAPI switches tracking off
+by itself after a host's crash, a revert, or a clone. The next run switches it on again, and sends
+what the VHDs tell.
 """
 
 from __future__ import annotations
