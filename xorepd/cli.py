@@ -20,7 +20,7 @@ DEFAULT_CONFIG = Path("/etc/xorepd/xorepd.toml")
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h. The unit does not restart after it: the file would still be the same."""
+"""EX_CONFIG of sysexits.h. The unit does not restart after it: the file would be the same."""
 
 app = typer.Typer(
     name="xorepd",
@@ -39,7 +39,7 @@ Config = Annotated[
         "-c",
         metavar="FILE",
         help="The configuration, in TOML.",
-        readable=False,  # what cannot be read is a bad configuration and no wrong usage
+        readable=False,  # an unreadable file is a bad configuration, not wrong usage
     ),
 ]
 
@@ -64,13 +64,13 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Hold what comes before the command."""
+    """Accept options before the command."""
 
 
 @app.command()
 def run(config: Config = DEFAULT_CONFIG) -> None:
-    """Run the daemon in the foreground, as systemd wants it."""
-    # Imported here: `--help` and `--version` need none of it.
+    """Run the daemon in the foreground, for systemd."""
+    # Imported here, because `--help` and `--version` need none of it.
     import uvloop
 
     from xorepd.daemon.app import run_daemon, utc_now
@@ -88,7 +88,7 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
 
 @app.command()
 def check(config: Config = DEFAULT_CONFIG) -> None:
-    """Say whether the daemon would take a configuration, and what it would do."""
+    """Check a configuration, and show what the daemon would do with it."""
     from xorepd.daemon.app import utc_now
     from xorepd.daemon.checking import load_checked
 

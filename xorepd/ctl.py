@@ -1,7 +1,7 @@
-"""`xorepctl`: ask a running daemon, or tell it what to do.
+"""`xorepctl`: query and control a running daemon.
 
 Exit status: 0 done; 1 refused, or a run that did not succeed; 2 wrong usage; 3 no daemon answers;
-130 interrupted; 141 its output was closed before it had said all.
+130 interrupted; 141 its output was closed before it was complete.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Job = Annotated[str, typer.Argument(help="Name of a job.", show_default=False)]
 
 app = typer.Typer(
     name="xorepctl",
-    help="Ask a running xorepd, or tell it what to do.",
+    help="Query and control a running xorepd.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -88,7 +88,7 @@ def _root(
     socket: Socket = None,
     config: Config = None,
 ) -> None:
-    """Take what may stand before the command as well as behind it."""
+    """Accept the options before the command as well as after it."""
     if socket is not None or config is not None:
         try:
             os.environ[SOCKET_VARIABLE] = str(find_socket(socket, config))
@@ -99,14 +99,14 @@ def _root(
 
 @app.command()
 def status(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
-    """Show how old every replica is, what runs, and what failed."""
+    """Show the age of every replica, the current runs, and what has failed."""
     reply = ask(socket, config, lambda client: client.status())
     show_reply(reply, status_view(reply, datetime.now(UTC)), as_json=as_json)
 
 
 @app.command()
 def jobs(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
-    """List the jobs that are configured."""
+    """List the configured jobs."""
     reply = ask(socket, config, lambda client: client.jobs())
     show_reply(reply, jobs_table(reply, datetime.now(UTC)), as_json=as_json)
 
@@ -115,10 +115,11 @@ def jobs(as_json: AsJson = False, socket: Socket = None, config: Config = None) 
 def run(
     job: Job,
     wait: Annotated[
-        bool, typer.Option("--wait", "-w", help="Show progress, and fail if the run does.")
+        bool, typer.Option("--wait", "-w", help="Show progress, and fail if the run fails.")
     ] = False,
     allow_full: Annotated[
-        bool, typer.Option("--allow-full", help='Send disks whole despite full = "ask".')
+        bool,
+        typer.Option("--allow-full", help='Send whole disks despite full = "ask".'),
     ] = False,
     as_json: AsJson = False,
     socket: Socket = None,
@@ -143,11 +144,11 @@ def run(
 
 @app.command()
 def cancel(job: Job, as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
-    """Cancel the run of a job that is under way; the next one goes on with what it has sent."""
+    """Cancel the current run of a job. The next run continues its transfers."""
     reply = ask(socket, config, lambda client: client.cancel_run(job))
-    left = "what the next run can go on with stays, the rest of it is removed from both pools"
+    left = "it keeps what the next run can continue and removes the rest from both pools"
     if not reply.resumable:
-        left = "all of it is removed from both pools"
+        left = "it removes everything that it has created on both pools"
     text = f"job {job}: run {reply.run_id} is being cancelled; {left}"
     show_reply(reply, text, as_json=as_json)
 
@@ -156,7 +157,7 @@ def cancel(job: Job, as_json: AsJson = False, socket: Socket = None, config: Con
 def history(
     job: Annotated[str | None, typer.Option("--job", "-j", help="Only of this job.")] = None,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=MAX_HISTORY, help="How many.")
+        int, typer.Option("--limit", "-n", min=1, max=MAX_HISTORY, help="Number of records.")
     ] = 20,
     as_json: AsJson = False,
     socket: Socket = None,
@@ -170,13 +171,13 @@ def history(
 @app.command()
 def show(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Which one; the newest if not given.")
+        str | None, typer.Argument(metavar="RUN", help="Id of the run; default: the newest.")
     ] = None,
     as_json: AsJson = False,
     socket: Socket = None,
     config: Config = None,
 ) -> None:
-    """Show one run in full: how each disk was read and written, and what that cost."""
+    """Show one run in full: for each disk its reader, its writer and the bytes."""
 
     async def find(client: Client) -> RunReply:
         if run_id is not None:
@@ -192,7 +193,7 @@ def show(
 
 @app.command()
 def orphans(as_json: AsJson = False, socket: Socket = None, config: Config = None) -> None:
-    """List replicas that no job keeps up any more: a job for the same VM and target adopts one."""
+    """List replicas without a job. A new job for the same VM and target adopts its replica."""
     reply = ask(socket, config, lambda client: client.orphans())
     show_reply(reply, orphans_view(reply, datetime.now(UTC)), as_json=as_json)
 
@@ -203,20 +204,20 @@ app.command()(forget)
 @app.command()
 def throttle(
     link: Annotated[
-        str | None, typer.Argument(metavar="LINK", help="Which one; all are shown if not given.")
+        str | None, typer.Argument(metavar="LINK", help="Name of a link; default: all.")
     ] = None,
     rate: Annotated[
         str | None,
         typer.Argument(
             metavar="RATE",
-            help="Such as 20Mbit/s; unlimited; or auto: as the configuration has it.",
+            help="Such as 20Mbit/s; unlimited; or auto, which restores the configured rate.",
         ),
     ] = None,
     as_json: AsJson = False,
     socket: Socket = None,
     config: Config = None,
 ) -> None:
-    """Show what limits transfers, or set it until the next reload or restart."""
+    """Show the rate limits, or set one until the next reload or restart."""
 
     async def look(client: Client) -> LinksReply:
         if link is not None and rate is not None:
@@ -254,7 +255,7 @@ async def _run_and_watch(
                     return event.records
                 if not as_json:
                     display.show(event)
-    raise ControlError(f"the daemon ended before run {run_id} did; ask `xorepctl history`")
+    raise ControlError(f"the daemon stopped before run {run_id} ended; see `xorepctl history`")
 
 
 def _without(reply: RunAccepted) -> str:

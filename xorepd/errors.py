@@ -15,14 +15,14 @@
      │   ├─ NotAllowed             by code    code, params
      │   └─ XapiFailure            by code    code, params: any code not named above
      ├─ Refused                    OPERATOR   preflight found a reason not to start
-     │   ├─ ConsentMissing         OPERATOR   disks would be sent whole, and nobody has let them
+     │   ├─ ConsentMissing         OPERATOR   whole disks would be sent, without consent
      │   └─ WrittenTo              RETRY      something wrote to a disk of ours during the run
      ├─ Frozen                     OPERATOR   source and replica are at odds about who is current
      ├─ LeaseHeld                  RETRY      another daemon replicates this VM to this SR
      ├─ LeaseLost                  RETRY      a run may write no more
      ├─ HookFailed                OPERATOR   command, reason
      ├─ DataError
-     │   ├─ StreamCut              RETRY      the stream ended before its end
+     │   ├─ StreamCut              RETRY      the stream ended early
      │   ├─ ProtocolViolation      RETRY      the stream is not what it claims to be
      │   │   └─ AddressFailed      RETRY      nothing that can be used answers at an address
      │   ├─ TransferFailed         by code    the pool says that the transfer failed
@@ -32,7 +32,7 @@
      │   └─ DigestMismatch         RETRY      what arrived is not what was sent
      ├─ StateError                 OPERATOR   the history database cannot be used
      ├─ ControlError               OPERATOR   a request on the control socket was refused
-     └─ InternalError              OPERATOR   a fault of xorepd itself
+     └─ InternalError              OPERATOR   a bug in xorepd
 
 A message is one sentence that names the object and the next thing to try. It never holds a secret:
 session references and URLs that carry them are credentials.
@@ -46,47 +46,47 @@ from enum import Enum
 from pathlib import Path
 
 LONGEST = 2000
-"""Characters of a message: it goes to the log, the history and the control socket."""
+"""Most characters of a message, which goes to the log, the history and the control socket."""
 
 
 class Remedy(Enum):
-    """What to do about an error, decided where it is understood and obeyed where it is handled."""
+    """What to do about an error: set where it is raised, followed where it is handled."""
 
     RETRY = "retry"
     """The same work may succeed later, unchanged."""
     RECONNECT = "reconnect"
-    """Open the connection anew, then as RETRY."""
+    """Reconnect, then as RETRY."""
     RESYNC = "resync"
-    """What we believed about the pool is out of date: read it again and plan anew."""
+    """Our knowledge of the pool is out of date: read it again and plan again."""
     OPERATOR = "operator"
-    """A person has to change something first."""
+    """An operator must change something first."""
 
 
 _REFERENCE = re.compile(r"OpaqueRef(?::|%3A)[\w.-]*", re.IGNORECASE)
 
 
 def without_references(text: str) -> str:
-    """Return a text without XAPI's references: they tell nobody anything, and some log in."""
+    """Return a text without XAPI references: they help no reader, and some are credentials."""
     return _REFERENCE.sub("…", text)
 
 
 def _details(code: str, params: list[str]) -> str:
-    """Return a XAPI error for people: its code, and what it says besides."""
+    """Return an XAPI error for people: its code and parameters."""
     said = ", ".join(param for param in params if param)
     return f"{code} ({said})" if said else code
 
 
 LONGEST_REPLY = 64 * 1024
-"""Characters of a refusal on the control socket: all that is wrong with a configuration fits."""
+"""Most characters of an error on the control socket: all mistakes of a configuration fit."""
 
 
 def shortened(text: str, most: int = LONGEST) -> str:
-    """Return a text, or its beginning and how long it is: others may write what they like in it."""
+    """Return a text, or its beginning and its length: a pool or a name may be very long."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 class XorepdError(Exception):
-    """Base of everything that xorepd raises on purpose; its text is never long."""
+    """Base of all errors that xorepd raises on purpose; its text is shortened if needed."""
 
     remedy: Remedy = Remedy.OPERATOR
 
@@ -98,7 +98,7 @@ class XorepdError(Exception):
 
 
 class ConfigError(XorepdError):
-    """The configuration cannot be used; nothing of it has taken effect."""
+    """The configuration is invalid; nothing of it has taken effect."""
 
     def __init__(
         self, file: Path, key: str, reason: str, *, value: object = None, hint: str = ""
@@ -110,7 +110,7 @@ class ConfigError(XorepdError):
 
 
 class ConfigErrors(ConfigError):
-    """Several things are wrong with a configuration; the first is in the attributes of one."""
+    """Several mistakes in a configuration; the attributes describe the first."""
 
     def __init__(self, errors: Sequence[ConfigError]) -> None:
         first = errors[0]
@@ -122,10 +122,10 @@ class ConfigErrors(ConfigError):
 
 
 def refuse(errors: Sequence[ConfigError]) -> None:
-    """Raise what is wrong with a configuration, if anything is.
+    """Raise the mistakes of a configuration, if there are any.
 
     Raises:
-        ConfigError: all of it.
+        ConfigError: all mistakes.
     """
     distinct = list({str(error): error for error in errors}.values())
     if len(distinct) > 1:
@@ -135,11 +135,11 @@ def refuse(errors: Sequence[ConfigError]) -> None:
 
 
 class XapiError(XorepdError):
-    """Something between us and a pool's XAPI."""
+    """An error between us and the XAPI of a pool."""
 
 
 class XapiUnreachable(XapiError):
-    """No answer from a pool: refused, reset, timed out, or not HTTP."""
+    """A pool does not answer: refused, reset, timed out, or not HTTP."""
 
     remedy = Remedy.RECONNECT
 
@@ -147,7 +147,7 @@ class XapiUnreachable(XapiError):
         self.pool, self.address, self.reason = pool, address, reason
         super().__init__(
             f"pool {pool}: no answer from {address} ({reason}); "
-            "check the address, the network and that the toolstack runs"
+            "check the address, the network and whether the toolstack runs"
         )
 
 
@@ -158,11 +158,11 @@ class SessionLost(XapiError):
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
-        super().__init__(f"pool {pool}: the session was lost; it is renewed at the next call")
+        super().__init__(f"pool {pool}: the session was lost; the next call opens a new one")
 
 
 class NotMaster(XapiError):
-    """We spoke to a member; `master` is the address it named."""
+    """The host is not the pool master; `master` is the address that it names."""
 
     remedy = Remedy.RECONNECT
 
@@ -178,12 +178,12 @@ class LoginRefused(XapiError):
         self.pool, self.username = pool, username
         advice = "check username and password of this pool in the configuration"
         if not has_role:
-            advice = "give that account the role vm-power-admin there"
+            advice = "give that account the role vm-power-admin on that pool"
         super().__init__(f"pool {pool}: login of {username!r} was refused ({detail}); {advice}")
 
 
 class PasswordUnusable(XapiError):
-    """There is no password to log in with: its file has gone bad since it was checked."""
+    """The password cannot be read any more: its file has changed since the check."""
 
     def __init__(self, pool: str, cause: ConfigError) -> None:
         self.pool, self.cause = pool, cause
@@ -191,7 +191,7 @@ class PasswordUnusable(XapiError):
 
 
 class CertificateRefused(XapiError):
-    """The pool's TLS certificate is not the one that the configuration trusts."""
+    """The configuration does not trust the TLS certificate of the pool."""
 
     def __init__(self, pool: str, address: str, reason: str) -> None:
         self.pool, self.address = pool, address
@@ -220,13 +220,13 @@ class ObjectBusy(XapiError):
         self.pool, self.kind, self.ref, self.operation = pool, kind, ref, operation
         said = said or (
             f"{kind} {ref} is in use ({operation}); "
-            "the next run tries again, look for what holds it if that persists"
+            "the next run tries again; if that persists, find out what uses it"
         )
         super().__init__(f"pool {pool}: {said}")
 
 
 class NotAllowed(XapiError):
-    """The pool refuses on principle: role, licence, blocked operation."""
+    """The pool does not allow a call: role, licence or blocked operation."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class NotAllowed(XapiError):
 
 
 class XapiFailure(XapiError):
-    """Any other failure, as XAPI reports it."""
+    """Any other failure that XAPI reports."""
 
     def __init__(
         self,
@@ -258,15 +258,15 @@ class XapiFailure(XapiError):
 
 
 class Refused(XorepdError):
-    """A run was not started, or was given up before its commit, for the reason in the message."""
+    """A run was not started, or stopped before its commit, for the reason in the message."""
 
 
 class ConsentMissing(Refused):
-    """A run would send disks whole and must not, until somebody lets it. Nothing else is wrong."""
+    """A run would send whole disks and needs the consent of an operator. Nothing else is wrong."""
 
 
 class WrittenTo(Refused):
-    """Something wrote to a disk of ours while a run worked with it."""
+    """A disk of ours was written to while a run used it."""
 
     remedy = Remedy.RETRY
 
@@ -274,18 +274,18 @@ class WrittenTo(Refused):
         self.pool, self.what, self.uuid = pool, what, uuid
         super().__init__(
             f"pool {pool}: {what} ({uuid}) was written to while the run used it, so nothing was "
-            "committed; find out what has it attached, the next run begins anew"
+            "committed; find out what has it attached. The next run starts over"
         )
 
 
 class Frozen(XorepdError):
-    """Source and replica disagree about which of them is active: nothing was started."""
+    """Source and replica disagree about which of them is current: nothing was started."""
 
     remedy = Remedy.OPERATOR
 
 
 class LeaseHeld(XorepdError):
-    """Another daemon replicates this VM to this SR: nothing was started."""
+    """Another daemon holds the lease on this VM and SR: nothing was started."""
 
     remedy = Remedy.RETRY
 
@@ -298,20 +298,20 @@ class LeaseHeld(XorepdError):
 
 
 class LeaseLost(XorepdError):
-    """A run could not keep the right to write, or somebody else has it now."""
+    """A run could not renew its lease, or another daemon holds it now."""
 
     remedy = Remedy.RETRY
 
     def __init__(self, what: str, reason: str) -> None:
         self.what, self.reason = what, reason
         super().__init__(
-            f"{what} is not ours to write any more ({reason}); the run has stopped, and the next "
-            "one of whoever holds it cleans up"
+            f"the lease on {what} is lost ({reason}); the run has stopped, and the next one "
+            "cleans up"
         )
 
 
 class HookFailed(XorepdError):
-    """A program of the operator's that runs beside a snapshot."""
+    """A hook, a program of the operator that runs around a snapshot, has failed."""
 
     def __init__(self, command: str, reason: str) -> None:
         self.command, self.reason = command, reason
@@ -319,18 +319,18 @@ class HookFailed(XorepdError):
 
 
 class DataError(XorepdError):
-    """Something went wrong with the bytes of a disk."""
+    """An error in the transfer of a disk."""
 
     remedy = Remedy.RETRY
 
 
 class StreamCut(DataError):
-    """A stream ended before the end that its own header announces."""
+    """A stream ended before the size that its header announces."""
 
     def __init__(self, what: str, received: int, expected: int | None = None) -> None:
         self.what, self.received, self.expected = what, received, expected
         of = f" of {expected}" if expected is not None else ""
-        super().__init__(f"{what}: the stream was cut after {received}{of} bytes")
+        super().__init__(f"{what}: the stream ended after {received}{of} bytes")
 
 
 class ProtocolViolation(DataError):
@@ -342,11 +342,11 @@ class ProtocolViolation(DataError):
 
 
 class AddressFailed(ProtocolViolation):
-    """What answers at an address, if anything, cannot be used: whatever else is asked there."""
+    """A server does not answer, or not usably; other requests to it will fail as well."""
 
 
 class TransferFailed(DataError):
-    """The pool reports that an import or export of ours failed."""
+    """The pool reports that our import or export has failed."""
 
     def __init__(
         self,
@@ -362,41 +362,41 @@ class TransferFailed(DataError):
 
 
 class NotServed(TransferFailed):
-    """The pool does not know this kind of request: 404, which it answers to a strange format."""
+    """The pool does not support the request: 404, its answer to an unknown format."""
 
 
 class OutcomeUnknown(DataError):
-    """Nobody can say whether an import or export of ours succeeded: it counts as failed."""
+    """It is unknown whether our import or export has succeeded: it counts as failed."""
 
     def __init__(self, what: str, reason: str) -> None:
         self.what, self.reason = what, reason
-        super().__init__(f"{what}: how it ended is unknown ({reason})")
+        super().__init__(f"{what}: the result is unknown ({reason})")
 
 
 class TransportFailed(DataError):
-    """A transport did not do what it promises: a fault in its package, or in what it needs."""
+    """A transport broke its contract: a fault of its package, or of something that it needs."""
 
     def __init__(self, transport: str, reason: str) -> None:
         self.transport, self.reason = transport, reason
         super().__init__(
             f"transport {transport} failed ({reason}); "
-            "report it to whoever made its package, or use direct meanwhile"
+            "report it to the author of its package, or use direct meanwhile"
         )
 
 
 class DigestMismatch(DataError):
-    """What was read back from the target differs from what was read from the source."""
+    """The data read back from the target differs from the data read from the source."""
 
     def __init__(self, what: str, expected: str, found: str) -> None:
         self.what, self.expected, self.found = what, expected, found
         super().__init__(
-            f"{what}: read back from the target it differs from what was sent "
-            f"(digest {found}, expected {expected}); this point is discarded"
+            f"{what}: the data on the target differs from what was sent "
+            f"(digest {found}, expected {expected}); the restore point is discarded"
         )
 
 
 class StateError(XorepdError):
-    """The state directory or its database cannot be used."""
+    """The state directory or its database is unusable."""
 
 
 class ControlError(XorepdError):
@@ -409,7 +409,7 @@ class ControlError(XorepdError):
 
 
 class InternalError(XorepdError):
-    """A fault of ours: the log has the traceback."""
+    """A bug in xorepd: the log has the traceback."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
 """Byte ranges of a disk and their algebra.
 
-A list of extents that we pass on is always sorted by offset, disjoint, and without neighbours that
-touch: one list per set of bytes, so that equality of lists is equality of sets.
+A list of extents that one function passes to another is sorted by offset, disjoint, and without
+touching neighbours. So each set of bytes has one list, and equal lists mean equal sets.
 
     disk     |0        |64       |128      |192      |256 KiB
     extents            [=========]         [=========]
@@ -40,7 +40,7 @@ def merge(extents: Iterable[Extent]) -> list[Extent]:
 
 
 def clip(extents: Iterable[Extent], size: int) -> list[Extent]:
-    """Return what lies below `size`."""
+    """Return the parts of the extents below `size`."""
     return [Extent(e.offset, min(e.end, size) - e.offset) for e in extents if e.offset < size]
 
 

@@ -1,11 +1,11 @@
-"""Names for the strings that identify things, so that one is never passed for another."""
+"""Types for identifiers, so that a type checker finds one passed in place of another."""
 
 from __future__ import annotations
 
 from typing import NewType
 
 PoolName = NewType("PoolName", str)
-"""A pool as the configuration calls it."""
+"""The configured name of a pool."""
 JobName = NewType("JobName", str)
 RunId = NewType("RunId", str)
 """One execution of a job: a UUID, new each time."""
@@ -16,14 +16,14 @@ VdiUuid = NewType("VdiUuid", str)
 SrUuid = NewType("SrUuid", str)
 
 Ref = NewType("Ref", str)
-"""An OpaqueRef: good for this connection, never stored."""
+"""An OpaqueRef: valid for this connection, never stored."""
 
 NULL_REF = Ref("OpaqueRef:NULL")
 
 
 def is_null(ref: str) -> bool:
-    """Return whether a reference points nowhere.
+    """Return whether a reference is null.
 
-    Old records hold `""` or `Ref:…` where new ones hold `OpaqueRef:NULL`.
+    Old records have `""` or `Ref:…` where new ones have `OpaqueRef:NULL`.
     """
     return ref == NULL_REF or not ref.startswith("OpaqueRef:")

@@ -1,13 +1,13 @@
-"""What people see passes here: names and texts of any origin, safe on any terminal and in any pipe.
+"""Output for people: names and texts of any origin, safe on any terminal and in any pipe.
 
     data ─► Words, Rows ─► Screen ─► stdout        tables and sentences
     data ─► say, complain ─────────► stdout, stderr
     data ─► visible ───────────────► lines of the log
 
-A VM may have any name: with square brackets, which rich takes for its markup; with control
-characters, which a terminal obeys; with characters that turn what follows round, or that nobody
-sees. Such characters are replaced before anything is measured, so that columns stay columns.
-`say_json` gives everything as it is: programs read that.
+A VM may have any name: with square brackets, which rich takes as markup; with control characters,
+which a terminal executes; with characters that reverse the text direction, or that are invisible.
+This module replaces them before it measures texts, so that columns stay aligned. `say_json` changes
+nothing, because programs read its output.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from rich.text import Text, TextType
 
 EXIT_FAILED = 1
 EXIT_UNREAD = 141
-"""128 + SIGPIPE, as the shell calls the end of a program whose reader has gone."""
+"""128 + SIGPIPE: the exit status that a shell shows if the reader of a pipe has gone."""
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"})
-"""Categories of Unicode that a terminal obeys, hides or cannot measure: control, format, lone
+"""Unicode categories that a terminal executes, hides or cannot measure: control, format, lone
 surrogate, unassigned, line and paragraph separators."""
 _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Letters and marks that have no shape."""
+"""Letters and marks without a visible shape."""
 _NAMED = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 CLOSEST = "xorepd.closest"
-"""Name of the error handler for characters that an output cannot hold."""
+"""Name of the error handler for characters that the output encoding does not have."""
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    r"""Return a text without anything that a terminal obeys or hides: `\x9b`, `\u202e`, `\n`.
+    r"""Escape the control and invisible characters of a text, as `\x9b`, `\u202e`, `\n`.
 
     Args:
-        keep: characters that stay all the same, such as the newlines of a traceback.
+        keep: Characters that stay, such as the newlines of a traceback.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -71,7 +71,7 @@ def _visible(char: str) -> str:
 
 
 class Words(Text):
-    """Text for people, with a style perhaps; never markup."""
+    """Text for people, optionally with a style; never markup."""
 
     def __init__(self, text: str = "", style: str = "") -> None:
         super().__init__(visible(text), style)
@@ -82,7 +82,7 @@ class Words(Text):
 
 
 def stacked(*lines: str) -> Text:
-    """Return texts below each other, as one cell."""
+    """Return several lines as one cell."""
     return Text("\n").join(Words(line) for line in lines)
 
 
@@ -90,15 +90,15 @@ class Rows(Table):
     """A table in our style; texts in its cells become `Words`."""
 
     def __init__(self, *columns: str, together: frozenset[str] = frozenset()) -> None:
-        """Make an empty one.
+        """Create an empty table.
 
         Args:
-            columns: their headings.
-            together: those whose cells are not broken into lines, such as numbers.
+            columns: The headings.
+            together: Headings of columns whose cells must not wrap, such as numbers.
         """
         super().__init__(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
         for column in columns:
-            # Names fold, so that a long one costs a line and is not cut; numbers keep together.
+            # Long names wrap instead of being cut; numbers do not wrap.
             self.add_column(Words(column), overflow="fold", no_wrap=column in together)
 
     def add(self, *cells: str | Text) -> None:
@@ -119,13 +119,13 @@ class Told(ProgressColumn):
 
 
 class Screen(Console):
-    """Where `xorepctl` shows tables and sentences."""
+    """The output of `xorepctl`: tables and sentences."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, markup=False, emoji=False)
 
     def print(self, *shown: Any, **options: Any) -> None:
-        """Show sentences and views, each on lines of its own."""
+        """Print sentences and views, each on its own lines."""
         try:
             super().print(*(Words(o) if isinstance(o, str) else o for o in shown), **options)
         except OSError as error:
@@ -144,15 +144,15 @@ def say(text: str) -> None:
 
 
 def say_json(text: str) -> None:
-    """Print JSON as it is; where the output is no UTF-8, with escapes in place of characters."""
+    """Print JSON unchanged; if the output is not UTF-8, with escapes for non-ASCII characters."""
     if sys.stdout is not None and codecs.lookup(sys.stdout.encoding).name != "utf-8":
         text = re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], text)
     _write(text)
 
 
 def complain(text: str, *, keep: str = "") -> None:
-    """Print a line on standard error; `keep` as of `visible`."""
-    with suppress(OSError):  # there is nowhere to say so
+    """Print a line on standard error; for `keep` see `visible`."""
+    with suppress(OSError):  # there is no other place to report it
         if sys.stderr is not None:
             print(visible(text, keep=keep), file=sys.stderr, flush=True)
 
@@ -166,16 +166,16 @@ def _write(text: str) -> None:
 
 
 def _end_unwritten(error: OSError) -> NoReturn:
-    """End the program: its output is full, or nobody reads it any more."""
+    """Exit: the output is full, or its reader has gone."""
     _drop_output()
     if isinstance(error, BrokenPipeError):
         sys.exit(EXIT_UNREAD)
-    complain(f"the answer could not be written ({error.strerror or error}); make room there")
+    complain(f"cannot write the answer ({error.strerror or error}); make room there")
     sys.exit(EXIT_FAILED)
 
 
 def _drop_output() -> None:
-    """Send what has not been written, and would be at the program's end, to nowhere."""
+    """Discard buffered output, which Python would write at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -185,13 +185,13 @@ def _drop_output() -> None:
 
 
 def run_program(app: typer.Typer, name: str) -> NoReturn:
-    """Run a program to its end; its output takes whatever it says.
+    """Run a program and exit with its status.
 
     Args:
-        name: of the program, for its messages.
+        name: Name of the program, for its messages.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=CLOSEST)  # standard error has escapes for that
+        sys.stdout.reconfigure(errors=CLOSEST)  # standard error already escapes them
     try:
         sys.exit(app(standalone_mode=False))
     except typer.Abort:
@@ -207,11 +207,11 @@ def run_program(app: typer.Typer, name: str) -> NoReturn:
 
 
 _REFUSED = typer.BadParameter.__mro__[2]
-"""What typer raises where a command line makes no sense; it has no public name for it."""
+"""What typer raises for a wrong command line; it has no public name for it."""
 
 
 def _closest(error: UnicodeError) -> tuple[str, int]:
-    """Put question marks in place of what an output cannot hold, as wide as that would be."""
+    """Replace characters that the output does not have by question marks of the same width."""
     assert isinstance(error, UnicodeEncodeError)
     return "?" * cell_len(error.object[error.start : error.end]), error.end
 

@@ -3,10 +3,10 @@
     socket ─► [TLS] ─► the caller's own buffers, one after the other; then a pause
                   └──► a spill of 64 KiB for what comes before anything was asked for
 
-What nobody waits for stays in the kernel: it takes no memory of ours and is copied once. asyncio's
-streams copy each byte three times and allocate for each read; what they cost against this is
-measured by `make bench-relay`. A buffer handed to `write` may be used again when it returns:
-everything has gone to the kernel by then, which is also what makes back-pressure exact.
+Data that no caller waits for stays in the kernel: it takes no memory of ours and is copied once.
+The streams of asyncio copy each byte three times and allocate for each read; `make bench-relay`
+measures the difference. `write` returns when the kernel has all data. So the caller may reuse the
+buffer, and back-pressure is exact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self, cast
 
-from xorepd.patience import Patience, Stalled
+from xorepd.stall import Stalled, StallTimer
 
 __all__ = ["ByteStream", "CheckPeer", "Ended", "Stalled"]
 
@@ -58,7 +58,7 @@ class ByteStream(asyncio.BufferedProtocol):
     """One connection, used by one reader and one writer at a time. Make it with `connect`.
 
     Args:
-        stall: seconds after which a read or write gives up in which nothing worth it has moved.
+        stall: Seconds after which a read or write fails if too few bytes have moved.
     """
 
     def __init__(self, stall: float) -> None:
@@ -72,8 +72,8 @@ class ByteStream(asyncio.BufferedProtocol):
         self._targets: deque[memoryview] = deque()
         self._received = 0
         self._some = False
-        self._reading = Patience(self._loop, stall, lambda: self._arrived, slowest=SLOWEST)
-        self._writing = Patience(self._loop, stall, self._unsent, slowest=SLOWEST)
+        self._reading = StallTimer(self._loop, stall, lambda: self._arrived, slowest=SLOWEST)
+        self._writing = StallTimer(self._loop, stall, self._unsent, slowest=SLOWEST)
         self._paused = False
         self._full = False
         self._lost: BaseException | None = None
@@ -82,7 +82,7 @@ class ByteStream(asyncio.BufferedProtocol):
         self._broken = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self.guard: Callable[[], None] | None = None
-        """Asked before each piece is sent; what it raises ends the write."""
+        """Called before each piece is sent; its error ends the write."""
 
     # -- opening and closing ------------------------------------------------------------------
 
@@ -141,17 +141,17 @@ class ByteStream(asyncio.BufferedProtocol):
                 check_peer(secured.get_extra_info("ssl_object").getpeercert(binary_form=True))
         except BaseException as error:
             self.abort()
-            if secured is None:  # asyncio tells nobody when it loses a connection before it is made
+            if secured is None:  # asyncio does not report a loss in the handshake
                 self.connection_lost(error if isinstance(error, OSError) else None)
             raise
 
     def abort(self) -> None:
-        """Cut the connection at once; whoever waits in it fails."""
+        """Close the connection at once; pending reads and writes fail."""
         if self._transport is not None:
             self._transport.abort()
 
     async def close(self) -> None:
-        """Cut the connection and wait until the socket is gone, and its buffers with it."""
+        """Close the connection and wait until its socket and buffers are freed."""
         self.abort()
         if self._transport is not None:
             await asyncio.shield(self._closed)
@@ -168,7 +168,7 @@ class ByteStream(asyncio.BufferedProtocol):
 
     @property
     def stall(self) -> float:
-        """Seconds after which a read or write gives up in which nothing worth it has moved."""
+        """Seconds after which a read or write fails if too few bytes have moved."""
         return self._reading.stall
 
     @stall.setter
@@ -179,7 +179,7 @@ class ByteStream(asyncio.BufferedProtocol):
 
     @property
     def waiting(self) -> int:
-        """How many bytes have come that nobody has asked for yet; with TLS before decryption."""
+        """Number of received bytes that were not read yet; with TLS before decryption."""
         unread = bytes(4)
         if self._transport is not None and not self._transport.is_closing():
             socket = self._transport.get_extra_info("socket")

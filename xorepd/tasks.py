@@ -25,8 +25,7 @@ async def first_of(*works: Coroutine[Any, Any, object]) -> None:
 async def background(*works: tuple[str, Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run named coroutines while a block lasts, and cancel them at its end.
 
-    If one of them fails, the block is cancelled and its error raised: nothing that a daemon needs
-    dies unnoticed.
+    If one of them fails, the block is cancelled and the error raised.
     """
     with lone_error():
         async with asyncio.TaskGroup() as group:
@@ -38,9 +37,9 @@ async def background(*works: tuple[str, Coroutine[Any, Any, None]]) -> AsyncIter
 
 @contextmanager
 def lone_error() -> Iterator[None]:
-    """Raise the error of a task group as itself where it is the only one.
+    """Unwrap the error of a task group if it is the only one.
 
-    One cause is the common case, and whoever handles it asks for its type.
+    One error is the common case, and handlers match its type.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a task must end properly, even when it is cancelled in the middle of it."""
+"""Cleanup that a task must complete, even when it is cancelled meanwhile."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 async def settled(work: asyncio.Future[Any], timeout: float) -> None:
-    """Wait until something that cannot be stopped has ended, however it does, or `timeout` seconds.
+    """Wait up to `timeout` seconds until a future is done, in whatever way.
 
-    Being cancelled meanwhile changes nothing: for those who clean up after a cancellation.
+    A cancellation does not interrupt the wait: for cleanup after a cancellation.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -25,15 +25,15 @@ async def settled(work: asyncio.Future[Any], timeout: float) -> None:
 
 
 async def to_the_end(work: Coroutine[Any, Any, T], timeout: float) -> T:
-    """Run a short piece of tidying to its end and return what it gives.
+    """Run a short cleanup to its end and return its result.
 
-    Being cancelled meanwhile, however often, waits for that end and is raised after it.
+    A cancellation, even a repeated one, is raised after that end.
 
     Args:
-        timeout: seconds after which the work itself is cancelled.
+        timeout: Seconds after which the cleanup itself is cancelled.
 
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: the cleanup took longer.
     """
 
     async def bounded() -> T:
@@ -49,6 +49,6 @@ async def to_the_end(work: Coroutine[Any, Any, T], timeout: float) -> T:
             cancelled = error
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # it had its chance; the cancellation is what counts now
+            task.exception()  # retrieve the error; the cancellation takes precedence
         raise cancelled
     return task.result()

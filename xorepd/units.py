@@ -1,4 +1,4 @@
-"""Sizes, durations and rates as people write and read them."""
+"""Parse and format sizes, durations and rates as people write them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that a text such as `64MiB`, `1.5 GiB` or `4096` means.
+    """Parse a size such as `64MiB`, `1.5 GiB` or `4096` into bytes.
 
     Raises:
-        ValueError: it is not a size.
+        ValueError: the text is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
@@ -33,10 +33,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds that a text such as `15m`, `1h30m` or `20s` means.
+    """Parse a duration such as `15m`, `1h30m` or `20s` into seconds.
 
     Raises:
-        ValueError: it is not a duration.
+        ValueError: the text is not a duration.
     """
     compact = text.replace(" ", "")
     if not compact or _DURATION_PART.sub("", compact):
@@ -45,10 +45,10 @@ def parse_duration(text: str) -> float:
 
 
 def parse_rate(text: str) -> float:
-    """Return the bytes per second that a text such as `100Mbit/s` or `12MiB/s` means.
+    """Parse a rate such as `100Mbit/s` or `12MiB/s` into bytes per second.
 
     Raises:
-        ValueError: it is not a rate.
+        ValueError: the text is not a rate.
     """
     compact = text.strip()
     if match := _RATE_BITS.fullmatch(compact):

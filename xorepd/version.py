@@ -9,7 +9,7 @@ from pathlib import Path
 try:
     VERSION = version("xorepd")
 except PackageNotFoundError:
-    VERSION = "0+source"  # run from a source tree that nobody installed
+    VERSION = "0+source"  # run from a source tree without installation
 
 _PACKAGE = Path(__file__).parent
 BUILD_FILE = _PACKAGE / "build.txt"

@@ -36,7 +36,7 @@ from xorepd.data.digest import Digest, Observed
 from xorepd.data.http.chunked import open_chunked
 from xorepd.data.http.export import open_export, read_map
 from xorepd.data.nbd.exports import NbdExport
-from xorepd.data.nbd.reader import NbdBudget, open_nbd_reader
+from xorepd.data.nbd.reader import NbdConnectionLimit, open_nbd_reader
 from xorepd.data.reader import Reader
 from xorepd.ids import Ref, VdiUuid
 from xorepd.transports.direct import Direct
@@ -221,7 +221,7 @@ class Bench:
 async def carry(task: dict[str, Any]) -> None:
     pairs = task["pairs"]
     async with opened(task["prod"], task["tls"]) as prod, opened(task["dr"], task["tls"]) as dr:
-        budget = NbdBudget(16)
+        budget = NbdConnectionLimit(16)
         before = resource.getrusage(resource.RUSAGE_SELF)
         async with asyncio.TaskGroup() as group:
             copies = [
@@ -252,7 +252,12 @@ async def opened(pool: dict[str, Any], tls: bool) -> AsyncIterator[Pool]:
 
 
 async def copy(
-    task: dict[str, Any], prod: Pool, dr: Pool, budget: NbdBudget, source: VdiUuid, target: VdiUuid
+    task: dict[str, Any],
+    prod: Pool,
+    dr: Pool,
+    budget: NbdConnectionLimit,
+    source: VdiUuid,
+    target: VdiUuid,
 ) -> int:
     """Carry one disk as a run of the daemon does; return how many bytes."""
     disk = next(vdi for vdi in prod.cache.vdis.values() if vdi.uuid == source)

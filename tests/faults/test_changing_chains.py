@@ -1,6 +1,6 @@
 """Chains and bitmaps that change, vanish or lie: the data stays right, and the record says why.
 
-Where changed blocks cannot be had or believed, the run sends what the VHDs tell, and the next one
+Where changed blocks are not available, or wrong, the run sends what the VHDs tell, and the next one
 tracks again.
 """
 
@@ -139,7 +139,7 @@ async def test_a_bitmap_that_is_none_is_not_believed(
 
     reader, reason = of_data(record)
     assert reader == "export"
-    assert "changed blocks cannot be had" in reason
+    assert "does not list changed blocks" in reason
     monkeypatch.undo()
     await goes_on(tracked, 2)
 

@@ -202,7 +202,7 @@ async def test_a_server_with_another_certificate_is_left_for_the_export(tracked:
     record = await run(tracked)
 
     assert {disk.reader for disk in record.disks} == {"export-changes"}
-    assert all("not the one that the pool told" in disk.reader_reason for disk in record.disks)
+    assert all("not the one that the pool gave" in disk.reader_reason for disk in record.disks)
     await tracked.newest_equals_its_source()
     assert await tracked.left_over() == []
 
@@ -266,11 +266,11 @@ async def test_a_read_that_breaks_once_is_read_again(tracked: World, name: str) 
 
 
 READ_ALWAYS: dict[str, tuple[Make, str]] = {
-    "reset": (lambda: Fault("nbd", "read", times=None, reset=True), "was cut after 0 of"),
-    "cut": (lambda: Fault("nbd", "read", times=None, cut_at=1000), "was cut after 1000 of"),
-    "short": (lambda: Fault("nbd", "read", times=None, end_at=512), "was cut after 512 of"),
+    "reset": (lambda: Fault("nbd", "read", times=None, reset=True), "ended after 0 of"),
+    "cut": (lambda: Fault("nbd", "read", times=None, cut_at=1000), "ended after 1000 of"),
+    "short": (lambda: Fault("nbd", "read", times=None, end_at=512), "ended after 512 of"),
     "silent": (lambda: Fault("nbd", "read", times=None, stall=True), "no byte moved for 1 s"),
-    "fails": (lambda: Fault("nbd", "read", times=None, error=FAILURE), "was cut after"),
+    "fails": (lambda: Fault("nbd", "read", times=None, error=FAILURE), "ended after"),
 }
 
 

@@ -138,6 +138,6 @@ async def test_a_snapshot_of_ours_that_is_destroyed_meanwhile_is_named(two_pools
     assert record.outcome is Outcome.FAILED
     # By which of its two names depends on whether the news of the second came before that it went.
     assert re.search(rf"snapshot \S.* \({uuid}\) no longer exists", record.error or "")
-    assert "something removed it meanwhile" in (record.error or "")
+    assert "it was removed meanwhile" in (record.error or "")
     assert await two_pools.left_over() == []
     await two_pools.replicate()

@@ -163,7 +163,7 @@ async def test_stream_that_a_job_means_is_refused_and_goes_on(replicated: World)
     async with daemon(replicated) as on:
         [orphan] = await on.listed()
     async with daemon(replicated, replicated.job(name="other")) as on:
-        with pytest.raises(ControlError, match="is taken out of that job first"):
+        with pytest.raises(ControlError, match="remove the VM from the job first"):
             await on.orphans.forget(orphan.stream, AGREED, (), on.told.append)
 
     assert (await replicated.replicate(verify="off")).outcome is Outcome.DELTA

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.world import World, serve_nbd, world
 from xorepd.data.http.chunked import open_chunked
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.extents import Extent
 from xorepd.ids import PoolName, VdiUuid
 from xorepd.replication.transfer.readers import open_nbd
@@ -156,7 +156,7 @@ async def read(pool: Pool, disk: Vdi, extents: list[Extent]) -> dict[int, bytes]
     found = {extent.offset: bytearray() for extent in extents}
     starts = sorted(found)
     async with (
-        open_nbd(pool, disk, NbdBudget(), None, extents, "large") as reader,
+        open_nbd(pool, disk, NbdConnectionLimit(), None, extents, "large") as reader,
         aclosing(reader.pieces()) as pieces,
     ):
         async for offset, data in pieces:

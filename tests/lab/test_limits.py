@@ -16,7 +16,7 @@ from xorepd.ids import PoolName
 from xorepd.replication.context.admission import pool_key
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
-from xorepd.xapi.pace import WINDOW
+from xorepd.xapi.pace import ANSWERS
 from xorepd_lab.faults.faults import Fault
 from xorepd_lab.topology import SMALL, Topology
 
@@ -151,7 +151,7 @@ async def test_without_limits_all_are_at_work_at_once(four: World) -> None:
 async def test_pool_that_answers_slowly_gets_less_at_once_until_it_is_quick_again(
     four: World,
 ) -> None:
-    slow = Fault("rpc", pool="dr", match="*.get_*", times=3 * WINDOW, delay_s=0.25)
+    slow = Fault("rpc", pool="dr", match="*.get_*", times=3 * ANSWERS, delay_s=0.25)
     four.lab.faults.add(slow)
     with capture_logs() as logs:
         async with four.daemon({"dr": four.settings("dr", slow_answer="0.2s")}) as context:

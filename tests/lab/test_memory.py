@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
-from xorepd.data.budget import CARRYING, COMPARING, READING, Budget
+from xorepd.data.memory_budget import CARRYING, COMPARING, READING, MemoryBudget
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.units import MiB
@@ -53,7 +53,7 @@ async def many_disks(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIte
 class Seen:
     """What the board showed while a run was under way."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: MemoryBudget) -> None:
         self.budget = budget
         self.waiting = 0
         """Disks that waited for memory at once, at most."""
@@ -78,7 +78,7 @@ async def run(
     Args:
         crowd: how many have to wait before the first of them gets anything.
     """
-    seen = Seen(Budget(size))
+    seen = Seen(MemoryBudget(size))
     async with many_disks.daemon() as context, asyncio.TaskGroup() as group:
         context = replace(context, budget=seen.budget, join_s=60.0)
         watching = group.create_task(seen.watch(context))
@@ -156,16 +156,16 @@ def forget_bases(xenapi: Any) -> None:
 
 
 @contextmanager
-def all_taken(budget: Budget) -> Iterator[None]:
+def all_taken(budget: MemoryBudget) -> Iterator[None]:
     """Let somebody else have all the memory while a block lasts."""
-    with budget.holding() as other:
+    with budget.allocate() as other:
         taking = other.take(budget.size)
         with suppress(StopIteration):  # there is nothing to wait for
             taking.send(None)
         yield
 
 
-async def waiting(budget: Budget, context: Context, crowd: int) -> None:
+async def waiting(budget: MemoryBudget, context: Context, crowd: int) -> None:
     """Return when so many wait."""
     version = 0
     while budget.waiting < crowd:
@@ -175,7 +175,7 @@ async def waiting(budget: Budget, context: Context, crowd: int) -> None:
 async def test_run_that_is_cancelled_while_its_disks_wait_leaves_nothing(
     many_disks: World,
 ) -> None:
-    budget = Budget(64 * MiB)
+    budget = MemoryBudget(64 * MiB)
     async with many_disks.daemon() as context, asyncio.TaskGroup() as group:
         context = replace(context, budget=budget)
         with all_taken(budget):
@@ -190,7 +190,7 @@ async def test_run_that_is_cancelled_while_its_disks_wait_leaves_nothing(
 
 
 async def test_disks_that_wait_go_on_when_the_budget_grows(many_disks: World) -> None:
-    budget = Budget(16 * MiB)
+    budget = MemoryBudget(16 * MiB)
     async with many_disks.daemon() as context, asyncio.TaskGroup() as group:
         context = replace(context, budget=budget)
         with all_taken(budget):

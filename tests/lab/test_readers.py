@@ -88,7 +88,7 @@ async def test_tracking_that_was_lost_is_switched_on_again_and_said(two_pools: W
 
     [disk] = [disk for disk in second.disks if disk.device == "1"]
     assert disk.reader == "export"
-    assert "changed blocks cannot be had" in disk.reader_reason
+    assert "does not list changed blocks" in disk.reader_reason
     assert "SR_BACKEND_FAILURE_460" in disk.reader_reason
     assert readers(third)["1"] == "nbd-changes"
     await two_pools.newest_equals_its_source()

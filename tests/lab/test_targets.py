@@ -14,7 +14,7 @@ import pytest
 from tests.lab.hands import destroy_with_disks, vm_of
 from tests.lab.whole import left_by
 from tests.lab.world import World, new_run, serve_nbd, world
-from xorepd.data.budget import Budget
+from xorepd.data.memory_budget import MemoryBudget
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd_lab.faults.faults import Fault
@@ -169,7 +169,7 @@ async def test_a_target_that_stops_in_a_shared_read_goes_on_alone(
 ) -> None:
     # More than the sockets and a queue take before anybody notices: with so little memory the queue
     # cannot grow.
-    budget = Budget(16 << 20)
+    budget = MemoryBudget(16 << 20)
     await three_pools.lab.guest_write("web01", 1, sequential=(4 << 20, 24 << 20), seed=1)
     fault = three_pools.lab.faults.add(
         Fault("import", pool=stuck, object="[Importing] web01-data", stall=True, stall_at=65_536)

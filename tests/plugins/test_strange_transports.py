@@ -53,7 +53,7 @@ STRANGE = {
             each="(await writer.write(offset, data)) if number != 2 else None",
             end="await writer.finish()",
         ),
-        "transport odd failed (it gave on ",
+        "transport odd failed (it passed on ",
     ),
     "hurries": (
         COPY.format(each="await writer.write(offset, data)", end="pass"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.readers import LETTER, StringReader
-from xorepd.data.budget import CARRYING, READING, Budget, Holding, Window
+from xorepd.data.memory_budget import CARRYING, READING, Allocation, MemoryBudget, ReadAhead
 from xorepd.data.reader import Reader
 from xorepd.data.remainder import Rest
 from xorepd.replication.context.shared_reads import SharedReads
@@ -52,26 +52,26 @@ async def turns(count: int) -> None:
 def test_budget_is_never_exceeded_and_everybody_is_served_in_turn(
     disks: list[Disk], size: int
 ) -> None:
-    budget = Budget(size)
-    came: dict[int, Holding] = {}
+    budget = MemoryBudget(size)
+    came: dict[int, Allocation] = {}
     gone: set[int] = set()
 
     def check() -> None:
         assert 0 <= budget.held <= size
-        has_got = [holding.need > 0 for number, holding in came.items() if number not in gone]
+        has_got = [allocation.need > 0 for number, allocation in came.items() if number not in gone]
         assert has_got == sorted(has_got, reverse=True), "somebody was overtaken"
         assert all(has_got) or budget.held, "somebody waits for nobody"
 
     async def work(number: int, disk: Disk) -> None:
         await turns(disk.comes_after)
         with ExitStack() as stack:
-            holdings = [stack.enter_context(budget.holding()) for _ in disk.needs]
+            allocations = [stack.enter_context(budget.allocate()) for _ in disk.needs]
             stack.callback(gone.add, number)
-            came[number] = holdings[0]
-            await budget.take(dict(zip(holdings, disk.needs, strict=True)))
-            assert [holding.need for holding in holdings] == list(disk.needs)
+            came[number] = allocations[0]
+            await budget.take(dict(zip(allocations, disk.needs, strict=True)))
+            assert [allocation.need for allocation in allocations] == list(disk.needs)
             check()
-            window = Window(holdings[0], 1, 100)
+            window = ReadAhead(allocations[0], 1, 100)
             for under_way in disk.grows:
                 while window.size < under_way and window.widen(1):
                     check()
@@ -120,7 +120,7 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
     room: int,
 ) -> None:
     """Meetings have no end here but that all come: whoever kept memory meanwhile would hang."""
-    budget = Budget(READING + (2 + room) * CARRYING)
+    budget = MemoryBudget(READING + (2 + room) * CARRYING)
     names = [f"place {number}" for number in range(places)]
     given: dict[tuple[str, int], bytes] = {}
 
@@ -134,8 +134,8 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
 
         async def carry(number: int) -> None:
             async with turn:
-                with budget.holding() as holding:
-                    given[name, number] = await read(name, reads, number, holding, pause)
+                with budget.allocate() as allocation:
+                    given[name, number] = await read(name, reads, number, allocation, pause)
                     checked()
 
         async with asyncio.TaskGroup() as group:
@@ -143,12 +143,12 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
                 group.create_task(carry(number))
 
     async def read(
-        name: str, reads: SharedReads, number: int, holding: Holding, pause: int
+        name: str, reads: SharedReads, number: int, allocation: Allocation, pause: int
     ) -> bytes:
         disk, taken = disks[number], b""
 
         @asynccontextmanager
-        async def opened(shared: Holding) -> AsyncIterator[Reader]:
+        async def opened(shared: Allocation) -> AsyncIterator[Reader]:
             assert shared.need == READING
             checked()
             yield StringReader(disk)
@@ -157,14 +157,14 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
         async def open_rest(shared: Reader, start: int) -> AsyncIterator[Reader]:
             yield Rest(StringReader(disk), start, lambda offset, data: None)
 
-        async with reads.join(name, (str(number), ""), holding, opened) as branch:
+        async with reads.join(name, (str(number), ""), allocation, opened) as branch:
             source: Reader = StringReader(disk)
             if branch is None:
-                await holding.take(CARRYING)
+                await allocation.take(CARRYING)
             else:
                 branch.open_rest = open_rest
                 source = branch
-            assert holding.need == CARRYING
+            assert allocation.need == CARRYING
             async with aclosing(source.pieces()) as pieces:
                 async for _, data in pieces:
                     taken += data
@@ -173,8 +173,8 @@ def test_disks_that_read_together_never_wait_for_each_other_and_for_memory_in_a_
 
     async def other(pause: int, works: int) -> None:
         await turns(pause)
-        with budget.holding() as holding:
-            await holding.take(CARRYING)
+        with budget.allocate() as allocation:
+            await allocation.take(CARRYING)
             checked()
             await turns(works)
 
@@ -216,11 +216,11 @@ def content(disk: str) -> bytes:
 @given(sizes=st.lists(st.integers(1, 64), min_size=1, max_size=8), disks=st.integers(1, 12))
 @settings(deadline=None)
 def test_budget_that_changes_serves_everybody_in_the_end(sizes: list[int], disks: int) -> None:
-    budget = Budget(sizes[0] * MiB)
+    budget = MemoryBudget(sizes[0] * MiB)
 
     async def disk() -> None:
-        with budget.holding() as holding:
-            await holding.take(CARRYING)
+        with budget.allocate() as allocation:
+            await allocation.take(CARRYING)
             await turns(3)
 
     async def run() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.data.readers import LETTER, StringReader
-from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import Branch, FanOut
+from xorepd.data.memory_budget import Allocation, MemoryBudget
 from xorepd.data.reader import Piece, Reader
 from xorepd.data.remainder import Rest
 from xorepd.errors import StreamCut
@@ -47,7 +47,7 @@ def test_content_is_equal_whoever_is_slow_or_leaves(
     opened = 0
 
     @asynccontextmanager
-    async def open_reader(holding: Holding) -> AsyncIterator[Reader]:
+    async def open_reader(allocation: Allocation) -> AsyncIterator[Reader]:
         nonlocal opened
         opened += 1
         yield StringReader(disk, step) if fails_at is None else Cut(disk, step, fails_at)
@@ -76,8 +76,8 @@ def test_content_is_equal_whoever_is_slow_or_leaves(
         return taken
 
     async def run() -> list[bytes | BaseException | None]:
-        fan = FanOut(open_reader, Budget(memory), window=window, patience_s=patience)
-        made = [fan.attach(Holding(fan.budget)) for _ in branches]
+        fan = FanOut(open_reader, MemoryBudget(memory), window=window, patience_s=patience)
+        made = [fan.attach(Allocation(fan.budget)) for _ in branches]
         pump = asyncio.get_running_loop().create_task(fan.run(), name="pump")
         for branch in made:
             branch.open_rest = open_rest

@@ -69,7 +69,7 @@ def test_head_and_tail_byte_by_byte_give_the_same_data(step: int) -> None:
 @settings(max_examples=100, deadline=None)
 @given(PLACES.filter(lambda place: place < len(STREAM)), PLACES)
 def test_any_cut_is_rejected(end: int, cut: int) -> None:
-    with pytest.raises(VhdError, match=f"cut after {end}"):
+    with pytest.raises(VhdError, match=f"ended after {end}"):
         parse(STREAM[:end], cuts=[min(cut, end)])
 
 

@@ -19,7 +19,7 @@ from tests.lab.nbdclient import allow_nbd, detached, nbd_info
 from tests.patience import patience
 from tests.strangers.programs import need, succeed
 from xorepd.data.nbd.exports import NbdExport
-from xorepd.data.nbd.reader import NbdBudget, open_nbd_reader
+from xorepd.data.nbd.reader import NbdConnectionLimit, open_nbd_reader
 from xorepd.extents import Extent, merge, total
 from xorepd.units import KiB, MiB, TiB
 from xorepd_lab.lab import Lab
@@ -75,7 +75,7 @@ async def read(
 ) -> dict[int, bytes]:
     """Return what our reader gives, by where each piece belongs."""
     open_connections = partial(
-        NbdBudget().connections, [served], connections, "the disk", stall=20.0
+        NbdConnectionLimit().connections, [served], connections, "the disk", stall=20.0
     )
     found = {}
     async with (

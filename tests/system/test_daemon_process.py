@@ -288,7 +288,7 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(place: Place) -> 
 
     assert started.ended() == 1
     [line] = started.log.read_text().splitlines()
-    assert "is no lock of xorepd" in line
+    assert "is not a lock file of xorepd" in line
     assert precious.read_text() == "what somebody needs\n"
 
 

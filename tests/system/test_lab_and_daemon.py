@@ -143,7 +143,7 @@ def test_a_sigkilled_daemon_goes_on_with_what_it_had_sent(stage: Stage) -> None:
     newest = stage.ctl("history")["records"][0]
     assert newest["outcome"] == "full"
     assert max(disk["resumed_from"] for disk in newest["disks"]) > 0
-    assert "went on from there" in stage.run(BIN / "xorepctl", "show", newest["run_id"])
+    assert "continued from there" in stage.run(BIN / "xorepctl", "show", newest["run_id"])
 
 
 def test_the_labs_own_configuration_is_a_working_one(stage: Stage) -> None:

@@ -172,7 +172,7 @@ def test_run_that_ends_while_its_history_cannot_be_written_is_shown_said_and_kep
         assert last == {"db01": "full", "web01": "full"}
         assert (status["history"]["pending"], status["history"]["dropped"]) == (1, 0)
         said = " ".join(stage.run(BIN / "xorepctl", "status").split())
-        assert "history: 1 result is not written yet, and tried again:" in said
+        assert "history: 1 result is not written yet; the daemon tries again:" in said
         assert "another program holds it" in said
         assert outcomes(ask(stage, "/history")["records"]) == [("web01", "full"), ("db01", "full")]
 

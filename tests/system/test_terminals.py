@@ -181,7 +181,7 @@ async def test_an_output_that_is_full_is_told_in_a_sentence(
 
     assert code == 1
     assert complained.decode().count("\n") == 1
-    assert "could not be written (No space left on device)" in complained.decode()
+    assert "cannot write the answer (No space left on device)" in complained.decode()
 
 
 async def test_a_command_without_any_output_does_its_work(on: Stage) -> None:

@@ -1,4 +1,4 @@
-"""What must hold between the parts of a configuration, once each part is right by itself."""
+"""Checks across the parts of a configuration, after each part is valid by itself."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_references(settings: Settings, pools: object, explainer: Explainer) ->
     """Note jobs that name unknown pools, or that would write the same replica.
 
     Args:
-        settings: what of the configuration can be used.
-        pools: the table of the pools as it is written, with those that cannot.
+        settings: The valid part of the configuration.
+        pools: The table of the pools as written, including invalid ones.
     """
     written = set(pools) if isinstance(pools, dict) else set[str]()
     replicas: dict[tuple[str, str, str, str], JobSettings] = {}

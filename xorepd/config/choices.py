@@ -1,4 +1,4 @@
-"""What an operator chooses between, where a job can go about something in several ways."""
+"""The choices of a job: enumerations of its options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class PowerState(StrEnum):
-    """Of a VM."""
+    """Power state of a VM."""
 
     RUNNING = "running"
     HALTED = "halted"
@@ -15,7 +15,7 @@ class PowerState(StrEnum):
 
 
 class Empty(StrEnum):
-    """What a run is when patterns and tags match no VM."""
+    """Result of a run whose patterns and tags match no VM."""
 
     WARN = "warn"
     FAIL = "fail"
@@ -26,25 +26,25 @@ class Fulls(StrEnum):
 
     ALLOW = "allow"
     ASK = "ask"
-    """The first copy of a VM may; any other is held until an operator allows it."""
+    """The first copy of a VM may be full; any other full copy needs the consent of an operator."""
     NEVER = "never"
 
 
 class BaseData(StrEnum):
-    """What becomes of the data in a source snapshot that stands as the base of the next delta."""
+    """What happens to the data of the source snapshot that is the base of the next delta."""
 
     KEEP = "keep"
-    """It stays, and the source keeps a chain for it."""
+    """The data stays, and the source keeps a chain for it."""
     DESTROY = "destroy"
-    """It goes; what changed-block tracking knows of it stays."""
+    """The data is destroyed; the changed-block metadata stays."""
 
 
 class SnapshotKind(StrEnum):
-    """In which state a source VM is snapshotted."""
+    """The state of a source VM during its snapshot."""
 
     PLAIN = "plain"
-    """As it is: its disks are those of a machine that lost its power."""
+    """As it is: the disks are crash-consistent."""
     OFFLINE = "offline"
-    """Shut down cleanly, and started again right after the snapshot."""
+    """Shut down cleanly before the snapshot, and started again right after it."""
     MEMORY = "memory"
-    """With its memory, where it runs: the VM stands still until that is saved."""
+    """With its memory, if it runs: the VM is paused while its memory is saved."""

@@ -1,4 +1,4 @@
-"""Compare two configurations: what a reload starts, stops and re-opens."""
+"""Compare two configurations: what a reload starts, stops and reopens."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from xorepd.ids import JobName, PoolName
 K = TypeVar("K", bound=str)
 
 ONLY_AT_START = ("state_dir", "socket", "maps", "log_format")
-"""Settings of the daemon that it cannot change under itself."""
+"""Settings of the daemon that take effect only at its start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference(Generic[K]):
-    """Names that are new, gone, or no longer mean the same; each sorted."""
+    """Names that were added, removed or changed; each sorted."""
 
     added: tuple[K, ...] = ()
     removed: tuple[K, ...] = ()
@@ -29,7 +29,7 @@ class Difference(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What differs between the configuration in force and a new one."""
+    """Differences between the current configuration and a new one."""
 
     jobs: Difference[JobName]
     pools: Difference[PoolName]
@@ -45,8 +45,8 @@ class Changes:
 def compare(old: Settings, new: Settings) -> Changes:
     """Return what changes from `old` to `new`.
 
-    A pool whose `ca_file` or password file has new content is not seen as changed: the password is
-    read at every login, the CA file when the pool is opened.
+    A pool counts as unchanged if only the content of its `ca_file` or password file is new: the
+    password is read at every login, the CA file when the pool is opened.
     """
     changed = tuple(
         key

@@ -1,4 +1,4 @@
-"""Say what is wrong with a configuration, a sentence each: key, value, line, nearest known name."""
+"""Explain the mistakes in a configuration: key, value, line and nearest known name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xorepd.errors import ConfigError
 Loc = tuple[str | int, ...]
 
 _SECRET_KEYS = frozenset({"password", "url"})
-"""Never quoted in an error: the one is a secret, the other may hold one when it is mistaken."""
+"""Values that errors never quote: a password is secret, and a wrong URL may contain one."""
 
 _TABLES: dict[str | int, str] = {
     "daemon": "[daemon]",
@@ -34,7 +34,7 @@ _TABLES: dict[str | int, str] = {
     "relay": "[relay]",
     "clients": "[clients.NAME]",
 }
-"""How the tables of a configuration begin."""
+"""Headers of the tables of a configuration."""
 
 _HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?")
 _ASSIGNMENT = re.compile(
@@ -43,7 +43,7 @@ _ASSIGNMENT = re.compile(
 
 
 class Explainer:
-    """Turns places in a configuration and reasons into sentences, and collects them."""
+    """Turns places and reasons into sentences, and collects them."""
 
     def __init__(self, file: Path, text: str, tables: Mapping[str, Any]) -> None:
         self.file = file
@@ -51,10 +51,10 @@ class Explainer:
         self._tables = tables
         self._places = set[Loc]()
         self.problems: list[ConfigError] = []
-        """What was found so far."""
+        """All mistakes found so far."""
 
     def note(self, loc: Loc, reason: str, *, value: object = None, hint: str = "") -> None:
-        """Note what is wrong in one place; `value` is quoted unless it may be a secret."""
+        """Note a mistake; the sentence quotes `value` unless it may be a secret."""
         loc = self.as_written(loc)
         self._places.add(loc)
         line = find_line(self._text, loc)
@@ -66,26 +66,26 @@ class Explainer:
         )
 
     def note_unknown(self, loc: Loc) -> None:
-        """Note a key that does not exist there, with the nearest that does."""
+        """Note an unknown key, with the nearest known one."""
         self.note(loc, "there is no such key", hint=nearest(str(loc[-1]), _known_keys(loc)))
 
     def is_wrong(self, loc: Loc) -> bool:
-        """Return whether something is wrong already in a place, or with what it is in."""
+        """Return whether a mistake is already noted for a place or for a table around it."""
         loc = self.as_written(loc)
         return any(loc[:length] in self._places for length in range(1, len(loc) + 1))
 
     def note_findings(self, findings: Iterable[ErrorDetails]) -> None:
-        """Note what pydantic has found, unknown keys before all others.
+        """Note the findings of pydantic, unknown keys first.
 
-        A misspelt key is usually also a missing one, and the misspelling is what to mend. Of a
-        place where something is wrong already nothing more is said.
+        A misspelt key is usually also a missing one, and the misspelling is the cause. Only the
+        first mistake of a place is noted.
         """
         fresh = [finding for finding in findings if not self.is_wrong(finding["loc"])]
         for finding in sorted(fresh, key=lambda finding: finding["type"] != "extra_forbidden"):
             self._note_finding(finding)
 
     def as_written(self, loc: Loc) -> Loc:
-        """Return a place in the models as a place in the file, which has short forms."""
+        """Convert a place in the models to the place in the file, which may use short forms."""
         match loc:
             case ("jobs", name, "targets", 0, *rest) if "target" in self._written(("jobs", name)):
                 loc = ("jobs", name, "target", *rest)
@@ -110,7 +110,7 @@ class Explainer:
                 return self.note(loc[:-1], "the key 'target' or 'targets' is required")
             case "missing":
                 return self.note(loc[:-1], f"the key {loc[-1]!r} is required")
-            # Pydantic speaks of dictionaries and tuples, TOML does not.
+            # Pydantic says dictionaries and tuples; TOML has tables and lists.
             case "model_type" | "dict_type" | "mapping_type":
                 reason = (
                     f"must be a table, such as {_TABLES.get(loc[0]) if len(loc) < 3 else '{ … }'}"
@@ -123,14 +123,14 @@ class Explainer:
 
 
 def said_by(finding: ErrorDetails) -> str:
-    """Return what one of pydantic's findings says, in words that fit behind a key."""
+    """Return the message of a finding of pydantic, to follow a key."""
     if finding["type"] == "value_error":
         return str(finding["ctx"]["error"])
     return _lower_first(finding["msg"])
 
 
 def key_of(loc: Loc) -> str:
-    """Return a place as a person writes it: `jobs.web.vms[1]`."""
+    """Return a place as people write it: `jobs.web.vms[1]`."""
     key = ""
     for part in loc:
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
@@ -140,7 +140,7 @@ def key_of(loc: Loc) -> str:
 def find_line(text: str, loc: Loc) -> int | None:
     """Return the number of the line that assigns a key, or that opens its table.
 
-    Reads lines, not TOML: a table inside a multi-line string can mislead it, and the key in the
+    It reads lines, not TOML. A table inside a multi-line string can mislead it; the key in the
     error is right all the same.
     """
     table: Loc = ()
@@ -185,13 +185,13 @@ def _known_keys(loc: Loc) -> list[str]:
             model = Keep
         case _:
             return []
-    # What load.py fills in itself is no key of the file.
+    # `config.load` fills in these two; they are no keys of the file.
     known = [key for key in model.model_fields if key not in {"name", "file"}]
     return [*known, "target"] if model is JobSettings else known
 
 
 def _quotable(value: Any) -> object:
-    """Return a value worth repeating; tables and long texts are not."""
+    """Return a value if it is short enough to quote, else None."""
     return value if isinstance(value, (bool, int, float)) or _is_short(value) else None
 
 

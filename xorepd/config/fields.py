@@ -1,7 +1,7 @@
-"""The values that a configuration is made of, as types: sizes, durations, paths, cron expressions.
+"""The types of values in a configuration: sizes, durations, paths, cron expressions.
 
-Each takes what a person writes and gives what the code computes with, or raises `ValueError` with
-a sentence that says what to write instead. `config.load` adds file, key and line to it.
+Each parses what people write, or raises `ValueError` with a sentence that says what to write
+instead. `config.load` adds file, key and line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DIRECTORY = "directory"
 """Key of the validation context: the directory that relative paths start from."""
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
-"""What a table holds that is not written."""
+"""The content of a table that is absent."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -49,13 +49,13 @@ class Table(BaseModel):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'?` for the known word that looks most like this one, or nothing."""
+    """Return `did you mean 'x'?` for the most similar known word, or an empty text."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
 
 
 def check_name(text: str) -> str:
-    """Accept what can stand in a URL, a log and a file name without quoting."""
+    """Check that a name needs no quoting in a URL, a log or a file name."""
     if _NAME.fullmatch(text) is None or len(text) > 64:
         raise ValueError(
             "a name is up to 64 letters, digits, '.', '_' or '-', and begins with a letter or digit"
@@ -74,7 +74,7 @@ def _size(value: object) -> int:
 def _duration(value: object) -> float:
     if isinstance(value, str):
         return parse_duration(value)
-    # A bare number would leave open whether it means seconds or minutes.
+    # A plain number would leave open whether it means seconds or minutes.
     raise ValueError('write a duration as text with its unit, such as "30s", "15m" or "1h30m"')
 
 
@@ -120,7 +120,7 @@ def _cron(expression: str) -> str:
         # Syntax alone is not enough: "0 0 30 2 *" is well formed and never due.
         croniter(expression, datetime(2000, 1, 1)).get_next(datetime)  # noqa: DTZ001 -- wall time
     except (CroniterError, KeyError, ValueError) as error:
-        raise ValueError(f"is not a schedule that ever comes due ({error})") from None
+        raise ValueError(f"is not a schedule that is ever due ({error})") from None
     return expression
 
 
@@ -138,7 +138,7 @@ _CRON_NAMES = {
 
 
 def _check_cron_part(part: str, bounds: tuple[int, int]) -> None:
-    """Refuse what croniter takes and nobody can mean: random values, steps that lead nowhere."""
+    """Refuse what croniter accepts without sense: random values, and steps beyond the field."""
     if part[:1] in {"h", "H", "r", "R"}:
         raise ValueError(f"has {part!r}, which would change with each start; write a number")
     values, slash, step = part.partition("/")
@@ -148,12 +148,12 @@ def _check_cron_part(part: str, bounds: tuple[int, int]) -> None:
     first = bounds[0] if low in {"*", "?"} else _cron_number(low)
     last = _cron_number(high) if dash else bounds[1]
     if first is None or last is None:
-        return  # croniter says what is wrong with it
-    width = (last - first) % (bounds[1] - bounds[0] + 1)  # 22-3 goes over the end
+        return  # croniter reports the mistake
+    width = (last - first) % (bounds[1] - bounds[0] + 1)  # 22-3 wraps around
     if int(step) > width:
         raise ValueError(
-            f"has {part!r}, whose step of {step} goes past the end of its field, so that it means "
-            f"{first} alone; write that, or a smaller step"
+            f"has {part!r}, whose step of {step} is larger than its field, so that it only means "
+            f"{first}; write that, or a smaller step"
         )
 
 
@@ -165,7 +165,7 @@ def _command(words: tuple[str, ...]) -> tuple[str, ...]:
     if words and not words[0].startswith("/"):
         raise ValueError("begin with the absolute path of a program")
     if any("\0" in word for word in words):
-        raise ValueError("holds a byte of zero")
+        raise ValueError("contains a zero byte")
     return words
 
 
@@ -190,7 +190,7 @@ def _fingerprint(text: str) -> str:
 def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.username is not None or parts.password is not None:
-        raise ValueError("holds an account; write that to username and password_file")
+        raise ValueError("contains an account; write it to username and password_file")
     if parts.scheme not in {"https", "http"} or not parts.hostname:
         raise ValueError("write it as https://host or https://host:port")
     try:
@@ -209,12 +209,12 @@ def _distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
         if not text:
             raise ValueError("an entry is empty")
         if text in texts[:index]:
-            raise ValueError(f"{text!r} stands there twice")
+            raise ValueError(f"{text!r} is listed twice")
     return texts
 
 
 def freeze(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Return a copy that cannot be changed: a frozen model alone would still hold a dict."""
+    """Return a read-only copy: a frozen model alone would still hold a mutable dict."""
     return MappingProxyType(dict(mapping))
 
 
@@ -223,13 +223,13 @@ Size = Annotated[int, BeforeValidator(_size)]
 Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive)]
 """Seconds, written `15m`; never zero."""
 Grace = Annotated[float, BeforeValidator(_duration)]
-"""Seconds, written `60s`; zero is none."""
+"""Seconds, written `60s`; may be zero."""
 FilePath = Annotated[Path, BeforeValidator(_path)]
 """Absolute, or relative to the directory of the configuration file."""
 Zone = Annotated[zoneinfo.ZoneInfo, BeforeValidator(_zone)]
 Cron = Annotated[str, AfterValidator(_cron)]
 Command = Annotated[tuple[str, ...], Field(strict=False, max_length=64), AfterValidator(_command)]
-"""A program by its absolute path, and its arguments; empty is none."""
+"""The absolute path of a program and its arguments; empty: no program."""
 UuidText = Annotated[str, AfterValidator(_uuid)]
 Fingerprints = Annotated[
     tuple[str, ...],

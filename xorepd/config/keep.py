@@ -1,4 +1,4 @@
-"""How many restore points stay: the newest ones, and one for each of so many days, weeks, …"""
+"""Retention: how many of the newest restore points are kept, and one for each day, week, …"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xorepd.config.fields import Table
 
 MAX_POINTS = 24
 """A chain of VHDs may be 30 deep: 24 points, the replica itself and the clone that a run writes to
-leave room for a chain that has not been coalesced yet."""
+leave room for a chain that is not yet coalesced."""
 
 Count = Annotated[int, Field(ge=0, le=MAX_POINTS)]
 
@@ -21,7 +21,7 @@ class Keep(Table):
     last: Annotated[int, Field(ge=1, le=MAX_POINTS)] = 1
     """The newest restore points, whatever their age."""
     daily: Count = 0
-    """The newest point of each of the last days that have one; `weekly` and so on likewise."""
+    """The newest restore point of each of the last days that have one; the others likewise."""
     weekly: Count = 0
     """Weeks begin on Monday."""
     monthly: Count = 0
@@ -29,7 +29,7 @@ class Keep(Table):
 
     @property
     def most(self) -> int:
-        """The most points that it can keep: one may serve several of its rules."""
+        """The most restore points that it can keep; one may satisfy several rules."""
         return self.last + self.daily + self.weekly + self.monthly + self.yearly
 
     def __str__(self) -> str:

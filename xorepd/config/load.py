@@ -1,10 +1,10 @@
-"""Find, read, expand and validate a configuration file.
+"""Read, expand and validate a configuration file.
 
     bytes ── tomllib ──► tables ── ${NAME} ──► tables ── pydantic ──► Settings ── cross-checks ──►
 
-Whatever is wrong is said in a sentence with file, key, value, line and what to write. All of it is
-said at once: what is wrong in one place is left out, and the rest is looked at all the same.
-Nothing here reads a secret: `xorepctl --config` loads the same file as an account that must not.
+Each mistake is reported with file, key, value, line and what to write. All mistakes are reported at
+once: an invalid part is left out, and the rest is validated all the same. Nothing here reads a
+secret: `xorepctl --config` loads the same file from accounts that must not know them.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from xorepd.config.models import Settings
 from xorepd.errors import ConfigError, refuse
 
 MAX_BYTES = 4 * 1024 * 1024
-"""A thousand jobs take a tenth of that; more is not a configuration."""
+"""Largest file. A thousand jobs take a tenth of that."""
 
 MAX_PARTS = 100
-"""Of a dotted key: the library takes memory by the square of them."""
+"""Most parts of a dotted key: the library's memory grows with their square."""
 _DOTTED = re.compile(r"""(?<![\w"'-])(?:(?>[\w"'-]+)[ \t]*\.[ \t]*)+""")
 _DOLLAR = re.compile(r"\$\$|\$\{([^}]*)\}|\$\{")
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def load(file: Path, *, environ: Mapping[str, str] | None = None) -> Settings:
-    """Return the configuration that a file holds.
+    """Return the configuration in a file.
 
     Args:
         file: TOML; relative paths in it start at its directory.
-        environ: What `${NAME}` stands for; the process's environment by default.
+        environ: Values of `${NAME}`; default: the environment of the process.
 
     Raises:
-        ConfigError: it cannot be read, or something in it cannot be used.
+        ConfigError: the file cannot be read, or all its mistakes.
     """
     settings, problems = examine(file, environ=environ)
     refuse(problems)
@@ -56,17 +56,17 @@ def load(file: Path, *, environ: Mapping[str, str] | None = None) -> Settings:
 def examine(
     file: Path, *, environ: Mapping[str, str] | None = None
 ) -> tuple[Settings, list[ConfigError]]:
-    """Return what of a configuration can be used, and everything that is wrong with it.
+    """Return the valid part of a configuration, and all mistakes in it.
 
     Raises:
-        ConfigError: it cannot be read, or is no TOML.
+        ConfigError: the file cannot be read, or is not TOML.
     """
     file = file.absolute()
     tables, explainer = read_tables(file, environ)
     settings = validate(Settings, tables, explainer) or Settings(file=file)
     if "jobs" not in tables:
-        # An emptied file would quietly end all replication.
-        explainer.note((), "has no jobs", hint="if none are meant, write jobs = {}")
+        # An empty file would silently end all replication.
+        explainer.note((), "has no jobs", hint="if that is intended, write jobs = {}")
     check_references(settings, tables.get("pools"), explainer)
     return settings, explainer.problems
 
@@ -74,10 +74,10 @@ def examine(
 def read_tables(
     file: Path, environ: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], Explainer]:
-    """Return the tables of a file, ready for their models, and what collects mistakes in them.
+    """Return the tables of a file, ready for validation, and the collector of mistakes.
 
     Raises:
-        ConfigError: it cannot be read, or is no TOML.
+        ConfigError: the file cannot be read, or is not TOML.
     """
     text, mode = _read(file)
     if any(run.count(".") > MAX_PARTS for run in _DOTTED.findall(text)):
@@ -85,8 +85,8 @@ def read_tables(
     try:
         tables = tomllib.loads(text)
     except RecursionError:
-        raise ConfigError(file, "", "is nested too deep") from None
-    except ValueError as error:  # TOMLDecodeError is one, and numbers of thousands of digits are
+        raise ConfigError(file, "", "is nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
         raise ConfigError(file, "", f"is not TOML: {error}") from error
     explainer = Explainer(file, text, tables)
     _refuse_readable_password(explainer, tables, mode)
@@ -97,14 +97,14 @@ def read_tables(
 M = TypeVar("M", bound=BaseModel)
 
 _NAMED = frozenset({"pools", "jobs", "clients"})
-"""Tables that hold tables by name."""
+"""Tables of named tables."""
 
 
 def validate(model: type[M], tables: Mapping[str, Any], explainer: Explainer) -> M | None:
-    """Return what of the tables can be used, after noting everything that cannot.
+    """Return the valid part of the tables, and note all mistakes.
 
-    What is wrong is left out, key by key; where a table cannot do without, as a whole. None: the
-    model cannot do without what is left out.
+    An invalid key is left out; if its table requires the key, the whole table is. Return None if
+    the model requires what was left out.
     """
     kept = copy.deepcopy(dict(tables))
     left_out: defaultdict[Loc, set[str]] = defaultdict(set)
@@ -133,7 +133,7 @@ def _table_of(loc: Loc) -> Loc:
 def _leave_out(
     kept: dict[str, Any], loc: Loc, left_out: defaultdict[Loc, set[str]], *, whole: bool
 ) -> bool:
-    """Remove a key from its table, or the table where it has no such key; return whether it did."""
+    """Remove a key from its table, or else the table; return whether something was removed."""
     place = _table_of(loc)
     above: Any = kept
     for part in place[:-1]:
@@ -150,9 +150,9 @@ def _leave_out(
 
 
 def _is_consequence(finding: ErrorDetails, left_out: Mapping[Loc, Collection[str]]) -> bool:
-    """Return whether a finding may only be there because something was left out.
+    """Return whether a finding may be only the consequence of a key that was left out.
 
-    Our own rules name the keys that they are about.
+    The messages of our own rules name their keys.
     """
     loc: Loc = finding["loc"]
     keys = left_out.get(_table_of(loc), ()) if loc else ()
@@ -161,7 +161,7 @@ def _is_consequence(finding: ErrorDetails, left_out: Mapping[Loc, Collection[str
 
 
 def _read(file: Path) -> tuple[str, int]:
-    """Return text and permission bits of one and the same open file."""
+    """Return text and permission bits, both of the same open file."""
     try:
         with file.open("rb") as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
@@ -185,13 +185,13 @@ def _read(file: Path) -> tuple[str, int]:
 
 
 def _refuse_readable_password(explainer: Explainer, tables: dict[str, Any], mode: int) -> None:
-    """Refuse a file that holds a password and that others than its owner can read."""
+    """Refuse a file that contains a password and that is readable by others than its owner."""
     if not mode & (stat.S_IRGRP | stat.S_IROTH):
         return
     pools = tables.get("pools")
     for name, pool in pools.items() if isinstance(pools, dict) else ():
         password = pool.get("password") if isinstance(pool, dict) else None
-        # A password that is nothing but a variable stands in the environment, not in the file.
+        # If the value is only a variable, the password is in the environment, not in the file.
         if isinstance(password, str) and _VARIABLE.fullmatch(password) is None:
             explainer.note(
                 ("pools", name, "password"),
@@ -232,7 +232,7 @@ def _expand(
 
 
 def _with_names(explainer: Explainer, tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the tables with the name of each pool and job inside it, as the models have it."""
+    """Add to each pool and job its name, as the models expect it."""
     named = dict(tables)
     if named.pop("file", None) is not None:
         explainer.note_unknown(("file",))

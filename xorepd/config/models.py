@@ -40,8 +40,8 @@ from xorepd.ids import JobName, PoolName
 from xorepd.units import GiB, MiB
 
 JOB_NAMESPACE = uuid.UUID("5f1c3d0e-8a52-5b7e-9c55-0d1f2f6f7a11")
-"""Namespace of the UUIDs that jobs get from their names. Fixed for ever: restore points carry
-them, and a job whose id changes would not recognise its own."""
+"""Namespace of the UUIDs that jobs get from their names. Never change it: restore points carry
+these UUIDs, and a job with a new id would not recognise its own."""
 
 MAX_TARGETS = 16
 """Of one job. All of them read the same snapshot at the same time, through one source pool."""
@@ -69,7 +69,7 @@ class ChangedBlocks(StrEnum):
 
 
 class Diverged(StrEnum):
-    """What becomes of a replica that somebody started or wrote to since its last restore point."""
+    """What happens to a replica that was started or written to since its last restore point."""
 
     REFUSE = "refuse"
     REPLACE = "replace"
@@ -282,8 +282,8 @@ class JobSettings(Scope):
     target_reserve: Size = GiB
     """Free bytes that a run leaves on the target SR."""
     diverged: Annotated[Diverged, Field(strict=False)] = Diverged.REFUSE
-    """`refuse`: a replica that somebody worked on stays as it is, and the run fails and says so.
-    `replace`: the next restore point takes its place, and that work is lost."""
+    """`refuse`: a replica that was used stays as it is, and the run fails and says so. `replace`:
+    the next restore point replaces its content, and that work is lost."""
     full: Annotated[Fulls, Field(strict=False)] = Fulls.ALLOW
     """Whether disks may be sent whole when there is no base for a delta."""
     full_every: Annotated[int, Field(ge=1, le=100_000)] | None = None

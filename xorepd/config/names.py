@@ -1,4 +1,4 @@
-"""How a configuration names things: by UUID, by exact name, or by a pattern of names."""
+"""How a configuration names objects: by UUID, by exact name, or by a pattern of names."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from functools import lru_cache
 
 
 def is_pattern(text: str) -> bool:
-    """Return whether a text stands for any number of names: `*` is any text, `?` any character.
+    """Return whether a text is a pattern: `*` matches any text, `?` any character.
 
-    Brackets stand for themselves, because names such as `db [old]` are common.
+    Brackets match themselves, because names such as `db [old]` are common.
     """
     return "*" in text or "?" in text
 
 
 def names(text: str, uuid: str, name: str) -> bool:
-    """Return whether a text of the configuration means the object with this UUID and name."""
+    """Return whether a text of the configuration matches the object with this UUID and name."""
     if is_pattern(text):
         return _compiled(text).fullmatch(name) is not None
     return text == name or text.lower() == uuid
 
 
 def as_uuid(text: str) -> str:
-    """Return a UUID as pools write it; empty where a text is none."""
+    """Return a UUID as pools write it; empty if the text is not a UUID."""
     try:
         found = str(uuid.UUID(text))
     except ValueError:
@@ -33,7 +33,7 @@ def as_uuid(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    # Neighbouring stars mean what one means, and would cost a long name dearly.
+    # Several stars in a row match what one matches, but would be slow on long names.
     parts = re.split(r"(\*+|\?)", pattern)
     return re.compile("".join(map(_part, parts)), re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""What a job means: VMs of its source pool, and which of their disks stay behind."""
+"""The scope of a job: which VMs of its source pool, without which of their disks."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ DisksOfVms = Annotated[Mapping[str, Texts], AfterValidator(freeze)]
 
 
 class Scope(Table):
-    """The part of a job that says what is replicated."""
+    """The part of a job that selects VMs and disks."""
 
     vms: Texts = ()
-    """UUIDs, exact names, or patterns of names with `*` and `?`, looked at in each run."""
+    """UUIDs, exact names, or patterns of names with `*` and `?`, evaluated in each run."""
     tags: Texts = ()
-    """VMs that carry one of these tags are replicated too."""
+    """VMs with one of these tags are replicated too."""
     exclude: Texts = ()
-    """UUIDs, names or patterns of VMs that patterns and tags do not mean."""
+    """UUIDs, names or patterns of VMs that patterns and tags do not select."""
     exclude_tags: Texts = ()
-    """Tags of VMs that patterns and tags do not mean."""
+    """Tags of VMs that patterns and tags do not select."""
     power_states: PowerStates = ()
-    """Patterns and tags mean only VMs in one of these; absent: in any."""
+    """Patterns and tags select only VMs in one of these states; absent: in any."""
     empty: Annotated[Empty, Field(strict=False)] = Empty.WARN
     """Whether a run fails when patterns and tags match no VM."""
     exclude_disks: DisksOfVms = Field(default_factory=lambda: NOTHING)
-    """VM (UUID, name or pattern) → disks that stay behind: UUIDs, device numbers, names, patterns.
-    Disks with `[NOBAK]` in their name always do, as in Xen Orchestra."""
+    """VM (UUID, name or pattern) → disks to exclude: UUIDs, device numbers, names or patterns.
+    Disks with `[NOBAK]` in their name are always excluded, as in Xen Orchestra."""
     exclude_disk_tags: Texts = ()
-    """Disks with one of these tags stay behind."""
+    """Disks with one of these tags are excluded."""
 
     @property
     def named(self) -> tuple[str, ...]:
-        """What `vms` names one by one."""
+        """The VMs that `vms` names one by one."""
         return tuple(text for text in self.vms if not is_pattern(text))
 
     @property
     def found_by(self) -> str:
-        """The patterns and tags by which each run finds VMs, for people; empty without any."""
+        """The patterns and tags that select VMs, for people; empty if there are none."""
         patterns = [text for text in self.vms if is_pattern(text)]
         return ", ".join(patterns + [f"tag {tag}" for tag in self.tags])
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """What it means while nobody has looked which VMs there are."""
+        """The VMs that it names, and its patterns and tags, before any pool is asked."""
         return (*self.named, self.found_by) if self.found_by else self.named
 
     @model_validator(mode="after")

@@ -133,7 +133,7 @@ def _content(path: Path, most: int) -> tuple[bytes, int]:
     Raises:
         OSError: it cannot be read, or may have no end.
     """
-    # Not blocking: it may be a pipe, which nobody writes to.
+    # Non-blocking, because it may be a pipe without a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as stream:
         found = os.fstat(descriptor).st_mode

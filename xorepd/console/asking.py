@@ -1,4 +1,4 @@
-"""What every command of `xorepctl` has in common: find the daemon, ask it, show what it says."""
+"""The common part of all `xorepctl` commands: find the daemon, ask it, show the reply."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ Socket = Annotated[
         "--socket",
         "-s",
         help="The daemon's control socket, or $XOREPD_SOCKET.",
-        readable=False,  # who may not use it is told so by the answer
+        readable=False,  # a missing permission is reported when connecting
     ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Take the socket from this configuration.", readable=False),
+    typer.Option("--config", "-c", help="Configuration file with the socket.", readable=False),
 ]
 
 
 def ask(socket: Path | None, config: Path | None, question: Callable[[Client], Awaitable[T]]) -> T:
-    """Return what a daemon answers, or end the program with one sentence."""
+    """Return the daemon's answer, or print a sentence and exit."""
 
     async def ask_daemon(path: Path) -> T:
         async with Client(path) as client:
@@ -63,7 +63,7 @@ def ask(socket: Path | None, config: Path | None, question: Callable[[Client], A
 
 
 def find_socket(socket: Path | None, config: Path | None) -> Path:
-    """Return the socket to use: what was said most explicitly."""
+    """Return the socket: from option, configuration file, environment or default, in this order."""
     if socket is not None:
         return socket
     if config is not None:

@@ -1,4 +1,4 @@
-"""`xorepctl forget`: which streams an operator means, and what giving them up comes to."""
+"""`xorepctl forget`: find the replicas that an operator names, show the plan, forget them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from xorepd.screen import Words, say_json
 def select_orphans(
     reply: OrphansReply, status: StatusReply, wanted: Iterable[str], target: str | None
 ) -> list[OrphanReply]:
-    """Return the streams that an operator means.
+    """Return the replicas that an operator names.
 
     Args:
-        wanted: names or UUIDs of replicas or of source VMs, or streams.
-        target: `pool/SR`, where only that one is meant.
+        wanted: Names or UUIDs of replicas or of source VMs, or keys of replicas.
+        target: `pool/SR`, to select replicas on one target only.
 
     Raises:
-        ControlError: one of them means nothing that can be forgotten, or more than one VM.
+        ControlError: one of them matches no replica without a job, or more than one VM.
     """
     chosen: dict[str, OrphanReply] = {}
     for text in map(typed, wanted):
@@ -61,13 +61,13 @@ def _names(orphan: OrphanReply) -> set[str]:
 
 
 def _check_is_one(text: str, found: Sequence[OrphanReply], others: Sequence[str]) -> None:
-    """Refuse what several VMs have or had for a name: somebody may mean either.
+    """Refuse a name that several VMs have or had.
 
     Args:
-        others: VMs beside those that were found.
+        others: VMs of jobs that have the same name.
 
     Raises:
-        ControlError: it is one, with what to say instead.
+        ControlError: the name is ambiguous; the message lists what to write instead.
     """
     by_vm: dict[str, list[OrphanReply]] = {}
     for orphan in found:
@@ -75,28 +75,28 @@ def _check_is_one(text: str, found: Sequence[OrphanReply], others: Sequence[str]
     uuids = [orphans[0].vm for orphans in by_vm.values()]
     things = []
     for (first, *rest), uuid in zip(by_vm.values(), uuids, strict=True):
-        word = uuid if uuids.count(uuid) == 1 else first.stream  # one VM that was moved
+        word = uuid if uuids.count(uuid) == 1 else first.stream  # a VM that has moved between pools
         gone = "" if first.source_vm_exists else "gone, "
         places = " and ".join(f"{orphan.pool}/{orphan.sr}" for orphan in (first, *rest))
         things.append(f"{word} ({gone}replicated to {places})")
     things += others
     if len(things) > 1:
         raise ControlError(
-            f"{text} means {len(things)} VMs; say which one by its UUID: {', '.join(things)}"
+            f"{text} matches {len(things)} VMs; name one by its UUID: {', '.join(things)}"
         )
 
 
 def _namesakes(
     found: Sequence[OrphanReply], status: StatusReply, text: str, target: str | None
 ) -> Iterator[str]:
-    """Return the VMs that jobs keep up under a name of VMs without a job."""
+    """Return the VMs of jobs that have the same name as VMs without a job."""
     for job, vm in _kept_up(status, text, target):
         if _is_another(vm, found):
-            yield f"{_uuid(vm) or 'the one'} that job {job} keeps up"
+            yield f"{_uuid(vm) or 'the one'} that job {job} replicates"
 
 
 def _kept_up(status: StatusReply, text: str, target: str | None) -> Iterator[tuple[str, VmStatus]]:
-    """Return the VMs of jobs that have a name or UUID."""
+    """Return the VMs of jobs that match a name or UUID, each with its job."""
     for job in status.jobs:
         for vm in job.vms:
             names = {vm.vm, vm.name, f"[XO Backup {job.name}] {vm.name}", _uuid(vm)}
@@ -105,10 +105,10 @@ def _kept_up(status: StatusReply, text: str, target: str | None) -> Iterator[tup
 
 
 def _is_another(vm: VmStatus, found: Sequence[OrphanReply]) -> bool:
-    """Return whether a job's VM is none of those without a job that have its name.
+    """Return whether a VM of a job differs from all VMs without a job that have its name.
 
-    What a job means by name is not what no job means at the same place, whatever was replicated
-    under that name before.
+    A VM that a job names is not the VM without a job on the same target, even if both had that
+    name.
     """
     uuid, srs = _uuid(vm), {vm.sr, vm.last.sr if vm.last else vm.sr}
     if vm.vm != uuid and any(each.pool == vm.pool and each.sr in srs for each in found):
@@ -126,21 +126,21 @@ def _not_found(reply: OrphansReply, status: StatusReply, text: str, target: str 
     where = f" on {target}" if target else ""
     for job, _ in _kept_up(status, text, target):
         return (
-            f"job {job} keeps {text} up; take the VM out of that job and `xorepctl reload`, then "
+            f"job {job} replicates {text}; remove the VM from that job and `xorepctl reload`, then "
             "forget it"
         )
-    silent = "".join(f"; {pool} was not asked: {why}" for pool, why in reply.not_asked.items())
-    return f"there is nothing to forget of {text}{where}; `xorepctl orphans` lists what is{silent}"
+    silent = "".join(f"; {pool} did not answer: {why}" for pool, why in reply.not_asked.items())
+    return f"there is nothing to forget of {text}{where}; see `xorepctl orphans`{silent}"
 
 
 def plans_view(plans: Collection[ForgetPlanReply]) -> RenderableType:
-    """Show what is going to be done, and what forbids it."""
+    """Show what will be done, or what forbids it."""
     lines = []
     for plan in plans:
         orphan = plan.orphan
         lines.append(Words(f"{orphan.name} on {orphan.pool}/{orphan.sr}:"))
         if plan.objections:
-            lines += [Words(f"  not like this: {why}", style="red") for why in plan.objections]
+            lines += [Words(f"  refused: {why}", style="red") for why in plan.objections]
         else:
             lines += [Words(f"  {action}") for action in plan.actions]
     return Group(*lines)
@@ -151,27 +151,29 @@ def forget(
         list[str], typer.Argument(help="Names or UUIDs of replicas or their source VMs.")
     ],
     target: Annotated[
-        str | None, typer.Option("--target", "-t", metavar="POOL/SR", help="Only there.")
+        str | None, typer.Option("--target", "-t", metavar="POOL/SR", help="Only on this target.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     keep_replica: Annotated[
         bool, typer.Option("--keep-replica", help="Make the replica an ordinary VM.")
     ] = False,
     even_if_used: Annotated[
-        bool, typer.Option("--even-if-used", help="Destroy a replica that somebody worked on.")
+        bool, typer.Option("--even-if-used", help="Destroy a replica that was used.")
     ] = False,
     even_if_unknown: Annotated[
-        bool, typer.Option("--even-if-unknown", help="Though this daemon remembers no run of it.")
+        bool,
+        typer.Option("--even-if-unknown", help="Even if this daemon has no run of it."),
     ] = False,
     leave_source: Annotated[
-        bool, typer.Option("--leave-source", help="Though the source pool cannot be asked.")
+        bool,
+        typer.Option("--leave-source", help="Even if its source pool does not answer."),
     ] = False,
     as_json: AsJson = False,
     socket: Socket = None,
     config: Config = None,
 ) -> None:
-    """Destroy what is left of replicas that no job keeps up any more, on both pools."""
+    """Destroy replicas that no job maintains any more, and their remains on both pools."""
     given = {
         "keep_replica": keep_replica,
         "even_if_used": even_if_used,
@@ -185,7 +187,7 @@ def forget(
         return [await client.forget_plan(orphan.stream, terms) for orphan in found]
 
     if as_json and not (yes or dry_run):
-        raise typer.BadParameter("with --json, say --yes or --dry-run: nobody can be asked")
+        raise typer.BadParameter("--json needs --yes or --dry-run: it cannot ask for confirmation")
     plans = ask(socket, config, plan)
     is_allowed = not any(each.objections for each in plans)
     if as_json and (dry_run or not is_allowed):
@@ -197,17 +199,17 @@ def forget(
     if dry_run:
         return
     if not yes:
-        typer.confirm("Do that?", abort=True)
+        typer.confirm("Continue?", abort=True)
     ask(socket, config, lambda client: _forget_all(client, plans, terms, as_json=as_json))
 
 
 async def _forget_all(
     client: Client, plans: Sequence[ForgetPlanReply], terms: Sequence[str], *, as_json: bool
 ) -> None:
-    """Give up streams one after the other, telling of each step.
+    """Forget replicas one after the other, and print each step.
 
     Raises:
-        ControlError: one could not be; those before it are.
+        ControlError: one could not be forgotten; the ones before it are.
     """
     for plan in plans:
         orphan = plan.orphan

@@ -15,7 +15,7 @@ from xorepd.units import format_size
 
 
 class Display(Protocol):
-    """Shows a run as its records change."""
+    """Shows the records of a run as they change."""
 
     def show(self, record: RunRecord) -> None: ...
 
@@ -40,12 +40,12 @@ def displayed(console: Console) -> Iterator[Display]:
 
 
 def _identity(record: RunRecord) -> tuple[str, str]:
-    """Return what stays the same from event to event: the UUID is known only after a while."""
+    """Return what identifies a VM over all events; its UUID is unknown at first."""
     return record.job, record.started_at.isoformat()
 
 
 class _Bars:
-    """One bar per VM, with what is read and what is sent, and one under it per disk."""
+    """A bar for each VM, with bytes read and sent, and below it a bar for each disk."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -60,7 +60,7 @@ class _Bars:
         sent = [f"{format_size(record.sent_bytes)} sent"] if planned else []
         self._set(vm, title, planned, done, sent, [f"{format_size(rate)}/s" for rate in rates])
         if len(record.disks) < 2:
-            return  # the VM's bar says it all
+            return  # the bar of the VM shows the disk
         for disk in record.disks:
             done, planned = _work(disk)
             title = f"  disk {disk.device} {_doing(disk)}"
@@ -88,7 +88,7 @@ class _Bars:
 
 
 def _work(disk: DiskRecord) -> tuple[int, int]:
-    """Return how many bytes have been read and how many are to be: to compare them, or to send."""
+    """Return how many bytes have been read, and how many will be: to compare, or to send."""
     if disk.is_being_compared:
         return disk.compared_bytes or 0, disk.to_compare_bytes
     return disk.read_bytes, disk.planned_bytes
@@ -101,7 +101,7 @@ def _doing(disk: DiskRecord) -> str:
 
 
 class _Lines:
-    """One line whenever a VM enters another step: logs of scripts stay readable."""
+    """A line each time a VM enters another step, so that logs of scripts stay readable."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""The status of a daemon: how every VM stands, what runs, and what is wrong; fits 80 columns."""
+"""The status of a daemon: every VM, the current runs, and the problems; fits 80 columns."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EXPLAINED = (Outcome.FAILED, Outcome.LEASE_HELD, Outcome.FROZEN, Outcome.INTERRU
 
 
 NOTABLE_CLOCK_S = 30
-"""Seconds by which a pool's clock may be off before the status tells of it."""
+"""Seconds by which a pool's clock may be wrong before the status says so."""
 
 NAMED = 5
-"""Most VMs that are named where they have something in common."""
+"""Most VMs that one line names."""
 
 
 def status_view(reply: StatusReply, now: datetime) -> RenderableType:
-    """Show how every VM stands, what runs, and why the last run of a VM failed."""
+    """Show the state of every VM, the current runs, and why the last run of a VM failed."""
     up = format_duration((now - reply.started_at).total_seconds())
     head = Words(f"xorepd {reply.version}, process {reply.pid}, up {up}")
     if reply.stopping:
@@ -34,7 +34,7 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
     table = table_of("JOB", "VM", "TARGET", "LAST RUN", "POINT AGE", "NEXT RUN")
     met = {record.job for record in reply.running}
     for job in reply.jobs:
-        # A run that is still looking for its VMs has no record yet.
+        # A run that is still selecting its VMs has no record yet.
         begins = job.run_id is not None and job.name not in met
         for vm in job.vms:
             runs = begins or any(_is_of(record, job, vm) for record in reply.running)
@@ -69,7 +69,7 @@ def status_view(reply: StatusReply, now: datetime) -> RenderableType:
 
 
 def running_table(records: Iterable[RunRecord]) -> Rows:
-    """Show runs under way: step, how much of what is planned, what of it is sent, and how fast."""
+    """Show the current runs: step, share of the plan, bytes read and sent, and rates."""
     table = table_of("RUNNING", "VM", "STEP", "DONE", "DATA", "RATE")
     for record in records:
         planned, read = record.planned_bytes, record.read_bytes
@@ -131,7 +131,7 @@ def _failures(reply: StatusReply) -> list[Words]:
 
 
 def _compared(running: Sequence[RunRecord]) -> Iterator[Words]:
-    """Tell how far disks are whose both sides are being compared."""
+    """Show the progress of comparisons of source and target disks."""
     for record, whom in named(running):
         for disk in record.disks:
             if disk.is_being_compared:
@@ -141,7 +141,7 @@ def _compared(running: Sequence[RunRecord]) -> Iterator[Words]:
 
 
 def _waits(reply: StatusReply) -> Iterator[Words]:
-    """Tell which disks wait in the middle of a run, and who has what they wait for."""
+    """Show which disks wait within a run, and how much memory the others use."""
     waiting = False
     for record, whom in named(reply.running):
         found = {disk.waiting_for for disk in record.disks} - {""}
@@ -153,17 +153,17 @@ def _waits(reply: StatusReply) -> Iterator[Words]:
             waiting = True
     if waiting and (memory := reply.memory) is not None:
         held, size = format_size(memory.held_bytes), format_size(memory.size_bytes)
-        yield Words(f"memory: others have {held} of the {size} that [daemon] memory allows")
+        yield Words(f"memory: other disks use {held} of the {size} that [daemon] memory allows")
 
 
 def _pool_lines(pool: PoolStatus) -> Iterator[Words]:
-    """Tell of a pool that is slow, whose clock is wrong, or where VMs wait for their turn."""
+    """Show a pool that is slow, whose clock is wrong, or where VMs wait for their turn."""
     ahead = pool.clock_ahead_s or 0
     if abs(ahead) >= NOTABLE_CLOCK_S:
         direction = "ahead of" if ahead > 0 else "behind"
         yield Words(
             f"pool {pool.name}: its clock is {format_duration(abs(ahead))} {direction} the "
-            "daemon's; ages are corrected by that. Set the time on its hosts",
+            "daemon's; xorepd corrects ages by that. Set the time on its hosts",
             style="yellow",
         )
     if not pool.is_slow and not pool.waiting_vms:
@@ -173,12 +173,12 @@ def _pool_lines(pool: PoolStatus) -> Iterator[Words]:
         line += f"answers slowly ({format_duration(pool.latency_s)}); "
     if pool.max_vms is not None:
         line += f"{pool.max_vms} VM{'' if pool.max_vms == 1 else 's'} at once; "
-    line += f"{pool.active_vms} at work, {pool.waiting_vms} waiting"
+    line += f"{pool.active_vms} in transfer, {pool.waiting_vms} waiting"
     yield Words(line, style="yellow" if pool.is_slow else "")
 
 
 def _replicas(reply: StatusReply) -> Iterator[Words]:
-    """Tell of each job which VMs it means that are replicas, a few by name."""
+    """Show the replicas that each job matches and leaves out, a few by name."""
     for job in reply.jobs:
         by_reason: dict[str, list[str]] = {}
         for left in job.excluded_replicas:
@@ -192,22 +192,22 @@ def _unwritten(history: HistoryStatus) -> Words:
     results = "1 result is" if history.pending == 1 else f"{history.pending} results are"
     lost = f", {history.dropped} older ones are lost" if history.dropped else ""
     return Words(
-        f"history: {results} not written yet{lost}, and tried again: {history.problem}",
+        f"history: {results} not written yet{lost}; the daemon tries again: {history.problem}",
         style="bold red",
     )
 
 
 def _left_out(reply: StatusReply) -> list[Words]:
-    """Return a line for each disk, or memory, that did not travel, and for each remark.
+    """Return a line for each excluded disk or memory image, and for each remark.
 
-    Once for all targets.
+    A line appears once for all targets.
     """
     lines: dict[str, None] = {}
     for job in reply.jobs:
         for vm in job.vms:
             for disk in vm.last.disks if vm.last else ():
                 if what := _left(disk):
-                    lines[f"{vm.name} ({job.name}): {what} stays behind, {disk.reason}"] = None
+                    lines[f"{vm.name} ({job.name}): {what} is not replicated: {disk.reason}"] = None
             for remark in vm.last.remarks if vm.last else ():
                 lines[f"{vm.name} ({job.name}): {remark}"] = None
     return [Words(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Replies of the daemon as tables that fit 80 columns."""
+"""Replies of the daemon as tables of 80 columns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STYLES = {
 
 
 def jobs_table(reply: JobsReply, now: datetime) -> Rows:
-    """Show what is configured."""
+    """Show the configured jobs."""
     table = table_of("JOB", "SOURCE", "VMS", "TARGET", "SCHEDULE", "KEEP", "NEXT RUN")
     for job in reply.jobs:
         schedule = job.schedule or "by hand"
@@ -57,7 +57,7 @@ def jobs_table(reply: JobsReply, now: datetime) -> Rows:
 
 
 def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
-    """Show replicas that no job keeps up, and which pools could not be asked."""
+    """Show the replicas without a job, and which pools did not answer."""
     parts: list[RenderableType] = []
     if reply.orphans:
         table = table_of("REPLICA", "TARGET", "JOB", "POINTS", "NEWEST")
@@ -72,17 +72,17 @@ def orphans_view(reply: OrphansReply, now: datetime) -> RenderableType:
             )
         parts += [table, *_remarks(reply)]
     else:
-        parts.append(Words("Every replica has its job."))
+        parts.append(Words("Every replica has a job."))
     parts += _doubts(reply, now)
-    parts += [Words(f"{pool} was not asked: {why}") for pool, why in reply.not_asked.items()]
+    parts += [Words(f"{pool} did not answer: {why}") for pool, why in reply.not_asked.items()]
     return Group(*parts)
 
 
 def _doubts(reply: OrphansReply, now: datetime) -> Iterator[Words]:
-    """Tell what no run touches, because it may be somebody's, and what settles it."""
+    """Show the objects that may be ours, and the commands that settle each."""
     if reply.unresolved:
         yield Words()
-        yield Words("No run touches these. Settle each with one of its two commands:")
+        yield Words("No run touches these objects. Settle each with one of its two commands:")
     for doubt in reply.unresolved:
         where = f"{doubt.pool}/{doubt.sr}, {format_size(doubt.size)}" if doubt.sr else doubt.pool
         since = f", of {_moment(doubt.since, now)}" if doubt.since else ""
@@ -95,25 +95,25 @@ def _doubts(reply: OrphansReply, now: datetime) -> Iterator[Words]:
 
 
 def _remarks(reply: OrphansReply) -> Iterator[Words]:
-    """Tell what is out of the ordinary about replicas without a job."""
+    """Show what is unusual about replicas without a job."""
     for orphan in reply.orphans:
         remarks = [f"its replica {sign}" for sign in orphan.signs_of_use]
         if not orphan.replica:
-            remarks.append("its replica is gone already")
+            remarks.append("its replica is already gone")
         if orphan.source and not orphan.source_vm_exists:
             remarks.append(f"its VM is gone from pool {orphan.source}")
         if not orphan.source:
             remarks.append("its source pool is not configured, or does not answer")
         if not orphan.known:
-            remarks.append("this daemon remembers no run of it, another one may keep it up")
+            remarks.append("this daemon has no run of it: another one may maintain it")
         if remarks:
             yield Words(f"{orphan.name} on {orphan.pool}/{orphan.sr}: {'; '.join(remarks)}")
 
 
 def links_table(reply: LinksReply) -> RenderableType:
-    """Show what limits transfers, why, and what has passed."""
+    """Show the rate limits, what sets them, and the bytes sent."""
     if not reply.links:
-        return Words("Nothing limits transfers; see the transport throttled.")
+        return Words("No rate limit is configured; see the transport throttled.")
     table = table_of("LINK", "RATE", "LIMITED BY", "DISKS", "SENT")
     for link in reply.links:
         rate = math.inf if link.rate_bytes_per_s is None else link.rate_bytes_per_s
@@ -128,7 +128,7 @@ def links_table(reply: LinksReply) -> RenderableType:
 
 
 def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
-    """Show finished runs, the newest first, and the errors of those that failed."""
+    """Show finished runs, the newest first, and the errors of failed ones."""
     table = table_of("STARTED", "JOB", "VM", "OUTCOME", "READ", "SENT", "TOOK")
     for record in reply.records:
         table.add(
@@ -141,12 +141,12 @@ def history_table(reply: HistoryReply, now: datetime) -> RenderableType:
             _took(record),
         )
     errors = [failure_text(record, whom) for record, whom in named(reply.records) if record.error]
-    # The newest tell most; a page of one sentence fifty times tells nothing.
+    # Only the newest: a failure often repeats with the same sentence.
     return Group(table, *errors[:5])
 
 
 def run_view(records: Iterable[RunRecord]) -> RenderableType:
-    """Show one run in full: for each disk how it was read and written, and what that cost."""
+    """Show one run in full: for each disk its reader, its writer and the bytes."""
     parts: list[RenderableType] = []
     for record, whom in named(records):
         if parts:
@@ -180,25 +180,25 @@ def run_view(records: Iterable[RunRecord]) -> RenderableType:
 
 def _why(disk: DiskRecord) -> str:
     if disk.mode == MEMORY:
-        return f"memory: stays behind because {disk.reason}"
+        return f"memory: not replicated because {disk.reason}"
     return f"disk {disk.device}: {disk.mode} because {disk.reason}"
 
 
 def _way(disk: DiskRecord) -> Iterator[str]:
-    """Tell what was out of the ordinary in how a disk came over."""
+    """Show what was unusual in the transfer of a disk."""
     if disk.compared_bytes is not None:
         of = f" of {format_size(disk.to_compare_bytes)}" if disk.is_being_compared else ""
         yield f"{format_size(disk.compared_bytes)}{of} compared with the target"
     if disk.waiting_for:
         yield f"waits for {disk.waiting_for}"
     if disk.unchanged_bytes:
-        yield f"{format_size(disk.unchanged_bytes)} read and not sent: the target holds them"
+        yield f"{format_size(disk.unchanged_bytes)} read and not sent: the target has them"
     if disk.resumed_from:
         is_whole = disk.resumed_from >= disk.virtual_size
         end = "its end" if is_whole else format_size(disk.resumed_from)
-        yield f"an earlier run had come to {end}, and this one went on from there"
+        yield f"an earlier run had reached {end}, and this one continued from there"
     if disk.reconnects:
-        yield f"its stream broke and was taken up again, {disk.reconnects} times"
+        yield f"its transfer was interrupted and continued {disk.reconnects} times"
 
 
 def _disks_table(record: RunRecord) -> Rows:
@@ -219,7 +219,7 @@ def _disks_table(record: RunRecord) -> Rows:
 
 
 def finished_view(records: Iterable[RunRecord]) -> RenderableType:
-    """Show how a run ended, one line per VM and target, and what there is to remark."""
+    """Show how a run ended: a line for each VM and target, and the remarks."""
     parts = []
     for record, whom in named(records):
         parts.append(_finished(record, whom))
@@ -228,7 +228,7 @@ def finished_view(records: Iterable[RunRecord]) -> RenderableType:
 
 
 def named(records: Iterable[RunRecord]) -> Iterator[tuple[RunRecord, str]]:
-    """Return each record with what to call it: its VM, and its target where there are several."""
+    """Return each record with a title: its VM, and its target if there are several."""
     records = list(records)
     is_one = len({(record.target, record.sr) for record in records}) == 1
     for record in records:
@@ -251,27 +251,27 @@ def _finished(record: RunRecord, whom: str) -> Words:
 
 
 def read_and_sent(record: RunRecord) -> str:
-    """Return how much of the source was read and how much of that went to the target."""
+    """Return how much was read from the source and how much was sent to the target."""
     text = f"{format_size(record.read_bytes)} read, {format_size(record.sent_bytes)} sent"
     compared = record.compared_bytes
     return f"{format_size(compared)} compared, {text}" if compared else text
 
 
 def failure_text(record: RunRecord, whom: str) -> Words:
-    """Return why a run has no restore point."""
+    """Return the sentence that says why a run has no restore point."""
     text = Words(f"{whom} ({record.job}): ")
     text.append(record.outcome.value, style=STYLES[record.outcome])
     text.append(f" in {record.step}: {record.error or 'no reason given'}")
-    return text.append("; the next run goes on from there") if record.resumable else text
+    return text.append("; the next run continues from there") if record.resumable else text
 
 
 def table_of(*columns: str) -> Rows:
-    """Return an empty table in our style."""
+    """Return an empty table."""
     return Rows(*columns, together=NUMBERS)
 
 
 def outcome_text(record: RunRecord) -> Words:
-    """Return how a run stands, in its colour."""
+    """Return the outcome of a run in its colour."""
     return Words(record.outcome.value, style=STYLES[record.outcome])
 
 
@@ -282,6 +282,6 @@ def _took(record: RunRecord) -> str:
 
 
 def _moment(at: datetime, now: datetime) -> str:
-    """Return a moment in the reader's own time zone; the date only where it is not today."""
+    """Return a moment in the local time zone, with the date unless it is today."""
     local, today = at.astimezone(), now.astimezone().date()
     return f"{local:%H:%M:%S}" if local.date() == today else f"{local:%Y-%m-%d %H:%M}"

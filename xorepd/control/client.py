@@ -40,9 +40,9 @@ R = TypeVar("R", bound=Reply)
 
 REPLY_TIMEOUT_S = 60.0
 MAX_LINE_BYTES = 16 * 1024 * 1024
-"""One event; the last holds the records of every VM of a run."""
+"""Longest event. The last event of a run holds the records of all its VMs."""
 MAX_REPLY_BYTES = 64 * 1024 * 1024
-"""A thousand records of a history have a few MiB."""
+"""Longest reply. A thousand records of the history take a few MiB."""
 
 
 class NoDaemon(ControlError):
@@ -103,16 +103,16 @@ class Client:
         return await self._call("GET", "/orphans", OrphansReply)
 
     async def forget_plan(self, stream: str, terms: Collection[str] = ()) -> ForgetPlanReply:
-        """Return what giving up a stream would do, on terms such as `keep_replica`."""
+        """Return what forgetting a replica would do, on terms such as `keep_replica`."""
         return await self._call("GET", "/forget", ForgetPlanReply, _forgotten(stream, terms))
 
     async def forget(
         self, stream: str, terms: Collection[str] = ()
     ) -> AsyncGenerator[ForgetReply, None]:
-        """Give up a stream and yield what is being done; closing this, or dying, stops it.
+        """Forget a replica and yield each step. The daemon stops if the client disconnects.
 
         Raises:
-            ControlError: the daemon refused, or it did not come to its end.
+            ControlError: the daemon refused, or did not complete the work.
         """
         forever = aiohttp.ClientTimeout(total=None)
         query = _forgotten(stream, terms)
@@ -125,7 +125,7 @@ class Client:
                 yield told
                 if told.done or told.error is not None:
                     return
-        raise ControlError("the daemon ended before it was done; forget it again", status=503)
+        raise ControlError("the daemon stopped before it was done; forget it again", status=503)
 
     async def links(self) -> LinksReply:
         return await self._call("GET", "/links", LinksReply)
@@ -141,9 +141,9 @@ class Client:
         """Yield the records of a run as they change; `Finished` is the last event.
 
         Raises:
-            ControlError: the daemon refused, or went away before the run's end.
+            ControlError: the daemon refused, or stopped before the run ended.
         """
-        # As long as the run lasts; between two events may be hours, so no timeout of any kind.
+        # No timeout of any kind: hours may pass between two events.
         forever = aiohttp.ClientTimeout(total=None)
         path = f"/runs/{_segment(run_id)}/events"
         async with self._request("GET", path, timeout=forever) as response:
@@ -168,12 +168,12 @@ class Client:
     async def _request(
         self, method: str, path: str, **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request; refusals and lost connections come out as `ControlError`."""
+        """Send one request. A refusal or a lost connection raises `ControlError`."""
         assert self._http is not None, "used outside its context"
         requesting = self._http.request(method, path, allow_redirects=False, **options)
         try:
             async with AsyncExitStack() as stack:
-                async with asyncio.timeout(REPLY_TIMEOUT_S):  # what follows may take for hours
+                async with asyncio.timeout(REPLY_TIMEOUT_S):  # the body may take hours
                     response = await stack.enter_async_context(requesting)
                 if response.status >= 300:
                     raise ControlError(await _refusal(response), status=response.status)
@@ -181,7 +181,7 @@ class Client:
                 if spoken != str(API):
                     raise ControlError(
                         f"the daemon speaks version {spoken} of the control interface, and this "
-                        f"program version {API}; use the xorepctl that belongs to the daemon",
+                        f"program version {API}; use the xorepctl of the daemon's version",
                         status=502,
                     )
                 yield response
@@ -200,12 +200,12 @@ class Client:
 
 
 def typed(text: str) -> str:
-    """Return what somebody typed, of which the locale may have left bytes, as the text it is."""
+    """Return a command-line argument as text: the locale may have left undecoded bytes in it."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _segment(text: str) -> str:
-    """Return a text as one segment of a path."""
+    """Return a text as one segment of a URL path."""
     return quote(typed(text), safe="")
 
 
@@ -222,7 +222,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> str:
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body of a reply, which is never very large."""
+    """Return the body of a reply, up to `MAX_REPLY_BYTES`."""
     body = bytearray()
     async for data in response.content.iter_any():
         body += data
@@ -234,7 +234,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield the lines of a stream, each of which is never very long."""
+    """Yield the lines of a response, each up to `MAX_LINE_BYTES`."""
     while True:
         try:
             line = await response.content.readline()
@@ -250,5 +250,5 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 def _senseless(what: str, error: Exception) -> ControlError:
     first = " ".join(str(error).split())[:200]
     return ControlError(
-        f"{what} makes no sense ({first}); use the xorepctl that belongs to the daemon", status=502
+        f"{what} cannot be parsed ({first}); use the xorepctl of the daemon's version", status=502
     )

@@ -1,7 +1,7 @@
-"""One function per command of the control interface, and what they need of the daemon.
+"""One function per command of the control interface, and the `Service` that they call.
 
-A function takes the request apart, asks the `Service`, and gives back a reply; refusing is raising
-`ControlError`, which `server` turns into status and sentence.
+A function parses the request, calls the `Service`, and returns a reply. It refuses a request by
+raising `ControlError`, which `server` turns into a status and a sentence.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from xorepd.replication.deciding.forgetting import Terms
 from xorepd.units import parse_rate
 
 WRITE_TIMEOUT_S = 30.0
-"""A client that takes no event for this long has gone without saying so, or hangs."""
+"""A client that reads no event for this long has gone silently, or hangs."""
 
 
 class Service(Protocol):
-    """What the daemon can be asked. Everything may raise `ControlError`."""
+    """The commands of the daemon. Each may raise `ControlError`."""
 
     def version(self) -> VersionReply: ...
 
@@ -51,15 +51,15 @@ class Service(Protocol):
     def jobs(self) -> JobsReply: ...
 
     def start_run(self, job: str, *, allow_full: bool = False) -> RunAccepted:
-        """Start a run now; refused while one of the job is under way.
+        """Start a run now; refused while the job is running.
 
         Args:
-            allow_full: Let this run send disks whole, though the job would ask before.
+            allow_full: Let this run send whole disks although the job has `full = "ask"`.
         """
         ...
 
     def cancel_run(self, job: str) -> RunAccepted:
-        """Ask the run that is under way to end; what cannot be continued it removes first."""
+        """Cancel the current run. It first removes what the next run cannot continue."""
         ...
 
     async def run(self, run_id: str) -> RunReply: ...
@@ -71,21 +71,21 @@ class Service(Protocol):
     async def history(self, job: str | None, limit: int) -> HistoryReply: ...
 
     async def orphans(self) -> OrphansReply:
-        """Return the replicas that no job means, on all pools that answer."""
+        """Return the replicas without a job, from all pools that answer."""
         ...
 
     async def forget_plan(self, stream: str, terms: Terms) -> ForgetPlanReply:
-        """Return what giving up a stream that no job means would do."""
+        """Return what forgetting a replica without a job would do."""
         ...
 
     async def forget(self, stream: str, terms: Terms) -> AsyncGenerator[ForgetReply, None]:
-        """Give up a stream; return what is being done. Whoever closes that cancels it."""
+        """Forget a replica and yield each step. Closing the generator cancels the work."""
         ...
 
     def links(self) -> LinksReply: ...
 
     def set_rate(self, link: str, rate: float | None) -> LinkReply:
-        """Let a rate rule over a link, in bytes per second; None: as configured."""
+        """Limit a link to a rate in bytes per second; None: as configured."""
         ...
 
     async def reload(self) -> ReloadReply: ...
@@ -94,7 +94,7 @@ class Service(Protocol):
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SERVICE: web.AppKey[Service] = web.AppKey("service")
 STREAMS = web.RequestKey("streams", bool)
-"""Key of a request whose answer has begun: nothing else can be said any more."""
+"""Set on a request whose response has begun: it is too late to send an error."""
 
 
 async def version(request: web.Request) -> web.Response:
@@ -175,7 +175,7 @@ async def forget(request: web.Request) -> web.StreamResponse:
 
 
 def _forgotten(request: web.Request) -> tuple[str, Terms]:
-    """Return which stream is to be given up, and on which terms."""
+    """Return the replica to forget, and on which terms."""
     names = {term.name for term in fields(Terms)}
     if unknown := request.query.keys() - names - {"stream"}:
         raise ControlError(f"forget takes stream, {', '.join(sorted(names))}, not {min(unknown)}")
@@ -185,7 +185,7 @@ def _forgotten(request: web.Request) -> tuple[str, Terms]:
             raise ControlError(f"{name} is true or false, not {value!r}")
     stream = request.query.get("stream", "")
     if not stream:
-        raise ControlError("name the stream, as /orphans tells it")
+        raise ControlError("name the replica as /orphans lists it")
     return stream, Terms(**{name: value == "true" for name, value in given.items()})
 
 
@@ -232,7 +232,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/reload", reload),
 )
 ENDLESS: frozenset[Handler] = frozenset({run_events, forget})
-"""Commands that last as long as what they tell of."""
+"""Commands that stream events and have no time limit."""
 
 
 def _service(request: web.Request) -> Service:

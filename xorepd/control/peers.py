@@ -1,4 +1,4 @@
-"""Who is on the other end of a Unix socket, as the kernel vouches for it."""
+"""The credentials of the process at the other end of a Unix socket, as the kernel gives them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _SO_PEERGROUPS = 59
 """Linux 4.13, asm-generic/socket.h. Python has no name for it."""
 _MAX_GROUPS = 256
-"""Python asks the kernel for 1024 bytes at most: of a peer in more, the primary group counts."""
+"""Python reads at most 1024 bytes. If a peer has more groups, only its primary group counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Peer:
 
 
 def peer_of(descriptor: int) -> Peer:
-    """Return who connected.
+    """Return the credentials of the peer.
 
     Args:
-        descriptor: Of the connected socket. What an event loop shows of its sockets has no
-            `getsockopt` in every loop.
+        descriptor: Descriptor of the connected socket. Not the socket itself: the one that an event
+            loop shows does not have `getsockopt` in every loop.
 
     Raises:
-        OSError: it is not a connected Unix socket.
+        OSError: the descriptor is not a connected Unix socket.
 
     Source: unix(7) and socket(7), SO_PEERCRED and SO_PEERGROUPS.
     """
@@ -48,7 +48,7 @@ def peer_of(descriptor: int) -> Peer:
 def is_allowed(peer: Peer, *, own_uid: int, group: int) -> bool:
     """Return whether a peer may give commands.
 
-    The socket's mode keeps others out already. This holds also where someone loosened the mode, or
-    handed an open connection on.
+    The mode of the socket already excludes others. This check also holds after a chmod of the
+    socket, and for a connection that a process has passed on.
     """
     return peer.uid in {0, own_uid} or group in peer.gids

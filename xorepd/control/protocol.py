@@ -1,26 +1,26 @@
-"""What a daemon and its clients say to each other: the shapes of every reply, versioned.
+"""The protocol between the daemon and its clients: the shape of every reply, versioned.
 
-HTTP with JSON over a Unix socket. `API` grows when a client of before would misunderstand; new
-members do not count, clients ignore what they do not know.
+HTTP with JSON over a Unix socket. `API` grows when an older client would misunderstand a reply.
+A new member does not change `API`: clients ignore members that they do not know.
 
     GET  /version              VersionReply
     GET  /status               StatusReply
     GET  /jobs                 JobsReply
-    POST /jobs/{job}/run       202 RunAccepted      409 it runs already
-         ?allow_full=true      though the job would ask before it sends disks whole
-    POST /jobs/{job}/cancel    202 RunAccepted      409 it does not run
+    POST /jobs/{job}/run       202 RunAccepted      409 already running
+         ?allow_full=true      send whole disks although the job has full = "ask"
+    POST /jobs/{job}/cancel    202 RunAccepted      409 not running
     GET  /runs/{run_id}        RunReply
-    GET  /runs/{run_id}/events NDJSON: records as they change, at last {"finished": [records]}
+    GET  /runs/{run_id}/events NDJSON: records as they change; last {"finished": [records]}
     GET  /history?job=&limit=  HistoryReply
     GET  /orphans              OrphansReply
-    GET  /forget?stream=       ForgetPlanReply      what giving up a stream would do
-    POST /forget?stream=       NDJSON: what is being done; at last {"done": true} or an error
+    GET  /forget?stream=       ForgetPlanReply      what forgetting a replica would do
+    POST /forget?stream=       NDJSON: each step; last {"done": true} or an error
          &keep_replica=true &even_if_used=true &even_if_unknown=true &leave_source=true
     GET  /links                LinksReply
-    POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto`: as configured
-    POST /reload               ReloadReply          422 the file is bad, and why
+    POST /links/{link}?rate=   LinkReply            a rate, `unlimited`, or `auto` (as configured)
+    POST /reload               ReloadReply          422 what is wrong with the file
 
-    any error                  {"error": "one sentence"}, of a bad file a line for each mistake
+    any error                  {"error": "one sentence"}; for a bad file, one line per mistake
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from xorepd.state.records import RunRecord
 API = 1
 API_HEADER = "Xorepd-Api"
 MAX_HISTORY = 1000
-"""Records in one reply; a client that wants more reads the database."""
+"""Most records in one reply. A client that needs more reads the database."""
 
 
 def _record(value: Any) -> RunRecord:
@@ -45,15 +45,15 @@ def _record(value: Any) -> RunRecord:
 
 
 Record = Annotated[RunRecord, PlainValidator(_record), PlainSerializer(RunRecord.to_json)]
-"""A `RunRecord` here, its JSON on the wire."""
+"""A `RunRecord` in Python, its JSON on the wire."""
 
 
 Sentence = Annotated[str, AfterValidator(without_references)]
-"""For people: whatever it was made of, it holds no reference of XAPI's."""
+"""Text for people, without XAPI references."""
 
 
 class Reply(BaseModel):
-    """Any reply; frozen, and lenient about members of newer daemons."""
+    """Base of all replies. Frozen; ignores the members that a newer daemon adds."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
 
@@ -68,7 +68,7 @@ class VersionReply(Reply):
 
 
 class TargetReply(Reply):
-    """One target of a job, as the configuration in force has it."""
+    """One target of a job, from the current configuration."""
 
     pool: str
     sr: str
@@ -79,29 +79,29 @@ class TargetReply(Reply):
 
 
 class VmStatus(Reply):
-    """One VM of a job on one of its targets, as the history knows it."""
+    """One VM of a job on one of its targets, from the history."""
 
     vm: str
-    """As the configuration names it; the UUID of one that was found by a pattern or a tag; or those
-    patterns and tags, while nothing was."""
+    """The name from the configuration. For a VM that a pattern or tag has matched, its UUID. Before
+    anything has matched, the patterns and tags themselves."""
     name: str
-    """Of the VM, where it is known."""
+    """Name of the VM if it is known, else the same as `vm`."""
     pool: str
-    """The target's."""
+    """Target pool."""
     sr: str
-    """As the configuration names it."""
+    """Target SR, as the configuration names it."""
     last: Record | None = None
-    """Its last finished run; absent before the first."""
+    """The last finished run; null before the first."""
     newest_point_at: datetime | None = None
-    """RestorePoint in time of the newest restore point."""
+    """Point in time of the newest restore point."""
     age_s: float | None = None
-    """Age of that point now, in seconds."""
+    """Age of that restore point in seconds."""
     is_late: bool = False
-    """It is so old that the schedule has missed a whole turn."""
+    """The replica is so old that the schedule has missed a whole turn."""
 
 
 class ExcludedVmReply(Reply):
-    """A VM that patterns or tags of a job mean, and that is not replicated."""
+    """A VM that a job's patterns or tags match, but that the job does not replicate."""
 
     vm: str
     """UUID."""
@@ -117,49 +117,49 @@ class JobStatus(Reply):
     timezone: str
     next_run_at: datetime | None
     run_id: str | None
-    """The run that is under way."""
+    """The current run; null if the job is not running."""
     vms: tuple[VmStatus, ...]
-    """One for each VM and target."""
+    """One entry for each VM and target."""
     excluded_replicas: tuple[ExcludedVmReply, ...] = ()
-    """That its last run met and left out: a replica is not replicated again."""
+    """Replicas that the job's patterns or tags match. They are not replicated again."""
 
 
 class PoolStatus(Reply):
-    """One pool that is open now: how it answers, and how much is done there."""
+    """One open pool: how fast it answers, and how many VMs are in transfer."""
 
     name: str
     latency_s: float | None
-    """Median of the last calls that only read; absent before there were some."""
+    """Median duration of the last read-only XAPI calls, in seconds; null before the first."""
     is_slow: bool
-    """It answers so slowly that fewer VMs are begun at once."""
+    """The pool answers so slowly that the daemon starts fewer VMs at once."""
     max_vms: int | None
-    """VMs that may be worked on at once there; null: as many as the daemon's."""
+    """Most VMs in transfer at once; null: only the daemon's limit holds."""
     active_vms: int
     waiting_vms: int
-    """VMs that wait for their turn, there or elsewhere."""
+    """VMs that wait for their turn."""
     clock_ahead_s: int | None = None
-    """By how much its clock is ahead of the daemon's; negative: behind; null: not measured yet."""
+    """Seconds by which the pool's clock is ahead; negative: behind; null: not measured yet."""
 
 
 class MemoryStatus(Reply):
-    """Memory for data on its way (`[daemon] memory`)."""
+    """Memory for data in transit (`[daemon] memory`)."""
 
     size_bytes: int
     held_bytes: int
-    """What disks in transfer have taken of it."""
+    """Bytes that disks in transfer use."""
     waiting: int
-    """Disks, and reads that targets share, for which nothing is left."""
+    """Disks and shared reads that wait for memory."""
 
 
 class HistoryStatus(Reply):
-    """The history cannot be written now."""
+    """Why the daemon cannot write the history, and what is affected."""
 
     problem: str
-    """Why, one sentence."""
+    """The reason, one sentence."""
     pending: int
-    """Finished runs that are kept until it can; they show everywhere all the same."""
+    """Finished runs that wait to be written. They show everywhere all the same."""
     dropped: int
-    """Older ones for which there was no room any more."""
+    """Finished runs that were dropped because too many were waiting."""
 
 
 class StatusReply(Reply):
@@ -168,28 +168,28 @@ class StatusReply(Reply):
     pid: int
     started_at: datetime
     stopping: bool
-    """The daemon takes no new work and waits for what runs."""
+    """The daemon starts no new runs and waits for the current ones."""
     jobs: tuple[JobStatus, ...]
     running: tuple[Record, ...]
     pools: tuple[PoolStatus, ...] = ()
     memory: MemoryStatus | None = None
     history: HistoryStatus | None = None
-    """Absent while it can be written."""
+    """Null while the history can be written."""
     set_aside: tuple[str, ...] = ()
-    """A sentence for each file of the state directory that was damaged and made anew."""
+    """One sentence for each damaged file that the daemon has moved aside and replaced."""
 
 
 class JobReply(Reply):
-    """One job, as the configuration in force has it."""
+    """One job, from the current configuration."""
 
     name: str
     id: str
     enabled: bool
     source: str
     vms: tuple[str, ...]
-    """Named one by one."""
+    """VMs that the job names one by one."""
     found_by: str
-    """Patterns and tags that find others."""
+    """Patterns and tags that match further VMs."""
     targets: tuple[TargetReply, ...]
     schedule: str | None
     timezone: str
@@ -204,9 +204,10 @@ class JobsReply(Reply):
 class RunAccepted(Reply):
     run_id: str
     busy_targets: tuple[str, ...] = ()
-    """Targets, as pool/SR, with which an earlier run of the job is still busy."""
+    """Targets (`pool/SR`) that the run leaves out: an earlier run of the job is still busy
+    there."""
     resumable: bool = False
-    """Of one that is cancelled: what the next run can go on with stays (`resume` of the job)."""
+    """For a cancelled run: the next run can continue its transfers (`resume` of the job)."""
 
 
 class RunReply(Reply):
@@ -221,42 +222,42 @@ class HistoryReply(Reply):
 
 
 class OrphanReply(Reply):
-    """A stream that no job keeps up any more: a replica, or what is left of one."""
+    """A replica, or the remains of one, that no job maintains any more."""
 
     pool: str
     sr: str
     replica: str
-    """UUID; empty where there is none any more."""
+    """UUID; empty if the replica is gone."""
     name: str
-    """Of the replica; of the source VM where there is none."""
+    """Name of the replica, or of the source VM if the replica is gone."""
     vm: str
     """UUID of the source VM."""
     job: str
-    """The job that made it."""
+    """The job that created it."""
     points: int
     newest_point_at: datetime | None
     stream: str = ""
     """`<source pool>/<source VM>/<target SR>`, UUIDs."""
     source: str = ""
-    """Name of the source pool; empty where none of those that answer is it."""
+    """Name of the source pool; empty if no pool that answers is the source pool."""
     source_vm_exists: bool = False
-    """The source VM is still in that pool."""
+    """The source pool still has the VM."""
     snapshots: int = 0
-    """Snapshots of the source VM that stand for this target."""
+    """Snapshots of the source VM that are kept for this target."""
     disks: int = 0
-    """On the target, those of restore points included."""
+    """Disks on the target, including those of restore points."""
     signs_of_use: tuple[Sentence, ...] = ()
-    """What shows that somebody used the replica."""
+    """Signs that the replica was used."""
     power_state: str = "Halted"
-    """Of the replica."""
+    """Power state of the replica."""
     known: bool = False
-    """This daemon remembers a run of it."""
+    """This daemon's history has a run of it."""
     possible_job: str = ""
-    """A job with this target whose source does not answer."""
+    """A job with this target whose source pool does not answer: it may replicate this VM."""
 
 
 class UnresolvedReply(Reply):
-    """An object that may be ours and that no run touches, and what settles it."""
+    """An object that may be ours. No run touches it until an operator decides."""
 
     pool: str
     kind: str
@@ -265,33 +266,33 @@ class UnresolvedReply(Reply):
     name: str
     sr: str
     size: int
-    """Bytes on its SR."""
+    """Bytes that it occupies on its SR."""
     since: datetime | None
     why: Sentence
     remove: str
     """The command that removes it."""
     keep: str
-    """The command that makes it an object like any other."""
+    """The command that makes it an ordinary object."""
 
 
 class OrphansReply(Reply):
     orphans: tuple[OrphanReply, ...]
     unresolved: tuple[UnresolvedReply, ...] = ()
     not_asked: dict[str, Sentence]
-    """Pool → why it could not be asked."""
+    """Pool → why it did not answer."""
 
 
 class ForgetPlanReply(Reply):
-    """What giving up a stream would do, and what forbids it."""
+    """What forgetting a replica would do, and what forbids it."""
 
     orphan: OrphanReply
     actions: tuple[Sentence, ...]
     objections: tuple[Sentence, ...]
-    """Empty: it can be done."""
+    """Empty if the replica can be forgotten."""
 
 
 class ForgetReply(Reply):
-    """One line of what giving up a stream tells; the last is `done`, or has an error."""
+    """One line of the progress of a forget. The last one has `done` or an error."""
 
     step: Sentence = ""
     done: bool = False
@@ -299,17 +300,17 @@ class ForgetReply(Reply):
 
 
 class LinkReply(Reply):
-    """Something that transports share and that can be slowed down."""
+    """A rate limit that transports share."""
 
     name: str
     rate_bytes_per_s: float | None
-    """What may pass now; null where nothing limits it."""
+    """The current limit; null if there is none."""
     reason: str
-    """What sets the rate."""
+    """What sets the limit: the configuration, a period of the timetable, or a command."""
     active_disks: int
-    """Disks that are being carried over it."""
+    """Disks in transfer over the link."""
     sent_bytes: int
-    """Since the daemon's start."""
+    """Bytes sent since the daemon's start."""
 
 
 class LinksReply(Reply):
@@ -328,14 +329,14 @@ class ReloadReply(Reply):
     jobs: Names
     pools: Names
     daemon: tuple[str, ...]
-    """Keys of `[daemon]` that took effect."""
+    """Keys of `[daemon]` that have taken effect."""
     needs_restart: tuple[str, ...]
-    """Keys of `[daemon]` that take effect when the daemon is next started."""
+    """Keys of `[daemon]` that take effect at the next start of the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last line of an event stream: every record of the run, final."""
+    """The last line of an event stream: all records of the run, final."""
 
     records: tuple[RunRecord, ...]
 
@@ -347,10 +348,10 @@ Event = RunRecord | Finished
 
 
 def parse_event(plain: dict[str, Any]) -> Event:
-    """Return what one line of an event stream says.
+    """Parse one line of an event stream.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not such a line.
+        KeyError, TypeError, ValueError: the line is not an event.
     """
     if "finished" in plain:
         return Finished(tuple(RunRecord.from_json(record) for record in plain["finished"]))

@@ -1,4 +1,4 @@
-"""The control interface on a Unix socket: who may use it, within what bounds, how errors read."""
+"""The control interface on a Unix socket: access, limits, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from xorepd.version import VERSION
 log = structlog.get_logger()
 
 REQUEST_TIMEOUT_S = 30.0
-"""A reload reads files, a status the database: seconds at worst."""
+"""A reload reads files and a status reads the database: both take seconds at worst."""
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_STREAMS = 64
-"""Event streams at once. One costs a task and a socket; a script gone wild must not cost more."""
+"""Most event streams at once. Each costs a task and a socket, so a runaway script is bounded."""
 MAX_CONNECTIONS = 256
-"""Clients at once, watching or not: each has a descriptor of the daemon's."""
+"""Most clients at once. Each takes a file descriptor of the daemon."""
 HEAD_TIMEOUT_S = 10.0
-"""A connection on which no request comes, or none to its end, is given up."""
+"""The server closes a connection that sends no complete request within this time."""
 LOOK_S = 2.0
-"""Between two looks whether the socket is still at its path."""
+"""Period at which the server checks that its socket is still at its path."""
 BACKLOG = 64
 
 
@@ -67,9 +67,9 @@ async def serve(service: Service, path: Path) -> AsyncIterator[None]:
         logger=_library_log(),
         keepalive_timeout=HEAD_TIMEOUT_S,
         auto_decompress=False,
-        # A client that goes ends its event stream, not only at the next event.
+        # A client that disconnects ends its event stream at once, not at the next event.
         handler_cancellation=True,
-        # By now the runs have ended, and with them every stream that somebody still reads.
+        # By now the runs have ended, and with them every event stream.
         shutdown_timeout=1.0,
     )
     await runner.setup()
@@ -83,7 +83,7 @@ async def serve(service: Service, path: Path) -> AsyncIterator[None]:
 
 
 def _library_log() -> logging.Logger:
-    """Return a log for aiohttp, which takes a client that garbles or hangs for an error of ours."""
+    """Return a log for aiohttp that drops the faults of clients, which it logs as our errors."""
 
     def is_ours(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -95,7 +95,7 @@ def _library_log() -> logging.Logger:
 
 
 class _Door:
-    """A socket at a path, made anew when somebody removes it.
+    """A socket at a path. It is created again when it has been removed.
 
     Raises:
         StateError: something else is at that path, or another daemon listens there.
@@ -108,7 +108,7 @@ class _Door:
 
     @asynccontextmanager
     async def open(self, web_server: web.Server) -> AsyncIterator[None]:
-        """Let clients in while a block lasts."""
+        """Accept clients while a block lasts."""
 
         def accept() -> asyncio.Protocol:
             if len(web_server.connections) >= MAX_CONNECTIONS:
@@ -127,14 +127,14 @@ class _Door:
             self._close()
 
     def remove(self) -> None:
-        """Take the socket away, if it is ours."""
+        """Remove the socket, if it is ours."""
         self._listener.close()
         if _inode_of(self._path) == self._inode:
             with suppress(OSError):
                 self._path.unlink()
 
     async def _listen(self, accept: Callable[[], asyncio.Protocol]) -> None:
-        # create_unix_server and not a SockSite, which uvloop does not let have a Unix socket.
+        # Not a SockSite: uvloop does not let it have a Unix socket.
         self._server = await asyncio.get_running_loop().create_unix_server(
             accept, sock=self._listener, backlog=BACKLOG
         )
@@ -147,7 +147,7 @@ class _Door:
                 continue
             try:
                 listener, inode = _bind(self._path)
-                self._close()  # nobody can come through the one that is gone
+                self._close()  # no client can reach the one that is gone
                 self._listener, self._inode = listener, inode
                 await self._listen(accept)
             except (StateError, OSError) as error:
@@ -164,14 +164,14 @@ class _Door:
 
 
 class _Refusal(asyncio.Protocol):
-    """Ends a connection at once."""
+    """Closes a connection at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
 
 
 def _guard(own_uid: int, group: int) -> Middleware:
-    """Return the middleware that every request passes: peer, bounds, and errors as sentences."""
+    """Return the middleware of every request: access, limits, and errors as sentences."""
     streams = asyncio.Semaphore(MAX_STREAMS)
 
     @web.middleware
@@ -179,7 +179,7 @@ def _guard(own_uid: int, group: int) -> Middleware:
         response = await answer(request, handler)
         if not response.prepared:
             if request.get(STREAMS):
-                _abort(request)  # an error has no place in what was begun
+                _abort(request)  # the response has begun: too late for an error
             async with _within(request, WRITE_TIMEOUT_S):
                 await response.prepare(request)
                 await response.write_eof()
@@ -192,7 +192,7 @@ def _guard(own_uid: int, group: int) -> Middleware:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     return _stamped(await handler(request))
             if streams.locked():
-                raise ControlError(f"{MAX_STREAMS} clients watch runs already", status=503)
+                raise ControlError(f"{MAX_STREAMS} clients already watch runs", status=503)
             async with streams, _within(request, None):
                 return await handler(request)
         except ControlError as error:
@@ -205,9 +205,9 @@ def _guard(own_uid: int, group: int) -> Middleware:
             reason = f"{request.method} {request.path}: {error.reason.lower()}"
             return _error(reason, error.status)
         except TimeoutError:
-            return _error(f"the daemon found no answer in {REQUEST_TIMEOUT_S:.0f} s", 503)
+            return _error(f"the daemon did not answer within {REQUEST_TIMEOUT_S:.0f} s", 503)
         except ConnectionError:
-            raise  # the client went away: nobody to tell, nothing wrong
+            raise  # the client has disconnected, which is no fault
         except Exception:
             log.exception("control.internal_error", method=request.method, path=request.path)
             return _error("internal error; the daemon's log has the details", 500)
@@ -217,10 +217,10 @@ def _guard(own_uid: int, group: int) -> Middleware:
 
 @asynccontextmanager
 async def _within(request: web.Request, seconds: float | None) -> AsyncIterator[None]:
-    """Cut the connection of a client that does not take what it asked for.
+    """Close the connection of a client that does not read its response in time.
 
     Raises:
-        ConnectionResetError: it took too long.
+        ConnectionResetError: the client took too long.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -233,7 +233,7 @@ async def _within(request: web.Request, seconds: float | None) -> AsyncIterator[
 def _abort(request: web.Request) -> NoReturn:
     if request.transport is not None:
         request.transport.abort()
-    raise ConnectionResetError("the connection was cut")
+    raise ConnectionResetError("the daemon closed the connection")
 
 
 def _authorise(request: web.Request, own_uid: int, group: int) -> None:
@@ -275,7 +275,7 @@ def _bind(path: Path) -> tuple[socket.socket, int]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             listener.bind(os.fspath(path))
-            # Nobody can connect before this: a socket that does not listen refuses.
+            # No client can connect before this: a socket that does not listen refuses.
             os.chmod(path, 0o660)
             inode = os.stat(path).st_ino
         except BaseException:
@@ -283,7 +283,7 @@ def _bind(path: Path) -> tuple[socket.socket, int]:
             raise
     except OSError as error:
         raise StateError(
-            f"control socket {path} cannot be made ({error.strerror or error}); "
+            f"cannot create the control socket {path} ({error.strerror or error}); "
             "check [daemon] socket"
         ) from error
     listener.setblocking(False)
@@ -291,13 +291,13 @@ def _bind(path: Path) -> tuple[socket.socket, int]:
 
 
 def _clear(path: Path) -> None:
-    """Remove the socket that a daemon left which did not end in good order."""
+    """Remove a socket that a crashed daemon has left behind."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise StateError(f"control socket {path}: there is a file which is no socket; remove it")
+        raise StateError(f"control socket {path}: the path exists and is not a socket; remove it")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -306,14 +306,14 @@ def _clear(path: Path) -> None:
             path.unlink()
             return
         except TimeoutError:
-            pass  # a full backlog: somebody listens, if slowly
+            pass  # a full backlog: a daemon listens, if slowly
     raise StateError(
         f"control socket {path}: another daemon answers there; stop it, or set [daemon] socket"
     )
 
 
 def _inode_of(path: Path) -> int | None:
-    """Return what tells our socket from that of a daemon which has taken the path over."""
+    """Return the inode, which tells our socket from one that another daemon has put there."""
     try:
         return path.lstat().st_ino
     except OSError:

@@ -1,8 +1,8 @@
-"""The composition root: builds the daemon from its parts, each after those that it needs.
+"""The composition root: builds the daemon from its parts, each after the ones that it needs.
 
     lock ─► history ─► engine (pools, replication) ─► runs ─► service ─► control socket ─► READY
 
-Everything is closed in the opposite order, whatever ends the daemon.
+The daemon closes its parts in the opposite order, whatever ends it.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ log = structlog.get_logger()
 
 
 async def run_daemon(checked: Checked) -> None:
-    """Run until a signal says to stop, and leave nothing half-done.
+    """Run until a signal asks to stop, and complete or undo all work before returning.
 
     Raises:
-        XorepdError: it could not start; the message says what to change.
+        XorepdError: the daemon cannot start; the message says what to change.
     """
     settings = checked.settings
     daemon = settings.daemon
     notifier = Notifier()
     async with AsyncExitStack() as stack:
-        # First of all, so that a signal during a slow start is obeyed after it and not fatal.
+        # First, so that a signal during a slow start takes effect after it and does not kill us.
         signals = stack.enter_context(intents())
         stack.enter_context(locked(daemon.state_dir))
         opened = open_store(daemon.state_dir / "history.db", check=check_history)
@@ -100,14 +100,14 @@ async def run_daemon(checked: Checked) -> None:
 
 
 async def _obey(signals: asyncio.Queue[Intent], service: Service) -> None:
-    """Do what signals ask for until one says to stop."""
+    """Handle signals until one asks to stop."""
     while True:
         match await signals.get():
             case Intent.RELOAD:
                 try:
                     await service.reload()
                 except XorepdError:
-                    continue  # logged where it was refused; the old configuration rules on
+                    continue  # the reload has logged it; the old configuration stays in force
             case Intent.STOP:
                 return
 
@@ -120,5 +120,5 @@ async def _await_second(signals: asyncio.Queue[Intent], hurry: asyncio.Event) ->
 
 
 def utc_now() -> datetime:
-    """Return what the clock on the wall says."""
+    """Return the wall-clock time."""
     return datetime.now(UTC)

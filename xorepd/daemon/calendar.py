@@ -1,14 +1,14 @@
 """When a cron expression is next due, right over changes of daylight saving time. Pure.
 
-croniter only does what clocks on walls do: it lists local times without any zone. What those mean
-as moments is decided here. In spring some local times do not exist, in autumn some exist twice:
+croniter lists local times without a zone. This module decides which moments they stand for. In
+spring some local times do not exist, in autumn some exist twice:
 
     spring   01:00 ───── 02:00╌╌╌╌╌╌╌╌╌╌╌╌╌╌03:00 ───── 04:00      02:30 fires once, at 03:00
     autumn   01:00 ───── 02:00 ═════════ 03:00                     02:30 fires once, the first time
                          02:00 ═════════ 03:00 ───── 04:00         */15 fires in both hours
 
-As in cron since Vixie's, what is due at a certain hour is due once that day, and what is due in
-every hour goes on at its pace: otherwise replicas would be an hour older than promised each autumn.
+As in Vixie cron, a job with a fixed hour runs once on that day, and a job of every hour keeps its
+pace. Otherwise replicas would be an hour older than promised each autumn.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ _SECOND = timedelta(seconds=1)
 
 
 def next_fire(expression: str, zone: ZoneInfo, after: datetime) -> datetime:
-    """Return the first moment after `after` at which an expression is due, in UTC.
+    """Return the first moment after `after` at which a cron expression is due, in UTC.
 
     Args:
         expression: Five cron fields, already validated.
-        zone: Whose local time the fields are in.
-        after: An aware time; it is itself never returned.
+        zone: The time zone of the fields.
+        after: An aware time; never returned itself.
     """
     after = after.astimezone(UTC)
     local = after.astimezone(zone)
-    # Where local times repeat, start from the first of them.
+    # If the local time occurs twice, start from its first occurrence.
     repeated = max(_offset(local, fold=0) - _offset(local, fold=1), timedelta())
     every_pass = _is_hourly(expression)
 
     best: datetime | None = None
     for wall in _walls(expression, local.replace(tzinfo=None, fold=0) - repeated):
         moments = _moments(wall, zone)
-        # First moments never go back from one local time to the next, so nothing better follows.
+        # The first moments of ascending local times ascend, so no better one follows.
         if best is not None and moments[0] >= best:
             return best
         for moment in moments if every_pass else moments[:1]:
             if moment > after and (best is None or moment < best):
                 best = moment
-    raise ValueError(f"{expression!r} never comes due")
+    raise ValueError(f"{expression!r} is never due")
 
 
 def _is_hourly(expression: str) -> bool:
@@ -56,16 +56,16 @@ def _is_hourly(expression: str) -> bool:
 
 
 def _walls(expression: str, after: datetime) -> Iterator[datetime]:
-    """Yield the local times that fit an expression, in order, whether or not they exist."""
+    """Yield the local times that match an expression, in order, even those that do not exist."""
     schedule = croniter(expression, after)
     while True:
         yield schedule.get_next(datetime)
 
 
 def _moments(wall: datetime, zone: ZoneInfo) -> tuple[datetime, ...]:
-    """Return the moments at which the clock shows a local time: one or two, in order.
+    """Return the moments at which the wall clock shows a local time: one or two, in order.
 
-    A local time that a change skips gives the moment of the change.
+    For a local time that does not exist, return the moment of the change to summer time.
     """
     first = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     second = wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
@@ -77,7 +77,7 @@ def _moments(wall: datetime, zone: ZoneInfo) -> tuple[datetime, ...]:
 
 
 def _change_between(early: datetime, late: datetime, zone: ZoneInfo) -> datetime:
-    """Return the moment between two at which a zone changes its offset."""
+    """Return the moment at which a zone changes its offset, between two others."""
     before = early.astimezone(zone).utcoffset()
     while late - early > _SECOND:
         middle = early + (late - early) // 2

@@ -1,6 +1,6 @@
-"""Everything that would keep a configuration from running, found before it runs, and all at once.
+"""Check that a configuration can run, and collect all problems.
 
-`xorepd run`, `xorepd check` and a reload ask the same. Only the pools are not asked.
+`xorepd run`, `xorepd check` and a reload make the same checks. None of them contacts a pool.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from xorepd.transports.links import Links
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A configuration that can be run."""
+    """A configuration without problems."""
 
     settings: Settings
     links: Links
-    """That its transports share."""
+    """The rate limits that its transports share."""
 
 
 def load_checked(
     file: Path, clock: Callable[[], datetime], running: DaemonSettings | None = None
 ) -> Checked:
-    """Return a configuration that can be run; blocking.
+    """Load a configuration and check it; blocking.
 
     Args:
-        running: of the daemon that reloads it; what that uses already is not looked at.
+        running: Settings of the daemon that reloads. Paths that it already uses are not checked.
 
     Raises:
-        ConfigError: everything that is wrong with it.
+        ConfigError: all problems.
     """
     settings, problems = examine(file)
     links, unopened = open_transports(settings, clock)

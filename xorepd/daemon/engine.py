@@ -1,4 +1,4 @@
-"""Where the daemon meets the replication: pools are opened, limits set, and a job becomes a run."""
+"""Execute jobs: lend each run its pools, and hold the limits that all runs share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from xorepd.config.models import JobSettings, PoolSettings, Settings
 from xorepd.config.secrets import read_password
 from xorepd.control.protocol import PoolStatus
 from xorepd.daemon.orphans import Orphans
-from xorepd.data.budget import Budget
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.memory_budget import MemoryBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import ConfigError, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.process.lending import Pools
@@ -35,7 +35,7 @@ from xorepd.xapi.pool import Pool
 
 
 class Engine:
-    """Executes jobs on the pools of the configuration in force."""
+    """Executes jobs on the pools of the current configuration."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Engine:
         self._room = Reservations()
         self._maps = maps
         self._leases = Leases(owner, settings.daemon.lease)
-        self._nbd = NbdBudget()
-        self.budget = Budget(settings.daemon.memory)
+        self._nbd = NbdConnectionLimit()
+        self.budget = MemoryBudget(settings.daemon.memory)
         self.links = Links()
         self._offered = self.links
         self._sources: defaultdict[str, SourceVm] = defaultdict(SourceVm)
@@ -81,8 +81,8 @@ class Engine:
                     lent = self._pools.lend(configured[name])
                     pools[name] = await stack.enter_async_context(lent)
                 except (XorepdError, OSError) as error:
-                    # Such as a CA file that is gone: one target's trouble is not the others'.
-                    closed[name] = Refused(f"pool {name} cannot be opened: {error}")
+                    # Such as a missing CA file: the trouble of one target must not stop the others.
+                    closed[name] = Refused(f"cannot open pool {name}: {error}")
                     if name == job.source:
                         raise closed[name] from error
             context = Context(
@@ -102,7 +102,7 @@ class Engine:
             return await run_job(job, run_id, context, report)
 
     def pool_states(self) -> tuple[PoolStatus, ...]:
-        """Return how the open pools answer, and how many VMs are worked on there."""
+        """Return how fast the open pools answer, and how many VMs are in transfer."""
         states = []
         for name, pool in sorted(self._pools.open().items()):
             key = pool_key(name)
@@ -121,15 +121,15 @@ class Engine:
         return tuple(states)
 
     def offer(self, links: Links) -> None:
-        """Take the links of a configuration that was checked, and is to rule."""
+        """Keep the links of a configuration that has passed its checks, for `adopt_links`."""
         self._offered = links
 
     def adopt_links(self) -> None:
-        """Let the links that were offered last rule at once."""
+        """Put the links that were offered last in force at once."""
         self.links.adopt(self._offered)
 
     def apply(self, settings: Settings) -> None:
-        """Let a new configuration rule from the next run of each job on."""
+        """Put a new configuration in force, for each job from its next run."""
         self._settings = settings
         self.adopt_links()
         self._pools.retain(settings.pools)
@@ -145,12 +145,11 @@ async def open_engine(
     daemon_id: str | None = None,
     maps: Maps | None = None,
 ) -> AsyncIterator[Engine]:
-    """Open what runs share, and close it at the end; each pool is opened by its first run.
+    """Provide the engine while a block lasts. A pool is opened by the first run that needs it.
 
     Args:
-        daemon_id: who holds the leases of the runs, an id that outlives the process; a new one
-            when not given.
-        maps: of what the restore points hold; None where none are kept.
+        daemon_id: Id that holds the leases and outlives the process; default: a new one.
+        maps: Fingerprint maps of the restore points; None if none are kept.
     """
 
     def open_pool(pool: PoolSettings) -> Pool:
@@ -164,10 +163,10 @@ async def open_engine(
 def open_transports(
     settings: Settings, clock: Callable[[], datetime]
 ) -> tuple[Links, list[ConfigError]]:
-    """Open the transport to every target once, so that a missing one is refused at the start.
+    """Open the transport to every target once, so that a missing one fails at the start.
 
     Returns:
-        The links that the transports share, and what is wrong with those that cannot be opened.
+        The links that the transports share, and a problem for each transport that cannot be opened.
     """
     links, problems = Links(strict=True), list[ConfigError]()
     for job in settings.jobs.values():

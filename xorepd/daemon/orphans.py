@@ -1,4 +1,4 @@
-"""What jobs that were removed or changed left on the pools: found, and given up on command."""
+"""Replicas of jobs that were removed or changed: list them, and forget them on command."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from xorepd.replication.deciding.orphans import Known, Orphan, find_orphans
 from xorepd.replication.format.doubts import find_unresolved
 from xorepd.replication.format.marks import ReplicaKey
 from xorepd.state.maps import Maps
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr
 
 log = structlog.get_logger(__name__)
 
 ASK_S = 20.0
-"""For a pool to answer a question of an operator, who gets what the others said after that."""
+"""Longest wait for a pool. After that the operator sees what the other pools answered."""
 
 
 class Orphans:
-    """The streams that no job means, on the pools of the configuration in force.
+    """The replicas without a job, on the pools of the current configuration.
 
     Args:
-        settings: gives that configuration at any time.
-        sources: what the runs of a source VM share.
+        settings: Returns the current configuration.
+        sources: What the runs of one source VM share, by its UUID.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Orphans:
         self._sources, self._clock = sources, clock
 
     async def find_orphans(self, known: Known = ()) -> OrphansReply:
-        """Return what no job of the configuration in force means.
+        """Return the replicas that no job of the current configuration maintains.
 
         Args:
-            known: UUIDs of the source VMs and target SRs that this daemon has replicated.
+            known: UUIDs of the source VMs and target SRs in the history of this daemon.
         """
         pools, not_asked = await self._ask()
         found = find_orphans(self._settings().jobs.values(), pools, known)
@@ -82,10 +82,10 @@ class Orphans:
         )
 
     async def forget_plan(self, stream: str, terms: Terms, known: Known) -> ForgetPlanReply:
-        """Return what giving up a stream would do, and what forbids it.
+        """Return what forgetting a replica would do, and what forbids it.
 
         Raises:
-            ControlError: a job means it, or it is not there.
+            ControlError: a job maintains the replica, or it does not exist.
         """
         orphan = await self._orphan(stream, known)
         return ForgetPlanReply(
@@ -97,17 +97,17 @@ class Orphans:
     async def forget(
         self, stream: str, terms: Terms, known: Known, report: Callable[[str], None]
     ) -> None:
-        """Give up a stream, alone on it: no run of any daemon works on it meanwhile.
+        """Forget a replica, while no run of any daemon works on it.
 
         Raises:
-            XorepdError: it is not done, and why; what was removed is gone, and doing it again
-                goes on.
+            XorepdError: The replica is not forgotten, and why. What was removed is gone; the next
+                call continues.
         """
         orphan = await self._orphan(stream, known)
         _check(orphan, terms)
         configured = self._settings().pools
         if not {orphan.pool, orphan.source or orphan.pool} <= configured.keys():
-            raise Refused("the configuration has changed in this very moment; forget it again")
+            raise Refused("the configuration has just changed; forget the replica again")
         async with AsyncExitStack() as stack:
             target = await stack.enter_async_context(self._pools.lend(configured[orphan.pool]))
             source = None
@@ -122,7 +122,7 @@ class Orphans:
             place = replica_place(ids.vm, ids.sr)
             if self._admission.at_work(place.key):
                 raise Refused(
-                    f"a run of {orphan.name} to SR {orphan.sr} is under way; wait for its end, or "
+                    f"a run replicates {orphan.name} to SR {orphan.sr} now; wait for its end, or "
                     f"`xorepctl cancel {orphan.job}`"
                 )
             run_id = RunId(str(uuid.uuid4()))
@@ -130,11 +130,11 @@ class Orphans:
             what = f"replication of VM {orphan.name} to SR {orphan.sr} of pool {orphan.pool}"
             await stack.enter_async_context(self._admission.hold(run_id, [place]))
             stack.enter_context(source_vm.busy_for(ids.sr))
-            report("waiting for the right to change it")
+            report("waiting for the lease")
             lease = await stack.enter_async_context(
                 self._leases.hold(target, sr, ids, run_id, what)
             )
-            # Its job may be back by now, or another daemon may have been at work.
+            # Check again: its job may be back, or another daemon may have changed it.
             _check(await self._orphan(stream, known), terms)
             stack.enter_context(self._board.show(progress))
             log.info("forget.started", stream=stream, job=orphan.job, **asdict(terms))
@@ -159,11 +159,11 @@ class Orphans:
         if self._maps is not None:
             try:
                 await self._maps.retain(stream, ())
-            except StateError as error:  # they go by themselves when they are old
+            except StateError as error:  # they expire by themselves
                 log.warning("maps.not_removed", stream=stream, reason=str(error))
 
     def _progress(self, orphan: Orphan, run_id: RunId) -> Progress:
-        """Return what shows in the status that it is being given up."""
+        """Return the progress that the status shows while the replica is being forgotten."""
         progress = Progress(
             self._board,
             run_id=run_id,
@@ -185,15 +185,15 @@ class Orphans:
                 return orphan
         silent = f" ({', '.join(not_asked)} did not answer)" if not_asked else ""
         raise ControlError(
-            f"nothing to forget of {stream}{silent}: it is gone, or a job means it; a VM that a "
-            "job means is taken out of that job first",
+            f"nothing to forget of {stream}{silent}: it is gone, or a job maintains it; then "
+            "remove the VM from the job first",
             status=404,
         )
 
-    async def _ask(self) -> tuple[dict[PoolName, Cache], dict[str, str]]:
-        """Return the records of the pools as of now, and why which pools could not be asked."""
+    async def _ask(self) -> tuple[dict[PoolName, PoolCache], dict[str, str]]:
+        """Refresh and return the records of all pools; and for each that did not answer, why."""
         settings = self._settings()
-        caches: dict[PoolName, Cache] = {}
+        caches: dict[PoolName, PoolCache] = {}
         not_asked: dict[str, str] = {}
 
         async def ask(configured: PoolSettings) -> None:
@@ -202,14 +202,14 @@ class Orphans:
                     await pool.refresh()
                     caches[configured.name] = pool.cache
             except TimeoutError:
-                not_asked[configured.name] = f"no answer for {ASK_S:.0f} s"
+                not_asked[configured.name] = f"no answer within {ASK_S:.0f} s"
             except (XorepdError, OSError) as error:
                 not_asked[configured.name] = str(error)
 
         async with asyncio.TaskGroup() as group:
             for configured in settings.pools.values():
                 group.create_task(ask(configured), name=f"orphans of {configured.name}")
-        # In the order of the configuration, whoever answered first.
+        # In the order of the configuration.
         return {name: caches[name] for name in settings.pools if name in caches}, not_asked
 
 
@@ -218,6 +218,6 @@ def _told(orphan: Orphan) -> OrphanReply:
 
 
 def _check(orphan: Orphan, terms: Terms) -> None:
-    """Refuse what may not be given up on these terms."""
+    """Refuse a replica that may not be forgotten on these terms."""
     for objection in objections(orphan, terms):
         raise Refused(f"{orphan.name} on {orphan.pool}/{orphan.sr}: {objection}")

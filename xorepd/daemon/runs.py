@@ -1,11 +1,11 @@
-"""Runs under way: at most one per job and target, each supervised until its records are written.
+"""The current runs: at most one per job and target, each supervised until its records are written.
 
 A run that starts while an earlier one is still busy with some of the job's targets leaves those
-out: a slow target holds up its own next run, and not that of the others.
+out. So a slow target delays its own next run and no other.
 
-A run is two tasks. The *work* is the replication, and may be cancelled; each VM is recorded when it
-ends. The *supervisor* waits for the work, whatever becomes of it, and sees to it that no run ends
-unrecorded: nothing ever cancels it.
+A run is two tasks. The *work* is the replication; it may be cancelled, and records each VM when the
+VM ends. The *supervisor* waits for the end of the work and records every VM that the work did not.
+Nothing cancels the supervisor.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ log = structlog.get_logger()
 STOPPED = "the daemon was stopped"
 
 LAST_WRITE_S = 30.0
-"""How long a daemon that stops goes on trying to write what its runs came to."""
+"""How long a daemon that stops keeps trying to write its last records."""
 
 
 NAMED = 20
-"""Most VMs that are named in one line of the log."""
+"""Most VM names in one line of the log."""
 
 
 KEEP_UP_S, KEEP_UP_BYTES_PER_S = 1.0, 50_000
-"""How often it is written down at most how far a run is, and how much of that at most: a run of 200
-VMs is 150 KB each time."""
+"""Bounds on how often the progress of a run is written, and how much: a run of 200 VMs takes 150 KB
+each time."""
 
 
 class JobRunner(Protocol):
     """Executes a job once."""
 
     async def __call__(self, job: JobSettings, run_id: RunId, report: Report) -> object:
-        """Report each VM and target when it ends; raise only when nothing can be said of any."""
+        """Report each VM and target when it ends. Raise only if no VM has been reported."""
         ...
 
 
 class Board(Protocol):
-    """What is under way now, readable at any time."""
+    """The state of the current runs, readable at any time."""
 
     def records(self) -> list[RunRecord]:
-        """Return the records of runs that have not ended, as they stand."""
+        """Return the records of the VMs that are being replicated."""
         ...
 
     def waiting(self) -> list[RunRecord]:
-        """Return the records of what runs have not come to yet."""
+        """Return the records of the VMs that wait for their turn."""
         ...
 
     async def changed(self, since: int) -> int:
@@ -73,7 +73,7 @@ class Board(Protocol):
 
 
 class AlreadyRunning(ControlError):
-    """A job was started while runs of it are busy with each of its targets."""
+    """A job was started while its runs are busy with all of its targets."""
 
     def __init__(self, job: str, run_id: str) -> None:
         self.job, self.run_id = job, run_id
@@ -86,25 +86,25 @@ class Run:
 
     id: RunId
     job: JobSettings
-    """As configured when the run began, without the targets that it left out."""
+    """As configured at the start of the run, without `busy_targets`."""
     started_at: datetime
     busy_targets: tuple[TargetSettings, ...] = ()
     """Targets with which an earlier run is still busy."""
     work: asyncio.Task[None] | None = None
     cancel_reason: str = ""
     error: XorepdError | None = None
-    """Why nothing can be said of its VMs."""
+    """Why the run as a whole failed."""
     expected: Sequence[RunRecord] = ()
-    """Whom it is going to serve."""
+    """A record for each VM and target that the run will replicate."""
     records: list[RunRecord] = field(default_factory=list)
-    """How those VMs and targets ended that have; all of them, once `ended` is set."""
+    """The records of the VMs and targets that have ended; complete when `ended` is set."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Runs:
-    """All runs under way, and the writing of their history.
+    """All current runs, and the writing of their history.
 
-    An async context manager, whose end waits for every run.
+    An async context manager. Its exit waits for every run.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Runs:
         self._replicas: dict[str, tuple[ExcludedVm, ...]] = {}
         self._closed = False
         self.on_end: Callable[[JobName], None] = lambda job: None
-        """Called when a run has ended and its job may start again."""
+        """Called when a run has ended, so that its job may start again."""
 
     async def __aenter__(self) -> Self:
         writing = background(("history", self._history.write()))
@@ -140,16 +140,16 @@ class Runs:
                     )
 
     async def take_over(self, scheduled: Collection[str]) -> set[str]:
-        """Record what an earlier process began and did not end.
+        """Record the runs that an earlier process started and did not end.
 
         Args:
-            scheduled: jobs that may be made up.
+            scheduled: Jobs whose interrupted run may be repeated.
 
         Returns:
-            Those whose last run is to be made up, because that process ended in it.
+            The jobs among them whose last run the end of that process has interrupted.
 
         Raises:
-            StateError: the history cannot be used.
+            StateError: the history cannot be read.
         """
         found, cut = await self._history.take_over(self._clock(), scheduled)
         for record in found:
@@ -160,7 +160,7 @@ class Runs:
         """Start a run of a job, to those of its targets that no earlier run is busy with.
 
         Raises:
-            AlreadyRunning: there is none.
+            AlreadyRunning: there is no such target.
             ControlError: the daemon is stopping.
         """
         if self._closed:
@@ -180,17 +180,17 @@ class Runs:
         return run
 
     def of_job(self, job: str) -> list[Run]:
-        """Return the runs of a job that are under way, the oldest first."""
+        """Return the current runs of a job, the oldest first."""
         return [run for run in self._running if run.job.name == job]
 
     def of_id(self, run_id: str) -> Run | None:
-        """Return a run that is under way."""
+        """Return a current run; None if it is not running."""
         return next((run for run in self._running if run.id == run_id), None)
 
     def _serves(self, run: Run, to: TargetSettings) -> bool:
-        """Return whether a run under way has still something to do for a target."""
+        """Return whether a run still has work for a target."""
         shown = [*self.shown(run), *(r for r in self._board.waiting() if r.run_id == run.id)]
-        if not shown:  # it has not come so far
+        if not shown:  # the run has just started
             return any(to.place == own.place for own in run.job.targets)
         return any(r.outcome is Outcome.RUNNING and r.is_to(to.pool, to.sr) for r in shown)
 
@@ -198,8 +198,8 @@ class Runs:
         return len(self._running)
 
     def cancel(self, run: Run, *, reason: str) -> None:
-        """Ask a run to end; it cleans up on both pools first. Repeating that changes nothing."""
-        # A second cancellation would strike the cleaning up.
+        """Ask a run to end. It cleans up on both pools first. A second call changes nothing."""
+        # A second cancellation would interrupt the cleanup.
         if run.cancel_reason or run.work is None:
             return
         run.cancel_reason = reason
@@ -207,11 +207,11 @@ class Runs:
         run.work.cancel()
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
-        """Start nothing more, let runs end, and cancel those that have not after `grace_s`.
+        """Start no more runs, wait up to `grace_s` seconds for the current ones, then cancel them.
 
         Args:
-            grace_s: Seconds that they may take.
-            hurry: Ends the waiting at once.
+            grace_s: Seconds that the runs may take.
+            hurry: Ends the wait at once.
         """
         self._closed = True
         with suppress(TimeoutError):
@@ -229,7 +229,7 @@ class Runs:
             await run.ended.wait()
 
     def shown(self, run: Run) -> list[RunRecord]:
-        """Return how the VMs of a run stand: those that are done, then those under way."""
+        """Return the records of a run: the VMs that have ended, then the current ones."""
         under_way = [record for record in self._board.records() if record.run_id == run.id]
         return [*run.records, *under_way]
 
@@ -237,14 +237,14 @@ class Runs:
         return self._group.create_task(work, name=name)
 
     async def _attempt(self, run: Run) -> None:
-        """Execute a run; what keeps it from saying anything of its VMs becomes their outcome."""
+        """Execute a run. If it fails as a whole, keep the error for the supervisor."""
         structlog.contextvars.bind_contextvars(job=run.job.name, run_id=run.id)
         run.expected = _never_begun(run)
         self._history.begin(run.job.name, run.started_at, run.id, run.expected)
         await self._history.settled()
         try:
             async with background((f"keeping up with {run.job.name}", self._keep_up(run))):
-                await self._runner(run.job, run.id, _Telling(self, run))
+                await self._runner(run.job, run.id, _RunReport(self, run))
         except XorepdError as error:
             run.error = error
         except Exception as error:
@@ -252,7 +252,7 @@ class Runs:
             run.error = InternalError(error)
 
     async def _keep_up(self, run: Run) -> None:
-        """Have the history know how far a run is, as long as it lasts: it may be the last of it."""
+        """Write the progress of a run to the history while it lasts, in case the process dies."""
         version = 0
         while True:
             version = await self._board.changed(version)
@@ -279,7 +279,7 @@ class Runs:
     def vm_ended(self, run: Run, record: RunRecord) -> None:
         """Record how one VM of a run ended on one target."""
         if record.outcome is Outcome.CANCELLED:
-            because = run.cancel_reason or "it was broken off; the daemon's log says why"
+            because = run.cancel_reason or "it was interrupted; the daemon's log says why"
             record = replace(record, error=because, remedy=Remedy.RETRY.value)
         run.records.append(record)
         _log_finished(record)
@@ -288,7 +288,7 @@ class Runs:
     def expects(
         self, run: Run, records: Sequence[RunRecord], replicas: Sequence[ExcludedVm]
     ) -> None:
-        """Remember whom a run is about to serve, and which replicas it leaves out."""
+        """Remember which VMs and targets a run will replicate, and which replicas it leaves out."""
         run.expected = records
         self._history.expect(run.job.name, run.id, records)
         known = {left.vm.uuid for left in self.replicas_of(run.job.name)}
@@ -302,12 +302,12 @@ class Runs:
             )
 
     def replicas_of(self, job: str) -> tuple[ExcludedVm, ...]:
-        """Return the replicas that the last run of a job meant and left out."""
+        """Return the replicas that the last run of a job matched and left out."""
         return self._replicas.get(job, ())
 
 
-class _Telling:
-    """Hears how one run gets on (`replication.jobs.Report`)."""
+class _RunReport:
+    """Receives the progress of one run (`replication.run.jobs.Report`)."""
 
     def __init__(self, runs: Runs, run: Run) -> None:
         self._runs, self._run = runs, run
@@ -339,7 +339,7 @@ def _never_begun(run: Run) -> Sequence[RunRecord]:
 
 
 def _unmet(record: RunRecord, error: XorepdError | None, now: datetime) -> RunRecord:
-    """Return how it ended with a VM that its run never came to: cancelled, if for no error."""
+    """Return the final record of a VM that its run has not started."""
     if error is None:
         return replace(record, outcome=Outcome.CANCELLED, finished_at=now)
     return replace(
@@ -352,7 +352,7 @@ def _unmet(record: RunRecord, error: XorepdError | None, now: datetime) -> RunRe
 
 
 def _log_finished(record: RunRecord) -> None:
-    """Write the one line from which the run of a VM can be understood."""
+    """Write the one log line that tells all of the run of a VM."""
     facts = {key: value for key, value in record.to_json().items() if value not in (None, "")}
     facts["disks"] = [
         {key: value for key, value in disk.items() if value not in (None, "")}

@@ -1,8 +1,7 @@
-"""Fire jobs when they are due: one run per job, missed ones caught up once, clocks distrusted.
+"""Start jobs when they are due: one run per job; a missed run is caught up once.
 
-The scheduler holds for each job the next moment at which it is due. Firing asks the clock once and
-is synchronous; only the loop around it waits. So everything but the waiting is tested by turning
-the clock by hand.
+The scheduler holds the next due time of each job. `fire` reads the clock once and is synchronous;
+only the loop around it waits. So tests steer the clock and cover everything but the waiting.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from xorepd.ids import JobName
 log = structlog.get_logger()
 
 LONGEST_WAIT_S = 30.0
-"""Waits are measured by the monotonic clock and schedules by the wall clock, which someone may set.
-Looking again this often bounds how late a job can be after that."""
+"""Waits follow the monotonic clock, schedules the wall clock, which an administrator may set.
+Checking this often bounds how late a job can be after that."""
 STEP_BACK = timedelta(seconds=5)
-"""A clock that time synchronisation slews does not jump by so much."""
+"""Time synchronisation that slews a clock does not move it back by so much."""
 
 Start = Callable[[JobSettings, str], bool]
-"""Starts a run for a cause; returns False if one of that job is under way."""
+"""Starts a run for a cause; returns False if the job is already running."""
 
 
 @dataclass(slots=True)
@@ -36,11 +35,11 @@ class _Entry:
     due_at: datetime | None
     cause: str = "schedule"
     waiting: bool = False
-    """It came due during a run, and starts when that ends: however often, only once."""
+    """The job came due, once or more, during a run. It starts once when that run ends."""
 
 
 class Scheduler:
-    """The jobs and when each is next due."""
+    """The jobs and the next due time of each."""
 
     def __init__(self, start: Start, clock: Callable[[], datetime]) -> None:
         self._start = start
@@ -55,20 +54,20 @@ class Scheduler:
         last_starts: Mapping[str, datetime],
         cut: Collection[str] = (),
     ) -> None:
-        """Take the jobs that the daemon begins with.
+        """Set the jobs at the start of the daemon.
 
         Args:
-            jobs: All of them.
-            last_starts: When each last started, in this process or an earlier one. A job that came
-                due since then was missed, and is due now.
-            cut: Jobs in whose last run an earlier process ended; they are due now, too.
+            jobs: All jobs.
+            last_starts: When each last started, in this process or an earlier one. A job that has
+                come due since then was missed, and is due now.
+            cut: Jobs whose last run was interrupted by the end of the process; they are due now.
         """
         now = self._clock()
         self._entries = {}
         for job in jobs:
             entry = _Entry(job, _due(job, now))
             last = last_starts.get(job.name)
-            # A start in the future was written by a clock that has been set back since.
+            # A start in the future: the clock has been set back since.
             missed = _due(job, last) if last is not None and last <= now else None
             if missed is not None and missed <= now:
                 entry.due_at, entry.cause = missed, "missed"
@@ -78,7 +77,7 @@ class Scheduler:
         self._woken.set()
 
     def reload(self, jobs: Iterable[JobSettings]) -> None:
-        """Take new jobs; what keeps its schedule keeps its turn."""
+        """Set the jobs after a reload. A job with the same schedule keeps its due time."""
         now = self._clock()
         old, self._entries = self._entries, {}
         for job in jobs:
@@ -90,18 +89,18 @@ class Scheduler:
         self._woken.set()
 
     def next_run_at(self, job: str) -> datetime | None:
-        """Return when a job is next due; None if only by hand."""
+        """Return when a job is next due; None if it has no schedule."""
         entry = self._entries.get(JobName(job))
         return entry.due_at if entry else None
 
     def ended(self, job: JobName) -> None:
-        """Start the run that came due while one of the same job was under way."""
+        """Start the run that came due while the job was running."""
         entry = self._entries.get(job)
         if entry is not None and entry.waiting:
             entry.waiting = not self._start(entry.job, "coalesced")
 
     def fire(self) -> None:
-        """Start what is due by the clock."""
+        """Start the jobs that are due now."""
         now = self._clock()
         if now < self._looked_at - STEP_BACK:
             log.warning("clock.set_back", by_s=(self._looked_at - now).total_seconds())
@@ -111,7 +110,7 @@ class Scheduler:
         for entry in self._entries.values():
             if entry.due_at is None or entry.due_at > now:
                 continue
-            # From now on, and not from when it was due: ten missed starts are one run.
+            # Count from now, not from the due time: ten missed starts are one run.
             entry.due_at = _due(entry.job, now)
             cause, entry.cause = entry.cause, "schedule"
             if not self._start(entry.job, cause):
@@ -119,7 +118,7 @@ class Scheduler:
                 log.info("run.postponed", job=entry.job.name, until="the current run ends")
 
     async def run(self) -> None:
-        """Fire jobs for ever."""
+        """Start jobs as they come due, until cancelled."""
         while True:
             self._woken.clear()
             self.fire()
@@ -137,7 +136,7 @@ class Scheduler:
 
 
 def is_scheduled(job: JobSettings) -> bool:
-    """Return whether a job starts by itself."""
+    """Return whether a job has a schedule in force."""
     return job.schedule is not None and job.enabled
 
 

@@ -1,7 +1,7 @@
-"""The daemon as its clients see it: everything that can be asked of it, and how it changes.
+"""The daemon as its clients see it: its commands, its reload and its shutdown.
 
-ready ──reload──► ready        the new configuration rules from the next run of each job on
-  └────drain────► stopping     no new runs; those under way end, or are cancelled
+ready ──reload──► ready        the new configuration is in force from the next run of each job
+  └────drain────► stopping     no new runs; the current ones end or are cancelled
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from xorepd.control.protocol import (
 from xorepd.daemon.runs import AlreadyRunning, Board, Run, Runs
 from xorepd.daemon.scheduler import Scheduler, is_scheduled
 from xorepd.daemon.status import job_reply, job_status
-from xorepd.daemon.telling import narrated
-from xorepd.data.budget import Budget
+from xorepd.daemon.streaming import stream_steps
+from xorepd.data.memory_budget import MemoryBudget
 from xorepd.errors import ControlError, XorepdError
 from xorepd.ids import JobName
 from xorepd.process.systemd import Notifier
@@ -60,40 +60,40 @@ from xorepd.version import VERSION
 log = structlog.get_logger()
 
 EVENT_PAUSE_S = 0.25
-"""Least time between two looks at a run: four a second is what an eye follows."""
+"""Least time between two events of a run: an eye follows four a second."""
 EXPIRY_PERIOD_S = 6 * 3600.0
 
 Load = Callable[[], Settings]
 """Reads the configuration file again, blocking; raises `ConfigError`."""
 
 Apply = Callable[[Settings, Changes], None]
-"""Takes what changed to the parts that the service does not know: pools, limits, logging. It
+"""Puts changes in force in the parts that the service does not know: pools, limits, logging. It
 neither waits nor fails, so that no run starts between two configurations."""
 
 
 class Orphans(Protocol):
-    """What jobs that were removed left on the pools.
+    """The replicas without a job (`daemon.orphans`).
 
-    `known` are UUIDs of the source VMs and target SRs that this daemon has replicated.
+    `known`: UUIDs of the source VMs and target SRs in the history of this daemon.
     """
 
     async def find_orphans(self, known: Known = ()) -> OrphansReply:
-        """Ask all pools for what no job means."""
+        """Return the replicas without a job, on all pools that answer."""
         ...
 
     async def forget_plan(self, stream: str, terms: Terms, known: Known) -> ForgetPlanReply:
-        """Return what giving up a stream would do."""
+        """Return what forgetting a replica would do."""
         ...
 
     async def forget(
         self, stream: str, terms: Terms, known: Known, report: Callable[[str], None]
     ) -> None:
-        """Give up a stream, and report what is being done."""
+        """Forget a replica, and report each step."""
         ...
 
 
 class Service:
-    """A daemon at work. What `control.commands` needs, and what signals ask for."""
+    """The daemon behind the commands of `control.commands` and behind the signals."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Service:
         load: Load,
         apply: Apply,
         links: Links,
-        budget: Budget,
+        budget: MemoryBudget,
         orphans: Orphans,
         pool_states: Callable[[], tuple[PoolStatus, ...]],
     ) -> None:
@@ -121,7 +121,7 @@ class Service:
         self._apply = apply
         self._links = links
         self._budget = budget
-        self._leavings = orphans
+        self._orphans = orphans
         self._pool_states = pool_states
         self._started_at = clock()
         self._state_dir = settings.daemon.state_dir
@@ -131,10 +131,10 @@ class Service:
         runs.on_end = self._run_ended
 
     async def begin(self) -> None:
-        """Take up the schedules, with what was missed or interrupted when the daemon went down.
+        """Start the schedules, and the runs that the downtime has interrupted or missed.
 
         Raises:
-            StateError: the history cannot be used.
+            StateError: the history cannot be read.
         """
         jobs = self.settings.jobs.values()
         cut = await self._runs.take_over({job.name for job in jobs if is_scheduled(job)})
@@ -142,11 +142,11 @@ class Service:
         self._notifier.ready(self._line())
 
     async def run_schedules(self) -> None:
-        """Start runs as they come due, for ever."""
+        """Start runs as they come due, until cancelled."""
         await self._scheduler.run()
 
     async def expire_history(self) -> None:
-        """Forget what is older than the configuration wants, now and then, for ever."""
+        """Delete expired records from the history periodically, until cancelled."""
         while True:
             before = self._clock() - timedelta(seconds=self.settings.daemon.history)
             try:
@@ -158,10 +158,10 @@ class Service:
             await asyncio.sleep(EXPIRY_PERIOD_S)
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Take no more work and return when no run is left.
+        """Start no more runs, and return when the current ones have ended.
 
         Args:
-            hurry: Set to cancel what runs at once instead of after the grace time.
+            hurry: When set, cancels the current runs at once, not after the grace time.
         """
         self._stopping = True
         self._scheduler.reload(())
@@ -229,7 +229,7 @@ class Service:
         return RunAccepted(run_id=run.id, busy_targets=tuple(to.place for to in run.busy_targets))
 
     def cancel_run(self, job: str) -> RunAccepted:
-        # Before asking whether there is such a job: a removed one may still be running.
+        # Look at the runs first: a job that was removed may still be running.
         runs = self._runs.of_job(job)
         if not runs:
             raise ControlError(f"job {self._job(job).name} is not running", status=409)
@@ -252,20 +252,22 @@ class Service:
         return self._watch(run)
 
     async def history(self, job: str | None, limit: int) -> HistoryReply:
-        # A job that is configured no longer still has a history: no check of its name.
+        # No check of the name: a job that was removed still has a history.
         return HistoryReply(records=tuple(await self._history.page(job=job, limit=limit)))
 
     async def orphans(self) -> OrphansReply:
-        return await self._leavings.find_orphans(self._known())
+        return await self._orphans.find_orphans(self._known())
 
     async def forget_plan(self, stream: str, terms: Terms) -> ForgetPlanReply:
-        return await self._leavings.forget_plan(stream, terms, self._known())
+        return await self._orphans.forget_plan(stream, terms, self._known())
 
     async def forget(self, stream: str, terms: Terms) -> AsyncGenerator[ForgetReply, None]:
         if self._stopping:
-            raise ControlError("xorepd is stopping and begins nothing", status=503)
+            raise ControlError("xorepd is stopping and starts nothing", status=503)
         known = self._known()
-        return narrated(lambda report: self._leavings.forget(stream, terms, known, report), stream)
+        return stream_steps(
+            lambda report: self._orphans.forget(stream, terms, known, report), stream
+        )
 
     def _known(self) -> Known:
         records = [entry.record for entry in self._history.latest()]
@@ -290,18 +292,18 @@ class Service:
         return _link(link, state)
 
     async def reload(self) -> ReloadReply:
-        """Load the configuration file again and let it rule; a bad one changes nothing.
+        """Load the configuration file again and put it in force. A bad file changes nothing.
 
         Raises:
-            ConfigError: what is wrong with the file.
+            ConfigError: all mistakes in the file.
             ControlError: the daemon is stopping.
         """
         if self._stopping:
-            raise ControlError("xorepd is stopping and reloads nothing", status=503)
+            raise ControlError("xorepd is stopping and does not reload", status=503)
         async with self._reloading:
             self._notifier.reloading()
             try:
-                # Files may be on storage that hangs, and the loop must not.
+                # In a thread: storage may hang, and the loop must not.
                 settings = await asyncio.to_thread(self._load)
                 changes = compare(self.settings, settings)
             except XorepdError as error:

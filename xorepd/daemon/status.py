@@ -1,4 +1,4 @@
-"""How jobs stand, put together from what is configured, due, running and remembered. Pure."""
+"""Build the status of jobs from configuration, scheduler, runs and history. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xorepd.state.history import Latest
 
 
 def job_reply(job: JobSettings, next_run_at: datetime | None) -> JobReply:
-    """Return one job as the configuration in force has it."""
+    """Return one job as the current configuration has it."""
     return JobReply(
         name=job.name,
         id=job.id,
@@ -48,15 +48,15 @@ def job_status(
     now: datetime,
     replicas: Iterable[ExcludedVm] = (),
 ) -> JobStatus:
-    """Return how one job stands.
+    """Return the status of one job.
 
     Args:
         job: The job.
-        latest: What the history knows, the most recent first; of any job.
-        next_run_at: When it is next due.
-        run_id: Its run that is under way.
-        now: The moment that ages are counted to.
-        replicas: What its last run left out because it is a replica.
+        latest: The latest runs of all jobs from the history, the most recent first.
+        next_run_at: When the job is next due.
+        run_id: Its current run.
+        now: Ages are counted up to this moment.
+        replicas: The replicas that its last run left out.
     """
     own = [entry for entry in latest if entry.record.job == job.name]
     return JobStatus(
@@ -81,7 +81,8 @@ def job_status(
 def _vms(job: JobSettings, own: list[Latest]) -> tuple[str, ...]:
     """Return the VMs of a job: those that it names, and those that its runs have found so far.
 
-    One that is gone, or that the job does not mean any more, stays in sight: so does its replica.
+    A VM that is gone, or that the job no longer matches, stays in the status, as its replica
+    exists.
     """
     found = {
         entry.record.vm_uuid: entry.record.vm_name
@@ -100,8 +101,8 @@ def _vms(job: JobSettings, own: list[Latest]) -> tuple[str, ...]:
 def _vm_status(
     job: JobSettings, vm: str, target: TargetSettings, own: list[Latest], now: datetime
 ) -> VmStatus:
-    # A run that failed before it met the VM knows only one of its two names, so one VM may have
-    # several entries: the last run is in the first of them, the newest point in any.
+    # A run that failed before it found the VM knows either its name or its UUID, so one VM may have
+    # several entries: the first has the last run, any may have the newest restore point.
     mine = [
         entry
         for entry in own
@@ -123,10 +124,10 @@ def _vm_status(
 
 
 def _is_late(job: JobSettings, newest: datetime, now: datetime) -> bool:
-    """Return whether a replica is older than its schedule means it to be.
+    """Return whether a replica is older than its schedule allows.
 
-    The run that was due after the newest point may be under way; that the one after it is due as
-    well means that a whole turn has been missed.
+    The first run that was due after the newest point may be running now. If the second is due as
+    well, the schedule has missed a whole turn.
     """
     if job.schedule is None or not job.enabled:
         return False

@@ -1,6 +1,6 @@
-"""Which blocks of a disk are meant: one bit each, so that a map of 2 TiB takes 128 KiB.
+"""A set of blocks of a disk, one bit each, so that the map of a 2 TiB disk takes 128 KiB.
 
-A list of extents would be short for most disks and hundreds of megabytes for a fragmented one.
+A list of extents would be short for most disks, but hundreds of megabytes for a fragmented one.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Self
 from xorepd.extents import Extent, total
 
 _SET = re.compile(rb"\xff+|[^\x00\xff]")
-"""Bytes of a map that have bits set: all of them, as many as follow each other, or some."""
+"""A run of bytes with all bits set, or one byte with some bits set."""
 _RUNS_OF = [
     [found.span() for found in re.finditer("1+", f"{byte:08b}"[::-1])] for byte in range(256)
 ]
-"""Runs of bits in each byte: (first, behind the last)."""
+"""Runs of set bits in each byte value: (first, one past the last)."""
 SPAN = 256
-"""Bytes of a map that are counted together when a block is looked for by its number."""
+"""Bytes of a map that are counted together to find a block by its rank."""
 
 
 class BlockMap:
     """A set of blocks that reads as sorted, disjoint extents, as often as it is iterated.
 
     Args:
-        virtual_size: bytes of disk; the last block ends there.
-        block_size: bytes of a block.
+        virtual_size: Size of the disk in bytes; the last block ends there.
+        block_size: Size of a block in bytes.
     """
 
     def __init__(self, virtual_size: int, block_size: int) -> None:
@@ -37,7 +37,7 @@ class BlockMap:
 
     @classmethod
     def of_bits(cls, virtual_size: int, block_size: int, bits: bytes) -> Self:
-        """Return the map of these bits, the least significant of a byte first."""
+        """Return the map of these bits, the least significant bit of a byte first."""
         made = cls(virtual_size, block_size)
         made._bits[: len(bits)] = bits
         return made
@@ -46,16 +46,16 @@ class BlockMap:
         self._bits[block // 8] |= 1 << block % 8
 
     def within(self, other: BlockMap) -> BlockMap:
-        """Return those blocks that lie in the other map.
+        """Return the blocks that lie in the blocks of another map.
 
         Raises:
-            ValueError: a block of the other map is no multiple of one of this map.
+            ValueError: the block size of the other map is not a multiple of ours.
         """
         each, rest = divmod(other.block_size, self.block_size)
         if rest or not each:
             raise ValueError(f"blocks of {other.block_size} are not made of {self.block_size}")
         ones = (1 << each) - 1
-        widened = [  # what a byte of the other map is in blocks of this one
+        widened = [  # each byte of the other map, in blocks of this one
             sum(ones << bit * each for bit in range(8) if byte >> bit & 1).to_bytes(each, "little")
             for byte in range(256)
         ]
@@ -68,13 +68,13 @@ class BlockMap:
         return block // 8 < len(self._bits) and bool(self._bits[block // 8] >> block % 8 & 1)
 
     def blocks(self) -> Iterator[int]:
-        """Return the indexes of the blocks in it, ascending."""
+        """Yield the indexes of the blocks, ascending."""
         for start, end in self._runs(0):
             yield from range(start, end)
 
     @property
     def size(self) -> int:
-        """Bytes of disk in it, without going through its blocks."""
+        """Bytes of disk in the map, without iterating its blocks."""
         count = -(-self.virtual_size // self.block_size)
         behind_the_end = count * self.block_size - self.virtual_size if self.has(count - 1) else 0
         return int.from_bytes(self._bits, "little").bit_count() * self.block_size - behind_the_end
@@ -83,10 +83,10 @@ class BlockMap:
         return self._extents(self._runs(0))
 
     def parts(self, places: Iterable[Extent]) -> Iterator[Extent]:
-        """Yield some places of what the map holds: their offsets count its bytes, not the disk's.
+        """Yield parts of the content of the map; their offsets count only bytes that it contains.
 
         Args:
-            places: sorted, disjoint.
+            places: Sorted and disjoint.
         """
         spans = [self._bits[at : at + SPAN] for at in range(0, len(self._bits), SPAN)]
         behind = list(accumulate(int.from_bytes(span, "little").bit_count() for span in spans))
@@ -99,8 +99,8 @@ class BlockMap:
             yield from parts_of(extents, [Extent(start, place.length)])
 
     def _runs(self, at: int) -> Iterator[tuple[int, int]]:
-        """Yield runs of blocks from some byte on: (first, behind the last); they may touch."""
-        for found in _SET.finditer(self._bits, at):  # no step for each block, where many are set
+        """Yield runs of blocks from a byte on: (first, one past the last). Runs may touch."""
+        for found in _SET.finditer(self._bits, at):  # one step for each run, not for each block
             first = found.start() * 8
             if found[0][0] == 0xFF:
                 yield first, found.end() * 8
@@ -125,10 +125,10 @@ class BlockMap:
 
 
 def parts_of(extents: Iterable[Extent], places: Iterable[Extent]) -> Iterator[Extent]:
-    """Yield some places of what extents hold: their offsets count its bytes, not the disk's.
+    """Yield parts of the content of extents; their offsets count only bytes in the extents.
 
     Args:
-        extents, places: sorted, disjoint; what is behind the last extent is left out.
+        extents, places: Sorted and disjoint; places behind the last extent are ignored.
     """
     rest = iter(places)
     place = next(rest, None)
@@ -147,5 +147,5 @@ def parts_of(extents: Iterable[Extent], places: Iterable[Extent]) -> Iterator[Ex
 
 
 def size_of(extents: Iterable[Extent]) -> int:
-    """Return the bytes of disjoint extents: of a map at once, however fragmented it is."""
+    """Return the total size of disjoint extents; quick for a map, even a fragmented one."""
     return extents.size if isinstance(extents, BlockMap) else total(extents)

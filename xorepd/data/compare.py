@@ -1,15 +1,15 @@
-"""Finding what differs between two disks of which nobody kept book: both are read and compared.
+"""Find the differences between two disks without records of changes: read and compare both.
 
     source ─► fingerprints of 64 KiB ─► queue ─╮
                                                ├─► map of the units that differ
     target ─► fingerprints of 64 KiB ─► queue ─╯
 
-What differs is read once more when it is sent. So its size is known before the first byte leaves,
-no import stands open while long equal stretches go by, and it travels like any other delta. That
-holds for each window of a long comparison (`replication/resync`). A unit that neither side gives is
+The differences are read once more when they are sent. So their size is known before the first byte
+leaves, no import stays open during long equal stretches, and they are sent like any other delta. A
+long comparison works in windows (`replication/transfer/resync`). A unit that neither side gives is
 zero on both. Memory: the map, one bit for 64 KiB of disk.
 
-The fingerprints have a seed of their own each time: nobody can prepare data that looks unchanged.
+Each comparison has a random seed, so that data cannot be crafted to look unchanged.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from xorepd.data.zeroes import UNIT, is_zero
 
 AHEAD = 8
 """Pieces by which one side may be ahead of the other: 1 MiB of disk each, a few hundred bytes of
-memory. Both are read at once all the same, and neither waits for every hiccup of the other."""
+memory. So neither side waits for each short pause of the other."""
 
 _Batch = list[tuple[int, int]]
-"""Offset and fingerprint of units that are not zero, ascending."""
+"""Offset and fingerprint of the units that are not zero, ascending."""
 
 
 async def find_differences(
@@ -40,12 +40,12 @@ async def find_differences(
     """Return the units of 64 KiB in which a source disk differs from a target disk.
 
     Args:
-        target: may be smaller than the source; it is all zeroes beyond its end then.
-        start: units that end at or before this offset are not looked at.
-        compared: told the number of bytes of the source that have been read, as they are.
+        target: If it is smaller than the source, the rest counts as zeroes.
+        start: Units that end at or before this offset are ignored.
+        compared: Called with the number of bytes each time the source was read.
 
     Raises:
-        DataError: one of them could not be read to its end.
+        DataError: one of the disks could not be read to its end.
     """
     seed = random.getrandbits(64)
     found = BlockMap(source.virtual_size, UNIT)
@@ -92,7 +92,7 @@ class _Cursor:
         self.entry: tuple[int, int] | None = None
 
     async def advance(self) -> None:
-        """Go to the next one; past the last, `entry` is None and this is not called again."""
+        """Go to the next unit. After the last one `entry` is None; do not call it again."""
         while (entry := next(self._batch, None)) is None:
             batch = await self._queue.get()
             if batch is None:
@@ -102,7 +102,7 @@ class _Cursor:
 
 
 async def _fingerprints(reader: Reader, seed: int, meter: Meter) -> AsyncGenerator[_Batch, None]:
-    """Yield what the reader gives, a piece at a time."""
+    """Yield the fingerprints of the data of a reader, a piece at a time."""
     batch: _Batch = []
 
     def took(offset: int, data: memoryview) -> None:

@@ -1,10 +1,10 @@
-"""A fingerprint of a disk's content on its way, to compare with what can be read back.
+"""The digest of the content of a disk in transit, to compare with the data read back.
 
-Two readers may cut the same content into other pieces, and one may leave out zeroes that the other
-gives. So the fingerprint is taken of the content: each unit of 64 KiB that holds anything but
-zeroes counts with its place and its hash, and where nothing was read stands for zeroes.
+Two readers may split the same content differently, and one may omit zeroes that the other gives. So
+the digest depends only on the content: each unit of 64 KiB that is not zero counts with its offset
+and its hash, and unread ranges count as zeroes.
 
-xxh3 finds accidents, not forgeries, at the speed of memory.
+xxh3 detects accidents, not forgeries, at the speed of memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xorepd.extents import Extent
 from xorepd.units import MiB
 
 Meter = Callable[[int], None]
-"""Told the number of bytes whenever some have moved."""
+"""Called with the number of bytes each time some have moved."""
 
 SPOT = 1 * MiB
 """Size of one place of a sample that is spread over a disk."""
@@ -33,10 +33,10 @@ _ENTRY = struct.Struct("<QQ")
 
 
 class Units:
-    """Cuts data that comes in ascending order into whole units, in the order of the disk.
+    """Splits data in ascending order into whole units.
 
     Args:
-        took: told the offset of each unit and its bytes, which are good until it returns.
+        took: Called with the offset and bytes of each unit; the bytes are valid until it returns.
     """
 
     def __init__(self, took: Callable[[int, memoryview], None]) -> None:
@@ -57,14 +57,14 @@ class Units:
             self._keep(offset + head + body, data[head + body :])
 
     def flush(self) -> None:
-        """Give the unit that came in parts; what is missing of it is zero."""
+        """Emit the incomplete unit; its missing parts are zero."""
         if self._unit >= 0:
             self._took(self._unit, memoryview(self._scratch))
             self._scratch[:] = bytes(UNIT)
             self._unit = -1
 
     def _keep(self, offset: int, part: memoryview) -> None:
-        """Hold a part of a unit until the rest of it has come."""
+        """Keep a part of a unit until the rest has come."""
         at = offset % UNIT
         if offset - at != self._unit:
             self.flush()
@@ -76,7 +76,7 @@ class Digest:
     """Takes the content of a disk in ascending order.
 
     Args:
-        within: sorted, disjoint extents; what lies outside them is not looked at. None takes all.
+        within: Sorted, disjoint extents; data outside is ignored. None: all data.
     """
 
     def __init__(self, within: Iterable[Extent] | None = None) -> None:
@@ -93,11 +93,11 @@ class Digest:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all that it covers has been taken in."""
+        """Whether all of its extents have been passed."""
         return self._sieve is not None and self._sieve.is_done
 
     def hexdigest(self) -> str:
-        """Return the fingerprint of all that was taken in; nothing more may follow."""
+        """Return the digest. No more data may follow."""
         self._units.flush()
         return self._hash.hexdigest()
 
@@ -108,7 +108,7 @@ class Digest:
 
 
 class Observed:
-    """A reader whose data is counted and hashed on the way through."""
+    """A reader that counts and hashes the data that passes."""
 
     def __init__(self, reader: Reader, digest: Digest, moved: Meter) -> None:
         self._reader, self._digest, self._moved = reader, digest, moved
@@ -125,7 +125,7 @@ class Observed:
 async def read_back(reader: Reader, within: Iterable[Extent]) -> Digest:
     """Return the digest of these extents as another reader gives them.
 
-    The other reader may give more, and stops being read behind the last of them.
+    The other reader may give more data; it is read only up to the last of the extents.
     """
     digest = Digest(within)
     async with aclosing(reader.pieces()) as pieces:
@@ -137,7 +137,7 @@ async def read_back(reader: Reader, within: Iterable[Extent]) -> Digest:
 
 
 def head_of(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """Yield the first `size` bytes of some extents: for readers that begin at the front."""
+    """Yield the first `size` bytes of some extents, for readers without random access."""
     for extent in extents:
         if size <= 0:
             return

@@ -1,18 +1,18 @@
-"""One reader for several who want the same: read once, given to each branch at its own pace.
+"""Read a disk once for several targets: each branch takes the data at its own pace.
 
     reader ─► pump ─┬─► queue ─► branch ─► transport
                     └─► queue ─► branch ─► transport
 
-A queue holds `WINDOW` bytes. A piece is copied once, and the queues share the copy. While all
+A queue holds `QUEUE_BYTES` bytes. A piece is copied once, and the queues share the copy. While all
 queues are full the pump waits, and so the reader does. While one is full and another branch has
-nothing to do, the slow branch holds up the other. The queues get longer then, as long as there is
-memory. Streams stop for a moment here and there, so the rest may last `PATIENCE_S`, and a twentieth
-of the time that the read has taken. Then the slow branch is detached. It goes on behind what it has
-in its queue with a reader of its own.
+nothing to do, the slow branch delays the other. Then the queues grow, as long as there is memory.
+After that the delay may last `FIRST_DELAY_S`, and a twentieth of the time of the read, because
+every transfer stops for a moment now and then. Then the slow branch is detached. After the data in
+its queue it continues with a reader of its own.
 
-The memory for all of it is taken before the reader is opened, as one: what every branch needs by
-itself, and what the shared reader needs. A branch that has no reader of its own has room for its
-queue instead. So nobody who is waited for here waits for memory.
+The memory for all branches and for the shared reader is taken at once, before the reader is opened.
+While a branch has no reader of its own, that reader's memory is for its queue. So no branch that
+others wait for can wait for memory.
 """
 
 from __future__ import annotations
@@ -22,57 +22,57 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, closing
 
-from xorepd.data.budget import CARRYING, READING, Budget, Holding, Window
+from xorepd.data.memory_budget import CARRYING, READING, Allocation, MemoryBudget, ReadAhead
 from xorepd.data.reader import Piece, Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
 from xorepd.units import MiB
 
 PIECE = 1 * MiB
-"""No reader gives more at once."""
+"""Largest piece of any reader."""
 
-WINDOW = READING - PIECE
-"""Bytes that one branch may be behind: with the piece that comes on top, what a reader needs."""
+QUEUE_BYTES = READING - PIECE
+"""Bytes that one branch may lag: with one more piece, as much as a reader needs."""
 
-LARGEST_WINDOW = 16 * MiB
+LARGEST_QUEUE = 16 * MiB
 """The same where there is memory: what a connection of 1 Gbit/s moves in 130 ms."""
 
-PATIENCE_S = 0.25
-"""Seconds for which slow branches may hold up the others at the beginning of a read."""
+FIRST_DELAY_S = 0.25
+"""Seconds by which slow branches may delay the others at the beginning of a read."""
 
-SHARE = 0.05
-"""Part of the time by which that grows: after the two minutes that a segment of an import takes,
-it covers the seconds that a pool takes to confirm it."""
+DELAY_SHARE = 0.05
+"""Part of the elapsed time by which that grows. After the two minutes of a segment of an import, it
+covers the seconds that the pool takes to confirm the segment."""
 
-MOST_S = 5.0
-"""Where it ends growing: a target that hangs costs the others no more."""
+LARGEST_DELAY_S = 5.0
+"""Largest delay: a target that hangs costs the others no more."""
 
-OpenReader = Callable[[Holding], AbstractAsyncContextManager[Reader]]
-"""Open the shared reader, which reads ahead in this memory."""
+OpenReader = Callable[[Allocation], AbstractAsyncContextManager[Reader]]
+"""Opens the shared reader, which reads ahead in this memory."""
 OpenRest = Callable[[Reader, int], AbstractAsyncContextManager[Reader]]
-"""Open what a reader would still give from an offset on."""
+"""Opens a reader for the rest of a read, from an offset on."""
 
 
 class Branch:
-    """A `Reader` that gives what the shared one does; made by `FanOut.attach`."""
+    """A `Reader` of the data of the shared reader; made by `FanOut.attach`."""
 
-    def __init__(self, fan: FanOut, holding: Holding) -> None:
+    def __init__(self, fan: FanOut, allocation: Allocation) -> None:
         self._fan = fan
-        self.holding = holding
+        self.allocation = allocation
         self.open_rest: OpenRest | None = None
-        """What it goes on with when it is detached; set before it is read."""
+        """Opens the rest after it was detached; set before reading."""
         self._queue: deque[tuple[int, bytes]] = deque()
         self._filled = asyncio.Event()
         self._failure: Exception | None = None
         self.backlog = 0
-        """Bytes that it has not done with: in its queue, and in its hands."""
+        """Bytes in its queue and in use by its target."""
         self.is_waiting = False
-        """Whether its taker waits for it."""
+        """Whether its target waits for data."""
         self.is_attached = True
         self.has_all = False
-        """Whether the shared reader has come to its end."""
+        """Whether the shared read is complete."""
         self.shared_bytes = 0
-        """How much it has given of the shared read."""
+        """Bytes that came from the shared read."""
 
     @property
     def virtual_size(self) -> int:
@@ -83,10 +83,10 @@ class Branch:
         return self._fan.reader.extents
 
     async def opened(self) -> None:
-        """Wait until the shared reader is open: its size and extents are known then.
+        """Wait until the shared reader is open, so that its size and extents are known.
 
         Raises:
-            Exception: what opening it raised.
+            Exception: the reader could not be opened.
         """
         await self._fan.opened()
         if self._failure is not None:
@@ -112,7 +112,7 @@ class Branch:
                 yield piece_of_rest
 
     async def _next(self) -> tuple[int, bytes] | None:
-        """Return the next piece of the shared read; None when no more will come of it."""
+        """Return the next piece of the shared read; None after the last."""
         while not self._queue and self.is_attached:
             self._filled.clear()
             self.is_waiting = True
@@ -129,14 +129,14 @@ class Branch:
         self._filled.set()
 
     def part(self, *, failure: Exception | None = None, has_all: bool = False) -> None:
-        """Get no more of the shared read: it failed or ended, or went on without this one."""
+        """Leave the shared read: it failed, is complete, or continues without this branch."""
         self.is_attached, self._failure, self.has_all = False, failure, has_all
         self._filled.set()
         self._fan.stir()
 
 
-def most_branches(budget: Budget) -> int:
-    """Return how many one shared read may have: what they need is had at once or never."""
+def most_branches(budget: MemoryBudget) -> int:
+    """Return how many branches one shared read may have: their needs must fit the budget."""
     return (budget.size - READING) // CARRYING
 
 
@@ -144,42 +144,42 @@ class FanOut:
     """One reader and its branches.
 
     Args:
-        open_reader: opened by `run`.
-        budget: where the memory comes from, that of the branches too.
-        on_slow: told of a branch that was detached.
+        open_reader: Called by `run`.
+        budget: The memory of the reader and all branches.
+        on_slow: Called with a branch that was detached.
     """
 
     def __init__(
         self,
         open_reader: OpenReader,
-        budget: Budget,
+        budget: MemoryBudget,
         *,
         on_slow: Callable[[Branch], None] = lambda branch: None,
-        window: int = WINDOW,
-        patience_s: float = PATIENCE_S,
+        window: int = QUEUE_BYTES,
+        patience_s: float = FIRST_DELAY_S,
     ) -> None:
         self._open_reader, self.budget, self._on_slow = open_reader, budget, on_slow
-        self._first_window, self._patience_s = window, patience_s
+        self._first_queue, self._patience_s = window, patience_s
         self._branches: list[Branch] = []
         self._stirred, self._opened = asyncio.Event(), asyncio.Event()
         self._reader: Reader | None = None
 
     @property
     def reader(self) -> Reader:
-        """The shared reader, open or not any more."""
+        """The shared reader; it may be closed already."""
         assert self._reader is not None
         return self._reader
 
     async def opened(self) -> None:
         await self._opened.wait()
 
-    def attach(self, holding: Holding) -> Branch:
-        """Return one more branch; `run` has not begun yet.
+    def attach(self, allocation: Allocation) -> Branch:
+        """Add a branch, before `run` begins.
 
         Args:
-            holding: has what the branch needs once the reader is open.
+            allocation: The memory of the branch.
         """
-        branch = Branch(self, holding)
+        branch = Branch(self, allocation)
         self._branches.append(branch)
         return branch
 
@@ -188,23 +188,23 @@ class FanOut:
         return [branch for branch in self._branches if branch.is_attached]
 
     def stir(self) -> None:
-        """Let the pump look again: a branch has moved."""
+        """Wake the pump, because a branch has changed."""
         self._stirred.set()
 
     async def run(self) -> None:
-        """Read, and give to the branches, until the end or until nobody is left.
+        """Read and pass the data to the branches, until the end or until no branch is left.
 
-        What fails here fails in the branches.
+        A failure is raised in the branches.
         """
-        failure: Exception | None = DataError("the reading that several targets shared was ended")
+        failure: Exception | None = DataError("the read that several targets share was cancelled")
         try:
-            with self.budget.holding() as holding:
-                needs = {branch.holding: CARRYING for branch in self.attached}
-                await self.budget.take({holding: READING, **needs})
-                async with self._open_reader(holding) as reader:
+            with self.budget.allocate() as allocation:
+                needs = {branch.allocation: CARRYING for branch in self.attached}
+                await self.budget.take({allocation: READING, **needs})
+                async with self._open_reader(allocation) as reader:
                     self._reader = reader
                     self._opened.set()
-                    await self._pump(reader, holding)
+                    await self._pump(reader, allocation)
             failure = None
         except Exception as error:
             failure = error
@@ -213,9 +213,9 @@ class FanOut:
                 branch.part(failure=failure, has_all=failure is None)
             self._opened.set()
 
-    async def _pump(self, reader: Reader, holding: Holding) -> None:
-        patience = Patience(self._patience_s, asyncio.get_running_loop().time())
-        with closing(Window(holding, self._first_window, LARGEST_WINDOW)) as window:
+    async def _pump(self, reader: Reader, allocation: Allocation) -> None:
+        patience = DelayAllowance(self._patience_s, asyncio.get_running_loop().time())
+        with closing(ReadAhead(allocation, self._first_queue, LARGEST_QUEUE)) as window:
             async with aclosing(reader.pieces()) as pieces:
                 async for offset, data in pieces:
                     await self._room(window, patience)
@@ -225,7 +225,7 @@ class FanOut:
                     for branch in self.attached:
                         branch.give(offset, copy)
 
-    async def _room(self, window: Window, patience: Patience) -> None:
+    async def _room(self, window: ReadAhead, patience: DelayAllowance) -> None:
         """Wait until every attached branch can take a piece, or is no longer attached."""
         loop = asyncio.get_running_loop()
         behind = max(branch.backlog for branch in self._branches)
@@ -250,23 +250,23 @@ class FanOut:
             patience.spend(loop.time())
 
 
-class Patience:
-    """How long somebody may still hold up the others: it grows with time, and is spent by waiting.
+class DelayAllowance:
+    """How long slow branches may still delay the others. It grows with time; waiting uses it up.
 
     Args:
-        first_s: at the beginning.
-        now: loop time.
+        first_s: Initial seconds.
+        now: Loop time.
     """
 
     def __init__(self, first_s: float, now: float) -> None:
-        self._left, self._most, self._at = first_s, max(first_s, MOST_S), now
+        self._left, self._most, self._at = first_s, max(first_s, LARGEST_DELAY_S), now
 
     def left(self, now: float) -> float:
-        self._left = min(self._left + SHARE * (now - self._at), self._most)
+        self._left = min(self._left + DELAY_SHARE * (now - self._at), self._most)
         self._at = now
         return self._left
 
     def spend(self, until: float) -> None:
-        """Count what has passed since `left` was asked as waiting."""
+        """Count the time since the last call of `left` as waiting."""
         self._left = max(0.0, self._left - (until - self._at))
         self._at = until

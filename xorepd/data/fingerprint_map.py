@@ -1,8 +1,8 @@
-"""MapBuilder the map of a disk's content while it goes by, and leaving out what the target has.
+"""Build the fingerprint map of a disk during its transfer, and leave out what the target has.
 
-map of the base ────────────┐
-reader ────────────────────►┴─► what differs from it, or is not known
-└─► draft of the map of what goes by
+map of the base ────┐
+reader ────────────►┴─► the units that differ, or that are unknown
+                    └─► draft of the new map
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from xorepd.errors import StateError
 log = structlog.get_logger(__name__)
 
 AHEAD = 64
-"""Pages that are read together: 256 KiB for 1 GiB of disk."""
+"""Pages to read at once: 256 KiB for 1 GiB of disk."""
 OUTBOX = 64
-"""Pages that are written together."""
+"""Pages to write at once."""
 OUTBOX_S = 5.0
-"""Seconds after which fewer are written: a daemon that was killed knows no more than that."""
+"""Seconds after which fewer pages are written, so that a crash loses little."""
 
 BEAT_S = 5.0
-"""Seconds after which a unit is sent all the same. An import to which nothing comes for hours would
-be ended by somebody on the way, and only what is written lets it confirm what was left out."""
+"""Seconds after which an unchanged unit is sent all the same. A proxy would end an import without
+data for hours, and only written data lets the pool confirm the progress."""
 
 
 class MapBuilder:
-    """The map of a disk while its content goes by in ascending order.
+    """Builds the map of a disk from its content in ascending order.
 
-    It never fails: where the map cannot be kept it gives up, and everything is passed on.
+    It never fails: if the map cannot be stored, it is abandoned and all data passes.
 
     Args:
-        base: the map of what the target's disk held before; None where there is none.
-        leaves_out: whether data that the base has may be left out at this moment.
+        base: The map of the old content of the target disk; None if there is none.
+        leaves_out: Whether data that the base has may be left out now.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class MapBuilder:
         self._start = self._end = 0
         self._page = self._next = 0
         self._is_open = False
-        """Whether there is a current page, `_page`; `_next` is the one behind the last."""
+        """Whether there is a current page, `_page`; `_next` is the page after the last one."""
         self._old = NOTHING_KNOWN
         self._new = bytearray(NOTHING_KNOWN)
         self._behind = 0
-        """End of what has been taken."""
+        """End of the data so far."""
         self._outbox: dict[int, bytes] = {}
         self._ahead: dict[int, bytes] = {}
         self._ahead_to = 0
@@ -84,12 +84,12 @@ class MapBuilder:
 
     @property
     def tells(self) -> bool:
-        """Whether it knows what the target's disk held before."""
+        """Whether the old content of the target disk is known."""
         return self._base is not None and not self.has_failed
 
     @property
     def differing(self) -> BlockMap:
-        """What is not known to be as in the base, of a part of a disk where all was looked at."""
+        """The units that differ from the base or are unknown, after a whole range was seen."""
         assert self._differing is not None
         return self._differing
 
@@ -111,21 +111,21 @@ class MapBuilder:
         return self.tells and all(answers)
 
     async def begin(self, start: int, end: int, *, is_blank: bool) -> None:
-        """Be ready for what comes between two offsets; what came before from there on is forgotten.
+        """Begin with the range between two offsets. What is known from its start on is discarded.
 
         Args:
-            is_blank: whether what does not come is zeroes, as in a full or a comparison. Otherwise
-                it is as in the base.
+            is_blank: Whether data that does not come is zero, as in a full or a comparison. Else
+                it is the same as in the base.
         """
         await self._attempt(lambda: self._begin(start, end, is_blank))
 
     async def turn_to(self, page: int) -> None:
-        """Make a page the current one: before anything of it is taken."""
+        """Make a page the current one, before its first data."""
         if not self.has_failed and not (self._is_open and page == self._page):
             await self._attempt(lambda: self._turn_to(page))
 
     def take(self, offset: int, data: memoryview) -> Iterator[Piece]:
-        """Take in data of the current page, and give what of it has to be sent."""
+        """Take data of the current page, and yield the parts that must be sent."""
         if self.has_failed:
             yield offset, data
             return
@@ -146,11 +146,11 @@ class MapBuilder:
             yield offset + start, data[start:position]
 
     async def finish(self) -> None:
-        """Say that all has come."""
+        """Complete the map: all data has come."""
         await self._attempt(self._finish)
 
     async def flush(self) -> None:
-        """Write what is known so far: where this process ends here, the next one can go on."""
+        """Write what is known so far, so that a later process can continue."""
         await self._attempt(lambda: self._flush(with_current=True))
 
     # -- inside ------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class MapBuilder:
             log.warning("map.abandoned", reason=str(error))
 
     def _is_same(self, at: int, data: memoryview) -> bool:
-        """Note a unit, or a part of one; return whether it is known to be as in the base."""
+        """Note a unit or a part of one; return whether it is the same as in the base."""
         slot = at // UNIT % UNITS * ENTRY
         is_whole = at % UNIT == 0 and (len(data) == UNIT or at + len(data) == self._virtual_size)
         entry = self._hashing.of(data) if is_whole else UNKNOWN
@@ -199,7 +199,7 @@ class MapBuilder:
             self._new[: slots * ENTRY] = own[: slots * ENTRY]
 
     async def _gap(self, start: int, end: int) -> dict[int, bytes]:
-        """Return the pages of what an earlier process has seen, and not lived to write down."""
+        """Return the pages that an earlier process has seen and not written."""
         first, slots = start // PAGE, start // UNIT % UNITS
         known = (await self._own(first))[: slots * ENTRY]
         pages = dict.fromkeys(range(first, -(-end // PAGE)), UNKNOWN_PAGE)
@@ -229,7 +229,7 @@ class MapBuilder:
         await self._flush_if_due()
 
     def _close(self) -> None:
-        """Put the current page aside to be written."""
+        """Queue the current page for writing."""
         if self._is_open:
             self._outbox[self._page] = self._packed()
             if self._is_blank and self._base is not None:
@@ -278,7 +278,7 @@ class MapBuilder:
         return self._ahead.pop(page, None)
 
     def _opened(self, page: bytes | None) -> bytes:
-        """Return the fingerprints of a page as it is kept; of one with a strange size, none."""
+        """Return the fingerprints of a stored page; none if it has a wrong size."""
         if page == b"":
             return self._hashing.page_of_zeroes
         return NOTHING_KNOWN if page is None or len(page) != UNITS * ENTRY else page
@@ -288,11 +288,11 @@ class MapBuilder:
 
 
 class Mapped:
-    """A reader whose content is drawn on the way, and left out where the target has it already.
+    """A reader whose data builds a map, without the data that the target already has.
 
     Args:
-        start, end: what of the disk the reader is about.
-        is_blank: whether what it does not give of that is zeroes.
+        start, end: The range of the disk.
+        is_blank: Whether the data that the reader does not give is zero.
     """
 
     def __init__(

@@ -1,15 +1,15 @@
-"""The map of a disk's content: a fingerprint of each unit of 64 KiB, kept until the next delta.
+"""The fingerprint map of a disk: a fingerprint of each unit of 64 KiB, kept until the next delta.
 
     disk   │ 256 units: 16 MiB │ 16 MiB      │ 16 MiB      │ …
     map    │ 256 × 16 bytes    │ empty: all  │ missing:    │ …      pages
            │                   │ zeroes      │ not known   │
 
-A unit whose fingerprint is the one that the base has is on the target already: a delta that comes
-in blocks of 2 MiB, because nothing tells it finer, leaves it out. What is not known is always sent,
-so a page that is lost or damaged costs bytes and nothing else.
+If a unit has the same fingerprint as in the base, the target already has it. So a delta in blocks
+of 2 MiB, for want of finer information, leaves it out. Unknown units are always sent, so a lost or
+damaged page costs bandwidth and nothing else.
 
-Fingerprints are xxh3 of 128 bits under a secret seed. Nobody who does not know it can prepare
-content that looks like other content; whoever wrote to the disk would only harm his own replica.
+Fingerprints are xxh3 of 128 bits with a secret seed. Without the seed, content cannot be crafted to
+look like other content; and a guest that could would only harm its own replica.
 """
 
 from __future__ import annotations
@@ -22,69 +22,69 @@ import xxhash
 from xorepd.data.zeroes import UNIT
 
 ENTRY = 16
-"""Bytes of a fingerprint."""
+"""Size of a fingerprint in bytes."""
 UNITS = 256
-"""Units of a page."""
+"""Units in a page."""
 PAGE = UNITS * UNIT
-"""Bytes of disk that a page is about."""
+"""Bytes of disk that a page describes."""
 
 UNKNOWN = bytes(ENTRY)
-"""In place of a fingerprint. What a damaged file may turn into must never mean anything."""
+"""Stands for an unknown fingerprint; zeroes, as in a damaged file."""
 NOTHING_KNOWN = UNKNOWN * UNITS
 SLOTS = range(0, UNITS * ENTRY, ENTRY)
 UNKNOWN_PAGE = b"?"
-"""As a page is kept of which nothing is known: any that has not the right size is taken so."""
+"""A stored page of which nothing is known. Any page of a wrong size counts as one."""
 
 
 class Pages(Protocol):
-    """A map that is kept somewhere."""
+    """A stored map."""
 
     async def read(self, first: int, count: int) -> Mapping[int, bytes]:
-        """Return the pages that there are of `count` from one on.
+        """Return the pages that exist among `count` pages from one on.
 
         Raises:
-            StateError: they cannot be read.
+            StateError: the pages cannot be read.
         """
 
 
 class Draft(Pages, Protocol):
-    """A map that is being made, on the one that it is a change of."""
+    """A map that is being written, perhaps as a change of another one."""
 
     @property
     def is_change(self) -> bool:
-        """Whether a page that is missing is as in another map; otherwise it is not known."""
+        """Whether a missing page is the same as in the base map; else it is unknown."""
 
     @property
     def drawn_to(self) -> int:
-        """Offset below which it holds all that was given, in this process or before it."""
+        """Offset up to which it is complete, from this process or an earlier one."""
 
     async def write(self, pages: Mapping[int, bytes], drawn_to: int) -> None:
-        """Put pages in the place of those that it has.
+        """Add or replace pages.
 
         Raises:
-            StateError: they cannot be written, or there is no room for them.
+            StateError: the pages cannot be written, or the file is full.
         """
 
     async def cut(self, first: int) -> None:
-        """Remove the pages from one on: it is drawn to that one at most.
+        """Remove the pages from one on.
 
         Raises:
-            StateError: they cannot be removed.
+            StateError: the pages cannot be removed.
         """
 
     async def detach(self) -> None:
-        """Remove all pages, and be no change of another map any more.
+        """Remove all pages, and the reference to the base map.
 
         Raises:
-            StateError: they cannot be removed.
+            StateError: the pages cannot be removed.
         """
 
 
 class Hashing:
-    """How fingerprints are made.
+    """The fingerprint function.
 
     Args:
-        seed: secret, 64 bits.
+        seed: Secret, 64 bits.
     """
 
     def __init__(self, seed: int) -> None:
@@ -93,7 +93,7 @@ class Hashing:
         self.page_of_zeroes = self.of_zeroes * UNITS
 
     def of(self, data: memoryview) -> bytes:
-        """Return the fingerprint of a unit; zeroes follow where the end of the disk cuts it."""
+        """Return the fingerprint of a unit; a short one, at the end of a disk, counts as padded."""
         if len(data) < UNIT:
             return xxhash.xxh3_128_digest(bytes(data).ljust(UNIT, b"\0"), self._seed)
         return xxhash.xxh3_128_digest(data, self._seed)

@@ -1,7 +1,7 @@
-"""What gives the data of a disk, and what takes it: the two ends of every copy.
+"""The protocol of what reads a disk; see `writer` for the other end.
 
 Both know the extents in advance. Data travels as (offset, bytes) in ascending order, in pieces of
-whatever size they arrive in; a piece is good until the next one is asked for.
+any size. A piece is valid until the next one is requested.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Protocol
 from xorepd.extents import Extent
 
 Piece = tuple[int, memoryview]
-"""Where it belongs on the disk, in bytes, and the bytes."""
+"""Offset on the disk in bytes, and the bytes."""
 
 
 class Reader(Protocol):
-    """One disk, or what changed on it, open for reading once from front to back."""
+    """One disk, or its changes, open for reading once from front to back."""
 
     @property
     def virtual_size(self) -> int:
-        """Bytes of the whole disk."""
+        """Size of the whole disk in bytes."""
 
     @property
     def extents(self) -> Iterable[Extent]:
-        """What will come: sorted, disjoint, iterable again and again."""
+        """The extents that will be read: sorted, disjoint, iterable several times."""
 
     def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Give the data of all extents, then prove that it was all and came whole.
+        """Yield the data of all extents, then check that it was complete.
 
-        Close it (`contextlib.aclosing`) where the last piece may not be reached.
+        Close it (`contextlib.aclosing`) if the last piece may not be reached.
 
         Raises:
-            DataError: the stream was cut, contradicts itself, or its pool says that it failed.
+            DataError: the stream ended early, is invalid, or failed according to its pool.
         """

@@ -1,4 +1,4 @@
-"""The second part of an interrupted transfer: what a reader gives from an offset on."""
+"""Continue an interrupted transfer: read a disk from an offset on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from xorepd.extents import Extent
 
 
 def go_on(reader: Reader, start: int, sample: Iterable[Extent], digest: Digest) -> Reader:
-    """Return a reader that goes on at an offset and shows the sample of what lies before it.
+    """Return a reader from an offset on, which updates a digest with the sample before it.
 
-    What lies before the offset is read where it is in the sample, or where the reader cannot leave
-    it out.
+    Data before the offset is read if it is in the sample, or if the reader cannot skip it.
 
     Args:
-        sample: extents among those of the reader.
-        digest: shown that part of the sample.
+        sample: Extents among those of the reader.
+        digest: Updated with the part of the sample before the offset.
     """
     if not start:
         return reader
@@ -29,13 +28,11 @@ def go_on(reader: Reader, start: int, sample: Iterable[Extent], digest: Digest) 
 
 
 class Rest:
-    """What another reader gives from an offset on: an interrupted transfer's second part.
-
-    What comes before it has been sent already and is only looked at.
+    """The data of another reader from an offset on: the rest of an interrupted transfer.
 
     Args:
-        start: where the second part begins, in bytes.
-        seen: told of what lies before it.
+        start: Offset in bytes.
+        seen: Called with the data before it, which was already sent.
     """
 
     def __init__(self, reader: Reader, start: int, seen: Callable[[int, memoryview], None]) -> None:
@@ -53,7 +50,7 @@ class Rest:
 
 
 class Beyond:
-    """What lies behind an offset in some extents; as often iterable as they are."""
+    """The part of some extents behind an offset; iterable as often as they are."""
 
     def __init__(self, extents: Iterable[Extent], start: int) -> None:
         self._extents, self._start = extents, start
@@ -66,7 +63,7 @@ class Beyond:
 
 
 class _Needed:
-    """A sample below an offset, and everything behind it."""
+    """A sample before an offset, and everything behind it."""
 
     def __init__(self, sample: Iterable[Extent], extents: Iterable[Extent], start: int) -> None:
         self._sample, self._extents, self._start = sample, extents, start

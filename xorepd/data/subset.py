@@ -1,4 +1,4 @@
-"""Some extents of what a reader gives: only these, or all of these."""
+"""Restrict the data of a reader to some extents, or fill it up to them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ZEROES = memoryview(bytes(MiB))
 
 
 class Sieve:
-    """Takes pieces in ascending order and gives the parts that lie inside some extents.
+    """Takes pieces in ascending order and yields the parts inside some extents.
 
     Args:
-        within: sorted, disjoint.
+        within: Sorted, disjoint.
     """
 
     def __init__(self, within: Iterable[Extent]) -> None:
@@ -26,7 +26,7 @@ class Sieve:
 
     @property
     def is_done(self) -> bool:
-        """Whether all of the extents have been passed."""
+        """Whether all extents have been passed."""
         return self._wanted is None
 
     def parts(self, offset: int, data: memoryview) -> Iterator[Piece]:
@@ -42,12 +42,12 @@ class Sieve:
 
 
 class Remaining:
-    """Some extents from an offset on, without the units that were left out; iterable as often.
+    """Some extents from an offset on, without some units; iterable as often as the extents.
 
     Args:
-        extents: sorted, disjoint.
-        start: what lies below it does not count.
-        without: units of 64 KiB.
+        extents: Sorted, disjoint.
+        start: Offset in bytes.
+        without: Units of 64 KiB to leave out.
     """
 
     def __init__(self, extents: Iterable[Extent], start: int, without: BlockMap) -> None:
@@ -69,10 +69,10 @@ class Remaining:
 
 
 class Narrowed:
-    """What another reader gives of some blocks; all of it is read all the same.
+    """The data of another reader in some blocks. The other reader reads everything all the same.
 
     Args:
-        within: blocks that the reader has.
+        within: Blocks among the extents of the reader.
     """
 
     def __init__(self, reader: Reader, within: BlockMap) -> None:
@@ -88,10 +88,10 @@ class Narrowed:
 
 
 class Filled:
-    """What another reader gives of some extents, and zeroes where it gives nothing of them.
+    """The data of another reader in some extents, with zeroes for the gaps in it.
 
     Args:
-        within: sorted, disjoint, iterable again and again.
+        within: Sorted, disjoint, iterable several times.
     """
 
     def __init__(self, reader: Reader, within: Iterable[Extent]) -> None:
@@ -112,7 +112,7 @@ class Filled:
 
 
 class _Gaps:
-    """Walks along some extents and gives zeroes for what it is not told of."""
+    """Walks along some extents and yields zeroes for the data that does not come."""
 
     def __init__(self, within: Iterable[Extent]) -> None:
         self._rest = iter(within)
@@ -120,7 +120,7 @@ class _Gaps:
         self._at = 0
 
     def until(self, offset: int) -> Iterator[Piece]:
-        """Give zeroes for all that lies before an offset and has not come."""
+        """Yield zeroes for everything before an offset that has not come."""
         while True:
             end = min(self._extent.end, offset)
             while self._at < end:

@@ -1,4 +1,4 @@
-"""What takes the data of a disk (see `reader` for what gives it)."""
+"""The protocol of what writes a disk; see `reader` for the other end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from typing import Protocol
 
 
 class Writer(Protocol):
-    """One disk open for writing the extents that were announced when it was opened."""
+    """One disk, open for writing the extents that were announced at opening."""
 
     @property
     def sent(self) -> int:
-        """Bytes of data that went to the target so far, without what was left out as zeroes."""
+        """Bytes sent to the target so far, without omitted zeroes."""
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Take the next piece; returns when there is room for another (back-pressure).
+        """Write the next piece; return when there is room for another (back-pressure).
 
         Raises:
             DataError: the target refuses, stalls, or is gone.
         """
 
     async def finish(self) -> None:
-        """Return when the data is on the target's storage, as its pool confirms.
+        """Wait until the pool confirms that the data is on the target's storage.
 
         Raises:
-            DataError: it is not, whatever was accepted before.
+            DataError: the pool does not confirm it.
         """

@@ -1,8 +1,8 @@
-"""Finding the zeroes in a disk's data, at the speed of memory.
+"""Find the zeroes in the data of a disk, at the speed of memory.
 
-A hash is the fastest way to look at every byte that Python has (22 GB/s; comparing with a buffer of
-zeroes makes 12, comparing memoryviews 0.3). What the hash finds is compared all the same: nobody
-may craft a block that we take for zeroes.
+A hash is Python's fastest way to examine every byte (22 GB/s; a comparison with a buffer of zeroes
+makes 12, a comparison of memoryviews 0.3). A match of the hash is compared all the same, so that a
+crafted block cannot pass for zeroes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import xxhash
 from xorepd.units import KiB
 
 UNIT = 64 * KiB
-"""Zeroes are looked for in pieces of this size: what XAPI's own change tracking works in."""
+"""Granularity of zeroes in bytes: the same as that of changed-block tracking."""
 
 _ZEROES = bytes(UNIT)
 _DIGEST_OF_ZEROES = xxhash.xxh3_64_intdigest(_ZEROES)
 
 
 def is_zero(data: memoryview) -> bool:
-    """Whether these bytes, 1 to 65536 of them, are all zero."""
-    if data[0] or data[-1] or data[len(data) // 2]:  # most data is told by a look at it
+    """Return whether these 1 to 65536 bytes are all zero."""
+    if data[0] or data[-1] or data[len(data) // 2]:  # decides most data quickly
         return False
     if len(data) < UNIT:
         return bytes(data) == _ZEROES[: len(data)]
@@ -38,12 +38,12 @@ def hash_of_unit(data: memoryview) -> int | None:
 
 
 def without_zeroes(offset: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the parts of a piece that hold data, neighbours joined.
+    """Yield the parts of a piece that are not zero, with neighbours joined.
 
     Units are cut at multiples of 64 KiB of the disk, not of the piece.
     """
     if offset % UNIT == 0 and len(data) % UNIT == 0 and 0 not in bytes(data[::UNIT]):
-        yield offset, data  # most pieces are told by one byte of each unit
+        yield offset, data  # decides most pieces by one byte of each unit
         return
     start, position = 0, 0
     while position < len(data):

@@ -1,7 +1,7 @@
-"""Pools kept open between runs, each by a task of its own, and lent to the runs that need them.
+"""Pools that stay open between runs, each held by its own task, and lent to runs.
 
-A pool's session and event feed outlive the run that first needed them, and end when the
-configuration has dropped or changed the pool and the last run that uses it is over.
+The session and event feed of a pool outlive the run that opened them. They close when the
+configuration has dropped or changed the pool and its last user has ended.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class _Kept(Generic[P]):
     opened: asyncio.Future[P]
     users: int = 0
     retired: bool = False
-    """No longer lent; closed by the last user."""
+    """No longer lent; closes after its last user."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Pools(Generic[P]):
-    """The open pools. An async context manager, whose end closes all."""
+    """The open pools. An async context manager that closes all at its end."""
 
     def __init__(self, open_pool: Callable[[PoolSettings], AbstractAsyncContextManager[P]]) -> None:
         self._open_pool = open_pool
@@ -52,7 +52,7 @@ class Pools(Generic[P]):
             await self._group.__aexit__(*exc_info)
 
     def open(self) -> dict[PoolName, P]:
-        """Return the pools that are open now and would be lent."""
+        """Return the open pools that can be lent."""
         return {
             name: kept.opened.result()
             for name, kept in self._kept.items()
@@ -61,10 +61,10 @@ class Pools(Generic[P]):
 
     @asynccontextmanager
     async def lend(self, settings: PoolSettings) -> AsyncIterator[P]:
-        """Give an open pool while a block lasts; opened anew if its settings have changed.
+        """Lend a pool while a block lasts; open it if needed, or if its settings have changed.
 
         Raises:
-            Exception: whatever opening it raised.
+            Exception: the pool cannot be opened.
         """
         kept = self._kept.get(settings.name)
         if kept is None or kept.settings != settings:
@@ -75,12 +75,12 @@ class Pools(Generic[P]):
             self._group.create_task(
                 self._keep(kept),
                 name=f"pool {settings.name}",
-                # Its log lines are no part of the run that happens to be the first to need it.
+                # Without the log context of the run that happens to need it first.
                 context=contextvars.Context(),
             )
         kept.users += 1
         try:
-            # Shielded: a cancelled run must not take the pool away from the others that wait.
+            # Shielded: a cancelled run must not cancel the opening that others wait for.
             yield await asyncio.shield(kept.opened)
         finally:
             kept.users -= 1
@@ -88,7 +88,7 @@ class Pools(Generic[P]):
                 kept.done.set()
 
     def retain(self, pools: Mapping[PoolName, PoolSettings]) -> None:
-        """Close every pool that is not configured like this any more, once nobody uses it."""
+        """Close every pool whose settings differ from these, after its last user."""
         for name, kept in list(self._kept.items()):
             if pools.get(name) != kept.settings:
                 self._retire(kept)
@@ -101,14 +101,14 @@ class Pools(Generic[P]):
             kept.done.set()
 
     async def _keep(self, kept: _Kept[P]) -> None:
-        """Hold one pool open. In one task from start to end, as its task group demands."""
+        """Hold one pool open, in one task from start to end as its task group requires."""
         try:
             async with self._open_pool(kept.settings) as pool:
                 kept.opened.set_result(pool)
                 await kept.done.wait()
         except Exception as error:
             if not kept.opened.done():
-                # Those who wait for it raise it; who comes later tries anew.
+                # Those who wait for the pool raise the error; a later caller opens it again.
                 kept.opened.set_exception(error)
                 kept.opened.exception()
             else:

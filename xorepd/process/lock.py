@@ -14,23 +14,23 @@ from pathlib import Path
 from xorepd.errors import StateError
 
 _HOLDER = re.compile(rb"(?:[0-9]{1,20}\n)?")
-"""All that any xorepd has written into a lock: a process id."""
+"""Content of a lock file: a process id, or nothing."""
 
 
 @contextmanager
 def locked(state_dir: Path) -> Iterator[None]:
-    """Hold the lock of a state directory, making the directory (0700) if it is missing.
+    """Hold the lock of a state directory; create the directory (0700) if it is missing.
 
-    The kernel frees the lock with the process, however that ends; the file stays and means nothing.
+    The kernel releases the lock when the process ends, in whatever way. The file itself stays.
 
     Raises:
-        StateError: another process holds it, the directory cannot be used, or what has the name of
-            the lock is something else; that is left as it is.
+        StateError: another process holds the lock, the directory cannot be used, or the file is not
+            a lock of xorepd; it is then left unchanged.
     """
     path = state_dir / "lock"
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Not blocking, and not followed: it may be anything that somebody has put there.
+        # Do not block and do not follow links: the path may be anything.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:
@@ -62,7 +62,4 @@ def locked(state_dir: Path) -> Iterator[None]:
 
 
 def _foreign(path: Path) -> StateError:
-    return StateError(
-        f"{path}: is no lock of xorepd, but a link or something else; nothing was done to it: "
-        "move it away"
-    )
+    return StateError(f"{path}: is not a lock file of xorepd; it was left unchanged: move it away")

@@ -1,7 +1,7 @@
-"""Logging: one line per event, for people on a terminal and as JSON elsewhere, never a secret.
+"""Logging: one line per event, for people on a terminal and as JSON elsewhere, without secrets.
 
-Events of ours and of the libraries (which use `logging`) take the same path, and the last step
-before a line is made masks what must not be in it, wherever it came from.
+Our events and those of libraries (which use `logging`) take the same path. The last step before
+formatting masks secrets, wherever they come from.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from xorepd.screen import visible
 
 MASK = "***"
 LONGEST = 20_000
-"""Characters of a value: a traceback fits."""
+"""Most characters of a value: a traceback fits."""
 
 _TRACEBACKS = frozenset({"exception", "stack"})
-"""Facts of several lines."""
+"""Keys whose values have several lines."""
 
 _SECRET_KEY = re.compile(
     r"passw(or)?d|secret|session(_?(id|ref|uuid|opaque))?|token|authorization|cookie|credentials?",
@@ -42,11 +42,11 @@ _SECRET_TEXT = re.compile(
 def configure(
     *, level: str, style: Literal["auto", "console", "json"], out: TextIO | None = None
 ) -> None:
-    """Send all logging of the process to one stream.
+    """Send all logs of the process to one stream.
 
     Args:
-        level: Least level that is shown: `debug`, `info`, `warning` or `error`.
-        style: How lines look; `auto` asks whether the stream is a terminal.
+        level: Least level to show: `debug`, `info`, `warning` or `error`.
+        style: Format of lines; `auto` depends on whether the stream is a terminal.
         out: The stream; standard error by default.
     """
     out = sys.stderr if out is None else out
@@ -58,14 +58,14 @@ def configure(
     ]
     last: list[Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        # Before the mask: a traceback quotes texts.
+        # Before the mask, because a traceback may quote secrets.
         structlog.processors.format_exc_info,
         mask_secrets,
         _event_first,
-        *([_visible_only] if console else []),  # JSON escapes what a terminal obeys
+        *([_visible_only] if console else []),  # JSON escapes control characters itself
         structlog.dev.ConsoleRenderer(
             colors=out.isatty(),
-            # The pretty one prints local variables, and those hold passwords.
+            # The default one prints local variables, which may hold passwords.
             exception_formatter=structlog.dev.plain_traceback,
         )
         if console
@@ -91,28 +91,25 @@ def configure(
 
 
 def set_level(level: str) -> None:
-    """Set the least level that is shown; libraries speak from `warning` on unless we debug."""
+    """Set the least level to show. Libraries log from `warning` on, unless the level is `debug`."""
     logging.getLogger().setLevel(level.upper())
     for library in ("aiohttp", "asyncio", "concurrent"):
         logging.getLogger(library).setLevel(level.upper() if level != "info" else "WARNING")
 
 
 def mask_secrets(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Replace every value that is, or contains, a secret; and references, which tell nothing.
-
-    What is too long for a line is cut.
-    """
+    """Mask secrets and XAPI references in all values, and shorten long values."""
     return {key: _masked(key, value) for key, value in event.items()}
 
 
 def _event_first(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Order a line as a person reads it: when, how bad, what, and then the facts."""
+    """Put time, level and event first, in the order in which people read."""
     first = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
     return first | dict(event)
 
 
 def _visible_only(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Replace what a terminal obeys or hides, as everywhere where people look."""
+    """Replace control and invisible characters, as in all output for people."""
     return {visible(k): _visible(v, "\n" if k in _TRACEBACKS else "") for k, v in event.items()}
 
 

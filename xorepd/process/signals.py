@@ -1,4 +1,4 @@
-"""Signals as intents: what the sender wants, taken one by one by the daemon's main loop."""
+"""Signals as intents, which the main loop of the daemon takes one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Intent(Enum):
 
     RELOAD = "reload"
     STOP = "stop"
-    """End in good order; a second one means at once."""
+    """Stop after the grace time; a second one stops at once."""
 
 
 _INTENTS = {
@@ -26,7 +26,7 @@ _INTENTS = {
 
 @contextmanager
 def intents() -> Iterator[asyncio.Queue[Intent]]:
-    """Turn signals into intents on a queue while a block lasts; the running loop receives them."""
+    """Put an intent on a queue for each signal, while a block lasts."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Intent] = asyncio.Queue()
     for number, intent in _INTENTS.items():

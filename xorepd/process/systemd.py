@@ -1,6 +1,6 @@
-"""Tell systemd how we are, in its notification protocol: datagrams of `KEY=value` lines.
+"""Notify systemd of the state of the service: datagrams of `KEY=value` lines.
 
-Without `$NOTIFY_SOCKET` (any other supervisor, or a terminal) everything here does nothing.
+Without `$NOTIFY_SOCKET` (another supervisor, or a terminal) nothing is sent.
 Source: sd_notify(3), and systemd.service(5) for `Type=notify` and `WatchdogSec=`.
 """
 
@@ -14,26 +14,26 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """The way to the supervisor that started us, if it listens."""
+    """Sends notifications to systemd, if it has started us."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         environ = os.environ if environ is None else environ
         address = environ.get("NOTIFY_SOCKET", "")
-        # A leading @ stands for the zero byte of an abstract address.
+        # A leading @ stands for the zero byte of an abstract socket address.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._watchdog_s = _watchdog(environ)
 
     def ready(self, status: str) -> None:
-        """Say that start or reload is complete."""
+        """Report that start or reload is complete."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that a reload has begun; `ready` ends it, also when the reload was refused."""
+        """Report that a reload has begun; `ready` ends it, even after a refused reload."""
         # The time lets systemd (253 and later) tell this reload from an earlier one.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
-        """Say that we end on purpose."""
+        """Report that the service is stopping."""
         self._send("STOPPING=1", f"STATUS={status}")
 
     def status(self, text: str) -> None:
@@ -41,7 +41,7 @@ class Notifier:
         self._send(f"STATUS={text}")
 
     async def feed_watchdog(self) -> None:
-        """Prove, as long as the loop runs, that it does; return at once if nobody asks for that.
+        """Feed the watchdog while the event loop runs; return at once if there is none.
 
         Twice per period, as sd_watchdog_enabled(3) advises.
         """
@@ -59,8 +59,8 @@ class Notifier:
             try:
                 out.sendto("\n".join(lines).encode(), self._address)
             except OSError:
-                # Nobody listens, or its queue is full: a daemon does not fail over its status line,
-                # and a watchdog that hears nothing acts by itself.
+                # systemd does not listen, or its queue is full. A status line is no reason to fail,
+                # and the watchdog acts by itself when it receives nothing.
                 return
 
 

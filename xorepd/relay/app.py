@@ -1,8 +1,8 @@
-"""The relay as a process: built from its parts, told by signals, watched by systemd.
+"""The process of the relay: builds it from its parts, handles signals, notifies systemd.
 
     lock ─► index ─► pools ─► relay ─► listening ─► READY
 
-Everything is closed in the opposite order, whatever ends it.
+The relay closes its parts in the opposite order, whatever ends it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from xorepd.xapi.pool import Pool
 log = structlog.get_logger(__name__)
 
 AT_START = ("listen", "state_dir", "disks", "memory", "index", "silence")
-"""What a reload does not change; the log says so."""
+"""Settings that a reload does not change; the log says so."""
 
 
 async def run_relay(settings: RelaySettings) -> None:
-    """Run until a signal says to stop.
+    """Run until a signal asks to stop.
 
     Raises:
-        XorepdError: it could not start; the message says what to change.
+        XorepdError: the relay cannot start; the message says what to change.
     """
     table = settings.relay
     notifier = Notifier()
@@ -48,7 +48,7 @@ async def run_relay(settings: RelaySettings) -> None:
         return Pool(pool, partial(read_password, pool, file=settings.file))
 
     async with AsyncExitStack() as stack:
-        # First of all, so that a signal during the start is obeyed after it and not fatal.
+        # First, so that a signal during a slow start takes effect after it and does not kill us.
         signals = stack.enter_context(intents())
         stack.enter_context(locked(table.state_dir))
         index = await stack.enter_async_context(open_index(table.state_dir, table.index))
@@ -66,7 +66,7 @@ async def run_relay(settings: RelaySettings) -> None:
 
 
 async def _obey(signals: asyncio.Queue[Intent], relay: Relay, notifier: Notifier) -> None:
-    """Do what signals ask for until one says to stop."""
+    """Handle signals until one asks to stop."""
     while True:
         match await signals.get():
             case Intent.RELOAD:
@@ -81,10 +81,10 @@ async def _obey(signals: asyncio.Queue[Intent], relay: Relay, notifier: Notifier
 
 
 async def _reload(relay: Relay) -> None:
-    """Let the file rule anew: pools, clients, certificates, limits of connections.
+    """Reload the file: pools, clients, certificates and limits of connections.
 
     Raises:
-        XorepdError: it cannot be used, and the old one rules on.
+        XorepdError: the file is invalid; the old configuration stays in force.
     """
     old = relay.settings
     new = await asyncio.to_thread(load_relay, old.file)

@@ -1,8 +1,8 @@
-"""Which disks a client may have written: decided from the pool's records alone. Pure.
+"""Decide from the records of the pool which disks a client may write. Pure.
 
-The relay holds the credentials of the target pool, and its clients do not. So it believes nobody's
-word for a disk: it writes only what a daemon has created there and signed as the staging disk of
-that very stream and run, and what nobody uses.
+The relay has the credentials of the target pool, and its clients do not. So it does not trust what
+a client says about a disk. It writes only to disks that a daemon has created and signed as staging
+disks of the same replica and run, and that are not in use.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from xorepd.ids import Ref
 from xorepd.relay.protocol.messages import Open
 from xorepd.replication.format.marks import Mark, Role
 from xorepd.replication.format.ownership import is_of, own_mark, used_by_vms
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.records import Sr, Vdi
 
 
 class NotAllowed(Exception):
-    """The disk is not for this client to write; the message says why and names it."""
+    """The client may not write the disk; the message names the disk and the reason."""
 
 
 _WRITABLE = ("user", "suspend")
@@ -26,16 +26,16 @@ _WRITABLE = ("user", "suspend")
 
 
 def disk_for(
-    asked: Open, cache: Cache, client: str, pools: Collection[str]
+    asked: Open, cache: PoolCache, client: str, pools: Collection[str]
 ) -> tuple[Vdi, Sr, Mark]:
-    """Return the disk that a client asked for, its SR and its mark.
+    """Return the disk that a client requests, its SR and its mark.
 
     Args:
-        cache: of the target pool, as of now.
-        pools: UUIDs of the source pools whose replicas the client may write; empty for any.
+        cache: Current records of the target pool.
+        pools: UUIDs of the source pools whose replicas the client may write; empty: all.
 
     Raises:
-        NotAllowed: it may not have it.
+        NotAllowed: the client may not write the disk.
     """
     vdi = cache.by_uuid(Vdi, asked.vdi)
     if vdi is None:
@@ -65,11 +65,11 @@ def disk_for(
     return vdi, sr, mark
 
 
-def base_for(asked: Open, cache: Cache, vdi: Vdi, mark: Mark) -> Ref | None:
-    """Return the disk whose data may stand in for what a client offers; None without one.
+def base_for(asked: Open, cache: PoolCache, vdi: Vdi, mark: Mark) -> Ref | None:
+    """Return the disk whose data may replace units that a client offers; None if there is none.
 
-    Only the restore point that the staging disk says it is a clone of, of the same stream: from any
-    other disk a client could learn what is on it by offering hashes.
+    That is only the restore point that the staging disk was cloned from, of the same replica. With
+    any other disk a client could find out its content by offering hashes.
     """
     base = cache.by_uuid(Vdi, asked.base) if asked.base else None
     if base is None or base.sr != vdi.sr or not base.is_a_snapshot:

@@ -1,4 +1,4 @@
-"""Units of a restore point's disk, read over NBD while its clone is written, and never believed."""
+"""Read units of a restore point's disk over NBD while its clone is written, and verify them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from xorepd.data.nbd.protocol import STALL_S, NbdConnection
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.data.zeroes import UNIT
 from xorepd.errors import DataError, XapiError
 from xorepd.extents import Extent
@@ -22,28 +22,28 @@ from xorepd.xapi.pool import Pool
 log = structlog.get_logger(__name__)
 
 OPEN_AT_ONCE = 6
-"""Bases of one relay that are open: of the eight connections to a host that we take, some are for
-reading back. A disk that finds none free asks for its data in the meantime."""
+"""Most open bases of one relay: of our eight connections to a host, some are for reading back. A
+disk without a free one requests the data from its client meanwhile."""
 AT_ONCE = 32
-"""Reads under way: 2 MiB."""
+"""Reads at once: 2 MiB."""
 
 
 class Base:
     """The disk that a staging disk was cloned from. An async context manager.
 
-    It is opened when something is first looked for, and given up for this disk when that fails:
-    everything it could have supplied can be sent.
+    It is opened at the first lookup. If it fails, it is not used again for this disk: the client
+    can send all data.
 
     Args:
-        disk: None where there is none that may be read.
-        slots: of all bases, `OPEN_AT_ONCE`.
+        disk: None if there is no base that may be read.
+        slots: Shared by all bases, `OPEN_AT_ONCE`.
     """
 
     def __init__(
         self,
         pool: Pool,
         disk: Ref | None,
-        budget: NbdBudget,
+        budget: NbdConnectionLimit,
         slots: asyncio.Semaphore,
         what: str,
     ) -> None:
@@ -60,16 +60,16 @@ class Base:
 
     @property
     def may_help(self) -> bool:
-        """Whether it is worth looking for anything here."""
+        """Whether a lookup may succeed."""
         return self._disk is not None
 
     async def read(
         self, wanted: Sequence[tuple[Unit, int]]
     ) -> AsyncGenerator[tuple[Unit, int, memoryview], None]:
-        """Yield those units that are where they are looked for: (unit, its place, its bytes).
+        """Yield the units that are found: (unit, its offset on the base, its bytes).
 
         Args:
-            wanted: each with the offset on the base where it may be.
+            wanted: Units, each with the offset on the base where it may be.
         """
         buffer = memoryview(bytearray(UNIT))
         for group in _groups(wanted):

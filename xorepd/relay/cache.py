@@ -1,18 +1,18 @@
-"""What came over a connection and may be referred to again: the newest units, within a budget."""
+"""Cache of the newest units of a connection, for references to them, within a budget."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
 
-class Budget:
-    """Bytes that all caches of a relay may hold together."""
+class MemoryBudget:
+    """The memory that all caches of a relay share."""
 
     def __init__(self, size: int) -> None:
         self._left = size
 
     def take(self, size: int) -> bool:
-        """Reserve some bytes, if there are so many."""
+        """Reserve some bytes, if they are available."""
         if size > self._left:
             return False
         self._left -= size
@@ -22,15 +22,15 @@ class Budget:
         self._left += size
 
 
-class Cache:
-    """Units of one connection by their hash. What another client sent is never in it."""
+class BlockCache:
+    """Units of one connection by hash; never those of another client."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._units: OrderedDict[bytes, bytes] = OrderedDict()
 
     def put(self, found: bytes, unit: memoryview) -> None:
-        """Keep a unit, in place of the least used ones of this connection where it is full."""
+        """Keep a unit; if the cache is full, replace the least recently used ones."""
         if found in self._units:
             self._units.move_to_end(found)
             return
@@ -41,7 +41,7 @@ class Cache:
         self._units[found] = bytes(unit)
 
     def get(self, found: bytes, length: int) -> bytes | None:
-        """Return the unit with a hash, if it is there and has this length."""
+        """Return the unit with this hash and length, if it is cached."""
         unit = self._units.get(found)
         if unit is None or len(unit) != length:
             return None

@@ -1,12 +1,12 @@
-"""Who is who on the wire: a small authority of its own, and TLS 1.3 with certificates at both ends.
+"""Certificates: a small CA for relay and clients, and TLS 1.3 with certificates at both ends.
 
     DIR/ca.pem        trusted by both ends
     DIR/ca.key        signs; best kept elsewhere afterwards
     DIR/relay.pem     the relay's, for its host names and addresses; with relay.key
     DIR/NAME.pem      a client's; its name is its identity; with NAME.key
 
-Nothing else is trusted: no public authority can make a client or a relay. Keys are made here, with
-mode 0600, and carry no password, because nobody is there to type one when a daemon starts.
+Nothing else is trusted: no public CA can certify a client or a relay. The keys have mode 0600 and
+no password, because a daemon must start without one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from xorepd.errors import Refused
 
 CA, RELAY = "ca", "relay"
 VALID = timedelta(days=3650)
-"""Ten years: an expired certificate stops replication, and its loss is answered by a new CA."""
+"""Ten years: an expired certificate stops replication. A lost key requires a new CA."""
 _EARLY = timedelta(hours=1)
-"""Clocks of two sites differ."""
+"""Tolerance for the clocks of two sites."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -119,7 +119,7 @@ def identity(der: bytes | None) -> str:
     subject = x509.load_der_x509_certificate(der).subject
     names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if len(names) != 1 or not is_name(str(names[0].value)):
-        raise ValueError("its certificate names nobody")
+        raise ValueError("its certificate has no name")
     return str(names[0].value)
 
 

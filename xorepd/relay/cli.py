@@ -28,14 +28,14 @@ Config = Annotated[
         "-c",
         metavar="FILE",
         help="The configuration, in TOML.",
-        readable=False,  # what cannot be read is a bad configuration and no wrong usage
+        readable=False,  # an unreadable file is a bad configuration, not wrong usage
     ),
 ]
 
 
 @app.command()
 def run(config: Config = DEFAULT_CONFIG) -> None:
-    """Run the relay in the foreground, as systemd wants it."""
+    """Run the relay in the foreground, for systemd."""
     # Imported here: `--help` and `init` need none of it.
     import uvloop
 
@@ -53,7 +53,7 @@ def run(config: Config = DEFAULT_CONFIG) -> None:
 
 @app.command()
 def check(config: Config = DEFAULT_CONFIG) -> None:
-    """Say whether the relay would take a configuration, and whom it would let in."""
+    """Check a configuration, and show the pools and clients of the relay."""
     from xorepd.relay.settings import load_relay
 
     try:
@@ -76,10 +76,10 @@ def init(
         typer.Option(help="Host name or address that daemons reach the relay by; repeat it."),
     ] = None,
     client: Annotated[
-        list[str] | None, typer.Option(help="Name of a daemon that may come; repeat it.")
+        list[str] | None, typer.Option(help="Name of a daemon that may connect; repeat it.")
     ] = None,
 ) -> None:
-    """Make an authority, the relay's certificate and those of its clients; later, more of them.
+    """Create a CA, the certificate of the relay and those of clients; later, more of them.
 
     Copy ca.pem, NAME.pem and NAME.key to the client NAME over a safe way, and remove NAME.key here.
     """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from xorepd.data.writer import Writer
 from xorepd.data.zeroes import UNIT
 from xorepd.relay.base import Base
-from xorepd.relay.cache import Cache
+from xorepd.relay.cache import BlockCache
 from xorepd.relay.index import Index
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.blocks import hash_of, unpack_block
@@ -33,7 +33,7 @@ _ZEROES = memoryview(bytes(LARGEST_BLOCK))
 class References:
     """Where units may be found without sending them."""
 
-    cache: Cache
+    cache: BlockCache
     base: Base
     index: Index
     stream: str
@@ -45,7 +45,7 @@ class DiskWriter:
     """Writes one disk from its channel.
 
     Args:
-        ledger: kept by this, and asked by whoever hears of a segment's end.
+        ledger: Updated here, and read at the end of each segment.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class DiskWriter:
         self._received = self._cached = self._from_base = 0
 
     def segment_ended(self) -> None:
-        """Take note that the pool has confirmed all that was written so far."""
+        """Note that the pool has confirmed all data so far."""
         self._confirmed = self._ledger.floor
 
     async def run(self) -> wire.Done:
-        """Write until the client says that it was all, and the pool that it is there.
+        """Write until the client has finished and the pool has confirmed the data.
 
         Raises:
-            WireError: the client breaks a rule.
-            DataError: the pool refuses, or the connection broke.
+            WireError: the client violates the protocol.
+            DataError: the pool refuses, or the connection is lost.
         """
         while True:
             message = await self._channel.receive()
@@ -82,7 +82,7 @@ class DiskWriter:
                     self._ledger.handled()
                 case wire.Finish():
                     if self._ledger.owes:
-                        raise WireError("it finishes and owes what was wanted")
+                        raise WireError("it finishes without sending what was wanted")
                     await self._writer.finish()
                     await self._note(0)
                     return wire.Done(

@@ -1,4 +1,4 @@
-"""The disks of a relay: which may be written, their turns, and the pools that they lie on."""
+"""The disks of a relay: permissions, turns, and the pools of the disks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import structlog
 
 from xorepd.config.models import PoolSettings
 from xorepd.data.http.chunked import open_chunked
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import XapiError
 from xorepd.process.lending import Pools
 from xorepd.relay.authority import NotAllowed, base_for, disk_for
 from xorepd.relay.base import OPEN_AT_ONCE, Base
-from xorepd.relay.cache import Cache
+from xorepd.relay.cache import BlockCache
 from xorepd.relay.disk import DiskWriter, References
 from xorepd.relay.index import Index
 from xorepd.relay.protocol import messages as wire
@@ -34,43 +34,43 @@ log = structlog.get_logger(__name__)
 STOPPING = "the relay is being stopped"
 
 HOLD_S = 20.0
-"""Between two signs to a client whose disk waits for its turn: that may take hours."""
+"""Interval between signs of life to a client whose disk waits for its turn, perhaps for hours."""
 
 
 class Disks:
-    """What is written and read through one relay.
+    """The disks that one relay writes and reads.
 
     Args:
-        pools: opens the configured pools, each when it is first needed.
+        pools: Opens the configured pools, each when it is first needed.
     """
 
     def __init__(self, settings: RelaySettings, pools: Pools[Pool], index: Index) -> None:
         self._settings, self._pools, self._index = settings, pools, index
         self._window = settings.relay.window
         self._slots = asyncio.Semaphore(settings.relay.disks)
-        self._nbd = NbdBudget()
+        self._nbd = NbdConnectionLimit()
         self._bases = asyncio.Semaphore(OPEN_AT_ONCE)
         self._uuids: dict[str, PoolSettings] = {}
-        """The pools whose UUID is known already."""
+        """Pools with known UUIDs."""
         self._writing: set[str] = set()
-        """UUIDs of the disks that are being written, or wait for their turn."""
+        """UUIDs of the disks that are written or wait for their turn."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_stopping = False
 
     @property
     def count(self) -> int:
-        """Return how many disks are being written."""
+        """Return the number of disks that are being written."""
         return len(self._writing)
 
     def apply(self, settings: RelaySettings) -> None:
-        """Let a new configuration rule for disks that come from now on."""
+        """Put a new configuration in force, for disks from now on."""
         self._settings = settings
         self._uuids.clear()
         self._pools.retain(settings.pools)
 
     async def drain(self, grace: float) -> None:
-        """Take no more disks, and wait up to `grace` seconds for those under way."""
+        """Accept no more disks, and wait up to `grace` seconds for the current ones."""
         self.is_stopping = True
         try:
             async with asyncio.timeout(grace):
@@ -79,14 +79,14 @@ class Disks:
             log.warning("relay.grace_expired", disks=self.count)
 
     async def write(
-        self, channel: Channel, asked: wire.Open, client: str, cache: Cache
+        self, channel: Channel, asked: wire.Open, client: str, cache: BlockCache
     ) -> wire.Verdict:
-        """Write a disk as its client says.
+        """Write a disk with the data of a client.
 
         Raises:
-            NotAllowed: this client may not write it.
-            WireError: the client breaks a rule.
-            XorepdError: the pool fails, or the connection broke.
+            NotAllowed: the client may not write the disk.
+            WireError: the client violates the protocol.
+            XorepdError: the pool fails, or the connection is lost.
         """
         task_owner.set(OWNER_PREFIX + asked.stream)
         what = f"{asked.what}, through the relay"
@@ -159,7 +159,7 @@ class Disks:
 
     @asynccontextmanager
     async def _turn(self, channel: Channel) -> AsyncIterator[None]:
-        """Wait for a free place, and let the client know that it does not wait in vain."""
+        """Wait for a free slot, and send the client signs of life meanwhile."""
 
         async def hold() -> None:
             while True:
@@ -173,11 +173,11 @@ class Disks:
 
     @asynccontextmanager
     async def _lend(self, uuid: str) -> AsyncIterator[Pool]:
-        """Provide the configured pool with this UUID, its records as of now.
+        """Provide the configured pool with this UUID, with current records.
 
         Raises:
-            NotAllowed: there is none.
-            XapiError: there may be one, and it does not answer.
+            NotAllowed: no configured pool has this UUID.
+            XapiError: a pool does not answer, so its UUID is unknown.
         """
         failure: XapiError | None = None
         known = self._uuids.get(uuid)

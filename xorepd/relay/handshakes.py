@@ -1,8 +1,8 @@
-"""Connections that have not shown yet who they are: a few places for each address, some in all.
+"""Limit the connections that have not authenticated yet, for each address and in all.
 
-Whoever comes always gets a place. Where none is left it is that of the one who has been there
-longest: of its own address, if that has its share, else of all. A handshake takes a moment, so it
-is those who say nothing that go.
+A new connection is always accepted. If no slot is free, it replaces the oldest one: of its own
+address if that uses its share, else of all. A handshake takes only a moment, so it replaces the
+silent ones.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 
 AT_ONCE = 64
 OF_ADDRESS = 8
-"""Daemons behind one router have one address."""
+"""Several, because daemons behind one router have one address."""
 
 
 class Threshold:
-    """Who is there, the first come first."""
+    """The current handshakes, the oldest first."""
 
     def __init__(self, at_once: int = AT_ONCE, of_address: int = OF_ADDRESS) -> None:
         self._at_once, self._of_address = at_once, of_address
@@ -29,7 +29,7 @@ class Threshold:
 
     @contextmanager
     def at(self, host: str) -> Iterator[None]:
-        """Hold a place for the task that calls this; it may be cancelled by who comes later."""
+        """Hold a slot for the calling task; a later connection may cancel the task."""
         task = asyncio.current_task()
         assert task is not None
         name = _neighbours(host)
@@ -50,7 +50,7 @@ class Threshold:
 
 
 def _neighbours(host: str) -> str:
-    """Return what stands for all addresses of one owner: of IPv6 he has 2^64 and more."""
+    """Return the network of one owner: an IPv6 owner has 2^64 addresses and more."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if address.version == 4:
         return str(address)

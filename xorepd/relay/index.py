@@ -1,8 +1,8 @@
-"""Where on a disk the relay has written which data: a hint, in SQLite, that may be lost or wrong.
+"""An index of the data that the relay has written: a hint, in SQLite, that may be lost or wrong.
 
-For each unit of 64 KiB that came for a disk it remembers eight bytes of its hash. When the same
-hash is offered later, the restore point is read there and hashed: only what is read counts. So an
-index that is gone, out of date or forged costs bytes on the link and changes no disk.
+For each written unit of 64 KiB it keeps eight bytes of its hash. When a client offers the same hash
+later, the relay reads the restore point there and verifies the hash. So a lost, outdated or forged
+index costs bandwidth and changes no disk.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _ANYWHERE = "SELECT unit FROM units WHERE disk = ? AND hash = ? LIMIT 1"
 
 
 class Index:
-    """The open index; make it with `open_index`. Whatever fails in it is logged and no error."""
+    """The open index, from `open_index`. It logs its failures and raises no errors."""
 
     def __init__(
         self, connection: sqlite3.Connection | None, executor: ThreadPoolExecutor, limit: int
@@ -64,13 +64,13 @@ class Index:
     async def places(
         self, stream: str, disk: str, offered: Sequence[tuple[int, bytes]]
     ) -> dict[int, int]:
-        """Return where units may be found that are offered for a disk.
+        """Return where offered units may be found.
 
         Args:
-            offered: offset and hash of each.
+            offered: Offset and hash of each unit.
 
         Returns:
-            Offset that was offered → offset to look at; the same one, if that may be.
+            Offered offset → offset to read; preferably the same.
         """
 
         def look(db: sqlite3.Connection) -> dict[int, int]:
@@ -91,7 +91,7 @@ class Index:
         return await self._run(look, {})
 
     async def note(self, stream: str, disk: str, written: Sequence[tuple[int, bytes]]) -> None:
-        """Remember what has been written to a disk: offset and hash of each unit."""
+        """Add units that were written to a disk: offset and hash of each."""
 
         def put(db: sqlite3.Connection) -> None:
             known = _find(db, stream, disk)
@@ -109,7 +109,7 @@ class Index:
             await self._run(put, None)
 
     def _shrink(self, db: sqlite3.Connection, but: int | None) -> None:
-        """Forget the disks that were written longest ago, until the limit is kept."""
+        """Delete the least recently written disks until the index is below its limit."""
         while _size(db) > self._limit:
             oldest = db.execute(
                 "SELECT id FROM disks ORDER BY id = ?, used_at, id LIMIT 1", (but,)
@@ -146,10 +146,10 @@ class Index:
 
 @asynccontextmanager
 async def open_index(directory: Path, limit: int) -> AsyncIterator[Index]:
-    """Open the index in a directory that exists, made anew where it cannot be used.
+    """Open the index in an existing directory; replace an unusable one.
 
     Args:
-        limit: bytes that it may have; 0 gives one that knows nothing.
+        limit: Largest size in bytes; 0: an index that stays empty.
     """
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="xorepd-index")
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Where a relay is reached: a socket, and who has come through it."""
+"""The listening socket of a relay, and its new connections."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ log = structlog.get_logger(__name__)
 
 BACKLOG = 64
 HANDSHAKE_S = 10.0
-"""Longest handshake of somebody who has come: nobody knows yet who it is."""
+"""Longest handshake of a connection that has not authenticated yet."""
 _PAUSE_S = 1.0
-"""After an accept that failed, which is for want of file descriptors."""
+"""Pause after a failed accept, which lacks file descriptors."""
 
 
 class SecuredStream(ByteStream):
-    """A connection that came in, after its handshake."""
+    """A connection after its handshake."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._largest = LARGEST_TLS_READ
         secured: ssl.SSLObject = transport.get_extra_info("ssl_object")
         self.certificate = secured.getpeercert(binary_form=True)
-        """The client's, in DER form, which the authority has signed."""
+        """The certificate of the client in DER form, which the CA has signed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who has connected and said nothing yet; `secure` or `hang_up`."""
+    """A new connection without a handshake yet; call `secure` or `hang_up`."""
 
     host: str
     """Address without port."""
@@ -79,16 +79,16 @@ class Caller:
 async def listening(
     address: str, port: int, came: Callable[[Caller], None], *, silence: float
 ) -> AsyncIterator[int]:
-    """Take connections while a block lasts, and provide the port.
+    """Accept connections while a block lasts, and provide the port.
 
     Args:
         address: IPv4 or IPv6.
         port: 0 lets the system choose.
-        came: told of each connection; it must take care of it, and may not wait.
-        silence: seconds without a byte after which a connection is given up.
+        came: Called with each connection; it takes the connection over, and must not wait.
+        silence: Seconds without a byte after which a connection is closed.
 
     Raises:
-        Refused: the address cannot be listened on.
+        Refused: the relay cannot listen on the address.
     """
     is_v6 = ipaddress.ip_address(address).version == 6
     with socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET) as listener:

@@ -1,4 +1,4 @@
-"""The digest of what a disk holds, read back beside the pool: 16 bytes go over the link."""
+"""Read a disk back beside the pool and return its digest: only 16 bytes go over the link."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 from xorepd.data.digest import read_back
 from xorepd.data.http.export import open_export, open_raw
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
@@ -26,15 +26,15 @@ from xorepd.xapi.records import Sr, Vdi
 log = structlog.get_logger(__name__)
 
 MOST_EXTENTS = 65536
-"""Extents of one digest; a client that has more reads back itself."""
+"""Most extents of one digest; a client with more reads the disk back itself."""
 
 
 async def receive_extents(channel: Channel, virtual_size: int) -> list[Extent]:
-    """Return the extents whose digest is wanted, as the client sends them.
+    """Receive the extents to digest from the client.
 
     Raises:
-        WireError: they are out of order, beyond the disk, no sectors, or too many.
-        DataError: the connection broke.
+        WireError: they are out of order, beyond the disk, not aligned, or too many.
+        DataError: the connection is lost.
     """
     extents: list[Extent] = []
     end = 0
@@ -61,16 +61,16 @@ async def digest_of(
     sr: Sr,
     base: str,
     extents: Sequence[Extent],
-    budget: NbdBudget,
+    budget: NbdConnectionLimit,
     what: str,
 ) -> bytes:
     """Return the digest of some extents of a disk.
 
     Args:
-        base: UUID of the disk that it is a clone of; empty if it is none.
+        base: UUID of the disk that it was cloned from; empty if there is none.
 
     Raises:
-        DataError: they cannot be read.
+        DataError: the disk cannot be read.
     """
     async with _open(pool, disk, sr, base, extents, budget, what) as reader:
         return bytes.fromhex((await read_back(reader, extents)).hexdigest())
@@ -83,10 +83,10 @@ async def _open(
     sr: Sr,
     base: str,
     extents: Sequence[Extent],
-    budget: NbdBudget,
+    budget: NbdConnectionLimit,
     what: str,
 ) -> AsyncIterator[Reader]:
-    """Open a disk for reading: over NBD if possible, else as it is exported."""
+    """Open a disk for reading: over NBD if possible, else through an export."""
     async with AsyncExitStack() as stack:
         reader: Reader
         exports, _ = await find_nbd(pool, disk.ref)

@@ -1,11 +1,11 @@
-"""The relay: connections of clients, and the fate of each disk on them.
+"""The relay: the connections of clients, and their disks.
 
     connection ─► channel ─► may this client write this disk? ─► a slot ─► ACCEPT ─► DiskWriter
                                             no ─► REFUSE
 
-A connection that breaks takes its disks along and nobody else's. A disk that is given up leaves an
-import that XAPI reports as failed, on a staging disk that the daemon's next run removes: nothing is
-DONE before the task of its import says so.
+A lost connection fails its own disks and no others. A disk that fails leaves an import that XAPI
+reports as failed, on a staging disk that the next run of the daemon removes. The relay sends DONE
+only after the task of the import has succeeded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 from xorepd.errors import DataError, XorepdError
 from xorepd.process.lending import Pools
 from xorepd.relay.authority import NotAllowed
-from xorepd.relay.cache import Budget, Cache
+from xorepd.relay.cache import BlockCache, MemoryBudget
 from xorepd.relay.certificates import identity, server_context
 from xorepd.relay.disks import STOPPING, Disks
 from xorepd.relay.handshakes import Threshold
@@ -39,14 +39,14 @@ log = structlog.get_logger(__name__)
 FULL = "the relay has as many connections as it may have; see connections in its configuration"
 
 CHANNELS = 256
-"""Disks that one client may have open: those beyond `disks` wait for their turn."""
+"""Most open disks of one client; those beyond `disks` wait for their turn."""
 
 
 class Relay:
-    """What a relay does for those who come in. An async context manager: its end ends all.
+    """Serves the clients of a relay. An async context manager; its exit ends all connections.
 
     Args:
-        pools: opens the configured pools, each when it is first needed.
+        pools: Opens the configured pools, each when it is first needed.
     """
 
     def __init__(self, settings: RelaySettings, pools: Pools[Pool], index: Index) -> None:
@@ -54,7 +54,7 @@ class Relay:
         self._disks = Disks(settings, pools, index)
         self._context = _context(settings)
         self._silence = settings.relay.silence
-        self._cached = Budget(settings.relay.memory // 2)
+        self._cached = MemoryBudget(settings.relay.memory // 2)
         self._connections: set[Connection] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self.threshold = Threshold()
@@ -69,35 +69,35 @@ class Relay:
         bye = wire.Bye(Code.NORMAL, STOPPING)
         await asyncio.gather(*(each.close(bye) for each in self._connections))
         for task in self._serving:
-            task.cancel()  # those that have not even greeted
+            task.cancel()  # including those without a greeting
         await self._group.__aexit__(None, None, None)
 
     @property
     def clients(self) -> int:
-        """How many are connected."""
+        """Number of connected clients."""
         return len(self._connections)
 
     @property
     def disks(self) -> int:
-        """How many disks are being written."""
+        """Number of disks that are being written."""
         return self._disks.count
 
     def apply(self, settings: RelaySettings) -> None:
-        """Let a new configuration rule for connections and disks that come from now on.
+        """Put a new configuration in force, for connections and disks from now on.
 
         Raises:
-            Refused: its certificates cannot be used.
+            Refused: its certificates are invalid.
         """
         self._context = _context(settings)
         self.settings = settings
         self._disks.apply(settings)
 
     async def drain(self, grace: float) -> None:
-        """Take no more disks, and wait up to `grace` seconds for those under way."""
+        """Accept no more disks, and wait up to `grace` seconds for the current ones."""
         await self._disks.drain(grace)
 
     def came(self, caller: Caller) -> None:
-        """Take care of a connection (`listener.listening`)."""
+        """Take over a new connection (`listener.listening`)."""
         if self._disks.is_stopping:
             caller.hang_up()
             return
@@ -108,7 +108,7 @@ class Relay:
     # -- connections -------------------------------------------------------------------------------
 
     async def _serve(self, caller: Caller) -> None:
-        """Serve one connection; whatever ends it is told here, and to nobody else."""
+        """Serve one connection to its end, and log why it ended."""
         try:
             async with AsyncExitStack() as stack:
                 with self.threshold.at(caller.host):
@@ -122,7 +122,7 @@ class Relay:
                 most = self.settings.relay.connections
                 if len(self._serving) - len(self.threshold) > 2 * most:
                     log.warning("client.limit_reached", there=len(self._serving))
-                    return  # so many that it would be no use to tell each
+                    return  # too many to answer each
                 connection = await Connection.start(
                     stream, what, "relay", channels=CHANNELS, silence=self._silence
                 )
@@ -142,7 +142,7 @@ class Relay:
             log.exception("connection.internal_error", address=caller.address)
 
     async def _serve_disks(self, connection: Connection, client: str) -> None:
-        cache = Cache(self._cached)
+        cache = BlockCache(self._cached)
         try:
             async with asyncio.TaskGroup() as group:
                 while not connection.ended.is_set():
@@ -164,9 +164,9 @@ class Relay:
         channel: Channel,
         asked: wire.Open,
         client: str,
-        cache: Cache,
+        cache: BlockCache,
     ) -> None:
-        """Serve one disk until its verdict, or until the client wants no more of it."""
+        """Serve one disk until its verdict, or until the client gives it up."""
         verdict: wire.Verdict = wire.Failed(Code.CANCELLED, "it was given up")
 
         async def work() -> None:
@@ -198,9 +198,9 @@ class Relay:
         channel: Channel,
         asked: wire.Open,
         client: str,
-        cache: Cache,
+        cache: BlockCache,
     ) -> wire.Verdict:
-        """Do what a client asks for; return how it ended. A broken rule ends the connection."""
+        """Write or read a disk; return the verdict. A protocol violation ends the connection."""
         try:
             if self._disks.is_stopping:
                 return wire.Refuse(Code.BUSY, STOPPING)

@@ -1,6 +1,6 @@
-"""A relay's configuration, `relay.toml`: what the operator wrote, typed.
+"""The configuration of a relay, `relay.toml`, as typed values.
 
-It has the `[pools.NAME]` tables of `xorepd.toml`, and is read, expanded and refused like that file.
+It has the `[pools.NAME]` tables of `xorepd.toml`, and is read, expanded and checked like that file.
 `config/relay.toml` shows every option to operators; a test keeps the two equal.
 """
 
@@ -54,22 +54,22 @@ class RelayTable(Table):
 
     listen: Address = "0.0.0.0:9443"
     certificate: FilePath
-    """The relay's, in PEM form, as `xorepd relay init` makes it."""
+    """Certificate of the relay in PEM form, from `xorepd relay init`."""
     key: FilePath
     ca: FilePath
-    """The authority that signed the clients' certificates; nobody else is let in."""
+    """The CA that has signed the certificates of clients; no others may connect."""
     state_dir: FilePath = Path("/var/lib/xorepd-relay")
-    """Directory of the index of what was written before. Losing it costs bytes, nothing else."""
+    """Directory of the index. Losing it costs bandwidth, nothing else."""
     connections: Annotated[int, Field(ge=1, le=1024)] = 64
-    """Connections at once, of all clients; each daemon makes one."""
+    """Most connections of all clients; each daemon has one."""
     disks: Annotated[int, Field(ge=1, le=256)] = 16
     """Disks written at once; others wait for their turn."""
     memory: Size = 256 * MiB
-    """Half of it is for data on its way, shared by `disks`; half keeps what may come again."""
+    """Half of it is for data in transit, shared by `disks`; half for the cache of units."""
     index: Size = 1 * GiB
     """Bytes of the index on disk, about 40 for each 64 KiB that were written; 0 makes none."""
     silence: Duration = 60.0
-    """Seconds without a byte after which a client is given up."""
+    """Seconds without a byte after which a client is disconnected."""
     grace: Grace = 60.0
     """Seconds that disks in transfer may take to end when the relay is told to stop."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -83,7 +83,7 @@ class RelayTable(Table):
 
     @property
     def window(self) -> int:
-        """Return how many bytes of one disk may be on their way."""
+        """Return how many bytes of one disk may be in transit."""
         return self.memory // 2 // self.disks
 
     @model_validator(mode="after")
@@ -98,10 +98,10 @@ class RelayTable(Table):
 
 
 class ClientTable(Table):
-    """What a client may do, by the name in its certificate."""
+    """Permissions of a client, by the name in its certificate."""
 
     pools: Annotated[tuple[UuidText, ...], Field(strict=False, max_length=1000)] = ()
-    """UUIDs of the source pools whose replicas it may write; empty: of any."""
+    """UUIDs of the source pools whose replicas it may write; empty: all."""
 
 
 Clients = Annotated[Mapping[str, ClientTable], AfterValidator(freeze)]
@@ -114,7 +114,7 @@ class RelaySettings(Table):
     pools: Pools
     clients: Clients = Field(default_factory=dict)
     file: Path
-    """Where it was read from, and where a reload reads again."""
+    """The file, which a reload reads again."""
 
 
 def load_relay(file: Path, *, environ: Mapping[str, str] | None = None) -> RelaySettings:

@@ -1,9 +1,9 @@
-"""Damaged files of the state directory are set aside under another name, and made anew.
+"""Move damaged files of the state directory aside, so that new ones can take their place.
 
     history.db, history.db-wal ──► history.db.damaged, history.db.damaged-wal
 
-Nothing is thrown away: somebody may want to look, or to get something out of it. The first ones are
-kept, however often it happens; status and log tell of them until they are removed.
+Damaged files are kept for inspection and recovery: the first `MOST - 1` and the last one. The
+status lists them until they are removed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ log = structlog.get_logger(__name__)
 
 SUFFIX = ".damaged"
 COMPANIONS = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database, and may take for another one's."""
+"""Files that SQLite keeps beside a database, and could take for those of a new one."""
 MOST = 3
 
 
 def set_aside(path: Path, reason: str, most: int = MOST) -> None:
-    """Move a damaged file, and what belongs to it, out of the way.
+    """Move a damaged file and its companions aside.
 
     Args:
-        most: how many of them are kept; a further one takes the place of the last.
+        most: Most damaged files that are kept; a further one replaces the last.
 
     Raises:
-        StateError: that is not possible.
+        StateError: the file cannot be moved.
     """
     names = [Path(f"{path}{SUFFIX}{number}") for number in ("", *range(2, most + 1))]
     aside = next((name for name in names if not os.path.lexists(name)), names[-1])
@@ -43,21 +43,21 @@ def set_aside(path: Path, reason: str, most: int = MOST) -> None:
                 new.unlink(missing_ok=True)
     except OSError as error:
         raise StateError(
-            f"{path}: is damaged ({reason}) and cannot be set aside as {aside.name} "
+            f"{path}: is damaged ({reason}) and cannot be moved to {aside.name} "
             f"({error.strerror}); move it away"
         ) from error
     log.error("state.set_aside", file=str(path), name=aside.name, reason=reason)
 
 
 def list_set_aside(directory: Path) -> tuple[str, ...]:
-    """Return a sentence for each file of a state directory that was damaged and set aside."""
+    """Return a sentence for each damaged file in a state directory."""
     try:
         names = sorted(os.listdir(directory))
     except OSError:
         return ()
     return tuple(
-        f"{name.partition(SUFFIX)[0]} was damaged, and has been made anew; the damaged one is "
-        f"{directory / name}: remove it when nobody needs it any more"
+        f"{name.partition(SUFFIX)[0]} was damaged and has been replaced; the damaged file is "
+        f"{directory / name}: remove it when you no longer need it"
         for name in names
         if SUFFIX in name and not name.endswith(COMPANIONS)
     )

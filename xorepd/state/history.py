@@ -1,11 +1,11 @@
-"""Finished runs: remembered at once, written as soon as it can be, paged through, expired.
+"""The history of finished runs: known at once, written soon, paged, expired.
 
     begin ──► expect ──► add, for each VM and target ──► end
                                                      └─► cut: the next start runs the job again
 
-What is told to the history is known from that moment on. One task (`write`) takes it to the store.
-While the store takes nothing (a full disk, a lock), what could not be written is kept in memory and
-tried again, and `problem` says why.
+A record is known from the moment it is added. One task (`write`) writes it to the store. While the
+store fails (a full disk, a lock), the history keeps records in memory and tries again, and
+`problem` says why.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ log = structlog.get_logger(__name__)
 
 INTERRUPTION = (
     "xorepd or its machine went down before the end of this run was written down; "
-    "the next one goes on with what is left of it, or removes that"
+    "the next one continues its transfers, or removes them"
 )
 
 EXPIRE_ROWS = 10_000
 """Rows deleted in one transaction, so that an append never waits long behind an expiry."""
 
 MOST_UNWRITTEN = 10_000
-"""Records that are kept while the store takes none: some 30 MiB. The oldest give way."""
+"""Most records in memory while the store fails: some 30 MiB. Then the oldest are dropped."""
 
 RETRY_S = 5.0
-"""Between two attempts to write what could not be written."""
+"""Pause between two attempts to write."""
 
 OVER = "[]"
-"""The records of a run that is over and has to be made up."""
+"""The records of a run that is over and whose job must run again."""
 
 _Work = Callable[[sqlite3.Connection], object]
 _Key = tuple[str, ...]
@@ -53,19 +53,19 @@ _Place = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """What is known of one VM on one target."""
+    """The latest run of one VM on one target."""
 
     record: RunRecord
-    """Its last finished run, whatever the outcome."""
+    """The last finished run, whatever its outcome."""
     newest_point_at: datetime | None
-    """RestorePoint in time of the newest restore point that a run committed."""
+    """Point in time of the newest restore point that a run has committed."""
 
 
 def check_history(connection: sqlite3.Connection, path: Path) -> None:
-    """Read all that a start has to read.
+    """Read everything that a start reads.
 
     Raises:
-        Exception: something in it is not what any xorepd wrote.
+        Exception: the database is damaged.
     """
     for text, point in connection.execute("SELECT record, newest_point FROM latest"):
         _latest(text, point)
@@ -78,21 +78,21 @@ def check_history(connection: sqlite3.Connection, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """Something that has to be written."""
+    """A change that waits to be written."""
 
     work: _Work
     record: RunRecord | None = None
-    """The finished record that it adds."""
+    """The finished record that the change adds."""
     is_end: bool = False
-    """It ends a run for good."""
+    """Whether the change ends a run."""
 
 
 class History:
-    """Finished runs, in a store and on the way there.
+    """Finished runs, in the store and on the way to it.
 
     Args:
-        store: where they are written.
-        latest: what it knows of every VM, the most recent last.
+        store: The database.
+        latest: The latest run of every VM and target, the most recent last.
     """
 
     def __init__(self, store: Store, latest: Iterable[Latest] = ()) -> None:
@@ -100,7 +100,7 @@ class History:
         self._latest = {_place(each.record): each for each in latest}
         self._unwritten: dict[_Key, _Change] = {}
         self._stored = set[str]()
-        """Runs that the store has begun and not ended."""
+        """Ids of the runs that the store has as begun and not ended."""
         self._numbers = count()
         self._turn = asyncio.Lock()
         self._wanted = asyncio.Event()
@@ -108,14 +108,14 @@ class History:
         self.problem = ""
         """Why the last attempt to write failed."""
         self.lost = 0
-        """Records that had to give way to others before they could be written."""
+        """Records that were dropped before they were written."""
 
     @classmethod
     async def open(cls, store: Store) -> Self:
         """Return the history that a store holds.
 
         Raises:
-            StateError: it cannot be read.
+            StateError: the store cannot be read.
         """
 
         def work(connection: sqlite3.Connection) -> list[Latest]:
@@ -127,53 +127,53 @@ class History:
 
         return cls(store, await store.run(work))
 
-    # -- what runs tell ----------------------------------------------------------------------
+    # -- adding ------------------------------------------------------------------------------
 
     def begin(self, job: str, at: datetime, run_id: str, expected: Sequence[RunRecord]) -> None:
-        """Remember that a run of a job starts; it makes up for those that were cut.
+        """Record that a run of a job starts. It replaces the runs of the job that were cut.
 
-        Its moment tells whether a start was missed while the daemon was down.
+        The start time tells later whether the schedule missed a start while the daemon was down.
 
         Args:
-            expected: see `expect`.
+            expected: See `expect`.
         """
         self._put(("start", job), _Change(partial(_start, job, at)))
         self.expect(job, run_id, expected)
 
     def expect(self, job: str, run_id: str, expected: Sequence[RunRecord]) -> int:
-        """Remember whom a run is going to serve: should it never end, these were interrupted.
+        """Record the VMs and targets of a run. If the run never ends, they were interrupted.
 
         Args:
-            expected: as they are: those that have begun with their step, and how far it is.
+            expected: Their current records, with step and progress.
 
         Returns:
-            How many bytes that takes.
+            The size of the change in bytes.
         """
         text = json.dumps([record.to_json() for record in expected], separators=(",", ":"))
         self._put(("run", run_id), _Change(partial(_expect, job, run_id, text)))
         return len(text)
 
     def add(self, record: RunRecord) -> None:
-        """Add how one VM ended on one target."""
+        """Add the final record of one VM on one target."""
         self._learn(record)
         key = ("record", str(next(self._numbers)))
         self._put(key, _Change(partial(_add, record), record))
 
     def end(self, run_id: str) -> None:
-        """Remember that a run is over for good."""
+        """Record that a run has ended."""
         if run_id in self._stored or self._turn.locked():
             self._put(("run", run_id), _Change(partial(_end, run_id), is_end=True))
         else:
             self._unwritten.pop(("run", run_id), None)
 
     def cut(self, job: str, run_id: str) -> None:
-        """Remember that a run was ended by the end of the daemon, and is to be made up."""
+        """Record that the end of the daemon has interrupted a run, so that its job runs again."""
         self._put(("run", run_id), _Change(partial(_expect, job, run_id, OVER)))
 
     # -- writing -----------------------------------------------------------------------------
 
     async def write(self) -> NoReturn:
-        """Write what is told, as long as the history is used."""
+        """Write changes as they come, until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -182,7 +182,7 @@ class History:
                 self._wanted.set()
 
     async def flush(self) -> bool:
-        """Try once to write what is told; return whether that is done."""
+        """Try once to write all changes; return whether that succeeded."""
         async with self._turn:
             batch = dict(self._unwritten)
             if not batch:
@@ -198,7 +198,7 @@ class History:
                 if not self.problem:
                     log.error("history.failed", error=str(error))  # noqa: TRY400 -- says all
                 self.problem = str(error)
-                self._give_way()
+                self._drop_oldest()
             else:
                 for key, change in batch.items():
                     if self._unwritten.get(key) is change:
@@ -214,22 +214,22 @@ class History:
             return not self.problem
 
     async def settled(self) -> None:
-        """Wait until what was told before is written, or is known not to be."""
+        """Wait until all earlier changes are written, or an attempt has failed."""
         while self._unwritten and not self.problem:
             await self._tried.wait()
 
     async def written(self) -> None:
-        """Wait until everything is written, however long that takes."""
+        """Wait until all changes are written, without a time limit."""
         while self._unwritten:
             await self._tried.wait()
 
     def _put(self, key: _Key, change: _Change) -> None:
-        self._unwritten.pop(key, None)  # in its place among the others, it comes last now
+        self._unwritten.pop(key, None)  # so that it moves to the end of the order
         self._unwritten[key] = change
         self._wanted.set()
 
-    def _give_way(self) -> None:
-        """Bound what is kept, after an attempt to write it has failed."""
+    def _drop_oldest(self) -> None:
+        """Bound the changes in memory after a failed attempt to write them."""
         for key, change in list(self._unwritten.items()):
             if change.is_end and key[1] not in self._stored:
                 del self._unwritten[key]
@@ -246,7 +246,7 @@ class History:
             point = former.newest_point_at
         self._latest[place] = Latest(record, point)
 
-    # -- what is known -----------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------
 
     @property
     def unwritten(self) -> list[RunRecord]:
@@ -259,7 +259,7 @@ class History:
         return len(self._unwritten)
 
     def latest(self) -> list[Latest]:
-        """Return what is known of every VM that a job ever ran on, the most recent first."""
+        """Return the latest run of every VM and target of every job, the most recent first."""
         return list(reversed(self._latest.values()))
 
     async def last_starts(self) -> dict[str, datetime]:
@@ -288,19 +288,19 @@ class History:
         fresh = [record for record in reversed(self.unwritten) if job in (None, record.job)]
         return (fresh + written)[:limit]
 
-    # -- other times -------------------------------------------------------------------------
+    # -- start and expiry --------------------------------------------------------------------
 
     async def take_over(
         self, now: datetime, scheduled: Collection[str]
     ) -> tuple[list[RunRecord], set[str]]:
-        """Add to the history what an earlier process began and did not end.
+        """Add the runs that an earlier process started and did not end.
 
         Args:
-            now: when that was found: nobody knows when it died.
-            scheduled: jobs that may be made up.
+            now: Their end time; when the process died is unknown.
+            scheduled: Jobs that may run again.
 
         Returns:
-            The records that were added, and the jobs whose last run is to be made up.
+            The records that were added, and the jobs that must run again.
 
         Raises:
             StateError: the store cannot be read.
@@ -328,9 +328,9 @@ class History:
         return found, cut
 
     async def expire(self, before: datetime) -> int:
-        """Forget what finished before a moment; return how many records that were.
+        """Delete the runs that finished before a moment; return how many records that were.
 
-        The newest point of a VM whose last run is younger stays known, however old it is itself.
+        If the last run of a VM is younger, its newest restore point stays known, however old it is.
         """
         expired = 0
         while True:
@@ -346,10 +346,10 @@ class History:
         return expired
 
     async def _records(self, query: str, *parameters: str | int) -> list[RunRecord]:
-        """Return records that are written.
+        """Return written records.
 
-        The store does one thing after the other, and so do those who wait for it: what has been
-        written before this is no longer among the unwritten when this returns.
+        The store works in order, and so do its callers: a change that was written before this call
+        is no longer among the unwritten ones when it returns.
         """
 
         def work(connection: sqlite3.Connection) -> list[RunRecord]:
@@ -357,7 +357,7 @@ class History:
             for (text,) in connection.execute(query, parameters):
                 try:
                     found.append(_parse(text))
-                except (ValueError, TypeError) as error:  # damage, or a member of later releases
+                except (ValueError, TypeError) as error:  # damage, or a value of later releases
                     log.warning("history.unreadable", reason=str(error))
             return found
 
@@ -418,9 +418,9 @@ class _LeftOver:
     run_id: str
     job: str
     missing: list[RunRecord]
-    """Whom it was to serve and did not."""
+    """Records of the VMs and targets that it did not finish."""
     is_done: bool
-    """All had ended, and only its own end was not written any more."""
+    """All VMs had ended; only the end of the run was not written."""
 
 
 def _left_over(connection: sqlite3.Connection) -> list[_LeftOver]:
@@ -437,9 +437,9 @@ def _left_over(connection: sqlite3.Connection) -> list[_LeftOver]:
 
 
 def without(expected: Iterable[RunRecord], ended: Iterable[RunRecord]) -> list[RunRecord]:
-    """Return the expected records in whose place none has ended.
+    """Return the expected records without a final record for the same VM and target.
 
-    Of VM and SR either may know the name, the UUID, or both.
+    Either record may have the name of VM and SR, the UUID, or both.
     """
     met = {
         (vm, record.target, sr)

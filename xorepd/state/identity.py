@@ -1,7 +1,7 @@
-"""Who a daemon is: an id that outlives it, so that it knows what it held before it crashed.
+"""The id of a daemon. It outlives the process, so that a daemon recognises its own leases.
 
-The state directory's lock keeps two processes from having the same one. Who copies the directory to
-another machine copies the id: delete the file there.
+The lock of the state directory keeps two processes from having the same id. A copy of the directory
+on another machine has the same id: delete the file there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from xorepd.errors import StateError
 from xorepd.state.aside import set_aside
 
 _SIZE = 64
-"""Bytes that are read: a UUID has 36."""
+"""Bytes to read; a UUID has 36."""
 
 
 def read_identity(state_dir: Path) -> str:
-    """Return the id of the daemon with this state directory, a UUID; made at the first start.
+    """Return the id of the daemon, a UUID; create it at the first start.
 
-    A file that holds no UUID is set aside: then what was held before is not known for ours.
+    If the file holds no UUID, a new id replaces it. The daemon then does not recognise its old
+    leases.
 
     Raises:
         StateError: the file can be neither read nor written.
@@ -49,15 +50,13 @@ def _read(path: Path) -> bytes:
 
 def _make(path: Path) -> str:
     made = str(uuid.uuid4())
-    fresh = path.with_suffix(".new")
-    fresh.unlink(
-        missing_ok=True
-    )  # of a daemon that died here; whatever it is, it is not written to
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)  # left by a daemon that died here
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, f"{made}\n".encode("ascii"))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    fresh.replace(path)
+    new.replace(path)
     return made

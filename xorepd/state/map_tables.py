@@ -1,4 +1,4 @@
-"""The tables of the maps, and what is done in them within one transaction; see `state.maps`."""
+"""The tables of the fingerprint maps, and the operations of `state.maps` on them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MIGRATIONS: Sequence[str] = (
 """`base` is another map's id; `place` is a map's id and the number of a page in it."""
 
 PAGES = 1 << 32
-"""Places of one map."""
+"""Page numbers of one map."""
 
 
 def check_maps(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file of which a part is missing: SQLite would find that out somewhere on the way.
+    """Check that the file is complete. SQLite would notice a missing part only when it reads it.
 
     Raises:
-        StateError: it cannot be used.
+        StateError: a part is missing.
     """
     connection.execute("SELECT stream, content, base, drawn_to FROM maps LIMIT 1").fetchone()
     connection.execute("SELECT units FROM pages LIMIT 1").fetchone()
@@ -50,7 +50,7 @@ def check_maps(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def seed_of(connection: sqlite3.Connection) -> int:
-    """Return what the fingerprints are made with; it is drawn when the file is made."""
+    """Return the seed of the fingerprints; create it in a new file."""
     row = connection.execute("SELECT seed FROM secret").fetchone()
     if row is not None:
         try:
@@ -63,7 +63,7 @@ def seed_of(connection: sqlite3.Connection) -> int:
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:
-    """Return the bytes of the file that something is in."""
+    """Return the used bytes of the file."""
     size, count, free = (
         connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("page_size", "page_count", "freelist_count")
@@ -72,7 +72,7 @@ def used_bytes(connection: sqlite3.Connection) -> int:
 
 
 def drop(connection: sqlite3.Connection, id: int) -> None:
-    """Forget a map, and those that are changes of it."""
+    """Delete a map, and the maps of changes on it."""
     for (change,) in connection.execute("SELECT id FROM maps WHERE base = ?", (id,)).fetchall():
         drop(connection, change)
     connection.execute("DELETE FROM maps WHERE id = ?", (id,))
@@ -87,7 +87,7 @@ def drop_pages(connection: sqlite3.Connection, id: int, first: int = 0) -> None:
 
 
 def settle(connection: sqlite3.Connection, id: int, base: int) -> int | None:
-    """Put the pages of a change into its base, which becomes its map; other changes are void."""
+    """Merge the map of a change into its base, and delete the other changes of that base."""
     content, drawn_to, drawn_at = connection.execute(
         "SELECT content, drawn_to, drawn_at FROM maps WHERE id = ?", (id,)
     ).fetchone()

@@ -1,15 +1,14 @@
-"""The maps of contents: fingerprints of what the newest restore points hold, to send less.
+"""The fingerprint maps: fingerprints of the newest restore points, so that deltas send less.
 
-    maps    one for each content: a disk of a source snapshot, for one stream
-    pages   256 units of 64 KiB each; those that a map of a change has not are its base's
+    maps    one for each content: one disk of a source snapshot, for one replica
+    pages   256 units of 64 KiB each; a map of a change takes its missing pages from its base
 
-A map says what a snapshot's disk holds, which nothing ever changes. Which content a restore point
-has, the pools know; so a map of another content, of an older one, of another daemon's time is not
-asked for, and what is not committed on the target is not asked for either. The first who asks for
-the map of a change has its pages put into those of its base, in one transaction.
+A map describes the disk of a snapshot, whose content never changes. The pools know which content a
+restore point has. So the daemon never uses a map of an older content, or of one that is not
+committed on the target. The first use of a change merges its pages into its base, in one
+transaction, so that no page of a change is lost by itself.
 
-Losing the file costs bytes on the way, never a replica. That no page of a change is lost by itself
-is what the transactions of SQLite are for.
+Losing the file costs bandwidth, never a replica.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ from xorepd.state.store import Store, open_store
 log = structlog.get_logger(__name__)
 
 FORGOTTEN_AFTER = timedelta(days=60)
-"""Longer than the interval of any job. It is for streams that nobody replicates any more."""
+"""Age at which the maps of abandoned replicas are deleted: longer than the interval of any job."""
 
 PAGE = 16 << 20
-"""Bytes of disk that a page is about."""
+"""Bytes of disk that a page describes."""
 
 SHARE = 0.9
-"""Part of the room that new maps may take: the rest is for the changes of those that are there."""
+"""Part of the space that new maps may use. The rest is for changes of existing maps."""
 
 
 class Map:
-    """A map that can be relied on (`data.fingerprints.Pages`)."""
+    """A complete map (`data.fingerprints.Pages`)."""
 
     def __init__(self, store: Store, id: int) -> None:
         self._store, self.id = store, id
@@ -69,10 +68,10 @@ class Map:
 
 
 class Draft(Map):
-    """A map that is being made (`data.fingerprints.Draft`).
+    """A map that is being written (`data.fingerprints.Draft`).
 
     Args:
-        limit: bytes of the file from which on nothing more is written.
+        limit: Size of the file in bytes above which nothing more is written.
     """
 
     def __init__(
@@ -87,14 +86,12 @@ class Draft(Map):
 
         def work(connection: sqlite3.Connection) -> None:
             if used_bytes(connection) > limit:
-                raise StateError(
-                    f"{self._store.path}: there is no room for more; raise [daemon] maps"
-                )
+                raise StateError(f"{self._store.path}: is full; raise [daemon] maps")
             marked = connection.execute(
                 "UPDATE maps SET drawn_to = ? WHERE id = ?", (drawn_to, self.id)
             )
             if not marked.rowcount:
-                raise StateError(f"{self._store.path}: the map has been forgotten meanwhile")
+                raise StateError(f"{self._store.path}: the map has been deleted meanwhile")
             connection.executemany(
                 "INSERT OR REPLACE INTO pages VALUES (?, ?)",
                 ((self.id * PAGES + page, units) for page, units in pages.items()),
@@ -122,10 +119,10 @@ class Draft(Map):
         self.drawn_to, self.is_change = 0, False
 
     async def complete(self) -> None:
-        """Say that it can be relied on: all of the content is on the target.
+        """Mark the map as complete: all of the content is on the target.
 
         Raises:
-            StateError: that cannot be written.
+            StateError: the file cannot be written.
         """
 
         def work(connection: sqlite3.Connection) -> None:
@@ -138,15 +135,15 @@ class Maps:
     """All maps of a daemon.
 
     Args:
-        seed: of their fingerprints.
-        limit: bytes that they may take.
+        seed: Seed of the fingerprints.
+        limit: Most bytes of the file.
     """
 
     def __init__(self, store: Store, seed: int, limit: int, clock: Callable[[], datetime]) -> None:
         self._store, self.seed, self._limit, self._clock = store, seed, limit, clock
 
     async def find(self, stream: str, content: str) -> Map | None:
-        """Return the map of a content that a restore point of a stream has; None: there is none.
+        """Return the map of a content that a restore point of a replica has; None if there is none.
 
         Raises:
             StateError: the file cannot be read.
@@ -163,7 +160,7 @@ class Maps:
                 return int(row[0])
             is_ours = "SELECT 1 FROM maps WHERE id = ? AND stream = ?"
             if connection.execute(is_ours, (row[1], stream)).fetchone() is None:
-                drop(connection, row[0])  # damage: its pages are a change of nothing, or of others
+                drop(connection, row[0])  # damage: its base is missing, or of another replica
                 return None
             return settle(connection, row[0], row[1])
 
@@ -176,8 +173,9 @@ class Maps:
         """Return the map of a content that is being sent.
 
         Args:
-            base: the map of what it is a change of.
-            goes_on: whether an earlier process may have begun it; otherwise it begins anew.
+            base: The map of the base that the content is a change of.
+            goes_on: Continue the map that an earlier process has begun, if it exists; else begin
+                a new one.
 
         Raises:
             StateError: the file cannot be written.
@@ -208,7 +206,7 @@ class Maps:
         return Draft(self._store, id, self._limit, drawn_to=drawn_to, is_change=is_change)
 
     async def retain(self, stream: str, contents: Collection[str]) -> None:
-        """Forget all maps of a stream but those of these contents.
+        """Delete all maps of a replica but those of these contents.
 
         Raises:
             StateError: the file cannot be written.
@@ -227,7 +225,7 @@ class Maps:
         await self._store.run(work)
 
     async def forget(self, stream: str, contents: Collection[str]) -> None:
-        """Forget the maps of these contents, and those that are changes of them.
+        """Delete the maps of these contents, and of changes on them.
 
         Raises:
             StateError: the file cannot be written.
@@ -244,7 +242,7 @@ class Maps:
         await self._store.run(work)
 
     async def expire(self) -> None:
-        """Forget the maps that nobody has drawn for a long time.
+        """Delete the maps that were not written for a long time.
 
         Raises:
             StateError: the file cannot be written.
@@ -263,15 +261,15 @@ class Maps:
 async def open_maps(
     path: Path, limit: int, clock: Callable[[], datetime]
 ) -> AsyncIterator[Maps | None]:
-    """Open the file of the maps, None where it cannot be used now; a damaged one is made anew.
+    """Open the file of the maps; None if it cannot be used now. A damaged one is replaced.
 
     Args:
-        limit: bytes that it may have, about; 0 keeps no maps, and removes what there is.
+        limit: Approximate limit of the file in bytes; 0 keeps no maps and removes the file.
     """
     async with AsyncExitStack() as stack:
         maps = None
         if limit:
-            # What a run has read of one file means nothing in another: no renewal meanwhile.
+            # No replacement during use: what a run has read from one file is wrong in another.
             opening = open_store(
                 path, MIGRATIONS, holds="bandwidth", check=check_maps, precious=False, renews=False
             )

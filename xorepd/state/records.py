@@ -1,7 +1,7 @@
-"""The durable shape of a run: what the history keeps and what a live status shows.
+"""The record of a run, for the history and for the live status.
 
-The same record serves both: while a run is under way its `outcome` is `running` and its numbers
-move; when it ends, the last one is written to the history and never changes again.
+The same record serves both. During a run its `outcome` is `running` and its numbers change. At the
+end the last record goes into the history and never changes again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 from xorepd.errors import without_references
 
 MEMORY = "memory"
-"""In place of a device, and of a mode: what a VM had in its memory."""
+"""Device and mode of the record that stands for the memory image of a VM."""
 
 
 class Outcome(StrEnum):
-    """How a run of one VM stands."""
+    """The outcome of a run of one VM."""
 
     RUNNING = "running"
     FULL = "full"
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     NO_VMS = "no-vms"
     """The patterns and tags of the job match no VM."""
     INTERRUPTED = "interrupted"
-    """The daemon died; found at its next start."""
+    """The daemon died during the run, and noticed at its next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,41 +49,42 @@ class DiskRecord:
     name: str
     virtual_size: int
     mode: str = ""
-    """`full`, `delta`, `resync`; `excluded`: it stays behind; `memory`: it is no disk, but what the
-    VM had in its memory; empty until planned."""
+    """`full`, `delta`, `resync`, `excluded` (not replicated), or `memory` (the memory image of the
+    VM, not a disk); empty until planned."""
     reason: str = ""
     """Why the disk is sent whole (a `replication.deciding.modes.FullReason`), or a sentence that
     says why it is excluded."""
     planned_bytes: int = 0
-    """What the source announced to give: known when its stream begins."""
+    """Bytes that the source will give; known when the transfer begins."""
     read_bytes: int = 0
-    """What of it has been read and taken by the target."""
+    """Bytes of it that were read and passed to the target."""
     reader: str = ""
-    """How it was read (see `replication.readers.ReaderKind`)."""
+    """How it was read (a `replication.deciding.reader_choice.ReaderKind`)."""
     reader_reason: str = ""
-    """Why in no better way; empty when there is none."""
+    """Why no better reader was used; empty if this is the best."""
     writer: str = ""
     """`chunked` or `vhd`."""
     changed_bytes: int | None = None
-    """What changed since the base, in blocks of 64 KiB; None where the source does not track it."""
+    """Bytes changed since the base, in blocks of 64 KiB; None if the source does not track
+    changes."""
     sent_bytes: int = 0
-    """What of it has been sent to the target. Left out is what that holds already, where a map
-    tells, and zeroes on a fresh disk; some transports compress the rest."""
+    """Bytes sent to the target: without what it already has according to a fingerprint map, without
+    zeroes on a new disk, and after compression if the transport compresses."""
     shared_bytes: int = 0
-    """What of `read_bytes` came of a read that other targets shared. Known at the end."""
+    """Part of `read_bytes` that came from a read shared with other targets. Known at the end."""
     unchanged_bytes: int = 0
-    """What of `read_bytes` was left out because the target holds it already, as the map of its
-    newest restore point tells. Known at the end."""
+    """Part of `read_bytes` that was not sent because the fingerprint map says that the newest
+    restore point has it. Known at the end."""
     compared_bytes: int | None = None
-    """What of the source was read to find out what differs; None where nothing was compared."""
+    """Bytes of the source that were compared with the target; None if nothing was compared."""
     to_compare_bytes: int = 0
-    """What of it this run reads for that in all: known when reading begins."""
+    """Bytes of the source that this run will compare; known when reading begins."""
     resumed_from: int = 0
-    """Offset from which this run went on with what an earlier one had begun."""
+    """Offset at which this run continued the transfer of an earlier one."""
     reconnects: int = 0
-    """How often its stream broke and was taken up again in this run."""
+    """How often this run continued the transfer after an interruption."""
     waiting_for: str = ""
-    """While running: what it needs to begin and has not got, such as `memory`."""
+    """While running: what it waits for, such as `memory`."""
 
     def __post_init__(self) -> None:
         _clear_sentences(self, "reason", "reader_reason")
@@ -94,52 +95,52 @@ class DiskRecord:
 
     @property
     def amplification(self) -> float | None:
-        """Bytes sent for each byte that changed, where both are known."""
+        """Bytes sent for each changed byte, if both are known."""
         return self.sent_bytes / self.changed_bytes if self.changed_bytes else None
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One VM in one run of a job: to one storage repository of one pool."""
+    """One VM in one run of a job, to one SR of one pool."""
 
     run_id: str
     job: str
     vm_uuid: str
     vm_name: str
     source: str
-    """Name of the source pool in the configuration."""
+    """Configured name of the source pool."""
     target: str
-    """Name of the target pool in the configuration."""
+    """Configured name of the target pool."""
     sr: str
-    """Name of the target SR; as the configuration has it until the SR has been found."""
+    """Name of the target SR; until the SR is found, as configured."""
     outcome: Outcome
     step: str
-    """The step the run is in, or ended in: `preflight`, `snapshot`, `transfer`, …"""
+    """Current or last step: `preflight`, `snapshot`, `transfer`, …"""
     started_at: datetime
     finished_at: datetime | None = None
     disks: tuple[DiskRecord, ...] = ()
     restore_point: str | None = None
     """UUID of the restore point that this run committed."""
     point_in_time: datetime | None = None
-    """When the source was snapshotted, by the daemon's clock: that of its pool may be wrong."""
+    """When the source snapshot was taken, by the daemon's clock (the pool's may be wrong)."""
     error: str | None = None
     remedy: str | None = None
     rate_bytes_per_s: float = 0.0
-    """How fast it is read. While running: moved or compared over the last seconds; afterwards:
-    moved over the whole run."""
+    """Read rate: during the run, of the last seconds and including comparisons; afterwards, of the
+    whole run without them."""
     sent_rate_bytes_per_s: float = 0.0
-    """The same of what is sent."""
+    """Send rate, likewise."""
     resumable: bool = False
-    """It failed, and what it has sent is kept for the next run."""
+    """The run failed, and the next one can continue its transfers."""
     sr_uuid: str = ""
-    """Empty until the SR has been found."""
+    """Empty until the SR is found."""
     base_data: str = ""
-    """What became of the data of the next delta's base: `kept` or `destroyed`; empty where this run
-    came to no base."""
+    """Data of the next delta's base: `kept` or `destroyed`; empty if the run did not get that
+    far."""
     base_data_reason: str = ""
-    """Why it was kept, for people."""
+    """A sentence that says why it was kept."""
     remarks: tuple[str, ...] = ()
-    """What an operator should know though nothing has failed, one sentence each."""
+    """What an operator should know although nothing has failed, one sentence each."""
 
     def __post_init__(self) -> None:
         _clear_sentences(self, "error", "base_data_reason")
@@ -147,7 +148,7 @@ class RunRecord:
         object.__setattr__(self, "remarks", remarks)
 
     def is_to(self, pool: str, sr: str) -> bool:
-        """Return whether it was to a target, whose SR may be given by name or by UUID."""
+        """Return whether the run was to this target; the SR is a name or UUID."""
         return self.target == pool and sr in {self.sr, self.sr_uuid}
 
     @property
@@ -171,7 +172,7 @@ class RunRecord:
         return sum(disk.virtual_size for disk in self.disks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, times as ISO 8601 in UTC, with the sums over the disks."""
+        """Return plain JSON values: times as ISO 8601 in UTC, and the sums over the disks."""
         plain = asdict(self)
         for key, value in plain.items():
             if isinstance(value, datetime):
@@ -183,21 +184,21 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> RunRecord:
-        """Return the record that `to_json` wrote; members of newer versions are ignored.
+        """Parse what `to_json` wrote. Members of newer versions are ignored.
 
         Raises:
-            ValueError: it is no such record.
+            ValueError: it is not the record of a run.
         """
         try:
             return _RECORDS.validate_python(plain)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise ValueError(f"no record of a run ({place}: {first['msg']})") from None
+            raise ValueError(f"not the record of a run ({place}: {first['msg']})") from None
 
 
 def _clear_sentences(record: object, *names: str) -> None:
-    """Take references out of what a record says to people, wherever that came from."""
+    """Remove XAPI references from the sentences of a record."""
     for name in names:
         said = getattr(record, name)
         if said:

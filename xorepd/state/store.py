@@ -1,7 +1,7 @@
 """The database: one SQLite file, one connection, one thread.
 
-SQLite blocks, and a connection belongs to the thread that made it. So every access goes through an
-executor with a single thread, which also makes it the one writer: no locking, no SQLITE_BUSY.
+SQLite blocks, and a connection belongs to the thread that created it. So every access goes through
+an executor with a single thread. That thread is the only writer: no locking, no SQLITE_BUSY.
 
 The schema's version is `PRAGMA user_version`. Each entry of `MIGRATIONS` takes the file from one
 version to the next, in one transaction, and is never edited once released.
@@ -38,8 +38,8 @@ def _renamed(column: str) -> str:
 
 
 MIGRATIONS: Sequence[str] = (
-    # 1: finished runs, one row per VM; and for each VM what a status shows, kept apart so that
-    # neither a long history nor its expiry makes a status slow or wrong.
+    # 1: finished runs, one row per VM; and what the status shows of each VM, in a table of its own,
+    # so that neither a long history nor its expiry makes the status slow or wrong.
     """
     CREATE TABLE runs (
         id INTEGER PRIMARY KEY,
@@ -67,7 +67,7 @@ MIGRATIONS: Sequence[str] = (
         started_at REAL NOT NULL
     ) WITHOUT ROWID;
     """,
-    # 2: runs that have begun and not ended, with the records that they have should they never end.
+    # 2: runs that have not ended, with the records that they get if they never end.
     """
     CREATE TABLE begun (
         id INTEGER PRIMARY KEY,
@@ -75,7 +75,7 @@ MIGRATIONS: Sequence[str] = (
         records TEXT NOT NULL
     );
     """,
-    # 3: of which job each of them is: one without records is over, and its job is to be run again.
+    # 3: the job of each of them. A row without records is over, and its job must run again.
     """
     ALTER TABLE begun ADD COLUMN job TEXT NOT NULL DEFAULT '';
     """,
@@ -91,7 +91,7 @@ _REMEDIES = {
     sqlite3.SQLITE_BUSY: "another program holds it; end that one",
     sqlite3.SQLITE_FULL: "make room there",
 }
-"""By primary result code: what helps, where it is no damage."""
+"""By primary result code: the remedy for an error that is not damage."""
 
 
 _DAMAGE = frozenset(
@@ -105,26 +105,26 @@ _DAMAGE = frozenset(
         sqlite3.SQLITE_SCHEMA,
     }
 )
-"""Whatever else SQLite says, it says of its surroundings: a full disk, a lock, no permission."""
+"""Result codes that mean damage. All others concern the environment: disk, locks, permissions."""
 
 Check = Callable[[sqlite3.Connection, Path], None]
-"""Looks at a database that was opened; whatever it raises means that it is damaged."""
+"""Checks a database after opening. Any exception means that the database is damaged."""
 
 
 MOST_VERSIONS = 1000
-"""No xorepd will have more: a number above is none that any wrote."""
+"""No xorepd will have more: a higher number is damage."""
 BUSY_S = 5.0
 """Longest wait for another program that holds the file."""
 CHECKED = 64 * MiB
-"""Larger files are not read through at each start: that takes a second for each 100 MB."""
+"""Largest file that each start reads in full: that takes a second for each 100 MB."""
 
 
 class Store:
-    """An open database. `run` is the only way to it.
+    """An open database. `run` is the only access to it.
 
     Args:
-        open_again: makes it anew after it was found damaged and set aside; None where what was read
-            of it before means nothing in another one. It is made anew at the next start then.
+        open_again: Creates a new database after this one was found damaged and moved aside. None if
+            the users could not continue with a new one; then the next start creates it.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class Store:
         self._executor, self._open_again = executor, open_again
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what `work` returns, called in the database's thread inside a transaction.
+        """Call `work` in the database's thread, inside a transaction, and return its result.
 
-        A cancelled caller stops waiting; the transaction ends by itself. Of a file that turns out
-        to be damaged nothing is read any more: `work` gets an empty one, if there may be one.
+        A cancelled caller stops waiting; the transaction ends by itself. If the file turns out to
+        be damaged, `work` runs again on a new, empty one, unless `open_again` is None.
 
         Raises:
-            StateError: SQLite refuses (disk full, damaged file, …).
+            StateError: SQLite fails (disk full, damaged file, …).
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._executor, self._transaction, work
@@ -161,14 +161,14 @@ class Store:
             set_aside(self.path, str(damage), self._keep)
             if self._open_again is None:
                 raise StateError(
-                    f"{self.path}: is damaged ({damage}), and made anew at the next start"
+                    f"{self.path}: is damaged ({damage}); the next start creates a new one"
                 ) from damage
             self._connection = self._open_again()
             return self._tried(work)
 
     def _tried(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._connection is None:
-            raise StateError(f"{self.path}: was damaged, and is made anew at the next start")
+            raise StateError(f"{self.path}: was damaged; the next start creates a new one")
         try:
             with self._connection:
                 return work(self._connection)
@@ -188,7 +188,7 @@ class Store:
 
 
 class _Damaged(Exception):
-    """A file holds what no xorepd has written there."""
+    """A file has a content that no xorepd has written."""
 
 
 class _Newer(Exception):
@@ -197,15 +197,15 @@ class _Newer(Exception):
 
 def _is_damage(error: Exception) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # Python's own words for a text that is not UTF-8
+    if code is None:  # raised by Python for a text that is not UTF-8
         return isinstance(error, UnicodeDecodeError | sqlite3.OperationalError)
     return code & 0xFF in _DAMAGE or code == sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 def database_problem(path: Path) -> str:
-    """Return why a file will not be opened as the history, as far as its head tells; else nothing.
+    """Return why a file cannot be opened as the history, judging by its header; else "".
 
-    One that is damaged is no problem: it is set aside.
+    A damaged file is no problem: the daemon moves it aside.
 
     Source: https://www.sqlite.org/fileformat2.html, "The Database Header".
     """
@@ -239,21 +239,20 @@ async def open_store(
     precious: bool = True,
     renews: bool = True,
 ) -> AsyncIterator[Store]:
-    """Open the database, making or migrating it as needed, and close it at the end.
+    """Open the database, create or migrate it if needed, and close it at the end.
 
-    One that is damaged is set aside, and an empty one takes its place.
+    A damaged database is moved aside, and an empty one takes its place.
 
     Args:
-        path: The file; its directory must exist. Made with mode 0600: records name VMs and errors.
-        migrations: what makes its schema.
-        holds: what is lost with the file, for messages.
-        check: looks at what is in it.
-        precious: whether somebody would miss what is in it: then several damaged files are kept,
-            and what a newer xorepd wrote is not touched.
-        renews: whether it may be made anew while it is used; see `Store`.
+        path: The file; its directory must exist. Created with mode 0600: records name VMs and
+        errors. migrations: The schema. holds: What is lost with the file, for messages. check:
+        Checks the content. precious: Keep several damaged files, and refuse a file that a newer
+        xorepd has written
+            instead of moving it aside.
+        renews: Whether a new database may replace a damaged one during use; see `Store`.
 
     Raises:
-        StateError: a newer xorepd wrote it, or it cannot be opened.
+        StateError: a newer xorepd has written the file, or it cannot be opened.
     """
     keep = MOST if precious else 1
 
@@ -276,7 +275,7 @@ async def open_store(
         try:
             yield store
         finally:
-            # In the same queue as all work: what was begun is done before this.
+            # In the same queue as all work, so after all of it.
             await asyncio.shield(loop.run_in_executor(executor, store.close))
     finally:
         executor.shutdown(wait=False)
@@ -284,9 +283,9 @@ async def open_store(
 
 def _open(path: Path, migrations: Sequence[str], holds: str, check: Check) -> sqlite3.Connection:
     if path.exists() and not path.is_file():
-        raise _Damaged("it is no file")
+        raise _Damaged("it is not a file")
     try:
-        # SQLite would make it with the umask's mode; its -wal and -shm files copy this one's.
+        # SQLite would create it with the mode of the umask; its -wal and -shm files copy this mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(path, timeout=BUSY_S)
     except (OSError, sqlite3.Error) as error:
@@ -299,7 +298,7 @@ def _open(path: Path, migrations: Sequence[str], holds: str, check: Check) -> sq
         if _is_damage(error):
             raise _Damaged(str(error)) from error
         raise StateError(
-            f"{path}: cannot be used ({error}); check the disk and who else uses it"
+            f"{path}: cannot be used ({error}); check the disk, and other users of the file"
         ) from error
     except BaseException:
         connection.close()
@@ -308,7 +307,7 @@ def _open(path: Path, migrations: Sequence[str], holds: str, check: Check) -> sq
 
 
 def _look(connection: sqlite3.Connection, path: Path, check: Check) -> None:
-    """Look at what is in a database, which may be anything."""
+    """Check the content of a database, which may be anything."""
     try:
         with connection:
             if path.stat().st_size <= CHECKED:
@@ -326,7 +325,7 @@ def _prepare(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[str], holds: str
 ) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
-    # With WAL, NORMAL loses at most the last runs at a power cut and never damages the file.
+    # With WAL, NORMAL loses at most the last runs in a power failure and never damages the file.
     connection.execute("PRAGMA synchronous = NORMAL")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if not 0 <= version <= MOST_VERSIONS:
@@ -334,5 +333,5 @@ def _prepare(
     if version > len(migrations):
         raise _Newer(_newer(path, version, migrations, holds))
     for number, migration in enumerate(migrations[version:], start=version + 1):
-        # executescript commits what is open before it begins: the transaction must be its own.
+        # executescript commits an open transaction first, so the script must begin its own.
         connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")

@@ -1,1 +1,1 @@
-"""How data travels from a reader to a writer: the seam for plug-ins, and the one built in."""
+"""Transports carry data from a reader to a writer: the interface for plug-ins, and `direct`."""

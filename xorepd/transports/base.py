@@ -1,12 +1,12 @@
-"""The seam: what carries the data of a disk from its reader to its target.
+"""The transport interface: what carries the data of a disk from its reader to its target.
 
-A transport is found by name in the entry-point group `xorepd.transports`. It reads its own options
-with its own model, and is told everything else: where it stands, the reader to take from, and the
-target to write to. It retries nothing, and hashes nothing; that wraps it from outside.
+A transport is found by name in the entry-point group `xorepd.transports`. It parses its own
+options. Everything else it receives: its surroundings, the reader and the target. It neither
+retries nor hashes; the daemon does both around it.
 
-Version 2 added the surroundings. Version 3 gives a target in place of a function that opens a
-writer: a transport that writes elsewhere learns from it which disk is meant, and tells it what was
-sent and what the pool has confirmed.
+Version 2 added the surroundings. Version 3 passes a target instead of a function that opens a
+writer: a transport that writes elsewhere learns from it which disk to write, and reports to it what
+was sent and what the pool has confirmed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from xorepd.transports.links import Links
 
 GROUP = "xorepd.transports"
 API = 3
-"""Version of this seam. A transport states the one it was written for."""
+"""Version of this interface. A transport states the version that it was written for."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetDisk:
-    """Which disk is written, as far as another writer must know it."""
+    """The disk to write, for transports that write elsewhere."""
 
     pool: str
     """UUID of the target pool."""
     vdi: str
     """UUID of the staging disk."""
     base: str
-    """UUID of the restore point's disk that it is a clone of; empty for a new disk, all zeroes."""
+    """UUID of the restore point's disk that it was cloned from; empty for a new, zero disk."""
     stream: str
     """`<source pool>/<vm>/<sr>`, UUIDs as in the staging disk's `xorepd:mark`."""
     run: str
@@ -48,8 +48,8 @@ class TargetDisk:
 class Target(Protocol):
     """What a transport writes to, in one of two ways: through the writer of `open`, or elsewhere.
 
-    Who writes elsewhere calls `pay` before bytes leave, `left` after, and `confirmed` as the pool
-    confirms them; the writer of `open` does all three by itself.
+    A transport that writes elsewhere calls `pay` before it sends bytes, `left` after, and
+    `confirmed` when the pool has confirmed them. The writer of `open` does all three itself.
     """
 
     @property
@@ -61,53 +61,53 @@ class Target(Protocol):
         """Open the target disk for writing these extents, at most once.
 
         Raises:
-            DataError: the pool does not take it.
+            DataError: the pool refuses the import.
         """
 
     async def pay(self, size: int) -> None:
-        """Wait until `size` bytes may leave by another way than the writer: rates apply to both."""
+        """Wait until `size` bytes may be sent elsewhere: rate limits apply to both ways."""
 
     def left(self, size: int) -> None:
-        """Count `size` bytes that have left by that other way."""
+        """Count `size` bytes that were sent elsewhere."""
 
     def confirmed(self, offset: int) -> None:
-        """Note that the pool has confirmed all that was read below this offset of the disk.
+        """Note that the pool has confirmed all data below this offset of the disk.
 
-        The disk's virtual size says that it is complete.
+        The virtual size of the disk means that it is complete.
         """
 
 
 class Transport(Protocol):
-    """Ready to carry, with its options read."""
+    """A transport that is open, with its options."""
 
     async def carry(self, reader: Reader, target: Target) -> None:
-        """Move all that the reader gives to the target; return when it is confirmed there.
+        """Send all data of the reader to the target; return when the pool has confirmed it.
 
-        Several disks of a VM are carried at once by one transport.
+        One transport carries several disks of a VM at once.
 
         Raises:
-            DataError: it is not, and the target disk is worth nothing.
+            DataError: the transfer failed, and the content of the target disk is undefined.
         """
 
 
 @runtime_checkable
 class Verifier(Protocol):
-    """A transport that can read back what it wrote, without carrying it here."""
+    """A transport that can digest the written data on the target side."""
 
     async def digest(self, target: Target, extents: Sequence[Extent]) -> str:
-        """Return the fingerprint of what the disk holds there (`xorepd.data.digest.Digest`).
+        """Return the digest of the disk (`xorepd.data.digest.Digest`).
 
         Args:
-            extents: sorted, disjoint.
+            extents: Sorted, disjoint.
 
         Raises:
-            DataError: it cannot be read there; it may still be read from here.
+            DataError: the disk cannot be read on that side; the daemon may still read it itself.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a transport may want to know of where it is opened."""
+    """The context in which a transport is opened."""
 
     job: str
     source: str
@@ -115,22 +115,23 @@ class Surroundings:
     target: str
     """Name of the target pool."""
     links: Links
-    """What this daemon's transports share, by name."""
+    """The rate limits that the transports of this daemon share."""
     clock: Callable[[], datetime]
-    """Now, aware, in UTC: for timetables. Whoever measures time takes the event loop's."""
+    """Returns the current time, aware, in UTC, for timetables. To measure time use the event
+    loop."""
     opener: Callable[[str, Mapping[str, Any], Surroundings], Transport]
 
     def open(self, name: str, options: Mapping[str, Any]) -> Transport:
         """Return another transport, for one that wraps it.
 
         Raises:
-            ValueError: it cannot be had, or refuses its options.
+            ValueError: it is not available, or its options are invalid.
         """
         return self.opener(name, options, self)
 
 
 class TransportFactory(Protocol):
-    """What an entry point names."""
+    """What an entry point refers to."""
 
     name: str
     api: int
@@ -139,5 +140,5 @@ class TransportFactory(Protocol):
         """Return the transport with these options; called in a thread, and must not wait.
 
         Raises:
-            ValueError: the options are not valid; the message names option and remedy.
+            ValueError: the options are invalid; the message names option and remedy.
         """

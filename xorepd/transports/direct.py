@@ -1,7 +1,6 @@
 """The built-in transport: reader and writer in this process, one piece at a time.
 
-A piece is taken from the reader when the writer has room: back-pressure reaches the source through
-nothing but the order of two lines.
+It takes a piece from the reader when the writer has room. So back-pressure reaches the source.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Keeps a transport to what it promises, whoever wrote it.
+"""Enforce the contract of a transport, because third parties write transports.
 
     reader ─► guarded reader ─► transport ─► guarded target ─► target
 
-What failed first at either end is what the run fails with, whatever the transport makes of it. One
-that returns without having given everything on, or before the target confirmed it, has failed. One
-that does not end when it is cancelled is cut off from both ends and left behind.
+The run fails with the first error of either end, whatever the transport makes of it. A transport
+that returns before it has passed on all data, or before the target has confirmed it, has failed.
+One that does not end when it is cancelled is disconnected from both ends and abandoned.
 
-Of a transport that writes elsewhere only its word can be had: it has to have read to the end, and
-to say that the pool confirmed the whole disk. What it wrote is read back as after any other.
+A transport that writes elsewhere must have read to the end and report that the pool has confirmed
+the whole disk; the guard cannot check more. Its data is read back as after any other transport.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from xorepd.transports.base import Target, TargetDisk, Transport, Verifier
 log = structlog.get_logger(__name__)
 
 CANCEL_S = 10.0
-"""An honest transport ends at its next await."""
+"""A correct transport ends at its next await."""
 CLOSE_S = 10.0
 
 T = TypeVar("T")
 
 _stuck: set[asyncio.Task[Any]] = set()
-"""Tasks that were left behind; the loop itself would not hold them."""
+"""Abandoned tasks; the event loop keeps only weak references."""
 
 
 def guarded(name: str, inner: Transport, *, cancel_s: float | None = None) -> Transport:
-    """Return a transport that can be relied on; a verifier if it is one.
+    """Return a guarded transport; a verifier if the transport is one.
 
     Args:
-        cancel_s: seconds that it has to end when it is cancelled; `CANCEL_S` by default.
+        cancel_s: Seconds to end after a cancellation; default: `CANCEL_S`.
     """
     cancel_s = CANCEL_S if cancel_s is None else cancel_s
     if isinstance(inner, Verifier):
@@ -58,7 +58,7 @@ def guarded(name: str, inner: Transport, *, cancel_s: float | None = None) -> Tr
 
 
 class Guarded:
-    """A transport that is kept to its promises; see the module."""
+    """A transport under guard; see the module."""
 
     def __init__(self, name: str, inner: Transport, cancel_s: float) -> None:
         self._name, self._inner, self._cancel_s = name, inner, cancel_s
@@ -69,7 +69,7 @@ class Guarded:
         ends.check()
 
     async def _attempt(self, ends: _Ends, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what comes of a transport's work between these ends."""
+        """Run the work of a transport between these ends, and return its result."""
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._contained(work), name=f"transport {self._name}")
         try:
@@ -85,7 +85,7 @@ class Guarded:
                 task.add_done_callback(_forget)
             await to_the_end(ends.close(), 2 * CLOSE_S)
             if task.done() and not task.cancelled():
-                task.exception()  # it is seen: below, or not at all after a cancellation
+                task.exception()  # retrieve the error, also after a cancellation
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
         if ends.failure is not None:
             raise ends.failure
@@ -104,7 +104,7 @@ class Guarded:
 
 
 class GuardedVerifier(Guarded):
-    """One that can read back what it wrote."""
+    """A guarded verifier."""
 
     def __init__(self, name: str, inner: Transport, verifier: Verifier, cancel_s: float) -> None:
         super().__init__(name, inner, cancel_s)
@@ -122,7 +122,7 @@ def _forget(task: asyncio.Task[Any]) -> None:
 
 
 class _Nothing:
-    """What is there to read while a disk is only read back."""
+    """Stands for the reader while a disk is only read back."""
 
     virtual_size = 0
     extents: Iterable[Extent] = ()
@@ -133,7 +133,7 @@ class _Nothing:
 
 
 class _Ends:
-    """Reader and target as one carrying sees them."""
+    """Guarded reader and target of one transfer."""
 
     def __init__(self, name: str, reader: Reader, target: Target) -> None:
         self._name, self._reader, self._target = name, reader, target
@@ -145,7 +145,7 @@ class _Ends:
         """Where on the disk the reader is."""
         self._confirmed = 0
         self.failure: Exception | None = None
-        """What failed first at either end."""
+        """The first error of either end."""
 
     @property
     def virtual_size(self) -> int:
@@ -189,7 +189,7 @@ class _Ends:
             self.failed(error)
             raise
         self._writers.append(writer)
-        # Whoever comes first closes it: the transport here, or `close` for one that is stuck.
+        # Either the transport closes it here, or `close` does for one that is stuck.
         self._open.push_async_exit(opened)
         async with opened:
             yield writer
@@ -219,19 +219,19 @@ class _Ends:
         self.failure = self.failure or error
 
     def require(self) -> None:
-        """Refuse whoever goes on after the end."""
+        """Refuse a transport that continues after its end."""
         if self._closed:
-            raise TransportFailed(self._name, "it went on after its end")
+            raise TransportFailed(self._name, "it continued after its end")
 
     async def close(self) -> None:
-        """Close what the transport has left open; it gets nothing more from here on."""
+        """Close what the transport has left open, and refuse all further use."""
         self._closed = True
         cut = TransportFailed(self._name, "it was cut off")
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._open.__aexit__(type(cut), cut, None)
         except Exception as error:
-            # The run has failed already where this matters: a writer that is open was not finished.
+            # An open writer was not finished, so the run has already failed.
             log.warning("transport.not_closed", transport=self._name, reason=str(error))
 
     def check(self) -> None:
@@ -239,7 +239,7 @@ class _Ends:
         for writer in self._writers:
             if writer.written != self._given:
                 raise TransportFailed(
-                    self._name, f"it gave on {writer.written} of {self._given} bytes"
+                    self._name, f"it passed on {writer.written} of {self._given} bytes"
                 )
         written_here = bool(self._writers) and all(writer.finished for writer in self._writers)
         written_elsewhere = not self._writers and self._confirmed == self.virtual_size
@@ -248,7 +248,7 @@ class _Ends:
 
 
 async def _close_pieces(pieces: AsyncGenerator[Piece, None]) -> None:
-    with suppress(RuntimeError):  # somebody who is stuck is reading from it
+    with suppress(RuntimeError):  # a stuck transport is still reading from it
         await pieces.aclose()
 
 

@@ -1,7 +1,7 @@
-"""What the transports of a daemon share and its operator can turn: links, by name.
+"""Links: rate limits that the transports of a daemon share, and that an operator can change.
 
-A link is made by the first transport that names it and joined by the others. Its terms come from
-the configuration; a rate that the operator sets goes before them until the next reload.
+The first transport that names a link creates it, and the others join it. Its terms come from the
+configuration. A rate that the operator sets takes precedence until the next reload.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Any, Protocol, TypeVar
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """A link as people see it."""
+    """The state of a link, for people."""
 
     rate_bytes_per_s: float
-    """What may pass now; infinite where nothing limits it."""
+    """The current limit; infinite if there is none."""
     reason: str
-    """What sets the rate: `configuration`, `command`, or a period of a timetable."""
+    """What sets the limit: `configuration`, `command`, or a period of a timetable."""
     active_disks: int
-    """Disks that are being carried over it."""
+    """Disks in transfer over the link."""
     sent_bytes: int
-    """Since the daemon's start."""
+    """Bytes sent since the daemon's start."""
 
 
 class Link(Protocol):
-    """Something that limits everything that passes it."""
+    """A rate limit."""
 
     terms: Any
-    """What the configuration says of it, comparable; None where it says nothing."""
+    """The configured terms, comparable; None if there are none."""
 
     def renew(self, terms: Any) -> None:
-        """Live by these terms from now on, and forget what the operator set."""
+        """Apply new terms, and drop the rate that the operator has set."""
 
     def set_rate(self, rate: float | None) -> None:
-        """Let this rate rule, in bytes per second; None goes back to the terms."""
+        """Set the rate in bytes per second; None restores the configured one."""
 
     def state(self) -> LinkState: ...
 
@@ -48,9 +48,8 @@ class Links:
     """The links of a daemon, or of a configuration that is being checked; for any thread.
 
     Args:
-        strict: whether two different terms for one link are refused, as they are when a
-            configuration is checked. Later, a run that began under an older one may still come with
-            its terms: then those in force stay.
+        strict: Refuse different terms for one link, as in the check of a configuration. Later, a
+            run under an older configuration may still bring its terms; they are ignored then.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -59,7 +58,7 @@ class Links:
         self._lock = threading.Lock()
 
     def share(self, name: str, make: Callable[[], L]) -> L:
-        """Return the link of that name; the first to ask makes it.
+        """Return the link of that name; create it at the first call.
 
         Raises:
             ValueError: it has other terms elsewhere, or belongs to another kind of transport.
@@ -80,7 +79,7 @@ class Links:
             return link
 
     def adopt(self, checked: Links) -> None:
-        """Let the links of a new configuration rule; those that stay keep their streams."""
+        """Put the links of a new configuration in force; links that stay keep their transfers."""
         with self._lock:
             for name, link in checked._links.items():
                 mine = self._links.get(name)
@@ -92,12 +91,12 @@ class Links:
                 del self._links[name]
 
     def states(self) -> dict[str, LinkState]:
-        """Return all links as they are now, by name."""
+        """Return the state of all links, by name."""
         with self._lock:
             return {name: link.state() for name, link in sorted(self._links.items())}
 
     def set_rate(self, name: str, rate: float | None) -> LinkState:
-        """Let a rate rule over a link, in bytes per second; None goes back to its terms.
+        """Set the rate of a link in bytes per second; None restores the configured one.
 
         Raises:
             KeyError: there is no such link.

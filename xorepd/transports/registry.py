@@ -1,8 +1,8 @@
 """Transports by name: entry points, loaded when a job first needs them.
 
-One that a job names and that cannot be had is an error which says what to install; one that is
-merely installed and broken hurts nobody. The code of a plug-in is loaded and opened in a thread
-that may hang for ever without holding up the daemon.
+If a job names a transport that is not available, the error says what to install. A broken transport
+that no job names does no harm. A plug-in is loaded and opened in a thread, so that it cannot hang
+the daemon.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from xorepd.transports.guard import guarded
 from xorepd.units import format_duration
 
 OURS = {"compressed": "xorepd-compressed", "throttled": "xorepd-throttled"}
-"""Transports that we ship, and their distributions."""
+"""Our transports, and the distributions that contain them."""
 
 OPEN_S = 10.0
-"""Loading and opening read files at most."""
+"""Longest time to load and open a transport, which at most read files."""
 
 
 def installed() -> list[str]:
@@ -33,11 +33,11 @@ def installed() -> list[str]:
 def open_transport(
     name: str, options: Mapping[str, Any], surroundings: Surroundings, *, timeout: float = OPEN_S
 ) -> Transport:
-    """Return a transport with its options; blocks for `timeout` seconds at most.
+    """Open a transport with its options; block for `timeout` seconds at most.
 
     Raises:
-        Refused: not installed, installed twice, broken, of another version, wrong options, or it
-            does not answer.
+        Refused: it is not installed, installed twice, broken, of another version, its options are
+            invalid, or it hangs.
     """
     point = _find(name)
     opened: list[Transport | Refused] = []
@@ -48,7 +48,7 @@ def open_transport(
         except Refused as error:
             opened.append(error)
 
-    # A daemon thread: one that hangs must not keep the process from ending.
+    # A daemon thread: if it hangs, the process can still end.
     thread = threading.Thread(target=work, name=f"open transport {name}", daemon=True)
     thread.start()
     thread.join(timeout)
@@ -63,7 +63,7 @@ def open_transport(
 
 
 def open_inner(name: str, options: Mapping[str, Any], surroundings: Surroundings) -> Transport:
-    """Return a transport for one that wraps it (`Surroundings.opener`).
+    """Open a transport for another one that wraps it (`Surroundings.opener`).
 
     Raises:
         ValueError: as `open_transport` refuses.
@@ -91,9 +91,9 @@ def _find(name: str) -> EntryPoint:
 
 
 def suggest(name: str, there: Collection[str]) -> str:
-    """Return what to do where a transport is not among those that are there.
+    """Return the remedy for a missing transport.
 
-    Only what is known to exist is suggested.
+    It suggests only packages that are known to exist.
     """
     near = get_close_matches(name, {*OURS, *there}, 1)
     if not near:
@@ -107,7 +107,7 @@ def _open(
 ) -> Transport:
     try:
         factory = point.load()
-    except BaseException as error:  # SystemExit too: it would end the thread without a word
+    except BaseException as error:  # SystemExit too: it would silently end the thread
         raise Refused(
             f"transport {name} cannot be loaded ({error}); reinstall its package"
         ) from error
@@ -124,11 +124,11 @@ def _open(
     except BaseException as error:
         raise Refused(
             f"transport {name} cannot be opened ({type(error).__name__}: {error}); "
-            "report it to whoever made the package"
+            "report it to the author of the package"
         ) from error
     if not callable(getattr(transport, "carry", None)):
         raise Refused(
-            f"transport {name} opened something that cannot carry; "
-            "report it to whoever made the package"
+            f"transport {name} opened something that is not a transport; "
+            "report it to the author of the package"
         )
     return transport

@@ -1,8 +1,8 @@
-"""A pool's records as its events describe them: a copy that lags by a moment, never by more.
+"""A copy of the records of a pool, which the event feed keeps up to date.
 
-Written by the event feed alone. A reader that has just changed something, or decides by what it
-reads, first waits for a barrier (`Pool.refresh`), after which the copy holds at least everything
-that had happened when the barrier was asked for.
+Only the event feed writes to it, so it lags by a moment. A caller that has just changed something,
+or that decides by what it reads, first calls `Pool.refresh`. After that the copy has at least
+everything that had happened at the time of the call.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class EventBatch:
     token: str
     changed: tuple[Record, ...]
     deleted: tuple[tuple[str, Ref], ...]
-    """(lower-case class, ref) of what is gone."""
+    """(lower-case class, ref) of deleted objects."""
     counts: Mapping[str, int]
     """How many objects of each class exist, by lower-case class."""
     is_first: bool
-    """The token was empty: `changed` is everything there is."""
+    """The token was empty, so `changed` has all objects."""
 
 
-class Cache(Tables):
-    """The tables of a pool, and a way to wait for them to change."""
+class PoolCache(Tables):
+    """The tables of a pool, with a way to wait for changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Cache(Tables):
         self.failure: BaseException | None = None
         """Why no events are coming, while none are."""
         self.readings = 0
-        """How often everything was read anew: what happened between two of them was not told."""
+        """How often all objects were read again; events in between are lost."""
 
     # -- waiting -----------------------------------------------------------------------------
 
     async def wait_for(self, predicate: Callable[[], bool], timeout: float) -> bool:
-        """Wait until something holds; return False when it does not within `timeout` seconds."""
+        """Wait until a predicate holds; return False if it does not within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout), self._changed:
                 await self._changed.wait_for(predicate)
@@ -54,10 +54,10 @@ class Cache(Tables):
         return True
 
     async def wait_for_generation(self, token: str, timeout: float) -> bool:
-        """Wait until everything that a token of `event.inject` stands for has arrived.
+        """Wait until all events up to a token of `event.inject` have arrived.
 
         Raises:
-            ValueError: it is no token.
+            ValueError: it is not a token.
         """
         wanted = generation(token)
         return await self.wait_for(lambda: self._generation > wanted, timeout)
@@ -65,11 +65,11 @@ class Cache(Tables):
     # -- writing (the event feed) ------------------------------------------------------------
 
     async def apply(self, batch: EventBatch) -> list[str]:
-        """Take in one answer of `event.from`.
+        """Apply one answer of `event.from`.
 
         Returns:
-            Lower-case names of classes in which deletions were missed, to be read again whole.
-            The server remembers a bounded number of deletions only.
+            Lower-case names of the classes of which deletions were lost, to read them again. The
+            server remembers only a limited number of deletions.
         """
         async with self._changed:
             if batch.is_first:
@@ -92,7 +92,7 @@ class Cache(Tables):
         ]
 
     async def replace(self, cls: type[Record], records: Iterable[Record]) -> None:
-        """Put a whole class in the place of what was known of it."""
+        """Replace all records of a class."""
         new = {record.ref: record for record in records}
         async with self._changed:
             for ref in [ref for ref in self._tables[cls] if ref not in new]:
@@ -102,7 +102,7 @@ class Cache(Tables):
             self._changed.notify_all()
 
     async def fail(self, failure: BaseException | None) -> None:
-        """Tell everyone who waits that no events are coming, until the next batch does."""
+        """Note why events do not arrive, until the next batch, and wake all waiters."""
         async with self._changed:
             self.failure = failure
             self._changed.notify_all()
@@ -112,9 +112,9 @@ def generation(token: str) -> int:
     """Return the database generation of an event token, `%020d,%020d`.
 
     Raises:
-        ValueError: it is no token.
+        ValueError: it is not a token.
     """
     found = token.partition(",")[0]
     if len(found) > 20:
-        raise ValueError(f"{found[:40]!r} is no token")
+        raise ValueError(f"{found[:40]!r} is not a token")
     return int(found or -1)

@@ -1,4 +1,4 @@
-"""How far a pool's clock is from ours, measured by what the pool dates while we look."""
+"""The offset of a pool's clock from ours, measured by dates that the pool gives."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import structlog
 log = structlog.get_logger(__name__)
 
 WHOLE = timedelta(seconds=1)
-"""XAPI's dates have whole seconds, cut off."""
+"""XAPI truncates its dates to whole seconds."""
 
 NOTABLE_S = 30
-"""An offset from which on the log tells of it; and a change of it that is called a jump."""
+"""Least offset that is logged, and least change of it that counts as a jump."""
 
 
 class PoolClock:
     """The offset of one pool's clock.
 
     Args:
-        pool: its name, for the log.
+        pool: Name of the pool, for the log.
     """
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
         self.offset: int | None = None
-        """Seconds by which the pool is ahead of us; negative behind; None until it was measured."""
+        """Seconds by which the pool is ahead of us; negative: behind; None: not measured yet."""
 
     def compare(self, dated: datetime, began: datetime, ended: datetime) -> int:
         """Measure the offset by a date that the pool gave, and return it.
 
         Args:
-            dated: by the pool's clock.
-            began, ended: between these moments of ours it did so.
+            dated: The date by the pool's clock.
+            began, ended: Our times before and after the pool set it.
         """
         offset = timedelta()
         if dated < began - WHOLE:

@@ -1,12 +1,11 @@
-"""The content id of a disk while a stream of ours writes to it.
+"""The content id of a disk while our transfer writes to it.
 
-XAPI takes the id off a disk when it is attached for writing, and makes up a new one when it is
-detached, unless one has been set in between. Setting our own keeps the promise that an id makes:
-whatever ends the stream, be it the end of this daemon, the disk has the id that its mark names for
-as long as nothing else has written to it.
+XAPI removes the id of a disk that is attached for writing, and sets a new one when it is detached,
+unless one was set meanwhile. So we set our own during the transfer. Then, however the transfer or
+the daemon ends, the disk has the id that its mark names, as long as nothing else has written to it.
 
-    PUT ─► 200 ─► attached: the id goes ─► we set it ─► … ─► detached: it stays ─► task succeeds
-                  └─────── a daemon that dies in here leaves the task to tell ──────────┘
+    PUT ─► 200 ─► attached: id removed ─► we set it ─► … ─► detached: it stays ─► task succeeds
+                  └────── if the daemon dies here, the task is the evidence ──────────┘
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi
 log = structlog.get_logger(__name__)
 
 _ATTACH_S = 900.0
-"""Longest wait for a host to attach a disk; the stream itself is given up sooner."""
+"""Longest wait for a host to attach a disk; the transfer itself times out sooner."""
 
 
 class ContentKeeper:
-    """The content id of one disk during one stream; `DiskEndpoint.keeping` lets it watch."""
+    """The content id of one disk during one transfer; `DiskEndpoint.keeping` lets it watch."""
 
     def __init__(self, pool: Pool, vdi: VdiUuid, content: str) -> None:
         self._pool, self._uuid, self._content = pool, vdi, content
         self.is_settled = False
-        """Whether the id is on the disk, and stays there when it is detached."""
+        """Whether the disk has the id, and keeps it when it is detached."""
 
     async def watch(self) -> None:
         """Set the id as soon as the disk is attached."""
@@ -45,10 +44,10 @@ class ContentKeeper:
             log.debug("content_id.not_set", vdi=self._uuid, reason=str(error))
 
     async def settle(self) -> None:
-        """Make sure that the disk has the id, when its stream has ended in order.
+        """Make sure that the disk has the id, after the transfer has succeeded.
 
         Raises:
-            ObjectBusy: something else has the disk by now.
+            ObjectBusy: another user has attached the disk by now.
             XapiError: the pool does not answer.
         """
         if self.is_settled:
@@ -60,7 +59,7 @@ class ContentKeeper:
     async def settle_attached(self) -> None:
         """Set the id on a disk that a dead toolstack has left attached.
 
-        One that is detached by now got an id from the pool, and others may have written to it.
+        A disk that is detached by now has an id from the pool, and others may have written to it.
 
         Raises:
             XapiError: the pool does not answer.
@@ -82,10 +81,10 @@ class ContentKeeper:
 
 
 async def put_content(pool: Pool, vdi: Ref, uuid: str, content: str) -> None:
-    """Give a disk of ours, which nothing has attached, the content id that its mark names.
+    """Set the content id of a detached disk of ours to the one that its mark names.
 
     Raises:
-        ObjectBusy: something has it attached, or is about to.
+        ObjectBusy: the disk is attached, or is about to be.
         XapiError: the pool does not answer.
     """
     present = await pool.call("VDI.get_other_config", vdi)
@@ -98,7 +97,7 @@ async def put_content(pool: Pool, vdi: Ref, uuid: str, content: str) -> None:
     except XapiFailure as failure:
         if failure.code != "MAP_DUPLICATE_KEY":
             raise
-    # What attached the disk since is seen now: it takes longer to attach and detach one.
+    # Check for an attachment in between; to attach and detach takes longer than these calls.
     for vbd in await pool.call("VDI.get_VBDs", vdi):
         if await pool.call("VBD.get_currently_attached", vbd):
             await pool.call("VDI.remove_from_other_config", vdi, CONTENT_ID)

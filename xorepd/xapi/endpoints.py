@@ -1,8 +1,8 @@
-"""A pool's HTTP side: where the disks of an SR are exported and imported.
+"""The HTTP side of a pool: where the disks of an SR are exported and imported.
 
-Any member takes a request and answers with a redirect when it does not see the SR, so a host that
-has the SR attached is asked in the first place, the master before others. Redirects name a bare
-`https://<host.address>`; scheme and port stay those that are known to work.
+A host that does not see the SR answers with a redirect. So requests go to a host that has the SR
+attached, preferably the master. Redirects name only `https://<host.address>`; scheme and port stay
+the ones that are known to work.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DiskEndpoint:
         return self._pool.name
 
     async def connect(self, url: URL, stall: float) -> ByteStream:
-        """Open a connection to where a request goes, verified as this pool's are."""
+        """Open a connection for a request, with the certificate checks of this pool."""
         session = self._pool.session
         fingerprints = session.fingerprints
         host, port = url.host or "", url.port or 443
@@ -57,14 +57,14 @@ class DiskEndpoint:
         return stream
 
     def url(self, path: str, query: Mapping[str, str]) -> URL:
-        """Return the address for one request. It holds the session: never log it."""
+        """Return the URL of a request. It contains the session: never log it."""
         base = URL(self._base())
         return base.with_path(path).with_query(
             {"session_id": self._pool.session.session_ref, **query}
         )
 
     def redirected(self, location: str, asked: URL) -> URL:
-        """Return where a redirect leads, reached with the scheme and port that we know."""
+        """Return the URL of a redirect, with the scheme and port that are known to work."""
         target = urlsplit(location)
         base = URL(self._pool.session.url_of(target.hostname or asked.host or ""))
         if target.port is not None:
@@ -72,7 +72,7 @@ class DiskEndpoint:
         return base.with_path(asked.path).with_query(asked.query)
 
     async def renew(self) -> None:
-        """Make sure that the session is alive: whoever lost it may have told only a thread."""
+        """Make sure that the session is valid: a request does not notice that it was lost."""
         await self._pool.call("pool.get_all")
 
     def _base(self) -> str:
@@ -93,19 +93,19 @@ class DiskEndpoint:
             )
         able.sort(key=lambda host: (host.ref != cache.pool.master, host.name_label))
         if able[0].ref == cache.pool.master:
-            return self._pool.session.url  # known to work, whatever the pool calls it
+            return self._pool.session.url  # known to work, unlike the address in the record
         return self._pool.session.url_of(able[0].address)
 
     async def begin(self, label: str) -> Ref:
-        """Create the task that will tell how a request ends."""
+        """Create the task that shows the result of a request."""
         return await self._pool.create_task(label)
 
     async def outcome(self, task_ref: Ref, timeout: float) -> Sequence[str]:
         """Wait for the end of a request's task; return its error, or nothing if it succeeded.
 
         Raises:
-            XapiError: nobody knows any more: the task is gone, or the pool does not answer.
-            TimeoutError: it did not end within `timeout` seconds.
+            XapiError: the result is unknown: the task is gone, or the pool does not answer.
+            TimeoutError: the task did not end within `timeout` seconds.
         """
         task = await self._pool.finished_task(task_ref, timeout)
         if task.status == "success":

@@ -1,10 +1,10 @@
 """One thread waits in `event.from` and feeds the cache; nothing polls.
 
-A busy pool has news at any time: without somebody who waits for them they are collected for a
-moment, so that a thousand small changes do not cost it a thousand answers.
+A busy pool has news all the time. While no caller waits for them, the feed lets them gather for a
+moment, so that a thousand small changes do not cost the pool a thousand answers.
 
-Lost connections, lost sessions and a changed master end one wait; the next begins with the empty
-token, which brings every object anew. Between attempts the feed waits a little longer each time.
+A lost connection, a lost session or a new master ends a wait. The next wait begins with the empty
+token, which brings all objects again. After each failure the feed pauses a little longer.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import structlog
 
 from xorepd.errors import XapiUnreachable, XorepdError
 from xorepd.ids import Ref
-from xorepd.xapi.cache import Cache, EventBatch, generation
+from xorepd.xapi.cache import EventBatch, PoolCache, generation
 from xorepd.xapi.records import RECORDS, PoolRecord, read_record
 from xorepd.xapi.rpc.session import Session
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 30.0
-"""How long the server may hold an answer back: below the idle limits of proxies on the way."""
+"""Longest wait of the server for an event: below the idle limits of proxies on the way."""
 
 _MARGIN_S = 30.0
-"""How much later than promised an answer may come before the connection counts as dead."""
+"""Delay of an answer, after that wait, at which the connection counts as dead."""
 
 COLLECTED_S = 0.05
-"""How long news may gather before they are asked for, while nobody needs them at once."""
+"""How long news may gather while no caller needs them at once."""
 
 _BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -42,30 +42,32 @@ _BACKOFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 class EventFeed:
     """Keeps one cache up to date until it is stopped."""
 
-    def __init__(self, session: Session, cache: Cache) -> None:
+    def __init__(self, session: Session, cache: PoolCache) -> None:
         self._session, self._cache = session, cache
         self._executor = ThreadPoolExecutor(1, f"events-{session.pool}")
         self._stop = threading.Event()
         self._hurry = asyncio.Event()
 
     async def run(self) -> None:
-        """Feed the cache; returns when the session is closed for good, or on cancellation."""
+        """Feed the cache until the session is closed, or until cancelled."""
         loop, token, failures = asyncio.get_running_loop(), "", 0
         try:
             while not self._stop.is_set():
-                self._hurry.clear()  # whoever called until now is served by what comes next
+                self._hurry.clear()  # the next answer serves all callers up to now
                 try:
                     batch = await loop.run_in_executor(self._executor, self._poll, token)
                     await self._take(batch)
                 except XorepdError as error:
                     if self._stop.is_set():
                         return
-                    # The next login may meet another database, or one without our tasks.
+                    # After the next login the database may be another one, or lack our tasks.
                     token, failures = "", failures + 1
                     await self._cache.fail(error)
                     log.warning("events.interrupted", pool=self._session.pool, error=str(error))
                     longest = _BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1]
-                    await self._rest(longest * random.uniform(0.7, 1.3))  # spread many daemons
+                    await self._rest(
+                        longest * random.uniform(0.7, 1.3)
+                    )  # spread the load of many daemons
                     continue
                 failures, token = 0, batch.token
                 await self._rest(COLLECTED_S)
@@ -73,7 +75,7 @@ class EventFeed:
             self._stop.set()
 
     def hurry(self) -> None:
-        """Ask again now: somebody waits for what has happened until this moment."""
+        """Fetch events now: a caller waits for what has happened until this moment."""
         self._hurry.set()
 
     async def _rest(self, seconds: float) -> None:
@@ -82,7 +84,7 @@ class EventFeed:
                 await self._hurry.wait()
 
     async def stop(self) -> None:
-        """Release the thread; the session must be closed before, which ends its wait."""
+        """Release the thread. Close the session first, which ends the thread's wait."""
         self._stop.set()
         await asyncio.to_thread(self._executor.shutdown, wait=True)
 
@@ -97,7 +99,7 @@ class EventFeed:
             return batch
 
     async def _take(self, batch: EventBatch) -> None:
-        """Let the cache have what came, and read what was missed."""
+        """Pass an answer to the cache, and read the classes of which events were lost."""
         for kind in await self._cache.apply(batch):
             cls = RECORDS[kind]
             raws: Mapping[str, Any] = await self._session.call(f"{cls.kind}.get_all_records")
@@ -116,10 +118,10 @@ class EventFeed:
 
 
 def parse_batch(answer: Mapping[str, Any], *, is_first: bool) -> EventBatch:
-    """Return one answer of `event.from` as records. Runs in the feed's thread: it may be long.
+    """Parse one answer of `event.from`; called in the feed's thread, because it may be long.
 
     Raises:
-        ValueError: it is no such answer.
+        ValueError: it is not an answer of `event.from`.
     """
     changed, deleted = [], []
     try:

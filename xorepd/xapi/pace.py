@@ -1,12 +1,11 @@
-"""How fast a pool's XAPI answers, and how much work it gets for that.
+"""Limit the number of VMs in transfer while the XAPI of a pool answers slowly.
 
-Calls that only read take a moment on a healthy pool: what they take tells how loaded its toolstack
-is. Of each `WINDOW` of them the median counts. When it is slow, half as many VMs as now may be
-worked on at once, one at least; when it is quick again, one more than before, until as many are
-allowed as there were when it began.
+Read-only calls are fast on a healthy pool, so their duration shows the load of its toolstack. The
+median of each `ANSWERS` calls counts. While it is slow, the limit is halved, down to one VM. When
+it is quick again, the limit grows by one, up to the number of VMs before the slowdown.
 
-    median > slow        half of those at work            (at least one)
-    between              as it is
+    median > slow        half of the VMs in transfer      (at least one)
+    between              unchanged
     median < slow / 2    one more                         (no limit once all are back)
 """
 
@@ -21,11 +20,11 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-WINDOW = 16
-"""Answers from which a decision is made. A delta run asks some fifty times."""
+ANSWERS = 16
+"""Calls for each decision. A delta run makes some fifty."""
 
 PAUSE_S = 2.0
-"""Longest pause before a call that can wait: those who clean up after a failure have 120 s."""
+"""Longest pause before a call that can wait; a cleanup after a failure has 120 s in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +32,21 @@ class Allowance:
     """How many VMs may be worked on at once."""
 
     at_once: int | None = None
-    """None: as many as the configuration allows."""
+    """None: only the configured limit holds."""
     before: int = 0
-    """How many there were when the pool became slow."""
+    """VMs in transfer when the pool became slow."""
 
 
 FREE = Allowance()
 
 
 def next_allowance(now: Allowance, median_s: float, slow_s: float, at_work: int) -> Allowance:
-    """Return what is allowed after a window of answers. Pure.
+    """Return the limit after a series of answers. Pure.
 
     Args:
-        median_s: what half of the answers took at most.
-        slow_s: above this the pool counts as slow.
-        at_work: VMs that are worked on.
+        median_s: Median duration of the answers.
+        slow_s: Median above which the pool counts as slow.
+        at_work: VMs in transfer.
     """
     if median_s > slow_s:
         most = at_work if now.at_once is None else min(now.at_once, max(at_work, 1))
@@ -59,11 +58,11 @@ def next_allowance(now: Allowance, median_s: float, slow_s: float, at_work: int)
 
 
 class Pace:
-    """The allowance of one pool, as its answers come in.
+    """The limit of one pool, updated with each answer.
 
     Args:
-        pool: its name.
-        slow_s: median time of quick calls above which it counts as slow.
+        pool: Name of the pool.
+        slow_s: Median duration of read-only calls above which it counts as slow.
     """
 
     def __init__(self, pool: str, slow_s: float) -> None:
@@ -71,11 +70,11 @@ class Pace:
         self._answers: list[float] = []
         self._allowance = FREE
         self.median_s: float | None = None
-        """Of the last full window."""
+        """Median of the last complete series."""
         self.at_work: Callable[[], int] = lambda: 0
-        """How many VMs are worked on: whoever admits them says so."""
+        """Returns the number of VMs in transfer; set by `replication.context.limits`."""
         self.on_more: Callable[[], None] = lambda: None
-        """Called when more may be worked on than before."""
+        """Called when the limit grows."""
 
     @property
     def at_once(self) -> int | None:
@@ -87,10 +86,10 @@ class Pace:
         return self.at_once is not None
 
     def note(self, answers: Iterable[float]) -> None:
-        """Take in how many seconds quick calls took, the oldest first."""
+        """Add the durations of read-only calls in seconds, the oldest first."""
         for seconds in answers:
             self._answers.append(seconds)
-            if len(self._answers) == WINDOW:
+            if len(self._answers) == ANSWERS:
                 self._decide(median(self._answers))
                 self._answers.clear()
 
@@ -110,6 +109,6 @@ class Pace:
         self.on_more()
 
     async def pause(self) -> None:
-        """Wait as long as the pool takes for an answer, while it is slow: before what can wait."""
+        """Pause before a call that can wait: for one median answer, while the pool is slow."""
         if self.is_slow and self.median_s is not None:
             await asyncio.sleep(min(self.median_s, PAUSE_S))

@@ -18,7 +18,7 @@ from xorepd.errors import ObjectBusy, ObjectGone, PasswordUnusable, XapiError, X
 from xorepd.ids import PoolName, Ref
 from xorepd.tidying import to_the_end
 from xorepd.units import format_duration
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.clock import PoolClock
 from xorepd.xapi.events import EventFeed
 from xorepd.xapi.pace import Pace
@@ -33,31 +33,31 @@ TASK_TIMEOUT_S = 7500.0
 """XAPI queues an operation on a busy object for up to 2 h before it reports that."""
 
 TASK_LOOK_S = 30.0
-"""How often a task is asked for itself when no event came: events of short lives can be missed."""
+"""Period at which a task is read without an event: events of short-lived tasks can be missed."""
 
 _REFRESH_S = 60.0
 _STUCK_S = 3600.0
-"""How often a disk is tried again that something holds."""
+"""Pause before a disk that stayed in use is tried again."""
 _TIDYING_S = 15.0
 _END_S = 60.0
-"""How long a cancelled call may take to end before the next run is put off."""
+"""How long a cancelled call may take to end before the next run fails."""
 
 task_owner: ContextVar[str] = ContextVar("task_owner", default="xorepd:")
-"""On behalf of what tasks are started here and in what is awaited from here."""
+"""The owner of the tasks that are started in this context."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndedTasks:
-    """What `end_tasks_of` found."""
+    """The result of `end_tasks_of`."""
 
     has_ended: bool
-    """A call was still running: what it did is not in what was read before."""
-    telling: tuple[Task, ...]
-    """Tasks that tell what we made, or to which disk we wrote."""
+    """A call was still running, so records that were read before lack its effect."""
+    evidence: tuple[Task, ...]
+    """Tasks that prove what we created, or which disk we wrote."""
 
 
 class _Moment:
-    """A token of `event.inject` that is newer than whoever wants one."""
+    """Shares tokens of `event.inject` among callers; each gets one newer than its call."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
@@ -65,7 +65,7 @@ class _Moment:
         self._token = ""
 
     async def after_now(self, inject: Callable[[], Awaitable[str]]) -> str:
-        """Return a token that was asked for after this call, whoever asked."""
+        """Return a token that was requested after this call, perhaps by another caller."""
         asked = self._asked
         async with self._turn:
             if self._answered <= asked:
@@ -77,13 +77,13 @@ class _Moment:
 class Pool:
     """A pool's XAPI: `async with` keeps a session and an event feed for it.
 
-    A pool that cannot be reached is no error here; it is one when something is asked of it.
+    An unreachable pool is not an error until the first call.
     """
 
     def __init__(self, settings: PoolSettings, read_password: Callable[[], str]) -> None:
         self.name: PoolName = settings.name
         self.settings = settings
-        self.cache = Cache()
+        self.cache = PoolCache()
         self.session = Session(settings, read_password, self.cache.describe)
         self.pace = Pace(settings.name, settings.slow_answer)
         self.clock = PoolClock(settings.name)
@@ -94,40 +94,40 @@ class Pool:
         self._turns: defaultdict[Ref, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._guard: Guard | None = None
         self._stuck: dict[Ref, float] = {}
-        """Disks that something held for longer than we wait → when that was, in loop time."""
+        """Disks that stayed in use for too long → when, in loop time."""
 
     def guarded(self, guard: Guard) -> Pool:
-        """Return this pool for somebody whose changes a guard has to allow, one by one.
+        """Return a view of this pool whose changes a guard must allow, one by one.
 
-        Session, records and turns are shared. What only removes a task of the caller's own is not
-        asked about: it belongs to nobody else, and must not be left behind.
+        Session, records and locks are shared. Removing a task of our own needs no permission: it
+        affects no other daemon, and must not be skipped.
         """
         view = copy.copy(self)
         view._guard = guard
         return view
 
     def is_stuck(self, vdi: Ref) -> bool:
-        """Return whether something held a disk for too long a while ago: it is tried rarely."""
+        """Return whether a disk stayed in use for too long a short time ago."""
         noted = self._stuck.get(vdi)
         return noted is not None and asyncio.get_running_loop().time() - noted < _STUCK_S
 
     def note_stuck(self, vdi: Ref) -> None:
-        """Remember that something holds a disk."""
+        """Remember that a disk stays in use."""
         self._stuck.setdefault(vdi, asyncio.get_running_loop().time())
         if not self.is_stuck(vdi):
             self._stuck[vdi] = asyncio.get_running_loop().time()
 
     def unguarded(self) -> Pool:
-        """Return this pool for what has to be done even where a guard would forbid it."""
+        """Return a view of this pool for changes that no guard may forbid."""
         view = copy.copy(self)
         view._guard = None
         return view
 
     def check(self) -> None:
-        """Make sure that a change may be sent.
+        """Check that the guard allows a change.
 
         Raises:
-            XorepdError: what the guard raised.
+            XorepdError: the guard forbids it.
         """
         if self._guard is not None:
             self._guard()
@@ -146,7 +146,7 @@ class Pool:
         await self._group.__aexit__(None, None, None)
 
     async def call(self, method: str, *params: object) -> Any:
-        """Return what a short XAPI call gives (see `Session.call`)."""
+        """Make a short XAPI call and return its value (see `Session.call`)."""
         answer = await self.session.call(method, *params, guard=self._guard)
         self.pace.note(self.session.take_times())
         return answer
@@ -158,10 +158,10 @@ class Pool:
     # -- records -----------------------------------------------------------------------------
 
     def read(self, cls: type[R], ref: Ref, raw: object) -> R:
-        """Return a record that a call gave.
+        """Parse a record that a call has returned.
 
         Raises:
-            XapiUnreachable: it is none of its class.
+            XapiUnreachable: it is not a record of its class.
         """
         try:
             return read_record(cls, ref, raw)
@@ -169,9 +169,9 @@ class Pool:
             raise XapiUnreachable(self.name, self.session.url, str(error)) from error
 
     async def refresh(self) -> None:
-        """Return when the cache holds everything that has happened until now.
+        """Wait until the cache has everything that has happened until now.
 
-        Those who come together are served together.
+        Concurrent callers share one request.
 
         Raises:
             XapiError: the pool does not answer, or its events do not come.
@@ -205,9 +205,9 @@ class Pool:
         Cancelling the caller cancels the task, as far as XAPI lets itself be cancelled.
 
         Raises:
-            XapiError: what the task failed with.
+            XapiError: the task failed.
         """
-        if method.endswith(".destroy"):  # what only removes can wait
+        if method.endswith(".destroy"):  # a removal can wait
             await self.pace.pause()
         task_ref = await self._start(method, params)
         try:
@@ -217,9 +217,9 @@ class Pool:
 
     @asynccontextmanager
     async def creating(self, sr: Ref, method: str, *params: object) -> AsyncIterator[Ref]:
-        """Run a call that makes a disk on an SR, and provide its reference until it is signed.
+        """Run a call that creates a disk on an SR, and provide its reference until it is signed.
 
-        The call's task goes when the block ends in order. Else it stays: it is what proves to
+        If the block succeeds, the task of the call is removed. Else the task stays: it proves to
         `end_tasks_of` that the object is ours.
 
         Raises:
@@ -229,7 +229,7 @@ class Pool:
             task_ref = await self._start(method, params)
             try:
                 made = Ref(await self._result_of(task_ref, method, TASK_TIMEOUT_S))
-            except XapiError:  # it has made nothing
+            except XapiError:  # nothing was created
                 await self.discard_call(task_ref)
                 raise
         yield made
@@ -251,7 +251,7 @@ class Pool:
             await self._cancel_task(task_ref)
             late = ["TASK_TIMEOUT", method, format_duration(timeout)]
             raise self.translated(late) from None
-        except ObjectGone as gone:  # which says nothing of the object of the call
+        except ObjectGone as gone:  # the task is gone, which says nothing about the object
             raise self.translated(["TASK_GONE", method]) from gone
         return task_result(self.name, task, self.cache.describe)
 
@@ -271,15 +271,15 @@ class Pool:
         return found
 
     def gone(self, kind: str, ref: str) -> ObjectGone:
-        """Return the error for an object that is not there, by its reference or UUID."""
+        """Return the error for a missing object, by its reference or UUID."""
         said = explain("HANDLE_INVALID", [kind, ref], self.cache.describe).text
         return ObjectGone(self.name, kind, ref, said=said)
 
     async def finished_task(self, task_ref: Ref, timeout: float) -> Task:
-        """Return a task's record once it is finished, whatever its outcome.
+        """Wait until a task is finished, and return its record, whatever the result.
 
         Raises:
-            ObjectGone: the task vanished, so its outcome is unknown.
+            ObjectGone: the task has vanished, so its result is unknown.
             TimeoutError: not finished after `timeout` seconds.
         """
         async with asyncio.timeout(timeout):
@@ -293,9 +293,9 @@ class Pool:
                     return known
 
     def _end_of(self, task_ref: Ref) -> Callable[[], bool]:
-        """Return what tells whether a task is finished or seems to be gone.
+        """Return a predicate: whether a task is finished, or seems to be gone.
 
-        It goes without an event when the toolstack restarts: then everything is read anew.
+        A toolstack restart removes tasks without events. Then the feed reads everything again.
         """
         readings, seen = self.cache.readings, False
 
@@ -314,56 +314,56 @@ class Pool:
         return Ref(await self.call("task.create", label, task_owner.get()))
 
     async def end_tasks_of(self, owner: str) -> EndedTasks:
-        """End the tasks that an earlier life of ours left for this owner.
+        """End the tasks that an earlier process has left for this owner.
 
-        A call that XAPI still executes would change the pool after somebody has looked at it, so
-        it is cancelled and waited for. A task stays that tells what we made, or to which disk we
-        wrote: the caller removes it (`destroy_task`) when that is on the object itself.
+        A call that XAPI still executes would change the pool after the caller has read it. So it is
+        cancelled, and this method waits for its end. Tasks that prove what we created or wrote
+        stay. The caller removes them (`discard_told`) after it has marked the objects.
 
         Raises:
             ObjectBusy: a call does not end.
         """
-        ended, telling = False, []
+        ended, evidence = False, []
         for known in [task for task in self.cache.tasks.values() if task.owner == owner]:
-            self.check()  # they may be of another daemon that came after us
+            self.check()  # they may belong to another daemon by now
             task = known
             if task.is_call and not task.is_finished:
                 ended = True
                 task = await self._end_call(task) or task
             if task.made or task.wrote:
-                telling.append(task)
+                evidence.append(task)
             elif task.is_finished:
                 await self.destroy_task(task.ref)
             else:
                 await self._abandon_task(task.ref)
-        return EndedTasks(ended, tuple(telling))
+        return EndedTasks(ended, tuple(evidence))
 
     async def _end_call(self, task: Task) -> Task | None:
-        """Return the record of a call when it has ended; None where it is gone by then."""
+        """Wait for the end of a call and return its record; None if its task is gone."""
         try:
             await self.call("task.cancel", task.ref)
             return await self.finished_task(task.ref, _END_S)
-        except ObjectGone:  # it ended, and its removal had been asked for before
+        except ObjectGone:  # it has ended, and its removal was requested before
             return None
         except TimeoutError:
             busy = f"{task.name_label} of an earlier run does not end"
             raise ObjectBusy(self.name, "task", task.uuid, busy) from None
 
     async def destroy_task(self, task_ref: Ref) -> None:
-        """Remove a task of ours; one that is gone already is fine."""
+        """Remove a task of ours, if it still exists."""
         with suppress(ObjectGone):
             await self.session.call("task.destroy", task_ref)
 
     async def discard_call(self, task_ref: Ref) -> None:
-        """Remove the task of a call on the way out, cancelled or not; best effort.
+        """Remove the task of a call during cleanup, cancelled or not; best effort.
 
-        One that is still pending goes when the call ends.
+        XAPI removes a pending task when its call ends.
         """
         with suppress(XapiError, TimeoutError):
             await to_the_end(self.destroy_task(task_ref), _TIDYING_S)
 
     async def discard_request(self, task_ref: Ref) -> None:
-        """Remove the task of a request on the HTTP side, whether or not that ever arrived."""
+        """Remove the task of a request on the HTTP side, even if the request never arrived."""
         known = self.cache.tasks.get(task_ref)
         is_finished = known is not None and known.is_finished
         gone = self.destroy_task(task_ref) if is_finished else self._abandon_task(task_ref)
@@ -371,12 +371,12 @@ class Pool:
             await to_the_end(gone, _TIDYING_S)
 
     async def discard_told(self, task: Task) -> None:
-        """Remove a task of `end_tasks_of` when what it tells is on the object."""
+        """Remove a task of `end_tasks_of` after its object was marked."""
         gone = self.destroy_task if task.is_finished else self._abandon_task
         await gone(task.ref)
 
     async def _abandon_task(self, task_ref: Ref) -> None:
-        """Remove a task of `create_task`: pending, it would only go when its request ends."""
+        """Remove a pending task of `create_task`, which else stays until its request ends."""
         with suppress(ObjectGone):
             await self.session.call("task.set_status", task_ref, "cancelled")
             await self.session.call("task.destroy", task_ref)
@@ -387,7 +387,7 @@ class Pool:
 
 
 def task_result(pool: str, task: Task, names: Names = nameless) -> str:
-    """Return the result of a finished task: XAPI wraps it in XML, `<value>OpaqueRef:…</value>`.
+    """Return the result of a finished task. XAPI wraps it in XML, `<value>OpaqueRef:…</value>`.
 
     Raises:
         XapiError: the task failed or was cancelled.

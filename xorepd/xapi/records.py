@@ -1,6 +1,6 @@
-"""XAPI's records as typed values, with the fields that replication looks at.
+"""XAPI's records as typed values, with the fields that replication uses.
 
-Records come from hosts of many versions: a field that is absent reads as its zero value. Integers
+Records come from hosts of many versions: an absent field reads as its zero value. Integers
 arrive as text, dates as `20260821T10:15:30Z` or a `DateTime` of the SDK. References may dangle.
 """
 
@@ -19,11 +19,11 @@ Raw = Mapping[str, Any]
 R = TypeVar("R", bound="Record")
 
 LONGEST_NAME = 1000
-"""Characters of a name or description that are kept: they go to log and history."""
+"""Most characters of a name or description; they go to log and history."""
 LONGEST_ERROR = 16
-"""Parameters of a task's error that are kept."""
+"""Most parameters of a task's error."""
 TASK_OWNER = "http:xorepd"
-"""Key in `other_config` of our tasks: on behalf of what they run. XAPI makes it of the header
+"""Key in `other_config` of our tasks: their owner. XAPI sets it from the header
 `x-http-other-config-xorepd` of the call that starts a task."""
 
 OWNER_PREFIX = "xorepd:"
@@ -33,7 +33,7 @@ CONTENT_ID = "content_id"
 
 _STREAMS = ("xorepd import ", "xorepd export ")
 _IMPORT = "xorepd import "
-"""How the name of a task begins that writes a disk (`data.imports`); the disk's UUID follows."""
+"""Prefix of the name of a task that writes a disk (`data.http.imports`); the UUID follows."""
 
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 
@@ -43,7 +43,7 @@ _VALUE = re.compile(r"<value>(.*)</value>", re.DOTALL)
 
 
 def parse_time(value: object) -> datetime:
-    """Return a XAPI date as aware UTC; what cannot be read is the epoch, XAPI's "never"."""
+    """Parse a XAPI date into aware UTC; an invalid one gives the epoch, XAPI's "never"."""
     digits = "".join(c for c in str(value) if c.isdigit())
     try:
         return datetime.strptime(digits[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC)
@@ -52,14 +52,14 @@ def parse_time(value: object) -> datetime:
 
 
 class BadRecord(ValueError):
-    """A record that no XAPI gives; the text says of what, and what is wrong with it."""
+    """An invalid record; the text says of which object, and why."""
 
 
 def read_record(cls: type[R], ref: Ref, raw: object) -> R:
-    """Return a record that came from a pool.
+    """Parse a record from a pool.
 
     Raises:
-        BadRecord: it is none of its class.
+        BadRecord: it is not a record of its class.
     """
     if not isinstance(raw, Mapping):
         raise BadRecord(f"a {cls.kind} record is no struct")
@@ -146,9 +146,9 @@ class Vm:
     vifs: tuple[Ref, ...]
     ha_restart_priority: str
     resident_on: Ref
-    """The host that it runs on."""
+    """The host that the VM runs on."""
     suspend_vdi: Ref
-    """What holds the memory of a suspended VM, or of a snapshot that was taken with it."""
+    """VDI with the memory of a suspended VM, or of a snapshot with memory."""
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
@@ -177,7 +177,7 @@ class Vm:
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether it is a VM as people mean it."""
+        """Whether it is a VM, and no snapshot, template or control domain."""
         return not (self.is_a_snapshot or self.is_a_template or self.is_control_domain)
 
 
@@ -232,10 +232,10 @@ class Vdi:
 
     @property
     def content_id(self) -> str:
-        """XAPI's name for what the disk holds; empty while something has it attached for writing.
+        """XAPI's id of the content; empty while the disk is attached for writing.
 
-        It goes with the attachment, and a new one comes with its end unless one was set meanwhile.
-        Snapshots and clones copy it, exports and reads over NBD keep it.
+        XAPI removes it when the disk is attached, and sets a new one when it is detached, unless
+        one was set meanwhile. Snapshots and clones copy it; exports and reads over NBD keep it.
 
         Source: xapi: ocaml/xapi/storage_smapiv1.ml (activate, deactivate, snapshot_and_clone).
         """
@@ -243,12 +243,12 @@ class Vdi:
 
     @property
     def has_data(self) -> bool:
-        """Whether it is an ordinary disk: visible, there, and not only changed-block metadata."""
+        """Whether it is an ordinary disk: visible, present, and not only changed-block metadata."""
         return self.managed and not self.missing and self.type != "cbt_metadata"
 
     @property
     def is_bare(self) -> bool:
-        """Whether it is what changed-block tracking knows of a snapshot whose data is gone."""
+        """Whether it is a snapshot without data, with only its changed-block metadata."""
         is_there = self.managed and not self.missing
         return is_there and self.type == "cbt_metadata" and self.cbt_enabled
 
@@ -338,7 +338,7 @@ class Sr:
 
     @property
     def zeroes_new_disks(self) -> bool:
-        """Whether a new disk reads as zeroes where nobody has written
+        """Whether the unwritten parts of a new disk read as zeroes
         (xapi: ocaml/xapi/sm_fs_ops.ml, must_write_zeroes_into_new_vdi).
         """
         match self.type:
@@ -351,7 +351,7 @@ class Sr:
 
     @property
     def free(self) -> int | None:
-        """Bytes left, or None where the backend does not know its size (0 or -1)."""
+        """Free bytes; None if the backend does not know its size (0 or -1)."""
         if self.physical_size <= 0:
             return None
         return max(0, self.physical_size - self.physical_utilisation)
@@ -439,12 +439,12 @@ class PoolRecord:
 
 
 def _task_owner(raw: Raw) -> str:
-    """Return the owner from where it could be given with the very call that made the task.
+    """Return the owner, from the place where the call that created the task could set it.
 
-    Behind it stand the run and the attempt, for people.
+    The run and the attempt follow it, for people.
     """
     label = _text(raw, "name_description", "")
-    if not label.startswith(OWNER_PREFIX):  # not of task.create, but of an Async call
+    if not label.startswith(OWNER_PREFIX):  # an Async call, not task.create
         label = _map(raw, "other_config").get(TASK_OWNER, "")
     return label.partition(" ")[0]
 
@@ -459,7 +459,7 @@ class Task:
     result: str
     error_info: tuple[str, ...]
     owner: str
-    """On behalf of what we started it; empty for tasks of others."""
+    """What we started it for; empty if the task is not ours."""
 
     @classmethod
     def parse(cls, ref: Ref, raw: Raw) -> Self:
@@ -475,7 +475,7 @@ class Task:
 
     @property
     def is_call(self) -> bool:
-        """Whether it is that of a call (`Async.…`) and not one for a request of the HTTP side."""
+        """Whether it belongs to a call (`Async.…`), and not to a request on the HTTP side."""
         return self.name_label.startswith("Async.")
 
     @property
@@ -484,26 +484,26 @@ class Task:
 
     @property
     def value(self) -> str:
-        """What it gave: XAPI wraps it in XML, `<value>OpaqueRef:…</value>`."""
+        """The result. XAPI wraps it in XML, `<value>OpaqueRef:…</value>`."""
         found = _VALUE.search(self.result)
         return found[1] if found else self.result
 
     @property
     def made(self) -> Ref | None:
-        """The disk that it made, where it is a call that makes one."""
+        """The disk that it created, for a call that creates one."""
         does = self.name_label in ("Async.VDI.create", "Async.VDI.clone")
         return Ref(self.value) if does and self.status == "success" else None
 
     @property
     def streamed(self) -> VdiUuid | None:
-        """The disk that it reads or writes, where it is a request that has not ended."""
+        """The disk that it reads or writes, for a request that has not ended."""
         if self.is_call or self.is_finished or not self.name_label.startswith(_STREAMS):
             return None
         return VdiUuid(self.name_label.rpartition(" ")[2])
 
     @property
     def wrote(self) -> VdiUuid | None:
-        """The disk that it wrote to, where it is a request that writes one."""
+        """The disk that it has written to, for a request that writes one."""
         if self.is_call or not self.name_label.startswith(_IMPORT):
             return None
         return VdiUuid(self.name_label.removeprefix(_IMPORT))

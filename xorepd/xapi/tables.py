@@ -1,4 +1,4 @@
-"""A pool's records by reference, as they are at one moment. Plain values: nothing here waits."""
+"""The records of a pool by reference. Plain values, without I/O."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Tables:
         self._pointing: defaultdict[tuple[type[Any], str, Ref], dict[Ref, Any]] = defaultdict(dict)
         self._indexes: dict[Callable[[], Index], Index] = {}
         self._departed: dict[Ref, str] = {}
-        """What those were called that have gone: an error often comes after that."""
+        """Names of objects that are gone, because an error about one often comes later."""
 
     def table(self, cls: type[R]) -> Mapping[Ref, R]:
         return self._tables[cls]
@@ -86,13 +86,13 @@ class Tables:
         return found if isinstance(found, cls) else None
 
     def describe(self, kind: str, ref: str) -> str:
-        """Return what people call an object: `VM web01 (3d6b2b1e-…)`; "" where it is not known.
+        """Return the name of an object for people: `VM web01 (3d6b2b1e-…)`; "" if it is unknown.
 
         May be called from any thread.
 
         Args:
-            kind: its class, as far as that is known; it does not matter.
-            ref: a reference to it, or its UUID.
+            kind: Class of the object; ignored.
+            ref: A reference or UUID.
         """
         found = next((t[Ref(ref)] for t in self._tables.values() if Ref(ref) in t), None)
         found = found or self._by_uuid.get(ref)
@@ -117,7 +117,7 @@ class Tables:
                 return _named(record.kind, record)
 
     def present(self, cls: type[R], refs: Iterable[Ref]) -> list[R]:
-        """Return the records behind references; those that dangle are left out."""
+        """Return the records of references, without dangling ones."""
         table = self._tables[cls]
         return [table[ref] for ref in refs if ref in table]
 
@@ -146,7 +146,7 @@ class Tables:
         return cast(I, found)
 
     def put(self, record: Record) -> None:
-        """Take in a record, in the place of what was known of the object."""
+        """Add a record, or replace the old record of the object."""
         known: Record | None = self._tables[type(record)].get(record.ref)
         if known is not None:
             self._unlink(known)  # even its UUID may change, its ref never does
@@ -158,7 +158,7 @@ class Tables:
             index.put(record)
 
     def drop(self, cls: type[Record], ref: Ref) -> None:
-        """Leave out an object that is gone, but for its name."""
+        """Remove an object that is gone; remember its name."""
         record: Record | None = self._tables[cls].pop(ref, None)
         if record is None:
             return

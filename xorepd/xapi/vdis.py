@@ -1,7 +1,7 @@
-"""The calls on disks that we use, one at a time for each SR.
+"""The XAPI calls on disks, one at a time for each SR.
 
-XAPI runs one storage operation per SR and lets others nap for 1 to 20 s until their turn, in no
-order: whoever sends ten at once waits longer than who sends them one by one.
+XAPI runs one storage operation per SR. Others sleep for 1 to 20 s and try again, in no order. So
+ten calls at once take longer than ten calls one after the other.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from xorepd.xapi.records import Vbd, Vdi
 log = structlog.get_logger(__name__)
 
 BUSY_TRIES, BUSY_PAUSE_S = 3, 5.0
-"""A disk stays attached to the control domain for seconds after its stream has ended. Xen Orchestra
-waits 10 × 5 s; what outlasts this here goes with a later run, and a run that failed ends sooner."""
+"""A disk stays attached to the control domain for seconds after its transfer. Xen Orchestra waits
+10 × 5 s. A disk that stays in use for longer is left to a later run, so that a failed run ends
+sooner."""
 
 
 def create_disk(
@@ -34,12 +35,12 @@ def create_disk(
     *,
     kind: str = "user",
 ) -> AbstractAsyncContextManager[Ref]:
-    """Create an empty disk, provided until it is signed (see `Pool.creating`).
+    """Create an empty disk and provide it until it is signed (see `Pool.creating`).
 
-    Its size is rounded up to what the SR can do.
+    The SR may round its size up.
 
     Args:
-        kind: XAPI's type of it, such as `user`, or `suspend` for the memory of a VM.
+        kind: XAPI's VDI type, such as `user`, or `suspend` for the memory of a VM.
     """
     record = {
         "SR": sr,
@@ -55,9 +56,9 @@ def create_disk(
 
 
 def clone_disk(pool: Pool, vdi: Vdi) -> AbstractAsyncContextManager[Ref]:
-    """Clone a disk, provided until it is signed (see `Pool.creating`).
+    """Clone a disk and provide the clone until it is signed (see `Pool.creating`).
 
-    It has the same content and the same `other_config`, and a new identity.
+    The clone has the same content and `other_config`, and a new UUID.
     """
     return pool.creating(vdi.sr, "VDI.clone", vdi.ref)
 
@@ -69,32 +70,30 @@ async def grow_disk(pool: Pool, vdi: Ref, sr: Ref, virtual_size: int) -> None:
 
 
 async def destroy_disk(pool: Pool, vdi: Vdi) -> None:
-    """Destroy a disk, waiting for its last stream to let go of it; gone already is fine.
-
-    It is waited for once: a stream that hangs holds its disk for as long as it likes.
+    """Destroy a disk, if it still exists. Wait once for its last transfer to release it.
 
     Raises:
-        ObjectBusy: something holds it all the time.
+        ObjectBusy: the disk stays in use.
     """
     await _patiently(pool, vdi, "VDI.destroy")
 
 
 async def destroy_data(pool: Pool, vdi: Vdi) -> None:
-    """Destroy what a tracked snapshot holds, and keep what tells how others differ from it.
+    """Destroy the data of a tracked snapshot, and keep its changed-block metadata.
 
-    Done already is fine, and so is a disk that is gone. XAPI itself waits 4 s for VBDs to go.
+    It is no error if the data or the disk is already gone. XAPI itself waits 4 s for VBDs to go.
 
     Raises:
-        ObjectBusy: something holds it all the time.
-        XapiFailure: it is not tracked (`VDI_NO_CBT_METADATA`).
+        ObjectBusy: the disk stays in use.
+        XapiFailure: the disk is not tracked (`VDI_NO_CBT_METADATA`).
     """
     await _patiently(pool, vdi, "VDI.data_destroy")
 
 
 async def _patiently(pool: Pool, vdi: Vdi, method: str) -> None:
-    """Call a method on a disk that others may still hold for a while.
+    """Call a method on a disk that may still be in use for a while.
 
-    What is attached is not asked for: XAPI would wait 4 s before it says no.
+    Do not call it while the disk is attached: XAPI would wait 4 s and then refuse.
     """
     if _is_attached(pool, vdi):
         if pool.is_stuck(vdi.ref):
@@ -116,16 +115,16 @@ async def _patiently(pool: Pool, vdi: Vdi, method: str) -> None:
 
 
 async def unplug_left(pool: Pool, vdi: Vdi) -> bool:
-    """Detach a disk that a toolstack left in a control domain when it died.
+    """Detach a disk that a dead toolstack has left attached to a control domain.
 
-    XAPI attaches a disk there for as long as a request reads or writes it, and nothing else looks
-    after that drive. It counts as left when no task tells of such a request.
+    XAPI attaches a disk to the control domain while a request reads or writes it. An attachment
+    without the task of such a request was left behind.
 
     Args:
-        vdi: a disk of ours that no stream uses.
+        vdi: A disk of ours that no transfer uses.
 
     Returns:
-        Whether something has been detached.
+        Whether a drive was detached.
     """
     if any(task.streamed == vdi.uuid for task in pool.cache.tasks.values()):
         return False
@@ -157,6 +156,6 @@ def _is_attached(pool: Pool, vdi: Vdi) -> bool:
 
 
 async def detached(pool: Pool, vdi: Vdi, timeout: float = BUSY_PAUSE_S) -> None:
-    """Wait until no VBD of a disk is attached, but a moment at least and `timeout` at most."""
+    """Wait until no VBD of a disk is attached: for a moment at least, `timeout` seconds at most."""
     await asyncio.sleep(timeout / 20)  # the cache may not have seen the attachment yet
     await pool.cache.wait_for(lambda: not _is_attached(pool, vdi), timeout)

@@ -1,4 +1,4 @@
-"""The calls on VMs that we use, named as an operator would name them."""
+"""The XAPI calls on VMs, with names from the view of an operator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def take_snapshot(pool: Pool, vm: Ref, name: str, *, without: Collection[R
     """Snapshot a VM with its disks; crash-consistent per disk, one disk after the other.
 
     Args:
-        without: disks to leave out. Hosts that cannot do that yet take them along.
+        without: Disks to leave out. Old hosts that cannot leave them out include them.
     """
     if without:
         try:
@@ -29,13 +29,13 @@ async def take_snapshot(pool: Pool, vm: Ref, name: str, *, without: Collection[R
 async def take_checkpoint(pool: Pool, vm: Ref, name: str) -> Ref:
     """Snapshot a VM with its disks and its memory.
 
-    A VM that runs stands still meanwhile: XAPI suspends it, snapshots it, and resumes it.
+    A running VM stands still meanwhile: XAPI suspends it, takes the snapshot, and resumes it.
     """
     return Ref(await pool.run_task("VM.checkpoint", vm, name))
 
 
 async def destroy_vm(pool: Pool, vm: Ref) -> None:
-    """Destroy a VM's record with its VBDs and VIFs, never its disks; gone already is fine."""
+    """Destroy the record of a VM with its VBDs and VIFs, if it still exists; never its disks."""
     with suppress(ObjectGone):
         await pool.run_task("VM.destroy", vm)
 
@@ -43,11 +43,11 @@ async def destroy_vm(pool: Pool, vm: Ref) -> None:
 async def update_keys(
     pool: Pool, kind: str, ref: Ref, field: str, add: Mapping[str, str], remove: Iterable[str] = ()
 ) -> None:
-    """Set and remove keys of a map that others write to as well; other keys stay as they are.
+    """Set and remove keys of a map that others write to as well. Other keys stay unchanged.
 
     Args:
-        kind: class of the object, such as `VM`.
-        field: the map, such as `other_config` or `blocked_operations`.
+        kind: Class of the object, such as `VM`.
+        field: The map, such as `other_config` or `blocked_operations`.
     """
     for key in remove:
         await pool.call(f"{kind}.remove_from_{field}", ref, key)
@@ -60,7 +60,7 @@ async def update_keys(
                 if failure.code != "MAP_DUPLICATE_KEY" or attempt == 3:
                     raise
             if (await pool.call(f"{kind}.get_{field}", ref)).get(key) == value:
-                break  # at no moment is it away: a copy may be made of the object just now
+                break  # do not remove it even for a moment: the object may be copied right now
             await pool.call(f"{kind}.remove_from_{field}", ref, key)
 
 
@@ -69,9 +69,9 @@ async def rewrite_other_config(
 ) -> None:
     """Set and remove keys of `other_config` in one step, on an object of ours.
 
-    `update_keys` takes a key away before it sets it anew: to die between the two would cost an
-    object its mark. This replaces the whole map instead, so it is not for objects of others: a key
-    that somebody sets in the same instant is lost.
+    `update_keys` removes a key before it sets it again. A crash between the two would cost an
+    object its mark. This function replaces the whole map instead. Do not use it on objects of
+    others: a key that another client sets at the same time is lost.
     """
     present = await pool.call(f"{kind}.get_other_config", ref)
     removed = set(remove)
@@ -86,15 +86,15 @@ async def create_disk_vbd(
     """Attach a disk to a VM that does not run.
 
     Args:
-        attached: whether the guest has it at hand; it counts for a suspended VM only, which is
-            resumed with no other disks than these.
+        attached: Whether the guest has the disk plugged. It matters only for a suspended VM, which
+            resumes with exactly these disks.
     """
     drive = {"VDI": vdi, "bootable": bootable, "mode": mode, "type": "Disk", "empty": False}
     return await _create_vbd(pool, vm, device, drive, attached=attached)
 
 
 async def create_empty_drive(pool: Pool, vm: Ref, device: str, *, attached: bool) -> Ref:
-    """Give a VM that does not run a CD drive without a CD; `attached` as for a disk."""
+    """Add an empty CD drive to a VM that does not run; `attached` as for a disk."""
     drive = {"VDI": NULL_REF, "bootable": False, "mode": "RO", "type": "CD", "empty": True}
     return await _create_vbd(pool, vm, device, drive, attached=attached)
 
@@ -117,7 +117,7 @@ async def _create_vbd(
 
 
 async def destroy_vbd(pool: Pool, vbd: Ref) -> None:
-    """Detach a disk from a halted VM; gone already is fine."""
+    """Detach a disk from a halted VM, if the VBD still exists."""
     with suppress(ObjectGone):
         await pool.call("VBD.destroy", vbd)
 
@@ -133,7 +133,7 @@ async def create_vif(
     *,
     attached: bool = False,
 ) -> Ref:
-    """Give a VM a network interface; `attached` as for a disk."""
+    """Add a network interface to a VM; `attached` as for a disk."""
     record: dict[str, Any] = {
         "VM": vm,
         "network": network,
@@ -150,6 +150,6 @@ async def create_vif(
 
 
 async def destroy_vif(pool: Pool, vif: Ref) -> None:
-    """Take an interface from a halted VM; gone already is fine."""
+    """Remove a network interface from a halted VM, if it still exists."""
     with suppress(ObjectGone):
         await pool.call("VIF.destroy", vif)

@@ -92,7 +92,7 @@ def records(name: str) -> tuple[RunRecord, ...]:
 
 
 def status(name: str) -> RenderableType:
-    web = job(vms=["a", name or "b"])
+    web = job(vms=list(dict.fromkeys(["a", name or "b"])))
     known = [Latest(each, NOON) for each in records(name)]
     shown = job_status(web, known, next_run_at=LATER, run_id=None, now=LATER)
     vms = tuple(vm.model_copy(update={"name": name, "last": records(name)[2]}) for vm in shown.vms)

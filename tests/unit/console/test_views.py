@@ -92,13 +92,11 @@ def test_status_says_which_disks_wait_for_memory_and_who_has_it() -> None:
     text = shown(status_view(reply, LATER))
 
     assert "web01 (web): disks 1, 2 wait for memory" in text
-    assert "memory: others have 12.0 MiB of the 16.0 MiB that [daemon] memory allows" in text
+    assert "memory: other disks use 12.0 MiB of the 16.0 MiB that [daemon] memory allows" in text
 
 
 def test_status_says_which_damaged_files_were_set_aside() -> None:
-    told = (
-        "history.db was damaged, and has been made anew; the damaged one is /s/history.db.damaged"
-    )
+    told = "history.db was damaged and has been replaced; the damaged file is /s/history.db.damaged"
     reply = status().model_copy(update={"set_aside": (told,)})
 
     text = shown(status_view(reply, LATER))
@@ -139,8 +137,8 @@ def test_pool_that_is_slow_or_full_is_shown_and_others_are_not() -> None:
 
     text = shown(status_view(status(record()).model_copy(update={"pools": pools}), LATER))
 
-    assert "pool dr: answers slowly (2.3 s); 1 VM at once; 1 at work, 0 waiting" in text
-    assert "pool far: 2 VMs at once; 2 at work, 5 waiting" in text
+    assert "pool dr: answers slowly (2.3 s); 1 VM at once; 1 in transfer, 0 waiting" in text
+    assert "pool far: 2 VMs at once; 2 in transfer, 5 waiting" in text
     assert "pool prod" not in text
 
 
@@ -160,9 +158,9 @@ def test_orphans_are_shown_with_what_could_not_be_asked() -> None:
 
     assert "[XO Backup web]" in text
     assert "dr/dr-storage" in text
-    assert "far was not asked: off" in text
+    assert "far did not answer: off" in text
     none = OrphansReply(orphans=(), not_asked={})
-    assert shown(orphans_view(none, LATER)) == "Every replica has its job.\n"
+    assert shown(orphans_view(none, LATER)) == "Every replica has a job.\n"
 
 
 def test_status_says_who_holds_a_vm_and_which_replica_is_late() -> None:
@@ -187,7 +185,7 @@ def test_status_names_disks_that_stay_behind() -> None:
 
     text = shown(status_view(status(record(disks=disks)), LATER))
 
-    assert "web01 (web): disk 1 scratch [NOBAK] stays behind, [NOBAK] in its name" in text
+    assert "web01 (web): disk 1 scratch [NOBAK] is not replicated: [NOBAK] in its name" in text
     assert "disk 0" not in text
 
 
@@ -198,16 +196,16 @@ def test_memory_that_stays_behind_is_told_with_its_reason() -> None:
     )
 
     text = shown(status_view(status(record(disks=disks)), LATER))
-    assert "web01 (web): its memory stays behind, the VM was not running" in text
+    assert "web01 (web): its memory is not replicated: the VM was not running" in text
 
     text = shown(run_view([record(disks=disks)]))
-    assert "memory: stays behind because the VM was not running" in text
+    assert "memory: not replicated because the VM was not running" in text
 
 
 def test_memory_that_came_has_a_line_and_needs_no_word() -> None:
     disk = DiskRecord("memory", "memory of web01", 1 << 30, "memory", "", 4096, 4096)
 
-    assert "stays behind" not in shown(status_view(status(record(disks=(disk,))), LATER))
+    assert "not replicated" not in shown(status_view(status(record(disks=(disk,))), LATER))
     assert "memory" in shown(run_view([record(disks=(disk,))]))
 
 
@@ -302,8 +300,8 @@ def test_a_run_shows_how_each_disk_was_read_and_what_it_cost() -> None:
     assert "1.00" in text
     assert "disk 1: export because no network of pool prod has the purpose nbd" in text
     assert "disk 1: 7.0 GiB compared with the target" in text
-    assert "disk 1: an earlier run had come to 5.0 GiB, and this one went on from there" in text
-    assert "disk 1: its stream broke and was taken up again, 2 times" in text
+    assert "disk 1: an earlier run had reached 5.0 GiB, and this one continued from there" in text
+    assert "disk 1: its transfer was interrupted and continued 2 times" in text
     assert "disk 0: " not in text
 
 
@@ -326,7 +324,7 @@ def test_a_run_says_what_became_of_the_data_of_its_base(
 def test_a_run_that_can_be_continued_says_so() -> None:
     failed = record(outcome=Outcome.FAILED, step="transfer", error="cut", resumable=True)
 
-    assert "cut; the next run goes on from there" in shown(run_view([failed]))
+    assert "cut; the next run continues from there" in shown(run_view([failed]))
 
 
 def test_a_disk_that_an_earlier_run_had_finished_is_not_said_to_be_sent() -> None:
@@ -335,7 +333,7 @@ def test_a_disk_that_an_earlier_run_had_finished_is_not_said_to_be_sent() -> Non
 
     text = shown(run_view([record(disks=(disk,))]))
 
-    assert "disk 0: an earlier run had come to its end" in text
+    assert "disk 0: an earlier run had reached its end" in text
     assert "had sent" not in text
     assert text.startswith("web01: delta, 0 B read, 0 B sent in 30 s")
 

@@ -17,7 +17,7 @@ from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply
 from xorepd.control.server import serve
 from xorepd.daemon.runs import Runs
 from xorepd.daemon.service import Service
-from xorepd.data.budget import Budget
+from xorepd.data.memory_budget import MemoryBudget
 from xorepd.process.systemd import Notifier
 from xorepd.replication.deciding.forgetting import Terms
 from xorepd.replication.deciding.orphans import Known
@@ -114,7 +114,7 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                 load=lambda: load(file),
                 apply=apply,
                 links=links,
-                budget=Budget(),
+                budget=MemoryBudget(),
                 orphans=orphans,
                 pool_states=lambda: (),
             )

@@ -197,7 +197,7 @@ async def test_replicas_without_a_job_are_told(on: Stage) -> None:
     shown = await asyncio.to_thread(CliRunner().invoke, app, command)
 
     assert (reply.orphans, reply.not_asked) == ((), {"dr": "it does not answer"})
-    assert "dr was not asked: it does not answer" in shown.output
+    assert "dr did not answer: it does not answer" in shown.output
 
 
 # -- policies --------------------------------------------------------------------------------------
@@ -337,8 +337,8 @@ async def test_run_can_be_cancelled(on: Stage) -> None:
 @pytest.mark.parametrize(
     ("resume", "says"),
     [
-        ("1d", "what the next run can go on with stays, the rest of it is removed"),
-        ("0s", "all of it is removed from both pools"),
+        ("1d", "it keeps what the next run can continue and removes the rest"),
+        ("0s", "it removes everything that it has created on both pools"),
     ],
 )
 async def test_cancelling_says_what_stays_and_what_is_removed(
@@ -401,7 +401,7 @@ async def test_file_that_lost_all_its_jobs_changes_nothing_unless_it_says_so(
     status, sentence = await refusal(on.client.reload())
 
     assert status == 422
-    assert sentence.endswith("xorepd.toml: has no jobs; if none are meant, write jobs = {}")
+    assert sentence.endswith("xorepd.toml: has no jobs; if that is intended, write jobs = {}")
     assert [j.name for j in (await on.client.jobs()).jobs] == ["web"]
     write(on.directory, "jobs = {}\n" + text)
     assert (await on.client.reload()).jobs.removed == ("web",)

@@ -77,7 +77,7 @@ async def test_name_of_two_vms_is_refused_with_their_uuids_and_one_of_these_is_t
 
     assert (refused.exit_code, on.orphans.forgotten) == (1, [])
     assert (
-        f"{what} means 2 VMs; say which one by its UUID: vm-9 (gone, replicated to dr/dr-storage), "
+        f"{what} matches 2 VMs; name one by its UUID: vm-9 (gone, replicated to dr/dr-storage), "
         "vm-8 (replicated to dr/dr-storage)"
     ) in refused.output
     taken = await command(on, "vm-9", "--yes")
@@ -122,8 +122,8 @@ async def test_name_that_a_job_keeps_up_is_no_name_of_what_is_gone(
     refused = await command(on, "web01", "--yes")
 
     assert (refused.exit_code, on.orphans.forgotten) == (1, [])
-    assert "web01 means 2 VMs; say which one by its UUID: vm-0 (gone," in refused.output
-    assert f"{last or 'the one'} that job web keeps up" in refused.output
+    assert "web01 matches 2 VMs; name one by its UUID: vm-0 (gone," in refused.output
+    assert f"{last or 'the one'} that job web replicates" in refused.output
     assert (await command(on, "vm-0", "--yes")).exit_code == 0
     assert on.orphans.forgotten == [(WEB.stream, Terms())]
 
@@ -178,20 +178,20 @@ async def test_objection_is_said_and_nothing_is_done_not_even_to_the_others(on: 
     result = await command(on, "db01", "x", "--yes")
 
     assert (result.exit_code, on.orphans.forgotten) == (1, [])
-    assert "not like this: its replica is running; shut it down first" in result.output
+    assert "refused: its replica is running; shut it down first" in result.output
 
 
 async def test_vm_that_a_job_keeps_up_is_refused_by_the_name_of_that_job(on: Stage) -> None:
     result = await command(on, "web01", "--yes")
 
     assert result.exit_code == 1
-    assert "job web keeps web01 up; take the VM out of that job" in result.output
+    assert "job web replicates web01; remove the VM from that job" in result.output
 
 
 async def test_what_is_not_there_is_refused_with_the_pools_that_were_not_asked(on: Stage) -> None:
     result = await command(on, "mail01", "--yes")
     assert "nothing to forget of mail01" in result.output
-    assert "dr was not asked: it does not answer" in result.output
+    assert "dr did not answer: it does not answer" in result.output
 
     result = await command(on, "db01", "--target", "dr/other", "--yes")
     assert "nothing to forget of db01 on dr/other" in result.output
@@ -228,5 +228,5 @@ async def test_what_this_daemon_has_replicated_is_known(on: Stage) -> None:
 async def test_terms_that_do_not_exist_are_refused(on: Stage) -> None:
     with pytest.raises(ControlError, match="not even_if_broken"):
         await on.client.forget_plan(ORPHAN.stream, ["even_if_broken"])
-    with pytest.raises(ControlError, match="name the stream"):
+    with pytest.raises(ControlError, match="name the replica"):
         await on.client.forget_plan("")

@@ -65,7 +65,7 @@ async def test_file_in_the_sockets_place_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "control.sock").write_text("precious")
 
-    with pytest.raises(StateError, match="no socket"):
+    with pytest.raises(StateError, match="not a socket"):
         async with stage(tmp_path):
             pass
 
@@ -74,7 +74,7 @@ async def test_file_in_the_sockets_place_is_not_touched(tmp_path: Path) -> None:
 
 async def test_path_that_no_socket_can_have_is_refused(tmp_path: Path) -> None:
     async with stage(tmp_path) as on:
-        with pytest.raises(StateError, match="cannot be made"):
+        with pytest.raises(StateError, match="cannot create"):
             async with serve(on.service, tmp_path / ("x" * 120)):
                 pass
 

@@ -68,7 +68,7 @@ async def test_memory_that_a_reload_changed_counts_for_those_who_wait(tmp_path: 
     old, new = with_memory("16MiB"), with_memory("32MiB")
     changes = compare(old, new)
     async with open_engine(old, lambda: NOON) as engine, asyncio.TaskGroup() as group:
-        with engine.budget.holding() as one, engine.budget.holding() as other:
+        with engine.budget.allocate() as one, engine.budget.allocate() as other:
             await one.take(16 * MiB)
             waiting = group.create_task(other.take(16 * MiB))
             await asyncio.sleep(0)
@@ -96,5 +96,5 @@ async def test_target_pool_that_cannot_be_opened_fails_by_itself(
 
     assert "no answer from 127.0.0.1:1" in (here.error or "")
     assert there.error == (
-        f"pool dr cannot be opened: ca_file {ca_file} cannot be used (No such file or directory)"
+        f"cannot open pool dr: ca_file {ca_file} cannot be used (No such file or directory)"
     )

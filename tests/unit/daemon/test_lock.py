@@ -82,7 +82,7 @@ def test_what_is_no_lock_is_refused_and_left_as_it_is(
     put(state / "lock", precious)
     before = os.lstat(state / "lock")
 
-    with pytest.raises(StateError, match="is no lock of xorepd"), locked(state):
+    with pytest.raises(StateError, match="is not a lock file of xorepd"), locked(state):
         raise AssertionError("it was locked")
 
     after = os.lstat(state / "lock")

@@ -7,8 +7,8 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from tests.unit.data.readers import LETTER, StringReader
-from xorepd.data.budget import Budget, Holding
-from xorepd.data.fanout import MOST_S, SHARE, Branch, FanOut, Patience
+from xorepd.data.fanout import DELAY_SHARE, LARGEST_DELAY_S, Branch, DelayAllowance, FanOut
+from xorepd.data.memory_budget import Allocation, MemoryBudget
 from xorepd.data.reader import Piece, Reader
 from xorepd.data.remainder import Rest
 from xorepd.errors import DataError, StreamCut
@@ -26,7 +26,7 @@ class Source:
         self.readers: list[StringReader] = []
 
     @asynccontextmanager
-    async def open(self, holding: Holding | None = None) -> AsyncIterator[Reader]:
+    async def open(self, allocation: Allocation | None = None) -> AsyncIterator[Reader]:
         reader = StringReader(self.disk)
         self.readers.append(reader)
         yield reader if self.fails_after is None else Failing(reader, self.fails_after)
@@ -66,12 +66,12 @@ def fan_of(
     memory: int = TIGHT,
 ) -> FanOut:
     return FanOut(
-        source.open, Budget(memory), window=window, patience_s=patience_s, on_slow=on_slow
+        source.open, MemoryBudget(memory), window=window, patience_s=patience_s, on_slow=on_slow
     )
 
 
 def branch_of(fan: FanOut, source: Source) -> Branch:
-    branch = fan.attach(Holding(fan.budget))
+    branch = fan.attach(Allocation(fan.budget))
     branch.open_rest = source.open_rest
     return branch
 
@@ -191,12 +191,12 @@ async def test_failure_to_open_is_told_to_those_who_wait_for_it() -> None:
         raise StreamCut("disk", 0)
 
     @asynccontextmanager
-    async def closed(holding: Holding) -> AsyncIterator[Reader]:
+    async def closed(allocation: Allocation) -> AsyncIterator[Reader]:
         refuse()
         yield StringReader("")
 
-    fan = FanOut(closed, Budget())
-    branch = fan.attach(Holding(fan.budget))
+    fan = FanOut(closed, MemoryBudget())
+    branch = fan.attach(Allocation(fan.budget))
     await fan.run()
 
     with pytest.raises(StreamCut):
@@ -254,14 +254,14 @@ async def test_reading_that_is_cancelled_fails_those_who_depend_on_it() -> None:
 
 
 def test_patience_grows_with_the_time_that_a_read_takes() -> None:
-    patience = Patience(0.25, now=100.0)
+    patience = DelayAllowance(0.25, now=100.0)
 
     assert patience.left(100.0) == 0.25
-    assert patience.left(110.0) == pytest.approx(0.25 + 10 * SHARE)
+    assert patience.left(110.0) == pytest.approx(0.25 + 10 * DELAY_SHARE)
 
 
 def test_patience_is_spent_by_waiting() -> None:
-    patience = Patience(1.0, now=100.0)
+    patience = DelayAllowance(1.0, now=100.0)
 
     patience.left(100.0)
     patience.spend(100.75)
@@ -271,5 +271,5 @@ def test_patience_is_spent_by_waiting() -> None:
 
 
 def test_patience_ends_growing() -> None:
-    assert Patience(0.25, now=0.0).left(1e6) == MOST_S
-    assert Patience(NEVER, now=0.0).left(1e6) == NEVER
+    assert DelayAllowance(0.25, now=0.0).left(1e6) == LARGEST_DELAY_S
+    assert DelayAllowance(NEVER, now=0.0).left(1e6) == NEVER

@@ -19,7 +19,7 @@ from xorepd.data.nbd import protocol as nbd
 from xorepd.data.nbd import reader as nbd_reader
 from xorepd.data.nbd.exports import NbdExport
 from xorepd.data.nbd.protocol import open_nbd
-from xorepd.data.nbd.reader import NbdBudget, NbdReader, open_nbd_reader
+from xorepd.data.nbd.reader import NbdConnectionLimit, NbdReader, open_nbd_reader
 from xorepd.errors import AddressFailed, DataError, ProtocolViolation, StreamCut
 from xorepd.extents import Extent, merge
 from xorepd.units import KiB, MiB
@@ -78,7 +78,7 @@ async def test_random_extents_are_read_from_nbdkit(tmp_path: Path, tls: bool) ->
     )
     extents = [e for e in extents if e.end <= SIZE]
     async with nbdkit(tmp_path, content, tls=tls) as served:
-        three = partial(NbdBudget().connections, [served], 3, "disk", stall=10)
+        three = partial(NbdConnectionLimit().connections, [served], 3, "disk", stall=10)
         async with open_nbd_reader(three, SIZE, extents, "disk") as reader:
             await check(reader, content, extents)
 
@@ -86,7 +86,7 @@ async def test_random_extents_are_read_from_nbdkit(tmp_path: Path, tls: bool) ->
 def reading(
     served: NbdExport, size: int, *, stall: float = 5
 ) -> AbstractAsyncContextManager[NbdReader]:
-    one = partial(NbdBudget().connections, [served], 1, "disk", stall=stall, again=True)
+    one = partial(NbdConnectionLimit().connections, [served], 1, "disk", stall=stall, again=True)
     return open_nbd_reader(one, size, [Extent(0, size)], "disk")
 
 
@@ -105,7 +105,7 @@ async def test_another_certificate_than_the_one_told_is_refused(tmp_path: Path) 
     other = trustme.CA().issue_cert("localhost").cert_chain_pems[0].bytes().decode()
     async with nbdkit(tmp_path, bytes(MiB), tls=True) as served:
         told = NbdExport(served.address, served.port, served.name, other, "localhost")
-        with pytest.raises(DataError, match="not the one that the pool told"):
+        with pytest.raises(DataError, match="not the one that the pool gave"):
             async with open_nbd(told, "disk", stall=10):
                 pass
 
@@ -114,9 +114,7 @@ async def test_another_certificate_than_the_one_told_is_refused(tmp_path: Path) 
 async def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
     async with nbdkit(tmp_path, bytes(MiB), tls=True) as served:
         told = NbdExport(served.address, served.port, served.name, "garbage", "localhost")
-        with pytest.raises(
-            ProtocolViolation, match="a certificate or subject for NBD that is none"
-        ):
+        with pytest.raises(ProtocolViolation, match="an invalid certificate or subject for NBD"):
             async with open_nbd(told, "disk", stall=10):
                 pass
 
@@ -332,7 +330,7 @@ async def test_an_address_that_failed_is_asked_once_for_all_disks(
         came += 1
         await reader.read()
 
-    budget = NbdBudget(per_host=1)
+    budget = NbdConnectionLimit(per_host=1)
 
     async def refused(served: NbdExport) -> str:
         with pytest.raises(AddressFailed) as caught:
@@ -360,7 +358,7 @@ async def test_an_address_that_failed_is_asked_again_after_a_while(
             await goodbye(reader)
         await reader.read()
 
-    budget = NbdBudget()
+    budget = NbdConnectionLimit()
     async with serving(behave) as served:
         with pytest.raises(AddressFailed):
             async with budget.connections([served], 1, "disk", stall=5):
@@ -389,7 +387,7 @@ async def test_of_two_hosts_the_one_that_failed_is_not_waited_for_again(
         await handshake(reader, writer)
         await goodbye(reader)
 
-    budget = NbdBudget()
+    budget = NbdConnectionLimit()
     async with serving(say_nothing) as first, serving(serve) as second:
         for _ in range(5):
             async with budget.connections([first, second], 1, "disk", stall=5) as opened:
@@ -406,7 +404,7 @@ async def test_an_address_whose_reads_stall_is_left_alone_by_other_disks(
         await handshake(reader, writer)
         await reader.read()
 
-    budget = NbdBudget()
+    budget = NbdConnectionLimit()
     async with serving(behave) as served:
         one = partial(budget.connections, [served], 1, "disk", stall=0.2)
         async with open_nbd_reader(one, SIZE, [Extent(0, SIZE)], "disk") as reader:
@@ -476,7 +474,7 @@ async def test_small_reads_are_asked_for_far_ahead_and_large_ones_within_the_win
                 waiting.append(await requested(reader))
 
         async with serving(behave) as served:
-            one = partial(NbdBudget().connections, [served], 1, "disk", stall=patience())
+            one = partial(NbdConnectionLimit().connections, [served], 1, "disk", stall=patience())
             async with open_nbd_reader(one, SIZE, extents, "disk") as reader:
                 await check(reader, bytes(SIZE), extents)
         assert ahead[0] == most
@@ -548,7 +546,7 @@ async def test_connections_to_a_host_are_counted_over_all_disks() -> None:
         finally:
             at_once -= 1
 
-    budget = NbdBudget(per_host=3)
+    budget = NbdConnectionLimit(per_host=3)
 
     async def copy(served: NbdExport) -> None:
         two = partial(budget.connections, [served], 2, "disk", stall=patience())
@@ -571,7 +569,9 @@ async def test_the_next_host_is_asked_when_one_does_not_serve_the_disk() -> None
 
     async with serving(refuse) as first, serving(serve) as second:
         other = NbdExport("localhost", second.port, second.name, "", "")
-        async with NbdBudget().connections([first, other], 1, "disk", stall=patience()) as opened:
+        async with NbdConnectionLimit().connections(
+            [first, other], 1, "disk", stall=patience()
+        ) as opened:
             assert [connection.size for connection in opened] == [SIZE]
 
 

@@ -1,11 +1,11 @@
-from xorepd.relay.cache import Budget, Cache
+from xorepd.relay.cache import BlockCache, MemoryBudget
 
 CONTENT = bytes(100)
 UNIT = memoryview(CONTENT)
 
 
 def test_the_least_used_units_go_first() -> None:
-    cache = Cache(Budget(300))
+    cache = BlockCache(MemoryBudget(300))
     for name in (b"a", b"b", b"c"):
         cache.put(name, UNIT)
     cache.get(b"a", 100)
@@ -17,15 +17,15 @@ def test_the_least_used_units_go_first() -> None:
 
 
 def test_a_unit_of_another_length_is_another_unit() -> None:
-    cache = Cache(Budget(300))
+    cache = BlockCache(MemoryBudget(300))
     cache.put(b"a", UNIT)
 
     assert cache.get(b"a", 99) is None
 
 
 def test_no_connection_takes_from_the_units_of_another() -> None:
-    budget = Budget(200)
-    one, other = Cache(budget), Cache(budget)
+    budget = MemoryBudget(200)
+    one, other = BlockCache(budget), BlockCache(budget)
     one.put(b"a", UNIT)
     one.put(b"b", UNIT)
 

@@ -18,7 +18,7 @@ from xorepd.ids import Ref, VdiUuid, VmUuid
 from xorepd.replication.format.inventory import SourceSide, TargetSide, read_source, read_target
 from xorepd.replication.format.marks import FOR, KEY, Commit, Mark, ReplicaKey, Role, decode
 from xorepd.replication.format.ownership import temporary_name
-from xorepd.xapi.cache import Cache, EventBatch
+from xorepd.xapi.cache import EventBatch, PoolCache
 from xorepd.xapi.records import CONTENT_ID, Record, Vbd, Vdi, Vm
 
 STREAM = ReplicaKey(pool="pool-1", vm="vm-1", sr="sr-1")
@@ -186,9 +186,9 @@ class World:
     def set_key(self, ref: Ref, key: str, value: str) -> None:
         self.raw(ref)["other_config"][key] = value
 
-    async def cache(self, *others: Record) -> Cache:
+    async def cache(self, *others: Record) -> PoolCache:
         """Return the records of the pool, and others of classes that it does not make."""
-        cache = Cache()
+        cache = PoolCache()
         records: list[Record] = [cls.parse(ref, raw) for ref, (cls, raw) in self._raws.items()]
         await cache.apply(EventBatch("1,1", (*records, *others), (), {}, is_first=True))
         return cache

@@ -121,7 +121,7 @@ def test_finished_record_has_outcome_end_and_rate() -> None:
 def test_failed_record_has_the_error_and_its_remedy() -> None:
     record = progress(Board()).finished(Outcome.FAILED, StreamCut("disk 0", 5, 9), LATER)
 
-    assert record.error == "disk 0: the stream was cut after 5 of 9 bytes"
+    assert record.error == "disk 0: the stream ended after 5 of 9 bytes"
     assert record.remedy == "retry"
 
 

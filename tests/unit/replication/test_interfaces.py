@@ -92,4 +92,4 @@ def test_where_an_earlier_xorepd_put_it_cannot_be_told_and_is_said() -> None:
     decision = decide(wanted(DMZ), there(put_on=None), NETWORKS)
 
     assert decision.deed is Deed.LEAVE
-    assert "destroy it if not" in decision.remark
+    assert "if not, destroy it" in decision.remark

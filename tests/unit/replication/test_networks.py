@@ -6,7 +6,7 @@ from tests.unit.xapi import raws
 from xorepd.errors import Refused
 from xorepd.ids import Ref
 from xorepd.replication.deciding.networks import Candidate, map_network, networks_of
-from xorepd.xapi.cache import Cache, EventBatch
+from xorepd.xapi.cache import EventBatch, PoolCache
 from xorepd.xapi.records import Network, Pif
 
 
@@ -105,7 +105,7 @@ async def test_networks_of_a_pool_have_the_vlan_of_their_interfaces() -> None:
         Network.parse(refs["dangling"], raws.network("u-dang", "dangling", "OpaqueRef:gone")),
         Pif.parse(refs["pif"], raws.pif("u-pif", refs["lan"], 12)),
     )
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(EventBatch("1,1", records, (), {}, is_first=True))
 
     found = networks_of(cache)

@@ -13,14 +13,14 @@ from xorepd.config.models import JobSettings
 from xorepd.ids import PoolName, Ref
 from xorepd.replication.deciding.orphans import Orphan, find_orphans
 from xorepd.replication.format.marks import KEY, Mark, Role
-from xorepd.xapi.cache import Cache, EventBatch
+from xorepd.xapi.cache import EventBatch, PoolCache
 from xorepd.xapi.records import PoolRecord, Record, Sr, Vm
 
 PROD, DR = PoolName("prod"), PoolName("dr")
 
 
-async def cache(uuid: str, *records: Record) -> Cache:
-    made = Cache()
+async def cache(uuid: str, *records: Record) -> PoolCache:
+    made = PoolCache()
     pool = PoolRecord.parse(Ref("OpaqueRef:pool"), {"uuid": uuid, "name_label": "", "master": ""})
     await made.apply(EventBatch("1,1", (pool, *records), (), {}, is_first=True))
     return made

@@ -207,7 +207,7 @@ async def test_what_a_pool_tells_about_nbd_may_be_nonsense(infos: object) -> Non
     exports, reason = await find_nbd(cast(Pool, Told(infos)), Ref("disk"))
 
     assert exports == ()
-    assert reason.startswith("NBD cannot be had (")
+    assert reason.startswith("NBD is not available (")
     assert "secret" not in reason
 
 

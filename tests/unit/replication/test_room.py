@@ -30,7 +30,7 @@ def test_refusal_names_pool_sr_purpose_and_remedy() -> None:
 
     message = str(caught.value)
     assert "pool dr: disk root of VM web01 needs 3.0 GiB where SR dr-storage" in message
-    assert "2.0 GiB free, of which 1.0 GiB are to stay free" in message
+    assert "2.0 GiB free, of which 1.0 GiB must stay free" in message
     assert "make room there, or choose another SR" in message
 
 

@@ -162,7 +162,7 @@ async def test_a_damaged_file_is_set_aside_and_made_anew_and_said(
     aside = tmp_path / f"{name}.damaged"
     assert not whole or aside.read_bytes() == whole
     [told] = list_set_aside(tmp_path)
-    assert told.startswith(f"{name} was damaged, and has been made anew")
+    assert told.startswith(f"{name} was damaged and has been replaced")
     assert str(aside) in told
 
 
@@ -291,7 +291,7 @@ async def test_maps_that_are_damaged_while_they_are_used_are_made_anew_at_the_ne
         with closing(sqlite3.connect(file)) as other:
             other.execute("DROP TABLE pages")
         for _ in range(3):
-            with pytest.raises(StateError, match="made anew at the next start"):
+            with pytest.raises(StateError, match="the next start creates a new one"):
                 await _work_with(maps)
         assert not file.exists()
 

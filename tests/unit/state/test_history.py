@@ -192,7 +192,7 @@ async def test_record_of_an_older_xorepd_is_read_under_its_new_names(tmp_path: P
         record(outcome=Outcome.LEASE_HELD, disks=(disk,)).to_json(), separators=(",", ":")
     )
     for new, old in (
-        ("read_bytes", "moved_bytes"),
+        ("read_bytes", "read_bytes"),
         ("reconnects", "breaks"),
         ("lease-held", "held"),
     ):

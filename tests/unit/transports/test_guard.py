@@ -58,7 +58,7 @@ async def test_transport_that_loses_a_piece_has_failed() -> None:
 
     error = await failed(lambda r, w: copy(r, w, skip=1), reader, ScriptedTarget(reader))
 
-    assert "transport odd failed (it gave on" in str(error)
+    assert "transport odd failed (it passed on" in str(error)
 
 
 async def test_transport_that_does_not_wait_for_the_confirmation_has_failed() -> None:
@@ -158,7 +158,7 @@ async def test_fault_of_a_transport_is_laid_at_its_door() -> None:
 
     assert str(error) == (
         "transport odd failed (ZeroDivisionError: oops); "
-        "report it to whoever made its package, or use direct meanwhile"
+        "report it to the author of its package, or use direct meanwhile"
     )
 
 
@@ -203,5 +203,5 @@ async def test_transport_that_ignores_its_cancellation_is_cut_off() -> None:
     ended.set()
     while not wrote:  # noqa: ASYNC110 -- it wakes up at once
         await asyncio.sleep(0.01)
-    assert "went on after its end" in wrote[0]
+    assert "continued after its end" in wrote[0]
     assert target.written == []

@@ -200,7 +200,7 @@ def test_what_cannot_carry_is_refused(site: Site) -> None:
     code = RAISES.replace("raise {what}", "return 3")
     site.install("reg-carries-nothing", "idle", code)
 
-    with pytest.raises(Refused, match="idle opened something that cannot carry"):
+    with pytest.raises(Refused, match="idle opened something that is not a transport"):
         open_transport("idle", {})
 
 

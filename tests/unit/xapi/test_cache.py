@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
-from xorepd.xapi.cache import Cache, EventBatch
+from xorepd.xapi.cache import EventBatch, PoolCache
 from xorepd.xapi.records import Network, Record, Task, Vbd, Vdi, Vm
 from xorepd.xapi.tables import MOST_DEPARTED
 
@@ -27,7 +27,7 @@ def vm(ref: Ref, uuid: str, **changes: Any) -> Vm:
 
 
 async def test_records_of_a_batch_are_known_by_reference_and_by_uuid() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     await cache.apply(batch(vm(A, "u-a")))
 
@@ -36,7 +36,7 @@ async def test_records_of_a_batch_are_known_by_reference_and_by_uuid() -> None:
 
 
 async def test_later_record_takes_the_place_of_the_earlier() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-a", name_label="old")))
 
     await cache.apply(batch(vm(A, "u-a", name_label="new")))
@@ -46,7 +46,7 @@ async def test_later_record_takes_the_place_of_the_earlier() -> None:
 
 
 async def test_deleted_record_is_gone_from_both_ways_to_it() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-a")))
 
     await cache.apply(batch(deleted=(("vm", A),)))
@@ -56,7 +56,7 @@ async def test_deleted_record_is_gone_from_both_ways_to_it() -> None:
 
 
 async def test_deletion_of_what_was_never_known_is_no_event() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     await cache.apply(batch(deleted=(("vm", A),)))
 
@@ -64,7 +64,7 @@ async def test_deletion_of_what_was_never_known_is_no_event() -> None:
 
 
 async def test_uuid_belongs_to_one_class() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     await cache.apply(batch(vm(A, "u-a")))
 
@@ -72,7 +72,7 @@ async def test_uuid_belongs_to_one_class() -> None:
 
 
 async def test_first_batch_forgets_everything_before() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-a")))
 
     await cache.apply(batch(vm(B, "u-b"), is_first=True))
@@ -82,7 +82,7 @@ async def test_first_batch_forgets_everything_before() -> None:
 
 
 async def test_object_that_changes_its_uuid_is_found_by_the_new_one_only() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-old")))
 
     await cache.apply(batch(vm(A, "u-new")))
@@ -92,7 +92,7 @@ async def test_object_that_changes_its_uuid_is_found_by_the_new_one_only() -> No
 
 
 async def test_objects_that_swap_their_uuids_are_both_found() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-1"), vm(B, "u-2")))
 
     await cache.apply(batch(vm(A, "u-2"), vm(B, "u-1")))
@@ -102,7 +102,7 @@ async def test_objects_that_swap_their_uuids_are_both_found() -> None:
 
 
 async def test_object_that_takes_over_a_uuid_keeps_it_when_the_former_is_deleted() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-1")))
     await cache.apply(batch(vm(B, "u-1")))
 
@@ -112,7 +112,7 @@ async def test_object_that_takes_over_a_uuid_keeps_it_when_the_former_is_deleted
 
 
 async def test_count_that_differs_names_the_class_to_read_again() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     missed = await cache.apply(batch(vm(A, "u-a"), counts={"vm": 2, "vdi": 0}))
 
@@ -120,18 +120,18 @@ async def test_count_that_differs_names_the_class_to_read_again() -> None:
 
 
 async def test_counts_that_agree_ask_for_nothing() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     assert await cache.apply(batch(vm(A, "u-a"), counts={"vm": 1})) == []
     assert await cache.apply(batch()) == []
 
 
 async def test_count_of_a_class_that_we_do_not_keep_is_ignored() -> None:
-    assert await Cache().apply(batch(counts={"vtpm": 12})) == []
+    assert await PoolCache().apply(batch(counts={"vtpm": 12})) == []
 
 
 async def test_class_that_is_read_again_is_replaced_whole() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-a"), vm(B, "u-b"), Network.parse(A, raws.network("n", "lan"))))
 
     await cache.replace(Vm, [vm(B, "u-b")])
@@ -142,14 +142,14 @@ async def test_class_that_is_read_again_is_replaced_whole() -> None:
 
 
 async def test_references_that_dangle_are_left_out() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-a")))
 
     assert cache.present(Vm, [B, A]) == [cache.vms[A]]
 
 
 async def test_waiter_is_woken_by_the_change_it_waits_for() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(cache.wait_for(lambda: A in cache.vms, 10))
@@ -163,15 +163,15 @@ async def test_waiter_is_woken_by_the_change_it_waits_for() -> None:
 
 
 async def test_waiter_for_what_holds_already_does_not_wait() -> None:
-    assert await Cache().wait_for(lambda: True, 0)
+    assert await PoolCache().wait_for(lambda: True, 0)
 
 
 async def test_waiter_gives_up_at_its_deadline() -> None:
-    assert not await Cache().wait_for(lambda: False, 0)
+    assert not await PoolCache().wait_for(lambda: False, 0)
 
 
 async def test_waiter_can_read_the_cache_after_giving_up() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.wait_for(lambda: False, 0)
 
     await cache.apply(batch(vm(A, "u-a")))
@@ -180,7 +180,7 @@ async def test_waiter_can_read_the_cache_after_giving_up() -> None:
 
 
 async def test_barrier_falls_with_the_first_batch_behind_it() -> None:
-    cache = Cache()
+    cache = PoolCache()
     token = f"{41:020d},{0:020d}"
     await cache.apply(batch(generation=41))
 
@@ -193,7 +193,7 @@ async def test_barrier_falls_with_the_first_batch_behind_it() -> None:
 
 
 async def test_barrier_of_another_database_is_taken_from_its_first_batch() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(generation=5000))
 
     await cache.apply(batch(generation=3, is_first=True))
@@ -202,7 +202,7 @@ async def test_barrier_of_another_database_is_taken_from_its_first_batch() -> No
 
 
 async def test_failure_is_known_until_the_next_batch() -> None:
-    cache = Cache()
+    cache = PoolCache()
     failure = OSError("gone")
 
     await cache.fail(failure)
@@ -214,7 +214,7 @@ async def test_failure_is_known_until_the_next_batch() -> None:
 
 
 async def test_failure_wakes_who_waits() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(cache.wait_for(lambda: cache.failure is not None, 10))
@@ -225,7 +225,7 @@ async def test_failure_wakes_who_waits() -> None:
 
 
 async def test_any_class_is_reached_by_its_type() -> None:
-    cache = Cache()
+    cache = PoolCache()
 
     await cache.apply(batch(Task.parse(A, raws.task("t"))))
 
@@ -236,7 +236,7 @@ async def test_any_class_is_reached_by_its_type() -> None:
 
 
 async def test_objects_are_called_by_name_and_uuid() -> None:
-    cache = Cache()
+    cache = PoolCache()
     web, disk = vm(A, "u-a", name_label="web01"), Ref("OpaqueRef:disk")
     drive = Vbd.parse(B, raws.vbd("u-b", A, disk, userdevice="1"))
     strange = Vbd.parse(Ref("OpaqueRef:c"), raws.vbd("u-c", "OpaqueRef:gone", disk))
@@ -254,7 +254,7 @@ async def test_objects_are_called_by_name_and_uuid() -> None:
 
 
 async def test_snapshots_and_templates_are_called_so() -> None:
-    cache = Cache()
+    cache = PoolCache()
     snapshot = vm(A, "u-a", name_label="base", is_a_snapshot=True, is_a_template=True)
 
     await cache.apply(batch(snapshot, vm(B, "u-b", name_label="", is_a_template=True)))
@@ -264,7 +264,7 @@ async def test_snapshots_and_templates_are_called_so() -> None:
 
 
 async def test_what_has_gone_is_still_called_by_its_name() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-a", name_label="web01"), vm(B, "u-b", name_label="db")))
 
     await cache.apply(batch(deleted=(("vm", A),)))
@@ -276,7 +276,7 @@ async def test_what_has_gone_is_still_called_by_its_name() -> None:
 
 
 async def test_only_so_many_names_of_what_has_gone_are_kept_and_none_is_endless() -> None:
-    cache = Cache()
+    cache = PoolCache()
     refs = [Ref(f"OpaqueRef:{i}") for i in range(MOST_DEPARTED + 10)]
     await cache.apply(batch(*(vm(ref, ref[10:], name_label="x" * 10_000) for ref in refs)))
 
@@ -288,7 +288,7 @@ async def test_only_so_many_names_of_what_has_gone_are_kept_and_none_is_endless(
 
 
 async def test_a_class_that_is_read_anew_keeps_its_names() -> None:
-    cache = Cache()
+    cache = PoolCache()
     await cache.apply(batch(vm(A, "u-a", name_label="web01"), vm(B, "u-b", name_label="db")))
 
     await cache.replace(Vm, [vm(A, "u-a", name_label="web02")])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xorepd.xapi.pace import FREE, WINDOW, Allowance, Pace, next_allowance
+from xorepd.xapi.pace import ANSWERS, FREE, Allowance, Pace, next_allowance
 
 SLOW, QUICK, BETWEEN = 3.0, 0.01, 0.7
 LIMIT = 1.0
@@ -59,14 +59,14 @@ def test_pool_is_judged_by_the_median_of_a_window_of_answers() -> None:
     pace.at_work = lambda: 4
     pace.on_more = lambda: told.append(pace.at_once)
 
-    pace.note([*repeat(QUICK, WINDOW // 2 + 1), *repeat(60.0, WINDOW // 2 - 1)])
+    pace.note([*repeat(QUICK, ANSWERS // 2 + 1), *repeat(60.0, ANSWERS // 2 - 1)])
     assert (pace.is_slow, pace.median_s) == (False, QUICK)
-    pace.note(repeat(SLOW, WINDOW - 1))
+    pace.note(repeat(SLOW, ANSWERS - 1))
     assert not pace.is_slow
     pace.note([SLOW])
     assert (pace.is_slow, pace.at_once, pace.median_s) == (True, 2, SLOW)
     for _ in range(2):
-        pace.note(repeat(QUICK, WINDOW))
+        pace.note(repeat(QUICK, ANSWERS))
 
     assert not pace.is_slow
     assert told == [2, 3, None]

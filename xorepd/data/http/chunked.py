@@ -3,9 +3,10 @@
     {u64 offset, u32 length} data  {u64 offset, u32 length} data  …  12 zero bytes
     ╰──────────────────────────── a segment: one request, one task ─────────────╯
 
-Nothing has to be known in advance: no length, no map. What is not mentioned keeps its old content,
-so zeroes are left out on a fresh disk and sent on any other. A segment ends after a while; its task
-confirms that everything in it is on the disk, and an interrupted transfer can go on from there.
+Nothing needs to be known in advance: no length, no map. Ranges that are not sent keep their
+content, so zeroes are omitted on a new disk and sent on any other. After a while a segment ends.
+Its task confirms that all of it is on the disk, and an interrupted transfer can continue from
+there.
 
 Source: xapi: ocaml/vhd-tool/src/chunked.ml, impl.ml, ocaml/libs/vhd/vhd_format_lwt/iO.ml.
 """
@@ -25,7 +26,7 @@ from xorepd.units import GiB, KiB
 
 SEGMENT_BYTES = 8 * GiB
 SEGMENT_S = 120.0
-"""No task of ours lives for much longer."""
+"""Longest segment, and so the longest life of its task."""
 
 COSTS = 20
 """A segment lasts this many times as long as it took to end the last one and to begin it: an attach
@@ -169,17 +170,17 @@ async def open_chunked(
 ) -> AsyncIterator[ChunkedWriter]:
     """Open a disk for writing any extents, multiples of 512 bytes, in any order.
 
-    Nothing checks on the pool's side that nobody else uses the disk: the caller makes sure.
+    The pool does not check whether the disk has other users: the caller does.
 
     Args:
-        fresh: whether the disk is known to be all zeroes.
-        what: the disk, for messages.
-        confirmed_to: told at each end of a segment up to where the disk is confirmed, if it is
-            written in ascending order.
-        content: content id that the disk is to have after each segment; see `open_upload`.
+        fresh: Whether the disk is known to be all zeroes.
+        what: The disk, for messages.
+        confirmed_to: Called at the end of each segment with the offset up to which the disk is
+            confirmed, if it is written in ascending order.
+        content: Content id of the disk after each segment; see `open_upload`.
 
     Raises:
-        DataError: the pool does not take it.
+        DataError: the pool refuses the import.
     """
     writer = ChunkedWriter(
         endpoint, vdi, what, fresh=fresh, confirmed_to=confirmed_to, content=content

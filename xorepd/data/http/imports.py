@@ -1,8 +1,8 @@
 """Requests that write a disk, `PUT /import_raw_vdi`, and the writer of VHD streams over one.
 
-XAPI answers the header before it reads the body: only then, at the host that accepted, the body
-begins. While it flows the server may close the connection because it has something to say; the
-reply and the task are read then, and the task decides.
+XAPI answers the header before it reads the body, so the body goes only to a host that has accepted.
+During the body the server may close the connection to report an error. Then the writer reads the
+reply and the task, and the task decides.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from xorepd.ids import Ref, VdiUuid
 from xorepd.tidying import to_the_end
 
 LATE_S = 5.0
-"""How long a host is given to let go of a disk whose stream broke; a later run looks again."""
+"""Longest wait for a host to release a disk after a broken transfer; a later run tries again."""
 
 IMPORT_LABEL = "xorepd import "
-"""How the name of the task of such a request begins; the disk's UUID follows."""
+"""Prefix of the name of the task of such a request; the UUID of the disk follows."""
 
 
 class Upload:
@@ -73,7 +73,7 @@ class Upload:
         Raises:
             DataError: it is not.
         """
-        with suppress(OSError):  # the server may close as it likes: the task tells the truth
+        with suppress(OSError):  # the server may close at any time: the task decides
             await self._response.text(4096, OUTCOME_S)  # a late error page, or nothing
         await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
         if self._keeper is not None:
@@ -95,8 +95,8 @@ async def open_upload(
 ) -> AsyncIterator[Upload]:
     """Open a request for writing a disk, accepted by a host that will read its body.
 
-    A request that ends before its disk has the content id back leaves its task: that is what tells
-    a sweep that it was ours which took it away.
+    A request that ends before its disk has the content id again keeps its task: it proves to a
+    sweep that our request removed the id.
 
     Args:
         content: content id that the disk is to have afterwards; empty leaves that to the pool.
@@ -131,10 +131,10 @@ async def open_upload(
 
 
 async def _settle_late(endpoint: Endpoint, task_ref: Ref, keeper: Keeper) -> None:
-    """Give a disk its content id back when its host is done with a stream that broke.
+    """Restore the content id of a disk after a broken transfer, when the host has released it.
 
-    The task tells when: it ends when the disk has been detached. A toolstack that dies takes the
-    task with it, and leaves the disk attached.
+    The task ends when the disk is detached. A toolstack that dies loses the task and leaves the
+    disk attached.
     """
     try:
         await endpoint.outcome(task_ref, LATE_S)
@@ -183,7 +183,7 @@ async def open_import(
 ) -> AsyncIterator[ImportWriter]:
     """Open a disk for writing these extents and no others, as a VHD stream of exact length.
 
-    Nothing checks on the pool's side that nobody else uses the disk: the caller makes sure.
+    The pool does not check whether the disk has other users: the caller does.
 
     Args:
         virtual_size: at most that of the disk.

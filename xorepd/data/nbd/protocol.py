@@ -11,9 +11,9 @@
                                      ◄──    READ cookie offset length      (many at once)
     reply error cookie, data         ──►                                   (one after the other)
 
-The server knows nothing else (no GO, no structured replies) and drops the connection wherever it
-cannot go on, without a word: an ending is all we see of a dead session, a disk that cannot be
-attached, or the limit of 16 connections of a host.
+The server supports nothing else (no GO, no structured replies). On any problem it closes the
+connection without an error: so we see a dead session, a disk that cannot be attached, or the limit
+of 16 connections of a host.
 
 Source: the NBD protocol, doc/proto.md; xapi: ocaml/nbd/src/main.ml; nbd: lib/server.ml.
 """
@@ -82,7 +82,7 @@ class NbdConnection:
         self._head = memoryview(bytearray(_REPLY.size))
         self._has_head = False
         self.on_stall: Callable[[DataError], None] = lambda error: None
-        """Told when the server does not answer any more."""
+        """Called when the server no longer answers."""
 
     @property
     def outstanding(self) -> int:
@@ -155,8 +155,8 @@ class NbdConnection:
     async def disconnect(self) -> None:
         """Say goodbye, and wait a moment for the server to let go of the disk.
 
-        XAPI's server ends the connection when the disk is detached: until then nobody could destroy
-        it (VDI_IN_USE).
+        XAPI's server closes the connection when the disk is detached. Until then the disk cannot be
+        destroyed (VDI_IN_USE).
         """
         goodbye = _REQUEST.pack(_REQUEST_MAGIC, 0, _COMMAND_DISCONNECT, 0, 0, 0)
         rest = memoryview(bytearray(64 * KiB))
@@ -164,7 +164,7 @@ class NbdConnection:
             async with asyncio.timeout(DETACH_S):
                 await self._stream.write(goodbye)
                 while await self._stream.read_some(rest):
-                    pass  # answers that nobody waits for any more
+                    pass  # answers that are no longer needed
 
 
 @asynccontextmanager
@@ -186,9 +186,7 @@ async def open_nbd(export: NbdExport, what: str, *, stall: float) -> AsyncIterat
     except OSError as error:
         raise _failed(export, what, error) from error
     except ValueError as error:
-        raise AddressFailed(
-            what, f"the pool told an address for NBD that is none ({error})"
-        ) from error
+        raise AddressFailed(what, f"the pool gave an invalid address for NBD ({error})") from error
     async with stream:
         try:
             async with asyncio.timeout(GREETING_S):
@@ -204,7 +202,7 @@ async def open_nbd(export: NbdExport, what: str, *, stall: float) -> AsyncIterat
         except OSError as error:
             raise _failed(export, what, error) from error
         except ValueError as error:
-            reason = f"the pool told a certificate or subject for NBD that is none ({error})"
+            reason = f"the pool gave an invalid certificate or subject for NBD ({error})"
             raise AddressFailed(what, reason) from error
         stream.stall = stall
         connection = NbdConnection(stream, size, what)
@@ -226,10 +224,10 @@ def _failed(export: NbdExport, what: str, error: OSError) -> AddressFailed:
 
 
 def _context() -> ssl.SSLContext:
-    """Return TLS settings that trust the certificate that the pool told, and no other.
+    """Return TLS settings that trust only the certificate that the pool has given.
 
-    The certificate was told by the pool's master over a verified connection; its name and its
-    age add nothing to that. `_check` compares it.
+    The pool master gave the certificate over a verified connection, so its name and validity period
+    do not matter. `_check` compares it.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -239,13 +237,13 @@ def _context() -> ssl.SSLContext:
 
 
 def _check(export: NbdExport, certificate: bytes | None) -> None:
-    """Compare the server's certificate (DER) with the one that was told.
+    """Compare the server's certificate (DER) with the one from the pool.
 
     Raises:
         ssl.SSLError: it is another.
     """
     if certificate != ssl.PEM_cert_to_DER_cert(export.certificate):
-        raise ssl.SSLError("its certificate is not the one that the pool told")
+        raise ssl.SSLError("its certificate is not the one that the pool gave")
 
 
 async def _greet(stream: ByteStream, export: NbdExport, what: str) -> int:

@@ -27,7 +27,7 @@ from itertools import cycle, islice
 
 import structlog
 
-from xorepd.data.budget import Holding, Window
+from xorepd.data.memory_budget import Allocation, ReadAhead
 from xorepd.data.nbd.exports import NbdExport
 from xorepd.data.nbd.protocol import NbdConnection, open_nbd
 from xorepd.data.reader import Piece
@@ -41,7 +41,7 @@ PIECE = 1 * MiB
 """Largest read: beyond it nothing gets cheaper (`make bench-relay`)."""
 FIRST_WINDOW = 2 * MiB
 """Bytes under way at the beginning, on all connections of a disk together."""
-LARGEST_WINDOW = 16 * MiB
+LARGEST_READ_AHEAD = 16 * MiB
 """Bytes under way for each connection at most: they cover 1 Gbit/s at 130 ms."""
 EASY = 8
 """The window shrinks by a piece when so many times its size has come without our waiting for it."""
@@ -69,9 +69,9 @@ class NbdReader:
         virtual_size: int,
         extents: Iterable[Extent],
         what: str,
-        holding: Holding | None = None,
+        allocation: Allocation | None = None,
     ) -> None:
-        self._open, self._what, self._holding = open_connections, what, holding
+        self._open, self._what, self._allocation = open_connections, what, allocation
         self.virtual_size, self.extents = virtual_size, extents
         self._stack = AsyncExitStack()
         self._connections: Sequence[NbdConnection] = ()
@@ -105,8 +105,8 @@ class NbdReader:
         asked: deque[Extent] = deque()
         buffer = memoryview(bytearray(PIECE))
         tries = 0
-        largest = LARGEST_WINDOW * len(self._connections)
-        with closing(Window(self._holding, FIRST_WINDOW, largest)) as window:
+        largest = LARGEST_READ_AHEAD * len(self._connections)
+        with closing(ReadAhead(self._allocation, FIRST_WINDOW, largest)) as window:
             while True:
                 try:
                     if tries:
@@ -140,7 +140,7 @@ class NbdReader:
 class _Ahead:
     """The reads under way on some connections: a window of bytes, which grows while we wait."""
 
-    def __init__(self, connections: Sequence[NbdConnection], window: Window) -> None:
+    def __init__(self, connections: Sequence[NbdConnection], window: ReadAhead) -> None:
         self._connections = connections
         self._turns = cycle(connections)
         self._owners: deque[NbdConnection] = deque()
@@ -197,7 +197,7 @@ async def open_nbd_reader(
     virtual_size: int,
     extents: Iterable[Extent],
     what: str,
-    holding: Holding | None = None,
+    allocation: Allocation | None = None,
 ) -> AsyncIterator[NbdReader]:
     """Open a disk for reading some extents of it.
 
@@ -206,12 +206,12 @@ async def open_nbd_reader(
         virtual_size: what the pool says the disk has; the export may be rounded up.
         extents: sorted, disjoint, multiples of 512 bytes.
         what: the disk, for messages.
-        holding: what reading ahead takes its memory from; None lets it take what it likes.
+        allocation: what reading ahead takes its memory from; None lets it take what it likes.
 
     Raises:
         DataError: the disk is not served over NBD at this moment.
     """
-    reader = NbdReader(open_connections, virtual_size, extents, what, holding)
+    reader = NbdReader(open_connections, virtual_size, extents, what, allocation)
     try:
         await reader.connect()
         yield reader
@@ -219,7 +219,7 @@ async def open_nbd_reader(
         await reader.close()
 
 
-class NbdBudget:
+class NbdConnectionLimit:
     """How many connections we have open to each host: XAPI's server takes 16 from all its clients.
 
     It remembers which addresses failed, for all disks of the daemon: each that asks there again

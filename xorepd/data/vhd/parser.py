@@ -143,7 +143,7 @@ class VhdStreamParser:
         """
         if self._at is not _At.END:
             of = f" of {self.length}" if self.length is not None else ""
-            raise VhdError(f"the stream was cut after {self.received}{of} bytes")
+            raise VhdError(f"the stream ended after {self.received}{of} bytes")
 
     def _expect(self, at: _At, size: int) -> None:
         self._at, self._wanted = at, size

@@ -186,7 +186,7 @@ class Channel:
         self.wake()
 
     def wake(self) -> None:
-        """Let whoever waits here look again."""
+        """Wake the task that waits here."""
         for waiter in self._readers:
             if not waiter.done():
                 waiter.set_result(None)

@@ -3,13 +3,12 @@
     channel.send ─► credit ─► outbox ─► one writer task ─► ByteStream ─► one reader task ─► inboxes
                                                                                   channel.receive ─┘
 
-A frame is sent when its channel has credit and the frames that waited before it are gone; a channel
-has one frame in the outbox at most, so they take turns. The reader never waits for anybody: what a
-channel has not taken yet is bounded by the window that this end granted it. A disk that is slow
-stops itself and no other.
+A frame is sent when its channel has credit and all earlier frames are sent. A channel has at most
+one frame in the outbox, so channels take turns. The reader never waits: the window that this end
+has granted bounds what a channel has not taken yet. A slow disk stops itself and no other.
 
-Whoever breaks a rule is told so in one sentence (BYE), and the connection ends. So does one that is
-silent for too long. Everybody who waits in it gets the same error then.
+If the peer violates the protocol, this end sends one sentence (BYE) and closes the connection. It
+also closes a connection that is silent for too long. All pending calls then raise the same error.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ log = structlog.get_logger(__name__)
 HELLO_S = 15.0
 """Longest wait for the other end's HELLO."""
 SILENCE_S = 60.0
-"""A connection on which nothing comes for so long is given up."""
+"""Silence after which a connection is closed."""
 PING_S = 20.0
-"""Between two PINGs at most: firewalls forget a connection that is silent for minutes."""
+"""Longest interval between PINGs: firewalls drop a connection that is silent for minutes."""
 FAREWELL_S = 5.0
-"""How long the other end may take to read why it was refused."""
+"""Time for the other end to read why it was refused."""
 WINDOW = 4 * MiB
-"""Bytes of frames of a disk under way, where nobody says otherwise: 400 Mbit/s at 80 ms."""
+"""Default window of a disk in bytes: 400 Mbit/s at 80 ms."""
 
 
 class Connection:
@@ -62,11 +61,11 @@ class Connection:
     def __init__(self, stream: ByteStream, what: str, channels: int) -> None:
         self.what = what
         self.peer: wire.Hello
-        """What the other end said of itself."""
+        """The HELLO of the other end."""
         self.round_trip_s = 0.0
-        """How long the last PING took to be answered; 0 before that."""
+        """Round trip of the last PING in seconds; 0 before the first."""
         self.ended = asyncio.Event()
-        """Set when the connection has broken or was closed; `check` says why."""
+        """Set when the connection is lost or closed; `check` says why."""
         self._stream = stream
         self._most = channels
         self._loop = asyncio.get_running_loop()
@@ -165,21 +164,21 @@ class Connection:
         return made
 
     async def close(self, bye: wire.Bye | None = None) -> None:
-        """End the connection; whoever waits in it fails. May be called again, and by anybody."""
+        """Close the connection; pending calls fail. Any task may call it, several times."""
         bye = bye or wire.Bye(Code.NORMAL)
         self._fail(bye.sentence or "the connection was closed", bye)
         assert self._ending is not None, "a failed connection is ending"
         await asyncio.shield(self._ending)
 
     async def refuse(self, error: WireError) -> None:
-        """End the connection because the other end broke a rule, and tell it which."""
+        """Close the connection after a protocol violation, and tell the other end which."""
         await self.close(wire.Bye(Code.VIOLATION, str(error)))
 
     def check(self) -> None:
-        """Do nothing while the connection lasts.
+        """Check that the connection is open.
 
         Raises:
-            DataError: why it does not any more.
+            DataError: why it is not.
         """
         if self._reason is not None:
             raise ProtocolViolation(self.what, self._reason)
@@ -222,8 +221,8 @@ class Connection:
     async def put(self, frame: Frame) -> None:
         """Wait for a frame's turn, and until it has been sent.
 
-        Cancelled, it is taken back if it has not been begun. Else its end is waited for: the kernel
-        must have the bytes that it refers to before somebody changes them.
+        After a cancellation, withdraw the frame if its sending has not begun. Else wait for its
+        end: the kernel must have its bytes before the caller changes them.
         """
         self.check()
         sent = self._outbox.put(frame)
@@ -377,7 +376,7 @@ class Connection:
     # -- the end -----------------------------------------------------------------------------------
 
     def _fail(self, reason: str, bye: wire.Bye | None = None) -> None:
-        """End the connection, once; everybody who waits in it learns why."""
+        """End the connection once; all pending calls raise the reason."""
         if self._reason is not None:
             return
         self._reason = reason

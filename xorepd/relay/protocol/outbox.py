@@ -1,4 +1,4 @@
-"""What waits to be sent on a connection, and what goes first. No I/O.
+"""The queue of frames to send on a connection, and their order. No I/O.
 
 answers and credit        in the order in which they came, WINDOWs of one channel added up
 blocks and offers         in turn: a channel has one of them here at most
@@ -62,19 +62,19 @@ class Outbox:
         self._stir()
 
     def answer(self, ping: wire.Ping) -> None:
-        """Answer the newest PING; whoever sends many gets one answer at a time."""
+        """Answer the newest PING; earlier ones without an answer yet are dropped."""
         self._pong = wire.Pong(ping.token)
         self._stir()
 
     def forget(self, channel: int, error: DataError) -> None:
-        """Drop what waits for a channel; whoever waits for it gets the error."""
+        """Drop the frames of a channel; their senders raise the error."""
         self._grants.pop(channel, None)
         for frame in [frame for frame in self._waiting if frame.channel == channel]:
             self._waiting.remove(frame)
             _fail(frame, error)
 
     def fail(self, error: DataError, last: wire.Bye | None) -> None:
-        """Drop everything; whoever waits gets the error. Only `last` is still sent."""
+        """Drop all frames; their senders raise the error. Only `last` is still sent."""
         waiting = [*self._waiting, *([self._current] if self._current else [])]
         self._waiting.clear()
         self._urgent.clear()
@@ -96,7 +96,7 @@ class Outbox:
         return frame
 
     def sent(self) -> None:
-        """Tell whoever waits that the frame taken last has been sent."""
+        """Note that the last frame was sent, and wake its sender."""
         frame, self._current = self._current, None
         if frame is not None and frame.sent is not None and not frame.sent.done():
             frame.sent.set_result(None)
@@ -120,4 +120,4 @@ class Outbox:
 def _fail(frame: Frame, error: DataError) -> None:
     if frame.sent is not None and not frame.sent.done():
         frame.sent.set_exception(error)
-        frame.sent.exception()  # whoever waits raises it; nobody may be left to
+        frame.sent.exception()  # retrieve it, in case the sender no longer waits

@@ -1,1 +1,1 @@
-"""What runs leave behind on both pools, and what nobody needs any more."""
+"""Remove what runs leave on both pools, and what no restore point needs any more."""

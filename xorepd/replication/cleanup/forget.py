@@ -1,9 +1,9 @@
-"""Give up a stream: destroy what is provably ours of it on both pools, or set its replica free.
+"""Forget a replica: destroy on both pools what is provably ours of it, or release the VM.
 
     sweep, as a run does first ─► restore points ─► source snapshots ─► replica and its mark
 
-The replica's mark goes last. Whatever ends this in between, the stream is still found by what is
-left, and forgetting it again finishes. The caller holds the stream's lease and its turn.
+The replica's mark goes last. If this ends early, what is left still identifies the stream, and the
+next call finishes. The caller holds the stream's lease and its place.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from xorepd.replication.removal.destroying import (
 )
 from xorepd.replication.target.interfaces import VIF_NETWORK, VIF_SOURCE
 from xorepd.replication.target.suspended import destroy_memory, let_go
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool, task_owner
 from xorepd.xapi.records import OWNER_PREFIX, Sr, Vdi, Vif, Vm
 from xorepd.xapi.vms import destroy_vbd, update_keys
@@ -68,22 +68,22 @@ _XO_KEYS = ("xo:backup:sr", *XO_KEYS_OF_POINTS)
 
 @dataclass(frozen=True, slots=True)
 class Forgetting:
-    """One stream that is to be given up."""
+    """One replica to forget, and how."""
 
     stream: ReplicaKey
     run_id: RunId
     job: str
-    """That made it, for the log."""
+    """Name of the job that made it, for the log."""
     terms: Terms
     source: Pool | None
-    """None where it cannot be asked; what it has stays."""
+    """None where it does not answer; what it has stays."""
     target: Pool
     sr: Sr
     source_vm: SourceVm
     progress: Progress
     clock: Clock
     report: Callable[[str], None]
-    """Told what is being done."""
+    """Called with each step, in words."""
 
     def enter(self, step: str) -> None:
         self.progress.enter("forget")
@@ -91,7 +91,7 @@ class Forgetting:
 
 
 async def forget(f: Forgetting) -> None:
-    """Give up a stream.
+    """Forget a replica.
 
     Raises:
         Refused: its replica is in use, or something could not be removed yet.
@@ -144,7 +144,7 @@ async def _cleaned_up(f: Forgetting) -> TargetSide:
         tasks = await pool.end_tasks_of(owner)
         await pool.refresh()
         mark = Mark(Role.DISK, f.stream, f.run_id, job=f.job)
-        await claim(pool, mark, tasks.telling)
+        await claim(pool, mark, tasks.evidence)
     side = await _read_target(f)
     if side.mark is not None and side.mark.commit is not None and f.terms.keep_replica:
         raise Refused(
@@ -184,7 +184,7 @@ def _pair(f: Forgetting, source: Pool, vm: Vm) -> Pair:
 
 
 async def _leave_source(f: Forgetting) -> None:
-    """Strike the target off our snapshots of the source VM; what stands for no other goes."""
+    """Release our snapshots of the source VM; destroy those that no other target uses."""
     if f.source is None:
         return
     f.enter("snapshots of the source VM")
@@ -197,9 +197,9 @@ async def _leave_source(f: Forgetting) -> None:
 
 
 async def _leave_vm(pool: Pool, stream: ReplicaKey) -> None:
-    """Take what we wrote on a source VM off it, when it has no target any more.
+    """Remove our keys from a source VM that has no target any more.
 
-    Where roles have changed, it stays: it tells who is current.
+    They stay after a change of roles, because they say which side is current.
     """
     vm = pool.cache.by_uuid(Vm, stream.vm)
     current = own_current(vm) if vm is not None else None
@@ -212,8 +212,8 @@ async def _leave_vm(pool: Pool, stream: ReplicaKey) -> None:
     await _strike(pool, vm, [CURRENT])
 
 
-def _standing_for(cache: Cache, stream: ReplicaKey) -> list[VmSnapshot | Marked]:
-    """Return what the source pool has for a stream, whether or not the source VM is still there."""
+def _standing_for(cache: PoolCache, stream: ReplicaKey) -> list[VmSnapshot | Marked]:
+    """Return what the source pool has for a stream, even if the source VM is gone."""
     marks, whose = marks_on(cache), (stream.of_source, Role.SOURCE)
     disks = {
         each.what.ref: Marked(each.what, each.mark)
@@ -238,9 +238,9 @@ def _standing_for(cache: Cache, stream: ReplicaKey) -> list[VmSnapshot | Marked]
 
 
 async def _dismantle(f: Forgetting, side: TargetSide, replica: Vm) -> None:
-    """Destroy the replica, its disks first: it is what the stream is found by.
+    """Destroy the replica, its disks first: the replica identifies the stream.
 
-    Disks of others, and of ours what another VM has, stay.
+    Disks of others stay, and so do disks of ours that another VM uses.
     """
     gone = True
     for vbd, vdi in side.live:
@@ -274,7 +274,7 @@ async def _set_free(f: Forgetting, side: TargetSide, replica: Vm) -> None:
 
 
 async def _strike(pool: Pool, what: Vm | Vdi | Vif, keys: list[str]) -> None:
-    """Remove what is there of these keys, in their order."""
+    """Remove those of these keys that exist, in their order."""
     present = [key for key in keys if key in what.other_config]
     await update_keys(pool, what.kind, what.ref, "other_config", {}, present)
 
@@ -288,10 +288,10 @@ async def _read_target(f: Forgetting) -> TargetSide:
 
 
 async def _verify(f: Forgetting) -> None:
-    """Say what could not be removed.
+    """Check that nothing is left.
 
     Raises:
-        Refused: there is something.
+        Refused: something could not be removed; the message names it.
     """
     side = await _read_target(f)
     left = [(f.target.name, vdi.name_label or vdi.uuid) for vdi in side.unattached]

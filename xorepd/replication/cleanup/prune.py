@@ -1,4 +1,4 @@
-"""After a commit: remove what it made superfluous, on both pools."""
+"""Remove what a commit has made superfluous, on both pools."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ log = structlog.get_logger(__name__)
 async def prune(a: Assignment, target: TargetSide) -> None:
     """Destroy restore points beyond the retention, replaced disks, and bases of the past.
 
-    Every restore point but the newest may go; every source snapshot but the one that the newest
-    restore point holds, as far as no other target has a use for it. What cannot be removed now
-    stays marked and is tried again by later runs.
+    Every restore point except the newest may go, and every source snapshot that is not the base of
+    the newest one and that no other target uses. What cannot be removed now stays marked, and later
+    runs try again.
     """
     pair = a.pair
     for vdi in target.unattached:
@@ -95,10 +95,9 @@ async def _shed_bases(a: Assignment, shedding: Shedding) -> None:
 
 
 async def _reason_to_keep(pair: Pair, base: VmSnapshot | Marked) -> str:
-    """Return why a base is better kept with its data; empty where it is not.
+    """Return why a base keeps its data; empty where it need not.
 
-    Without NBD each delta would be picked out of an export of the whole disk: that costs more than
-    a chain.
+    Without NBD each delta would need an export of the whole disk: that costs more than a chain.
     """
     if reason := reason_to_keep(pair.source.cache, base):
         return reason
@@ -110,10 +109,10 @@ async def _reason_to_keep(pair: Pair, base: VmSnapshot | Marked) -> str:
 
 
 def period_time(point: VmSnapshot) -> datetime | None:
-    """Return the time that tells which periods a restore point belongs to.
+    """Return the time that decides which periods a restore point belongs to.
 
-    That is when its source was snapshotted; or when it arrived, where a clock was so wrong that it
-    would have arrived before. None where neither can be read.
+    That is the time of its source snapshot; or the time of its arrival, if a clock was so wrong
+    that the arrival came first. None where neither can be read.
     """
     arrived = read_time(point.mark.arrived) or point.vm.snapshot_time
     return arrived if is_from_the_future(point.mark, arrived) else point.mark.taken_at

@@ -1,7 +1,7 @@
-"""Remove what an earlier run left, on both pools: at the start of a run and after a failed one.
+"""Remove what an earlier run left on both pools, at the start of a run and after a failed one.
 
-The same steps for a crash, a failure and a cancellation: whatever state a run ended in, they bring
-both pools back to the last restore point, or forward to the one that was already taken.
+The steps are the same for a crash, a failure and a cancellation. From any state they bring both
+pools back to the last restore point, or forward to the one that was already taken.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ async def read_source_side(pair: Pair) -> SourceSide:
 async def find_resumable(
     pair: Pair, job: JobSettings, source: SourceSide, target: TargetSide
 ) -> Leftover | None:
-    """Return what an interrupted run left, as far as this one, or the next, can go on with it."""
+    """Return what an interrupted run left and this run, or the next one, can continue."""
     if not job.resume or not target.staging:
         return None
     source = without_excluded(job, source)
@@ -106,9 +106,9 @@ async def sweep(
     *,
     to_resume: JobSettings | None,
 ) -> tuple[SourceSide, TargetSide, Leftover | None]:
-    """Clean up both pools and return what they hold then, and what of it can be continued.
+    """Clean up both pools. Return what they hold then, and what can be continued.
 
-    A single object that cannot be removed now is logged and left for the next time: it is marked.
+    An object that cannot be removed now is logged. It is marked, and the next sweep tries again.
 
     Args:
         diverged: whether a commit is finished, or undone, on a replica that was worked on.
@@ -125,9 +125,9 @@ async def sweep(
         owners.append(owner_of_shared(pair.stream))
     for pool, owner in product((pair.source, pair.target), owners):
         tasks = await pool.end_tasks_of(owner)
-        if tasks.has_ended or tasks.telling:
+        if tasks.has_ended or tasks.evidence:
             await pool.refresh()
-            await claim(pool, pair.blank(Role.DISK), tasks.telling)
+            await claim(pool, pair.blank(Role.DISK), tasks.evidence)
             source, target = await read_sides(pair)
     decided = decide_commit(target)
     if decided is not None and not isinstance(decided, CancelCommit):
@@ -193,11 +193,11 @@ def check_replica(pair: Pair, target: TargetSide, diverged: Diverged) -> None:
 
 
 async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
-    """Put on disks what only the tasks of our own calls tell of them, and remove the tasks.
+    """Write on disks what only the tasks of our own calls say about them, and remove the tasks.
 
-    A disk that a call has made is signed, unless something has written to it since: then it is
-    left, as a doubtful one. One that a request was writing to gets its content id back, and counts
-    as not written at all: where the request ended, nobody knows.
+    A disk that a call has created is signed, unless it was written to since: then it stays, as an
+    unresolved object. A disk that a request was writing to gets its content id back, and counts as
+    not written at all, because it is unknown where the request ended.
 
     Args:
         mark: what the marks of this run say.
@@ -221,10 +221,10 @@ async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
 async def _detach_left(pool: Pool, vdi: Vdi) -> bool:
     """Detach a disk of ours that a toolstack left attached when it died.
 
-    Where the stream ended in it, nobody knows: nothing of it counts as written.
+    It is unknown where the stream ended, so nothing of it counts as written.
 
     Returns:
-        Whether the disk was left so.
+        Whether the disk was attached.
     """
     if used_by_vms(pool.cache, vdi) or not await unplug_left(pool, vdi):
         return False
@@ -234,7 +234,7 @@ async def _detach_left(pool: Pool, vdi: Vdi) -> bool:
 
 
 async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:
-    """Give a disk its content id back that a request of ours took off.
+    """Restore the content id of a disk, which a request of ours removed.
 
     Returns:
         False: the request still has the disk.
@@ -260,7 +260,7 @@ async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:
 async def _sweep_source(
     pair: Pair, source: SourceSide, target: TargetSide, leftover: Leftover | None
 ) -> bool:
-    """Clean up what this target has a say in; the lock of the source VM is held."""
+    """Clean up what belongs to this target; the caller holds the lock of the source VM."""
     if RESTART in source.vm.other_config:
         await start_if_left_down(pair, source.vm)
     spared = leftover.snapshot.vm.uuid if leftover else ""
@@ -279,12 +279,12 @@ async def _sweep_source(
 
 
 async def release_source(pair: Pair) -> None:
-    """Let the source VM migrate again, even while the target cannot be asked what it holds."""
+    """Allow the source VM to migrate again, even while the target pool does not answer."""
     await _let_migrate(pair, await pair.source.call("VM.get_blocked_operations", pair.vm.ref))
 
 
 async def _let_migrate(pair: Pair, blocked: dict[str, str]) -> bool:
-    """Lift our migration blocks, unless another target is still being served from this VM."""
+    """Lift our migration blocks, unless this VM is still being read for another target."""
     if pair.source_vm.read_for:
         return False
     return await unblock_migration(pair.source, pair.vm.ref, blocked)

@@ -16,7 +16,7 @@ What a VM cannot take at that moment, or does not have to wait for, is elsewhere
                                  been asked, and a run asks for a few VMs at a time
     leases                       `lease`: they keep other daemons away; a pool grants them, or fails
     memory, NBD connections      `data.budget`, `data.nbd.reader`: single disks take them while
-                                 their VM is at work, and go on with fewer
+                                 their VM is at work, and make do with fewer
     free space of SRs            `reservations`: a run that finds too little fails at once
     open pools                   `process.lending`: any number of runs use one
 """
@@ -43,7 +43,7 @@ class Place:
 
     key: Key
     most: Callable[[], int | None]
-    """Asked anew each time; None: any number."""
+    """Called for each decision; None: any number."""
 
 
 @dataclass(eq=False, slots=True)

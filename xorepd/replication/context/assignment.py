@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from xorepd.config.models import JobSettings, TargetSettings
-from xorepd.data.budget import Budget, Holding
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.memory_budget import Allocation, MemoryBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.ids import RunId
 from xorepd.replication.context.board import Clock, Progress
 from xorepd.replication.context.reservations import Reservations
@@ -79,18 +79,18 @@ class Carrier:
     """What carries the data of a run, and what it may use for that."""
 
     transport: Transport
-    nbd: NbdBudget
-    budget: Budget
+    nbd: NbdConnectionLimit
+    budget: MemoryBudget
     reservations: Reservations
     maps: Maps | None = None
     """Of what the restore points hold; None if none are kept."""
-    holding: Holding | None = None
+    allocation: Allocation | None = None
     """Memory of the disk in transfer; see `Assignment.within`."""
 
     @property
-    def memory(self) -> Holding:
-        assert self.holding is not None, "there is no disk in transfer"
-        return self.holding
+    def memory(self) -> Allocation:
+        assert self.allocation is not None, "there is no disk in transfer"
+        return self.allocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,6 @@ class Assignment:
     carrier: Carrier
     progress: Progress
 
-    def within(self, holding: Holding) -> Assignment:
+    def within(self, allocation: Allocation) -> Assignment:
         """Return the same for one of its disks, which has this memory."""
-        return replace(self, carrier=replace(self.carrier, holding=holding))
+        return replace(self, carrier=replace(self.carrier, allocation=allocation))

@@ -1,6 +1,6 @@
-"""What is under way at this moment: one `Progress` per VM in a run, all of them on the board.
+"""The progress of current runs: one `Progress` per VM and target, all of them on the board.
 
-Steps write here; the status command reads. Nothing is decided by it.
+Steps write here; the status command reads. No decision depends on it.
 """
 
 from __future__ import annotations
@@ -126,28 +126,28 @@ class Progress:
         self.point_in_time: datetime | None = None
         self.base_data = self.base_data_reason = ""
         self.remarks: list[str] = []
-        """What an operator should know though nothing has failed."""
+        """What an operator should know although nothing has failed."""
         self._samples: deque[tuple[float, int, int]] = deque()
         """Moments, what had been read by then, and what had been sent."""
 
     def begin(self, now: datetime) -> None:
-        """Say that its turn has come: until then it was waiting."""
+        """Record that the VM no longer waits for a place."""
         self.started_at, self._started = now, time.monotonic()
         self.enter("connect")
 
     def enter(self, step: str) -> None:
-        """Say which step begins."""
+        """Record that a step begins."""
         self.step = step
         self._board.touch()
 
     def warn(self, sentence: str) -> None:
-        """Tell what a person should know, once."""
+        """Add a remark for the operator, once."""
         if sentence not in self.remarks:
             self.remarks.append(sentence)
             log.warning("run.remark", reason=sentence)
 
     def exclude(self, disk: Excluded) -> None:
-        """Say that a disk stays behind."""
+        """Record that a disk is not replicated."""
         self.disks[disk.vbd.userdevice] = DiskProgress(
             device=disk.vbd.userdevice,
             name=disk.vdi.name_label,
@@ -157,7 +157,7 @@ class Progress:
         )
 
     def waits(self, device: str, what: str) -> None:
-        """Say what a disk waits for; empty when it goes on."""
+        """Record what a disk waits for; empty when it continues."""
         self.disks[device].waiting_for = what
         self._board.touch()
 
@@ -167,20 +167,20 @@ class Progress:
         self._sample()
 
     def compares(self, device: str, size: int) -> None:
-        """Say how many bytes of a disk are still to be compared."""
+        """Add bytes of a disk that the run will compare."""
         disk = self.disks[device]
         disk.compared_bytes = disk.compared_bytes or 0
         disk.to_compare_bytes = disk.compared_bytes + size
         self._board.touch()
 
     def compared(self, device: str, size: int) -> None:
-        """Count bytes of a disk that have been read to be compared."""
+        """Count bytes of a disk that the run has compared."""
         disk = self.disks[device]
         disk.compared_bytes = (disk.compared_bytes or 0) + size
         self._sample()
 
     def _sample(self) -> None:
-        """Take a sample for the rate, if it is time, and let those know who watch."""
+        """Take a sample for the rate, if it is time, and wake the watchers."""
         now = time.monotonic()
         if not self._samples or now - self._samples[-1][0] >= SAMPLE_S:
             read = sum(d.read_bytes + (d.compared_bytes or 0) for d in self.disks.values())
@@ -190,7 +190,7 @@ class Progress:
             self._board.touch()
 
     def running(self) -> RunRecord:
-        """Return how it stands now, and how fast it is read and sent."""
+        """Return the record of the run as it is now, with bytes read and sent per second."""
         rates = 0.0, 0.0
         if len(self._samples) >= 2:
             (t0, read0, sent0), (t1, read1, sent1) = self._samples[0], self._samples[-1]
@@ -199,7 +199,7 @@ class Progress:
         return self._record(Outcome.RUNNING, None, None, *rates)
 
     def finished(self, outcome: Outcome, error: BaseException | None, now: datetime) -> RunRecord:
-        """Return how it ended."""
+        """Return the record of the finished run."""
         read = sum(disk.read_bytes for disk in self.disks.values())
         took = max(time.monotonic() - self._started, 1e-3)
         return self._record(outcome, now, error, read / took, self._sent() / took)
@@ -252,11 +252,11 @@ class Board:
     _touched: asyncio.Event = field(default_factory=asyncio.Event)
 
     def records(self) -> list[RunRecord]:
-        """Return how those stand that are under way."""
+        """Return the records of all current runs."""
         return [progress.running() for progress in self._running if progress.step != WAITING]
 
     def waiting(self) -> list[RunRecord]:
-        """Return those whose turn in their run has not come yet."""
+        """Return the records of VMs that wait for a place."""
         return [progress.running() for progress in self._running if progress.step == WAITING]
 
     async def changed(self, since: int) -> int:

@@ -3,10 +3,10 @@
     take ─► the run, whose changes on pools all pass `Lease.check` ─► release
               └ a task renews the claim; where it cannot, the run is cancelled in time
 
-What a claim is, and when one counts, is decided in `claims`; here it is read and written. A run
-that was stopped and goes on (SIGSTOP, a suspended machine) finds by a clock that counted on that
-its time is over, before its next change and not after: `xapi.pool` and its HTTP side ask `check`
-right before they send.
+`claims` decides what a claim is and when it counts; this module reads and writes claims. A run that
+was stopped and resumes (SIGSTOP, a suspended machine) sees by a clock that did not stop that its
+time is over, before its next change and not after: `xapi.pool` and its HTTP side call `check` right
+before they send.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ RENEWALS = 4
 
 _MARGIN = 1 / 8
 """Part of that time at whose beginning a run stops: what has been sent by then must arrive before
-somebody else takes over."""
+another daemon takes over."""
 
 _RETRY_S = 2.0
 _TIDYING_S = 10.0
 
 _TRIES = 6
-"""Two daemons that begin in the same instant may both give way; each waits a random while then."""
+"""Two daemons that begin in the same instant may both withdraw; then each waits a random time."""
 PAUSE_S = 1.0
 
 
 def boot_clock() -> float:
-    """Return seconds since boot, those included in which the machine was suspended."""
+    """Return seconds since boot, including the time in which the machine was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -87,8 +87,8 @@ class Leases:
 
         Raises:
             LeaseHeld: another daemon has it.
-            LeaseLost: the claim could not be renewed in time, or somebody else took over. The block
-                was cancelled then.
+            LeaseLost: the claim could not be renewed in time, or another daemon took over. The
+                block was cancelled then.
             XapiError: the pool does not answer.
         """
         lease = Lease(pool, sr.ref, stream, run, what, self)
@@ -100,7 +100,7 @@ class Leases:
             await lease.release()
 
     def watch(self, stream: ReplicaKey, claims: Iterable[Claim]) -> dict[str, float]:
-        """Return for how many seconds each of these claims has been seen, from now on counted."""
+        """Return for how many seconds each claim has been seen; new ones count from now."""
         now, known = boot_clock(), self._seen.get(str(stream), {})
         others = [claim.key for claim in claims if claim.owner != self.owner.id]
         seen = {key: known.get(key, now) for key in others}
@@ -124,7 +124,7 @@ class Lease:
         """Seconds for which a claim is good for us, from the beginning of its writing."""
         self._claim: Claim | None = None
         self._number = 0
-        """Of the last claim that was written or tried: what an unanswered call did is unknown."""
+        """Of the last claim that was written or tried; an unanswered call may have written it."""
         self._written: set[str] = set()
         """Keys of the claims that may stand on the SR: all that were tried and not removed."""
         self._deadline = 0.0
@@ -145,10 +145,10 @@ class Lease:
     # -- taking and releasing ----------------------------------------------------------------
 
     async def take(self) -> None:
-        """Claim the stream, after somebody else's claim has ended for certain.
+        """Claim the stream, after the claim of another daemon has certainly ended.
 
         Raises:
-            LeaseHeld: somebody else holds it.
+            LeaseHeld: another daemon holds it.
         """
         rival: Claim | None = None
         for attempt in range(_TRIES):
@@ -158,7 +158,7 @@ class Lease:
             self._deadline = boot_clock() + self._lasts
             claim = await self._write(epoch, 0)
             if claim is None:
-                continue  # somebody else was faster, and is seen in the next round
+                continue  # another daemon was faster; the next round sees it
             self._claim = claim
             beaten = {known.key for known in before}
             rival = rival_of(await self._read(), None, claim.epoch, self._leases.owner, beaten)
@@ -190,11 +190,11 @@ class Lease:
         return LeaseHeld(self._what, by.host if by else "another machine", until)
 
     async def release(self) -> None:
-        """Let others have it at once; best effort, because it ends by itself."""
+        """Remove our claims, so that others need not wait; best effort, because they end anyway."""
         if not self._written:
             return
         with suppress(LeaseLost, XapiError, TimeoutError):
-            self.check()  # what stands there later may be somebody else's
+            self.check()  # a later claim may be another daemon's
             await to_the_end(self._remove(sorted(self._written)), _TIDYING_S)
 
     # -- keeping -----------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Lease:
             raise LeaseLost(self._what, self._lost or "it could not be renewed in time") from None
 
     async def _keep(self, scope: asyncio.Timeout) -> None:
-        """Renew in time, for ever; end the scope when the lease is lost."""
+        """Renew in time until cancelled; end the scope when the lease is lost."""
         pause = self._good_for / RENEWALS
         while True:
             await asyncio.sleep(pause)
@@ -253,7 +253,7 @@ class Lease:
         self._number += 1
         new = await self._write(old.epoch, self._number)
         if new is None:
-            raise LeaseLost(self._what, "somebody wrote a claim in its place")
+            raise LeaseLost(self._what, "another program wrote a claim in its place")
         there = await self._read()
         rival = rival_of(there, old, old.epoch, self._leases.owner, ())
         ours = [c.key for c in there if (c.owner, c.epoch) == (new.owner, new.epoch)]

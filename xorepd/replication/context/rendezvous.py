@@ -1,4 +1,4 @@
-"""Where tasks on the same way wait for each other, but not for long and not for everyone."""
+"""Points where the tasks of one VM wait for each other, for a short time."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 
 JOIN_S = 10.0
 """How long the first one waits. Two logins and two inventories differ by a second or two; a target
-that takes longer has trouble of its own, which is not to become that of the others."""
+that takes longer has a problem of its own, which must not delay the others."""
 
 
 class Rendezvous:
-    """Where some may meet once; it is over when all who are still expected have come.
+    """A point where tasks meet once. It is over when all that are still expected have come.
 
     Args:
-        expected: who may come.
-        late: who is not waited for, because he kept others waiting in vain before. Shared by the
-            rendezvous of one run, and added to.
+        expected: Names of the tasks that may come.
+        late: Names of tasks that no task waits for, because they came late before. All rendezvous
+            of one run share this set and add to it.
     """
 
     def __init__(self, expected: Iterable[str], late: set[str], patience_s: float = JOIN_S) -> None:
@@ -25,10 +25,10 @@ class Rendezvous:
         self._until: float | None = None
         self._over = asyncio.Event()
         self.present: set[str] = set()
-        """Who came while it lasted and has not left."""
+        """Names of the tasks that came in time and have not left."""
 
     async def arrive(self, who: str) -> bool:
-        """Wait for the others; return whether `who` came in time to meet them."""
+        """Wait for the others. Return whether `who` came in time."""
         self._coming.discard(who)
         if self._over.is_set():
             return False
@@ -45,7 +45,7 @@ class Rendezvous:
         return True
 
     def leave(self, who: str) -> None:
-        """Stop the others from waiting for one who will not come, or who goes."""
+        """Stop the others from waiting for a task that will not come, or that leaves."""
         self._coming.discard(who)
         self.present.discard(who)
         self._look()

@@ -12,7 +12,7 @@ from xorepd.xapi.records import Sr
 
 
 class Reservations:
-    """What running transfers have been promised, by UUID of the SR."""
+    """Bytes that current transfers have reserved, by UUID of the SR."""
 
     def __init__(self) -> None:
         self._promised: Counter[str] = Counter()
@@ -24,7 +24,7 @@ class Reservations:
             purpose: what the room is for, to complete "… needs 3 GiB where SR …".
 
         Raises:
-            Refused: it has not. An SR that does not know its size is believed to have.
+            Refused: it has not. An SR of unknown size counts as large enough.
         """
         free = sr.free
         if free is None:
@@ -35,7 +35,7 @@ class Reservations:
         needs = f" needs {format_size(needed)}" if needed else " needs room"
         raise Refused(
             f"pool {pool}: {purpose}{needs} where SR {sr.name_label} has "
-            f"{format_size(max(0, available))} free, of which {format_size(reserve)} are to stay "
+            f"{format_size(max(0, available))} free, of which {format_size(reserve)} must stay "
             "free; make room there, or choose another SR or a smaller reserve"
         )
 

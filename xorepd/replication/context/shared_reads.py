@@ -1,7 +1,7 @@
-"""Who of the targets of one VM reads which disk together with whom.
+"""Shared reads: the targets of one VM that need the same data of a disk read it together.
 
-Two rendezvous bring them together: one before anybody reads anything, because a pool that serves a
-disk does not tell changed blocks of it any more, and one for each disk. Who comes late reads alone.
+Targets meet at two rendezvous: one before any of them reads, because a pool that serves a disk no
+longer lists its changed blocks, and one for each disk. A target that comes late reads alone.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 import structlog
 
-from xorepd.data.budget import Budget, Holding
 from xorepd.data.fanout import Branch, FanOut, OpenReader, most_branches
+from xorepd.data.memory_budget import Allocation, MemoryBudget
 from xorepd.errors import XorepdError
 from xorepd.replication.context.rendezvous import Rendezvous
 
 log = structlog.get_logger(__name__)
 
 CLOSE_S = 30.0
-"""How long the last one waits for a shared read to close."""
+"""How long the last target waits for a shared read to close."""
 
 Key = tuple[str, str]
-"""UUIDs of a disk and of its base (empty for a whole disk): who has the same, needs the same."""
+"""UUIDs of a disk and of its base (empty for a whole disk). Equal keys need equal data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class SharedReads:
     """The reads that the targets of one VM share.
 
     Args:
-        places: who may come.
-        late: who is not waited for; one whose branch was too slow is added.
-        group: owns the tasks that read.
-        budget: where their memory comes from.
+        places: Names of the targets that may come.
+        late: Targets that no other waits for. A target whose branch was too slow is added.
+        group: Owns the tasks that read.
+        budget: Source of their memory.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class SharedReads:
         late: set[str],
         patience_s: float,
         group: asyncio.TaskGroup,
-        budget: Budget,
+        budget: MemoryBudget,
     ) -> None:
         self._late, self._patience_s, self._group = late, patience_s, group
         self._budget = budget
         self._before = Rendezvous(places, late, patience_s)
         self._wanting: defaultdict[Key, set[str]] = defaultdict(set)
         self._at_disk: dict[Key, Rendezvous] = {}
-        self._holdings: dict[tuple[Key, str], Holding] = {}
+        self._allocations: dict[tuple[Key, str], Allocation] = {}
         self._shared: dict[Key, _Shared] = {}
 
     async def announce(self, place: str, keys: Iterable[Key]) -> None:
-        """Say what is going to be read, and wait until the others have said so too."""
+        """Announce what a target will read, and wait until the others have announced theirs."""
         for key in keys:
             self._wanting[key].add(place)
         if not await self._before.arrive(place):
@@ -70,17 +70,17 @@ class SharedReads:
 
     @asynccontextmanager
     async def join(
-        self, place: str, key: Key, holding: Holding, open_reader: OpenReader
+        self, place: str, key: Key, allocation: Allocation, open_reader: OpenReader
     ) -> AsyncIterator[Branch | None]:
-        """Give a branch of a shared read; None where there is nobody to share it with.
+        """Give a branch of a shared read; None if no other target shares it.
 
         Args:
-            holding: of the disk. It holds nothing before, and with a branch what the disk needs:
-                whoever waits at a rendezvous keeps nobody from memory.
-            open_reader: how it is opened, if nobody has done so yet. It must not hang on what
-                becomes of `place`.
+            allocation: Of the disk. It is empty before, because a target at a rendezvous must not
+                hold memory. With a branch it has what the disk needs.
+            open_reader: Opens the disk, if no other target has. It must work on even if `place`
+                fails.
         """
-        self._holdings[key, place] = holding
+        self._allocations[key, place] = allocation
         shared = await self._shared_read(place, key, open_reader)
         if shared is None:
             yield None
@@ -90,12 +90,12 @@ class SharedReads:
             yield branch if await _is_open(branch) else None
         finally:
             branch.part()
-            if not shared.fan.attached:  # nothing of it may be left when the last one cleans up
+            if not shared.fan.attached:  # the read must have ended before the last target cleans up
                 shared.pump.cancel()
                 await asyncio.wait({shared.pump}, timeout=CLOSE_S)
 
     def leave(self, place: str) -> None:
-        """Let nobody wait for one who is done or has failed."""
+        """Stop the others from waiting for a target that is done or has failed."""
         self._forget(place)
         for rendezvous in (self._before, *self._at_disk.values()):
             rendezvous.leave(place)
@@ -131,13 +131,13 @@ class SharedReads:
 
         fan = FanOut(open_reader, self._budget, on_slow=note_slow)
         together = sorted(places)[: most_branches(self._budget)]
-        branches = {place: fan.attach(self._holdings[key, place]) for place in together}
+        branches = {place: fan.attach(self._allocations[key, place]) for place in together}
         pump = self._group.create_task(fan.run(), name=f"shared read of {key[0]}")
         return _Shared(fan, branches, pump)
 
 
 async def _is_open(branch: Branch) -> bool:
-    """Return whether a shared read could be opened; if not, each tries for itself."""
+    """Return whether a shared read could be opened. If not, each target opens its own."""
     try:
         await branch.opened()
     except XorepdError as error:

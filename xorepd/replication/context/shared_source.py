@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from xorepd.data.budget import Budget
+from xorepd.data.memory_budget import MemoryBudget
 from xorepd.errors import Refused
 from xorepd.replication.context.rendezvous import JOIN_S, Rendezvous
 from xorepd.replication.context.shared_reads import Key, SharedReads
@@ -24,7 +24,7 @@ from xorepd.xapi.records import OWNER_PREFIX, Sr
 
 
 def owner_of_shared(stream: ReplicaKey) -> str:
-    """Return on whose behalf the tasks of a shared read run that a stream has begun."""
+    """Return the name under which the tasks of a shared read run, by the stream that began it."""
     return f"{OWNER_PREFIX}{stream}/shared"
 
 
@@ -33,16 +33,16 @@ class SourceVm:
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        """Held by whoever changes something on the source: snapshots, their marks, blocks. Never
-        while a target is asked for anything."""
+        """Held to change something on the source: snapshots, their marks, blocks. Never held during
+        a call to a target pool."""
         self.busy: set[str] = set()
-        """UUIDs of the SRs for which a run, or `forget`, is under way."""
+        """UUIDs of the target SRs of current runs and of `forget`."""
         self._readers: list[str] = []
         self._lent: list[str] = []
 
     @contextmanager
     def reading(self, sr: str) -> Iterator[None]:
-        """Say that the VM's snapshot is being read for a target."""
+        """Record that the VM's snapshot is being read for a target, until the block ends."""
         self._readers.append(sr)
         try:
             yield
@@ -51,7 +51,7 @@ class SourceVm:
 
     @contextmanager
     def lending(self, stream: str) -> Iterator[None]:
-        """Say that a read which a stream has begun serves others as well."""
+        """Record that a read which a stream began serves other targets, until the block ends."""
         self._lent.append(stream)
         try:
             yield
@@ -81,9 +81,9 @@ class SharedSource:
 
     Args:
         places: names of the targets that may come.
-        late: targets that nobody waits for any more; shared by the VMs of a run.
-        group: owns what the targets have in common and goes on without any one of them.
-        budget: where the memory of shared reads comes from.
+        late: targets that no other waits for any more; the VMs of a run share it.
+        group: owns what the targets have in common, and outlives any one of them.
+        budget: source of the memory of shared reads.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SharedSource:
         places: Collection[str],
         late: set[str],
         group: asyncio.TaskGroup,
-        budget: Budget,
+        budget: MemoryBudget,
         patience_s: float = JOIN_S,
     ) -> None:
         self.before_snapshot = Rendezvous(places, late, patience_s)
@@ -102,9 +102,9 @@ class SharedSource:
         self.choices: dict[Key, Choice] = {}
         """How the disks that are read together are read."""
         self.snapshot: VmSnapshot | None = None
-        """Taken by whoever got there first, for all."""
+        """Taken by the first target, for all of them."""
         self.awaiting: dict[str, list[int]] = {}
-        """UUID of each target SR that it is for → orders of the older restore points there."""
+        """UUID of each target SR of the run → orders of the older restore points there."""
         self._served: set[str] = set()
 
     @contextmanager
@@ -126,6 +126,6 @@ class SharedSource:
             self.awaiting.pop(sr.uuid, None)
 
     def leave(self, place: str) -> None:
-        """Let nobody wait for a target that is done or has failed."""
+        """Stop the others from waiting for a target that is done or has failed."""
         self.before_snapshot.leave(place)
         self.reads.leave(place)

@@ -10,7 +10,7 @@ against which XAPI still lists changed blocks. Each target says for itself wheth
     bare, for all            goes, if tracking is on and the source serves NBD
 
 XAPI wants the snapshot's VM record to go first, so the disks are known by their own marks and keys
-from then on, as those of a snapshot whose record somebody destroyed (`SourceSide.orphans`).
+from then on, like those of a snapshot whose VM record is gone (`SourceSide.orphans`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Giving up a stream: what an operator may ask for, what it comes to, and what forbids it. Pure."""
+"""Forgetting a replica: the options, the resulting actions, and the objections. Pure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from xorepd.replication.deciding.orphans import Orphan
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How far an operator goes; by default as far as nothing can be lost that somebody misses."""
+    """What the operator allows; by default nothing that could lose the work of a person."""
 
     keep_replica: bool = False
     """It stays, as an ordinary VM, and only its marks and blocks go."""
     even_if_used: bool = False
-    """Destroy a replica that somebody worked on."""
+    """Destroy a replica that was used."""
     even_if_unknown: bool = False
-    """Although this daemon remembers no run of it, and another one may keep it up."""
+    """Even if this daemon has no run of it, and another daemon may maintain it."""
     leave_source: bool = False
-    """Although the source pool cannot be asked: what it has for this stream stays there."""
+    """Even if the source pool does not answer: what it has for this stream stays there."""
 
 
 def actions(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
-    """Return what giving up a stream does, one act each, in the order in which it is done."""
+    """Return what forgetting a replica does: one sentence for each action, in order."""
     return tuple(_actions(orphan, terms))
 
 
@@ -46,7 +46,7 @@ def _actions(orphan: Orphan, terms: Terms) -> Iterator[str]:
 
 
 def objections(orphan: Orphan, terms: Terms) -> tuple[str, ...]:
-    """Return why a stream cannot be given up on these terms, each with its remedy."""
+    """Return why a replica cannot be forgotten on these terms, each with its remedy."""
     return tuple(_objections(orphan, terms))
 
 
@@ -54,7 +54,7 @@ def _objections(orphan: Orphan, terms: Terms) -> Iterator[str]:
     if not orphan.source and orphan.possible_job:
         yield (
             f"job {orphan.possible_job} has this target and its source pool does not answer, so it "
-            "may mean this VM; try again when it answers, or remove the job"
+            "may replicate this VM; try again when it answers, or remove the job"
         )
     elif not orphan.source and not terms.leave_source:
         yield (
@@ -63,7 +63,7 @@ def _objections(orphan: Orphan, terms: Terms) -> Iterator[str]:
         )
     if not orphan.known and not terms.even_if_unknown:
         yield (
-            "this daemon remembers no run of it, and another one may keep it up; make sure, "
+            "this daemon has no run of it, and another daemon may maintain it; make sure, "
             "then say --even-if-unknown"
         )
     if orphan.replica and not terms.keep_replica:
@@ -75,7 +75,7 @@ def use_objections(used: tuple[str, ...], power_state: str, terms: Terms) -> Ite
     if power_state != "Halted":
         yield (
             f"its replica is {power_state.lower()}; shut it down first, or say --keep-replica to "
-            "go on with it as an ordinary VM"
+            "keep it as an ordinary VM"
         )
     elif used and not terms.even_if_used:
         yield (

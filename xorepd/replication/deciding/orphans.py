@@ -1,8 +1,7 @@
-"""What no job keeps up any more: replicas of jobs that were removed or changed. Pure.
+"""Orphans: replicas that no job maintains, because jobs were removed or changed. Pure.
 
-A replica belongs to its source VM and its SR, not to the job that made it, so a job that means the
-same VM and target again, under whatever name, goes on with it. Nobody else will ever touch it, but
-for `forget`.
+A replica belongs to its source VM and its SR, not to the job that made it. A new job for the same
+VM and target, under any name, continues it. Nothing else touches it except `forget`.
 """
 
 from __future__ import annotations
@@ -64,13 +63,13 @@ class Orphan:
     memories: int = 0
     """Suspended VMs beside restore points."""
     signs_of_use: tuple[str, ...] = ()
-    """What shows that somebody used the replica."""
+    """What shows that the replica was used."""
     power_state: str = "Halted"
     """Of the replica."""
     known: bool = False
-    """This daemon remembers a run of it; else another daemon may keep it up."""
+    """This daemon has a run of it; otherwise another daemon may maintain it."""
     possible_job: str = ""
-    """A job with this target whose source does not answer: it may mean the VM."""
+    """A job with this target whose source does not answer: it may replicate the VM."""
 
 
 @dataclass(slots=True)
@@ -85,11 +84,11 @@ class _Held:
 def find_orphans(
     jobs: Iterable[JobSettings], pools: Mapping[PoolName, Tables], known: Known = ()
 ) -> list[Orphan]:
-    """Return the streams on some pools that no job means, by their pools and names.
+    """Return the streams on some pools that no job maintains, by their pools and names.
 
     Args:
-        pools: Records of each configured pool that answers. Where the source of a job does not,
-            what the job made is taken for its own.
+        pools: Records of each configured pool that answers. If the source of a job does not
+            answer, what the job made counts as maintained.
         known: what this daemon has replicated.
     """
     chosen: _Chosen = [
@@ -106,7 +105,7 @@ def find_orphans(
 
 
 def signs_of_use(cache: Tables, side: TargetSide) -> tuple[str, ...]:
-    """Return what shows that somebody used a replica, each to complete "its replica …"."""
+    """Return what shows that a replica was used, each to complete "its replica …"."""
     replica = side.replica
     if replica is None:
         return ()

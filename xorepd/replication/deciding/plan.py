@@ -105,7 +105,7 @@ def _is_due(number: int, policy: Policy) -> bool:
 
 
 def _resume(disk: SourceDisk, begun: Begun, evidence: Evidence, policy: Policy) -> DiskPlan | None:
-    """Return how a disk that was begun is continued; None if it has to be planned anew."""
+    """Return how a disk that was begun is continued; None if it needs a new plan."""
     how = begun.how
     if not isinstance(how, Delta):
         return DiskPlan(disk, how, begun)

@@ -70,8 +70,8 @@ def decide_commit(
 
 
 def _has_points(side: TargetSide) -> bool:
-    """Return whether a replica without disks has been one before: its source had none, or somebody
-    took them off.
+    """Return whether a replica without disks has restore points: its source had no disks, or they
+    were removed.
     """
     replica = side.replica
     return replica is not None and any(p.vm.snapshot_of == replica.ref for p in side.points)
@@ -117,7 +117,7 @@ def decide_source(
         for group in source.snapshots
         if group.contents & held or group.vm.uuid in replicated  # a VM may have no disks
     ]
-    # Whoever has the content has a claim to it, also where its key went astray.
+    # A target that has the content needs the base, even if its key was lost.
     claimed = [group for group in common if group is common[0] or sr in group.uses]
     return SourceCleaning(
         destroy=source.unsigned,
@@ -156,15 +156,15 @@ def decide_prune(
     hold_bases: float,
     busy: Collection[str] = (),
 ) -> list[Release]:
-    """Return who has no need of which source snapshot any more, after a commit.
+    """Return which targets no longer need which source snapshots, after a commit.
 
-    One target keeps what its newest restore point holds. Others speak for themselves, but for those
-    that have not come for too long.
+    This target keeps what its newest restore point holds. Each other target releases its own, but
+    one that has had no run for too long is released here.
 
     Args:
         sr: UUID of the target SR whose run this is.
-        hold_bases: seconds that a base stands for a target that does not come.
-        busy: UUIDs of SRs for which a run is under way.
+        hold_bases: seconds for which a target without runs keeps its base.
+        busy: UUIDs of the target SRs of current runs.
     """
     newest = target.points[:1]
     own = {point.mark.snapshot for point in newest}

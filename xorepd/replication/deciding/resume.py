@@ -7,7 +7,7 @@ above it may have arrived or not. It belongs to the same snapshot and place, and
     both exist, and agree                                        →
     source snapshot, wanted by this target, young enough           read it again, take no new one
     staging disk of its content, its base and origin still there   continue at the confirmed offset
-    staging disk of its content, otherwise                         sweep it, plan that disk anew
+    staging disk of its content, otherwise                         sweep it, plan that disk again
     nothing confirmed on any disk                                  sweep everything
 """
 

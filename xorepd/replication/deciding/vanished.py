@@ -1,12 +1,12 @@
-"""Replicas whose source VM a job means no more, or that is gone. Pure.
+"""Replicas whose source VM is gone, or is no longer selected by its job. Pure.
 
-What was replicated before is read from the marks on the target: a daemon without any history knows
-it too. Such a replica stays as it is; a job that selects by patterns or tags would not miss its VM
+The marks on the target say what was replicated before, so a daemon without a history knows it, too.
+Such a replica stays as it is. A job that selects by patterns or tags would not miss its VM
 otherwise.
 
-So do our snapshots of a VM that is gone, though no delta can follow them. They are the last that
-the source pool has of it, and somebody may have destroyed it by mistake, or be about to import it
-with the UUID that it had. They go with the rest of the stream, by `forget`.
+Our snapshots of a VM that is gone stay as well, although no delta can follow them. They are the
+last copy that the source pool has of it: a person may have destroyed the VM by mistake, or may be
+about to import it with the same UUID. They go with the rest of the stream, by `forget`.
 """
 
 from __future__ import annotations

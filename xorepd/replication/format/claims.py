@@ -1,13 +1,12 @@
-"""Who may replicate a VM to an SR: claims in the SR's `other_config`, and what they mean. Pure.
+"""Which daemon may replicate a VM to an SR: claims in the SR's `other_config`. Pure.
 
-XAPI cannot compare and swap, but adding a key that is there already fails. So nobody ever changes
-or takes away a key that somebody else may rely on: each taking and each renewal adds a key of its
-own,
+XAPI cannot compare and swap, but adding a key that exists fails. So a daemon never changes or
+removes a key that another one may rely on: each taking and each renewal adds a key of its own,
 
     XenCenter.CustomFields.xorepd-lease/<source pool>/<VM>/<epoch>.<n>
 
-and whoever has added one reads again before it believes itself alone: of two that add, the later
-one sees the earlier one. The epoch grows with each taking, `n` with each renewal.
+A daemon that has added a key reads again before it relies on it: of two that add, the later one
+sees the earlier one. The epoch grows with each taking, `n` with each renewal.
 
     taking     no live claim of others ─► add <epoch>.0 ─► read: still none of others ─► held
     renewal    add <epoch>.<n+1> ─► read: none of a higher epoch ─► remove <epoch>.<n>
@@ -16,9 +15,9 @@ one sees the earlier one. The epoch grows with each taking, `n` with each renewa
 The prefix is XenCenter's, because XAPI lets every account from vm-operator up write such keys of an
 SR, and other keys only from pool-operator up (xapi: ocaml/idl/datamodel.ml, map_keys_roles).
 
-A claim ends by the clock of the pool. That clock may be set, or pass to another master: so an ended
-claim of somebody else counts as ended only after it was also seen, unchanged, for as long as it is
-good for, by the clock of whoever wants to take over.
+A claim ends by the clock of the pool. That clock may be set, or another host may become master. So
+a daemon that wants to take over must also see the claim unchanged, by its own clock, for as long as
+the claim is good for.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ LONGEST_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A daemon: who holds a claim."""
+    """A daemon that holds a claim."""
 
     id: str
     """Kept in the state directory, so that a daemon which crashed knows its own claims."""
@@ -76,14 +75,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Nobody else holds it: take it with this epoch."""
+    """No other daemon holds it: take it with this epoch."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Somebody else holds it."""
+    """Another daemon holds it."""
 
     by: Claim
 
@@ -131,8 +130,9 @@ def decide(
 
     Args:
         claims: as `claims_on` returns them.
-        owner: who wants it. Its own claims are left over from a run that did not end properly: the
-            state directory's lock keeps a second process from having the same id.
+        owner: the daemon that wants it. Its own claims are left over from a run that did not
+            end properly: the lock of the state directory keeps a second process from having the
+            same id.
         now: by the clock of the target pool.
         watched_s: for how long we have seen each key, by a clock of our own.
     """
@@ -154,14 +154,14 @@ def decide(
 def rival_of(
     claims: Iterable[Claim], mine: Claim | None, epoch: int, owner: Owner, beaten: Iterable[str]
 ) -> Claim | None:
-    """Return the claim that a claim which was just written gives way to, if there is one.
+    """Return the claim that comes before a claim that was just written, if there is one.
 
     Args:
         claims: read after the writing.
         mine: the claim that the new one renews; None for a taking. While it stood without a break,
-            a claim of a lower epoch is a latecomer's, who sees ours and gives way.
+            a claim of a lower epoch came later; its daemon sees ours and withdraws.
         epoch: of the new claim.
-        owner: who wrote it.
+        owner: the daemon that wrote it.
         beaten: keys of claims that were found ended before.
     """
     claims, known = list(claims), set(beaten)

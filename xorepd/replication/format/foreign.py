@@ -1,4 +1,4 @@
-"""Copies that somebody else made: by Xen Orchestra, or carried by hand and marked as a seed. Pure.
+"""Copies that other software made: Xen Orchestra, or a seed that was carried by hand. Pure.
 
 A copy on the target says in `other_config` which snapshot on the source it is a copy of. Where
 that snapshot still stands, or what changed-block tracking knows of it, both are a base:
@@ -138,7 +138,7 @@ def _key_of(base: Vdi) -> str:
 
 
 def _bases(cache: Tables, present: Collection[Ref], vm: Ref) -> Iterator[Vdi]:
-    """Return snapshots that others took of these disks and that nobody can write to."""
+    """Return snapshots that others took of these disks and that cannot be written to."""
     for vdi in (each for ref in present for each in cache.pointing(Vdi, "snapshot_of", ref)):
         if not vdi.is_a_snapshot or (not vdi.has_data and not vdi.is_bare):
             continue

@@ -93,7 +93,7 @@ class SourceSide:
     unsigned: tuple[VmSnapshot, ...] = ()
     """Snapshots that a run took and never got to mark."""
     orphans: tuple[Marked, ...] = ()
-    """Disks of snapshots of ours whose VM record is gone: somebody destroyed it, or `shed` did."""
+    """Disks of snapshots of ours whose VM record is gone: a person or `shed` destroyed it."""
     excluded: tuple[Excluded, ...] = ()
     """Disks of the VM that stay behind, and are not among `disks`."""
 
@@ -318,7 +318,7 @@ def _read_memory(cache: Tables, vm: Vm, mark: Mark) -> VmSnapshot:
 
 
 def is_taken(memory: VmSnapshot) -> bool:
-    """Return whether somebody has resumed a suspended VM of ours, or it has other memory by now."""
+    """Return whether a suspended VM of ours was resumed, or has other memory now."""
     is_whole = bool(memory.mark.snapshot)
     return is_whole and (memory.vm.power_state != "Suspended" or memory.image is None)
 

@@ -8,7 +8,7 @@ reads it.
     role          on                                   written
     source        snapshot of a source VM, its disks   right after VM.snapshot
     disk          disk of the replica, or the staging  right after it was created or cloned
-                  disk that is to become one
+                  disk that will become one
     replica       the protected VM                     when it is created
     point         restore point and its disks          right after the commit
     memory        suspended VM beside a restore        when it is created; its disks, when it is
@@ -57,8 +57,8 @@ HOLD = "xorepd:hold:"
 SR, in whatever direction. Retention leaves the restore point alone."""
 
 CONFIRMED = "xorepd:confirmed"
-"""On a staging disk: its UUID, an offset in bytes, and how many runs have gone on from there.
-Everything that was to be sent below it is on the disk, as its pool has confirmed."""
+"""On a staging disk: its UUID, an offset in bytes, and how many runs have continued there.
+The pool has confirmed that everything below it is on the disk."""
 
 FOR = "xorepd:for:"
 """On a source snapshot and its disks, with the UUID of a target SR behind it: `Use`."""
@@ -98,7 +98,7 @@ class Role(StrEnum):
 
 
 class Use(StrEnum):
-    """What a source snapshot is to one target."""
+    """What one target needs a source snapshot for."""
 
     WANTED = "wanted"
     """Its content is on the way there."""
@@ -193,7 +193,7 @@ class Mark:
     began as a new disk."""
     base: str = ""
     """On staging disks: UUID of the source snapshot's disk whose content that was; empty where
-    nobody knows, and both sides are compared."""
+    that is unknown, and both sides are compared."""
     reason: str = ""
     """On staging disks: why it is not sent against a base."""
     displaced: Mapping[str, str] = field(default_factory=dict)
@@ -228,7 +228,7 @@ def is_from_the_future(mark: Mark, arrived: datetime) -> bool:
         arrived: when it was taken, by the target pool's clock; what the mark says goes before it.
     """
     taken_at = mark.taken_at
-    # Differences of times cannot overflow; sums can, and anybody may have written the mark.
+    # Differences of times cannot overflow; sums can, and the mark may be forged.
     return taken_at is not None and taken_at - (read_time(mark.arrived) or arrived) > FUTURE
 
 
@@ -267,7 +267,7 @@ def _of_earlier(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_sound(mark: Mark) -> bool:
-    """Return whether every member has its type: anybody may have written into `other_config`."""
+    """Return whether every member has its type: any program may write into `other_config`."""
     texts: list[object] = [mark.stream.pool, mark.stream.vm, mark.stream.sr]
     texts += [getattr(mark, name) for name in _TEXTS]
     sides: list[object] = [mark.disks, mark.displaced]
@@ -333,7 +333,7 @@ def confirmed_text(uuid: str, offset: int, tries: int) -> str:
 
 
 def confirmed_on(other_config: Mapping[str, str], uuid: str) -> tuple[int, int]:
-    """Return the offset below which a staging disk is confirmed, and how many runs went on there.
+    """Return the offset below which a staging disk is confirmed, and how many runs continued there.
 
     Zeroes where nothing valid says so.
     """

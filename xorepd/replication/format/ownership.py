@@ -17,8 +17,7 @@ that is attached for writing. The mark keeps the id that the disk had when we si
     CHANGED    it has another one, or none: something wrote to it, or is about to
     UNKNOWN    the mark is of the earlier form and does not say
 
-A disk that something wrote to is destroyed by no run, and is nobody's base: somebody may miss what
-is on it.
+No run destroys a disk that was written to, or uses it as a base: a person may need what is on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Destroying what is ours: snapshots, disks, source snapshots that nobody needs, data of bases.
+"""Destroy what is ours: snapshots, disks, unneeded source snapshots, data of bases.
 
 Everything here asks `ownership` right before it destroys, by the records of that moment.
 """
@@ -15,7 +15,7 @@ from xorepd.replication.deciding.data_destroy import is_agreed
 from xorepd.replication.format.inventory import Marked, VmSnapshot
 from xorepd.replication.format.marks import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
 from xorepd.replication.format.ownership import objection, used_by_vms
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import CONTENT_ID, Vdi, Vm
 from xorepd.xapi.vdis import destroy_data, destroy_disk
@@ -30,13 +30,13 @@ NOT_AGREED = "another daemon has written on it that it needs its data"
 
 
 async def destroy_group(pool: Pool, group: VmSnapshot, *, even_if_changed: bool = False) -> bool:
-    """Destroy a snapshot VM of ours, and then its disks, and its memory, that are in no other VM.
+    """Destroy a snapshot VM of ours, then those of its disks and memory that no other VM uses.
 
-    A disk that a VM of others has stays until it is detached: then it is left over. Where something
-    wrote to one of the disks, all of it stays, because its bytes may be missed.
+    A disk that a VM of others uses stays until it is detached; then a sweep finds it. If one of the
+    disks was written to, everything stays, because a person may need the data.
 
     Args:
-        even_if_changed: an operator has said that they may be lost.
+        even_if_changed: an operator has confirmed that such data may be lost.
 
     Returns:
         Whether it is gone.
@@ -59,11 +59,11 @@ async def destroy_group(pool: Pool, group: VmSnapshot, *, even_if_changed: bool 
 
 
 async def destroy_unsigned(pool: Pool, group: VmSnapshot) -> None:
-    """Destroy a snapshot that a run took and never came to sign: its name proves it.
+    """Destroy a snapshot that a run took and did not sign; its name proves that it is ours.
 
-    All of it is signed first: once its record is gone, nothing else tells of its disks. What the
-    disks held when they were made is what their marks here say, as far as that is known. So one
-    that something has written to is kept, as in any other snapshot of ours.
+    The disks are signed first, because nothing else identifies them once the VM record is gone.
+    Their marks record what they held when they were created, as far as that is known. So a disk
+    that was written to stays, as in any other snapshot of ours.
     """
     for disk in group.disks:
         await sign_disk(pool, disk.vdi, replace(group.mark, content=disk.mark.content))
@@ -80,10 +80,11 @@ async def destroy_unsigned(pool: Pool, group: VmSnapshot) -> None:
 
 
 async def sign_disk(pool: Pool, vdi: Vdi, mark: Mark) -> None:
-    """Sign a disk that was proven ours otherwise, and that nothing has attached for writing.
+    """Sign a disk that other evidence proves to be ours, and that is not attached for writing.
 
     Args:
-        mark: with the content id that it had when it was made; else what it holds now counts.
+        mark: with the content id that the disk had when it was created, if that is known;
+            otherwise its present content counts.
     """
     content = mark.content or vdi.content_id or f"xorepd-{vdi.uuid}"
     keys = {KEY: replace(mark.on(vdi.uuid, vdi.ref), content=content).encode()}
@@ -94,7 +95,7 @@ async def sign_disk(pool: Pool, vdi: Vdi, mark: Mark) -> None:
 
 
 async def destroy_record(pool: Pool, vm: Vm) -> bool:
-    """Destroy the record of a VM of ours, never its disks; say why it stays where it is not."""
+    """Destroy the record of a VM of ours, never its disks; log why if it stays."""
     if why := objection(pool.cache.vms.get(vm.ref, vm)):
         log.warning("vm.kept", pool=pool.name, vm=vm.uuid, reason=why)
         return False
@@ -103,7 +104,7 @@ async def destroy_record(pool: Pool, vm: Vm) -> bool:
 
 
 async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = False) -> bool:
-    """Destroy a disk of ours, or say why it stays for the next sweep."""
+    """Destroy a disk of ours, or log why it stays for the next sweep."""
     if why := objection(pool.cache.vdis.get(vdi.ref, vdi), even_if_changed=even_if_changed):
         log.warning("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=why)
         return False
@@ -116,17 +117,17 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = Fals
         if vdi.is_bare:  # newer ones wait for it
             await pool.cache.wait_for(lambda: vdi.ref not in pool.cache.vdis, GONE_S)
     except XapiError as error:
-        tell = log.debug if was_stuck else log.warning  # it has been said
+        tell = log.debug if was_stuck else log.warning  # it was logged before
         tell("disk.not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))
         return False
     return True
 
 
-def older_metadata(cache: Cache, vdi: Vdi) -> Vdi | None:
+def older_metadata(cache: PoolCache, vdi: Vdi) -> Vdi | None:
     """Return what changed-block tracking keeps of an older snapshot of the same disk, if anything.
 
-    Drivers of file SRs lose the older logs when a newer one is destroyed before them, whoever they
-    belong to: so the oldest goes first.
+    Drivers of file SRs lose the older logs when a newer one is destroyed first, also the logs of
+    others. So the oldest goes first.
 
     Source: sm: libs/sm/VDI.py (delete), libs/sm/drivers/FileSR.py.
     """
@@ -141,7 +142,7 @@ def older_metadata(cache: Cache, vdi: Vdi) -> Vdi | None:
 
 
 async def release(pool: Pool, what: VmSnapshot | Marked, sr: str) -> None:
-    """Strike a target off a source snapshot; the last one takes the snapshot along.
+    """Release a source snapshot for a target. If no other target uses it, destroy it.
 
     Args:
         what: a source snapshot, or a disk of one whose VM record is gone.
@@ -164,16 +165,17 @@ async def release(pool: Pool, what: VmSnapshot | Marked, sr: str) -> None:
                 else:
                     await try_destroy_disk(pool, vdi)
     except ObjectGone:
-        log.info("snapshot.gone", sr=sr)  # another daemon was faster, or its owner
+        log.info("snapshot.gone", sr=sr)  # another daemon or a person was faster
 
 
 async def shed(pool: Pool, base: VmSnapshot | Marked) -> str:
     """Destroy the data of a base, if every target still agrees, and keep its changed-block logs.
 
-    Returns why it stays, in words; empty where it has gone.
+    Returns why the data stays, in words; empty if it is gone.
 
-    The keys go to the disks first, because a snapshot's record has to go before its disks' data:
-    whenever this ends, the disks say for whom they stand and that their data may go.
+    The keys are written on the disks first, because XAPI wants the snapshot's record destroyed
+    before the data of its disks. If this ends early, the disks say which targets use them and that
+    their data may go.
     """
     try:
         if isinstance(base, Marked):
@@ -199,7 +201,7 @@ async def shed(pool: Pool, base: VmSnapshot | Marked) -> str:
         )
         return next(filter(None, kept), "")
     except ObjectGone:
-        log.info("snapshot.gone")  # another daemon was faster, or its owner
+        log.info("snapshot.gone")  # another daemon or a person was faster
         return ""
     except XapiError as error:  # its data is a matter of room: no reason to fail a run
         log.warning(
@@ -221,7 +223,7 @@ async def _try_destroy_data(pool: Pool, vdi: Vdi) -> str:
 
 
 async def say_use(pool: Pool, base: VmSnapshot | Marked, sr: str, use: Use) -> None:
-    """Write what a base is to one target; key by key, for others write on it as well."""
+    """Write what one target needs a base for; key by key, because others write on it as well."""
     kind, ref = ("VM", base.vm.ref) if isinstance(base, VmSnapshot) else ("VDI", base.vdi.ref)
     with suppress(ObjectGone):
         await update_keys(pool, kind, ref, "other_config", {FOR + sr: use.value})

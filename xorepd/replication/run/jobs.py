@@ -1,10 +1,10 @@
-"""One execution of a job: its VMs, a few at a time, to all targets, each with a fate of its own.
+"""One execution of a job: its VMs, a few at a time, to all targets. Each has an outcome.
 
     run_job ─► _VmRun, one for each VM: what its targets share
                   └► serve, one for each target ─► run.replicate
 
-A target works through the job's VMs at its own pace. One that lags behind holds up no other:
-`max_vms` counts for each target by itself, and at rendezvous on the source nobody waits for long.
+A target works through the job's VMs at its own pace. A slow target does not delay the others:
+`max_vms` counts for each target separately, and waits at a rendezvous on the source are short.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from structlog.contextvars import bound_contextvars
 
 from xorepd.config.models import JobSettings, TargetSettings
 from xorepd.config.names import as_uuid
-from xorepd.data.budget import Budget
-from xorepd.data.nbd.reader import NbdBudget
+from xorepd.data.memory_budget import MemoryBudget
+from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import Frozen, InternalError, LeaseHeld, Refused, XorepdError
 from xorepd.ids import PoolName, RunId
 from xorepd.replication.context.admission import Admission, Place, places_of
@@ -62,33 +62,33 @@ class Context:
     clock: Clock
     leases: Leases
     reservations: Reservations = field(default_factory=Reservations)
-    nbd: NbdBudget = field(default_factory=NbdBudget)
-    budget: Budget = field(default_factory=Budget)
-    """Memory for data on its way."""
+    nbd: NbdConnectionLimit = field(default_factory=NbdConnectionLimit)
+    budget: MemoryBudget = field(default_factory=MemoryBudget)
+    """Memory for data in transit."""
     links: Links = field(default_factory=Links)
     maps: Maps | None = None
-    """Of what the restore points hold; None where none are kept."""
+    """Fingerprint maps of restore points; None where none are kept."""
     sources: defaultdict[str, SourceVm] = field(default_factory=lambda: defaultdict(SourceVm))
     """By UUID of the source VM: what its runs share."""
     closed: Mapping[PoolName, XorepdError] = field(default_factory=dict)
-    """Pools of targets that could not even be opened, and why."""
+    """Target pools that could not be opened, and why."""
     join_s: float = JOIN_S
     """How long the targets of a VM wait for each other at most."""
 
 
 class Report(Protocol):
-    """Told how a run gets on; it neither waits nor fails."""
+    """Receives the progress of a run; it neither waits nor fails."""
 
     def expects(self, records: Sequence[RunRecord], replicas: Sequence[ExcludedVm]) -> None:
-        """Hear which VMs and targets the run is about to serve, as each stands now.
+        """Receive a first record for each VM and target of the run.
 
         Args:
-            replicas: that its patterns and tags mean, and that it leaves out.
+            replicas: VMs that patterns and tags match and that the run leaves out.
         """
         ...
 
     def ended(self, record: RunRecord) -> None:
-        """Hear how one VM ended on one target."""
+        """Receive the final record of one VM and target."""
         ...
 
 
@@ -98,11 +98,11 @@ async def run_job(
     """Replicate each VM of a job once to each of its targets.
 
     Args:
-        report: told of each VM and target when it ends, also where the run is cancelled.
+        report: called for each VM and target when it ends, even if the run is cancelled.
 
     Returns:
         One record per VM and target, in the job's order, and then one for each VM that is gone
-        and has a replica. What fails stops nothing else.
+        and has a replica. A failure stops no other VM or target.
 
     Raises:
         asyncio.CancelledError: on cancellation, after every VM has cleaned up.
@@ -183,7 +183,7 @@ class _VmRun:
         self.shared = SharedSource(places, late, group, context.budget, context.join_s)
 
     def progress_to(self, to: TargetSettings) -> Progress:
-        """Return what shows how the VM gets on to one target; it is waiting yet."""
+        """Return the progress of the VM on one target; at first it waits."""
         return Progress(
             self._context.board,
             run_id=self._run_id,
@@ -197,7 +197,7 @@ class _VmRun:
         )
 
     async def serve(self, to: TargetSettings, progress: Progress) -> RunRecord:
-        """Replicate the VM to one target, whatever becomes of the others; return how it ended."""
+        """Replicate the VM to one target, independently of the others; return the final record."""
         job, context = self._job, self._context
         progress.begin(context.clock())
         try:
@@ -220,7 +220,7 @@ class _VmRun:
                 return progress.finished(Outcome.FROZEN, error, context.clock())
             if isinstance(error, XorepdError):
                 return progress.finished(Outcome.FAILED, error, context.clock())
-            # A fault of ours in one VM must not stop the others, nor pass unseen.
+            # A bug that concerns one VM must not stop the others, and must be visible.
             log.exception("run.internal_error", step=progress.step)
             return progress.finished(Outcome.FAILED, InternalError(error), context.clock())
         return progress.finished(outcome, None, context.clock())
@@ -274,9 +274,9 @@ class _VmRun:
         progress: Progress,
         deadline: asyncio.Timeout,
     ) -> AsyncIterator[None]:
-        """Wait until the VM can have all its places; that does not count as its time.
+        """Wait until the VM has all its places; that does not count towards its deadline.
 
-        What it works on alone it never waits for: each place takes one VM at least.
+        A VM that is alone never waits: each place takes at least one VM.
         """
         progress.enter("queue")
         deadline.reschedule(None)
@@ -305,5 +305,5 @@ async def _open_transport(job: JobSettings, to: TargetSettings, context: Context
         clock=context.clock,
         opener=open_inner,
     )
-    # In a thread, because it is the code of others and may take its time.
+    # In a thread, because it is the code of others and may be slow.
     return await asyncio.to_thread(open_transport, settings.name, settings.options, surroundings)

@@ -1,4 +1,4 @@
-"""The plan of a run: asks both pools what the plan depends on, until it has no question left."""
+"""The plan of a run: ask both pools what the plan depends on, until no question is left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def plan_snapshot(a: Assignment, evidence: Evidence, snapshot: VmSnapshot)
     """Return how the disks of a snapshot are sent.
 
     Args:
-        evidence: as it was before the snapshot.
+        evidence: From before the snapshot.
 
     Raises:
         XapiError: a base is gone by now.

@@ -32,7 +32,7 @@ from xorepd.replication.format.marks import (
 from xorepd.replication.format.ownership import own_mark
 from xorepd.replication.target.interfaces import Interface
 from xorepd.units import GiB
-from xorepd.xapi.cache import Cache
+from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import Sr, Vdi, Vif, Vm
 
@@ -42,8 +42,8 @@ MIGRATION_S = 1800.0
 """How long a run waits for a migration; a storage migration may take hours."""
 
 
-def find_vm(cache: Cache, pool: str, wanted: str) -> Vm:
-    """Return the VM that a job means by a UUID or a name.
+def find_vm(cache: PoolCache, pool: str, wanted: str) -> Vm:
+    """Return the VM that a job names, by UUID or name.
 
     Raises:
         Refused: there is none, or several have the name.
@@ -68,8 +68,8 @@ def find_vm(cache: Cache, pool: str, wanted: str) -> Vm:
             )
 
 
-def find_sr(cache: Cache, pool: str, wanted: str) -> Sr:
-    """Return the SR that a job means by a UUID or a name.
+def find_sr(cache: PoolCache, pool: str, wanted: str) -> Sr:
+    """Return the SR that a job names, by UUID or name.
 
     Raises:
         Refused: there is none that could hold replicas, or several have the name.
@@ -92,7 +92,7 @@ def find_sr(cache: Cache, pool: str, wanted: str) -> Sr:
 
 
 async def wait_for_migration(pair: Pair) -> None:
-    """Let a migration of the source VM end first: it is no failure, and it does not take for ever.
+    """Wait until a migration of the source VM has ended: it is no failure, and takes minutes.
 
     Raises:
         ObjectBusy: it takes very long.
@@ -142,21 +142,21 @@ def check_source(a: Assignment, side: SourceSide) -> None:
 
 
 def _check_chains(pool: Pool, disks: Iterable[Vdi], too_deep: int) -> None:
-    """Refuse to make a chain longer that is as long as XAPI allows."""
+    """Refuse to lengthen a chain that has the greatest length that XAPI allows."""
     disk, depth = deepest(pool.cache, disks)
     if disk is None or depth < min(CLOSE, too_deep):
         return
     if depth >= too_deep:
         raise Refused(
             f"pool {pool.name}: disk {disk.name_label} is a chain of {depth} VHDs, and XAPI allows "
-            f"{MAX_DEPTH}; it gets shorter as the storage coalesces, look on the hosts whether "
-            "that gets on (/var/log/SMlog), and remove snapshots that nobody needs"
+            f"{MAX_DEPTH}; it gets shorter as the storage coalesces; look on the hosts whether "
+            "that proceeds (/var/log/SMlog), and remove snapshots that are not needed"
         )
     log.warning("chain.long", pool=pool.name, disk=disk.uuid, depth=depth)
 
 
 def _snapshot_problem(vdi: Vdi) -> str | None:
-    """Return what keeps a VM from being snapshotted, even without the disk."""
+    """Return why a VM cannot be snapshotted, even without the disk."""
     if vdi.on_boot == "reset":
         return "is reset at each boot, which XAPI cannot snapshot; set on_boot to persist"
     return None
@@ -180,10 +180,10 @@ def _disk_problem(vdi: Vdi, target: Sr) -> str | None:
 
 
 def check_current(pair: Pair, side: TargetSide) -> None:
-    """Refuse to copy over what is, or was, active by itself.
+    """Refuse to overwrite a side that is, or was, active itself.
 
     Raises:
-        Frozen: source and replica are at odds.
+        Frozen: the records of source and replica contradict each other.
     """
     said = own_current(pair.vm)
     if odds := at_odds(pair.current, said is not None, side.replica):
@@ -195,7 +195,7 @@ def check_current(pair: Pair, side: TargetSide) -> None:
 
 
 def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) -> None:
-    """Refuse to touch a replica that somebody uses, and to fill an SR that is full.
+    """Refuse to touch a replica that is in use, and to fill an SR that is full.
 
     Args:
         wanted: devices that the next commit is going to fill.
@@ -231,9 +231,9 @@ def check_target(a: Assignment, side: TargetSide, wanted: Collection[str] = ()) 
 
 
 def plan_interfaces(a: Assignment, vm: Vm) -> list[Interface]:
-    """Return what interfaces the replica is to have.
+    """Return the interfaces that the replica gets.
 
-    What the job's `networks` name and neither pool has is said, in the log and in the run's record.
+    Networks that the job names and neither pool has are in the log and in the record of the run.
 
     Raises:
         Refused: a network cannot be mapped without guessing.

@@ -49,11 +49,11 @@ CLEANUP_S = 120.0
 """How long the sweep after a failed or cancelled run may take; the next run finishes it."""
 
 RELEASE_S = 10.0
-"""The same, for what must not wait for the next run when the sweep fails: the source VM's lock."""
+"""How long the release of the source VM may take after a failed sweep: it cannot wait."""
 
 
 async def replicate(a: Assignment) -> Outcome:
-    """Bring the replica of one VM to the present state of its source.
+    """Bring the replica of one VM to the current state of its source.
 
     Returns:
         FULL or DELTA: there is a new restore point.

@@ -1,9 +1,9 @@
-"""Which VMs a run has to serve, looked up in the pools, and which of them do not appear.
+"""Select the VMs of a run, and find those that are missing.
 
-What a job names needs no look: each name is served, or fails by itself. What patterns and tags find
-is asked of the source pool when the run begins. Whoever was replicated before and is gone now is
-known from the marks of the replicas, on each target by itself: a target that cannot be asked stops
-nobody.
+Each VM that a job names has a record of its own, which fails if the VM is missing. Patterns and
+tags are matched with the VMs of the source pool when the run begins. The marks of the replicas show
+which VMs were replicated before and are gone now, on each target separately: a target that does not
+answer does not stop the others.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class SelectedVms:
     wanted: tuple[str, ...]
     """Names and UUIDs of the VMs to serve."""
     records: tuple[RunRecord, ...] = ()
-    """What patterns and tags came to, where that was nothing; one record per target."""
+    """One record per target if patterns and tags match no VM; otherwise none."""
     selection: Selection | None = None
-    """Where the pool was asked."""
+    """None if the pool was not asked."""
 
 
 async def wanted_vms(job: JobSettings, run_id: RunId, source: Pool, clock: Clock) -> SelectedVms:
-    """Return the VMs that a run of a job has to serve; never raises for what a pool does."""
+    """Return the VMs of a run; a failure of a pool becomes a record and is not raised."""
     if not job.found_by:
         return SelectedVms(job.named)
     started_at = clock()
@@ -84,7 +84,7 @@ async def find_missing(
     try:
         await target.refresh()
         sr = find_sr(target.cache, target.name, to.sr)
-    except XorepdError as error:  # the runs of the VMs that are there say the same
+    except XorepdError as error:  # the records of the existing VMs say the same
         log.debug("vms.missing_unknown", target=to.pool, reason=str(error))
         return []
     stream = ReplicaKey(pool=source.cache.pool.uuid, vm="", sr=sr.uuid)
@@ -103,7 +103,7 @@ async def find_missing(
             which = f"VM {stray.name} is gone"
             advice = (
                 f"Name the VM in exclude of job {job.name}; then `xorepctl forget` removes what "
-                "nobody needs any more"
+                "is left of it"
             )
         gone = Refused(
             f"pool {source.name}: {which}; its replica on pool {target.name} stays as it is{ours}. "
@@ -152,7 +152,7 @@ def _record(
     vm: tuple[str, str] | None = None,
     sr: tuple[str, str] | None = None,
 ) -> RunRecord:
-    """Return how it stands with one VM on one target, or with what patterns and tags mean there.
+    """Return the record of one VM and target, or of patterns and tags that match nothing.
 
     Args:
         vm, sr: UUID and name, where they are known.

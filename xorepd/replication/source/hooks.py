@@ -1,7 +1,7 @@
 """Programs of the operator that run before and after a source snapshot, on the daemon's machine.
 
-They are what an administrator already has for "put the database into backup mode": started without
-a shell, with what they have to know in the environment, and ended when they take too long.
+Administrators have such programs for "put the database into backup mode". xorepd starts them
+without a shell, passes facts in the environment, and kills a program that takes too long.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def _read(stream: asyncio.StreamReader) -> bytes:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a process with all its children; one that has ended has perhaps left some."""
+    """Kill a process with all its children; a process that has ended may have left some."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.returncode is None:

@@ -1,13 +1,14 @@
-"""A source VM brought to rest while its snapshot is taken, and back again whatever happens.
+"""Bring a source VM to rest while its snapshot is taken, and start it again in every case.
 
     hook before ─► clean shutdown ─► [the snapshot] ─► start ─► hook after
                    ╰── only with snapshot = "offline", and only if the VM runs ──╯
 
-With snapshot = "memory" it is XAPI that suspends the VM for its snapshot, and resumes it.
+With snapshot = "memory" XAPI itself suspends the VM for its snapshot, and resumes it.
 
 A daemon, or a toolstack, that dies in between leaves a VM that is down. The VM carries
-`xorepd:restart` from before it goes down until it runs again. It says how the VM was then: a sweep
-starts or resumes what is still so, and nothing that has been started, reverted or copied since.
+`xorepd:restart` from before it goes down until it runs again. It records the state of the VM: a
+sweep starts or resumes a VM that is still in that state, and no VM that was started, reverted or
+copied since.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from xorepd.xapi.vms import update_keys
 log = structlog.get_logger(__name__)
 
 RESTART = "xorepd:restart"
-"""On a source VM that went down for its snapshot: `Downed`. It is to run again."""
+"""On a source VM that went down for its snapshot: `Downed`. The run will start it again."""
 
 SHUTDOWN_S = 1200.0
 """XAPI itself gives a guest 20 minutes."""
@@ -75,7 +76,7 @@ async def at_rest(a: Assignment, vm: Vm) -> AsyncIterator[None]:
 
 
 async def _run_last(command: tuple[str, ...], facts: dict[str, str], timeout: float) -> None:
-    """Run the hook after; a snapshot that was taken is good whatever becomes of it."""
+    """Run the hook after the snapshot; if it fails, the snapshot is still good."""
     try:
         await run_hook(command, facts, timeout)
     except HookFailed as error:
@@ -107,7 +108,7 @@ async def _shut_down(pair: Pair, vm: Vm) -> AsyncIterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Downed:
-    """How a VM was when a run took it down."""
+    """The state of a VM when a run took it down."""
 
     run: str
     self: str
@@ -133,7 +134,7 @@ class Downed:
 
 
 async def _look_at(pool: Pool, run: str, vm: Vm) -> Downed:
-    """Return how a VM is now, its power state apart."""
+    """Return the state of a VM now, without its power state."""
     disks = sorted(vdi.uuid for _, vdi in disks_of(pool.cache, vm))
     metrics = await pool.call("VM.get_metrics", vm.ref)
     started = parse_time(await pool.call("VM_metrics.get_start_time", metrics))
@@ -153,9 +154,9 @@ async def start_if_left_down(pair: Pair, vm: Vm) -> None:
 
 
 async def start_again(pair: Pair, vm: Ref) -> None:
-    """Start or resume a VM that went down for us, unless it runs by now, and forget about it.
+    """Start or resume a VM that a run took down, unless it runs, and remove the key.
 
-    The right to write may be gone by now; the duty to start it is not.
+    This happens even without the lease: the VM must not stay down.
     """
     pool = pair.source.unguarded()
     state = await pool.call("VM.get_power_state", vm)
@@ -169,7 +170,7 @@ async def start_again(pair: Pair, vm: Ref) -> None:
 
 
 async def _resume(pool: Pool, vm: Ref) -> None:
-    """Resume a VM; where its snapshot is still being taken, XAPI does it after that."""
+    """Resume a VM; if its snapshot is not complete yet, XAPI resumes it after that."""
     try:
         await pool.run_task("VM.resume", vm, False, False, timeout=START_S)
     except XapiFailure as failure:

@@ -51,11 +51,11 @@ HAS_MEMORY = ("Running", "Suspended")
 async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -> VmSnapshot:
     """Return the snapshot that this run reads: one for all targets.
 
-    Who comes too late for the others still gets theirs, as long as it stands and is newer than what
-    the target has.
+    A target that comes late uses the snapshot of the others, if it still exists and is newer than
+    what the target has.
 
     Raises:
-        Refused: a disk was attached or detached in the very moment.
+        Refused: a disk was attached or detached at the same moment.
     """
     pair = a.pair
     shared, sr = a.shared, pair.stream.sr
@@ -75,7 +75,7 @@ async def shared_snapshot(a: Assignment, side: SourceSide, target: TargetSide) -
 
 
 async def _say_active(pair: Pair, vm: Vm) -> None:
-    """Write on a source VM that does not say so yet that it is the current one."""
+    """Record on a source VM that it is active, if it has no such record yet."""
     if own_current(vm) is not None:
         return
     said = replace(pair.current, since=pair.clock().isoformat(timespec="seconds"), by=pair.run_id)
@@ -83,7 +83,7 @@ async def _say_active(pair: Pair, vm: Vm) -> None:
 
 
 async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot) -> VmSnapshot:
-    """Return the snapshot that an interrupted run has read a part of, to be read on."""
+    """Return the snapshot from which an interrupted run is continued."""
     a.shared.before_snapshot.leave(a.to.place)
     async with a.pair.source_vm.lock:
         await block_migration(a.pair, side.vm)
@@ -92,7 +92,7 @@ async def former_snapshot(a: Assignment, side: SourceSide, snapshot: VmSnapshot)
 
 
 async def _join(pair: Pair, snapshot: VmSnapshot, points: Iterable[int]) -> bool:
-    """Write this target on a snapshot that was taken for others; return whether it will do."""
+    """Add this target to a snapshot that was taken for others; return whether it is usable."""
     await pair.source.refresh()
     vms, vdis = pair.source.cache.vms, pair.source.cache.vdis
     stands = snapshot.vm.ref in vms and all(disk.vdi.ref in vdis for disk in snapshot.disks)
@@ -117,7 +117,7 @@ async def take_source_snapshot(
         awaiting: UUID of each target SR that it is for → orders of the restore points there.
 
     Raises:
-        Refused: a disk was attached or detached in the very moment.
+        Refused: a disk was attached or detached at the same moment.
     """
     pair = a.pair
     vm = side.vm
@@ -178,7 +178,7 @@ async def take_source_snapshot(
 
 
 async def _note_contents(a: Assignment, side: SourceSide) -> None:
-    """Write on the source's disks what their snapshots will hold, should this run die over them."""
+    """Record on the source's disks what their snapshots will hold, in case the daemon dies."""
     pair = a.pair
     is_suspended_first = a.job.snapshot is SnapshotKind.MEMORY and side.vm.power_state == "Running"
     for vdi in side.drives:
@@ -192,7 +192,7 @@ async def _take(a: Assignment, vm: Vm, without: list[Ref]) -> Ref:
     """Snapshot a VM; with its memory where the job wants that and the VM has any.
 
     Raises:
-        Refused: its memory cannot be had.
+        Refused: the pool cannot snapshot its memory.
     """
     pair = a.pair
     name = temporary_name(pair.run_id)
@@ -222,7 +222,7 @@ async def hold_snapshot(pair: Pair, group: VmSnapshot) -> None:
 async def block_migration(pair: Pair, vm: Vm) -> None:
     """Keep the source VM where it is while its snapshot is read.
 
-    Lifted by the sweep, which follows every run: blocks that somebody else set, with another text,
+    The sweep, which follows every run, lifts the block. Blocks of others, which have another text,
     are neither replaced nor lifted.
     """
     blocked = await pair.source.call("VM.get_blocked_operations", vm.ref)
@@ -232,5 +232,5 @@ async def block_migration(pair: Pair, vm: Vm) -> None:
 
 
 def replica_name(pair: Pair) -> str:
-    """Return the name that source snapshots and the replica have, in Xen Orchestra's manner."""
+    """Return the name of source snapshots and of the replica, in the form of Xen Orchestra."""
     return f"[XO Backup {pair.job}] {pair.vm.name_label}"

@@ -1,9 +1,9 @@
-"""Changed-block tracking on the disks of a source VM, switched on where the job says so.
+"""Switch changed-block tracking on for the disks of a source VM, if the job says so.
 
-XAPI refuses to move a tracked disk to another SR (VDI_CBT_ENABLED), so it is the operator's choice,
-and each disk on which we made it says so in its `other_config`. XAPI switches tracking off by
-itself after a host's crash, a revert, or a clone: then it is switched on again, and the run in
-between sends what the VHDs tell.
+XAPI refuses to move a tracked disk to another SR (VDI_CBT_ENABLED), so the operator decides, and
+each disk on which xorepd switched it on has a key in its `other_config`. XAPI switches tracking off
+by itself after a host's crash, a revert, or a clone. The next run switches it on again, and sends
+what the VHDs tell.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from xorepd.xapi.vms import update_keys
 log = structlog.get_logger(__name__)
 
 KEY = "xorepd:cbt"
-"""On a source disk: changed-block tracking was switched on by us, for this job."""
+"""On a source disk: xorepd switched changed-block tracking on, for this job."""
 
 
 async def enable_tracking(a: Assignment, side: SourceSide) -> None:
     """Switch changed-block tracking on for the disks of a run, if the job wants that.
 
-    Where it cannot be, the run goes on without: its deltas are larger, and say why.
+    Where that is not possible, the run continues without: its deltas are larger, and say why.
     """
     if a.job.changed_blocks is not ChangedBlocks.ENABLE:
         return

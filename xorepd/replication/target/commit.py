@@ -266,8 +266,8 @@ def _part_drives(
 ) -> tuple[list[tuple[Vbd, Vdi | None]], list[Ref]]:
     """Return the replica's drives that make room for the new disks, and the disks that stay.
 
-    Our own disks make room. A drive that somebody else gave to the replica stays with it, unless
-    the source has a disk in its place.
+    Our own disks make room. A drive that others gave to the replica stays, unless the source
+    has a disk at its device.
     """
     leaving: list[tuple[Vbd, Vdi | None]] = []
     staying: list[Ref] = []

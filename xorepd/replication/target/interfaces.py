@@ -1,14 +1,14 @@
-"""The replica's network interfaces: the source's, on the networks that the job means, and people's.
+"""The network interfaces of a replica: copies of the source's, and those that a person added.
 
-Each interface that we make carries what it was made of: the source's MAC and network, and the
-network that it was put on. So a change of the source, or of the job's `networks`, can be told from
-a change that somebody made to the interface, and what somebody made stays:
+Each interface that we create records the source's MAC and network, and the network that we put it
+on. So a change of the source, or of the job's `networks`, differs from a change that a person made
+to the interface. What a person made stays:
 
-    the source has another MAC or network         made anew
-    the job means another network,
-        and it stands where we put it             moved
-        and somebody has moved or changed it      left, and said
-    somebody put it there                         left, and said
+    the source has another MAC or network         replace
+    the job has another network for it,
+        and it is where we put it                 move
+        and a person has moved or changed it      leave, with a remark
+    a person added it                             leave, with a remark
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VIF_NETWORK = "xorepd:network"
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface that the replica is to have."""
+    """A network interface that the replica gets."""
 
     device: str
     mac: str
@@ -53,11 +53,11 @@ class Interface:
 
 
 class Deed(Enum):
-    """What becomes of one device of the replica."""
+    """What to do with the interface at one device of the replica."""
 
     LEAVE = "leave"
     SIGN = "sign"
-    """It stands where it should, and does not say so."""
+    """It is on the right network, and does not record it."""
     CREATE = "create"
     REPLACE = "replace"
     MOVE = "move"
@@ -68,7 +68,7 @@ class Deed(Enum):
 class Decision:
     deed: Deed
     remark: str = ""
-    """What somebody did, for people."""
+    """What a person did, for the record of the run."""
 
 
 def decide(wanted: Interface | None, present: Vif | None, networks: Mapping[Ref, str]) -> Decision:
@@ -96,11 +96,11 @@ def decide(wanted: Interface | None, present: Vif | None, networks: Mapping[Ref,
         return Decision(Deed.DESTROY)
     if present.network == wanted.network:
         return Decision(Deed.LEAVE if put_on == networks.get(wanted.network) else Deed.SIGN)
-    if put_on is None:  # made by an earlier xorepd: who has put it there cannot be told
+    if put_on is None:  # made by an earlier xorepd: a person may have put it there
         return Decision(
             Deed.LEAVE,
-            "is on another network than the job's networks mean, and may have been put there by "
-            "hand; destroy it if not, and the next run makes it anew",
+            "is on another network than the job's networks say, and may have been put there by "
+            "hand; if not, destroy it, and the next run creates it again",
         )
     return Decision(Deed.MOVE)
 
@@ -111,7 +111,7 @@ async def update_interfaces(
     """Give the replica the source's interfaces, with their MACs; unchanged ones are not touched.
 
     Returns:
-        What somebody changed by hand and therefore stays, for people.
+        What a person changed and therefore stays, in words.
     """
     refs = await pair.target.call("VM.get_VIFs", replica)
     present = {
@@ -170,7 +170,7 @@ async def _create(pool: Pool, replica: Ref, wanted: Interface, networks: Mapping
 async def _move(
     pool: Pool, replica: Ref, wanted: Interface, vif: Vif, networks: Mapping[Ref, str]
 ) -> None:
-    """Put an interface on another network; what else somebody set on it stays."""
+    """Put an interface on another network; its other settings stay."""
     try:
         await pool.call("VIF.move", vif.ref, wanted.network)
     except XapiFailure as failure:

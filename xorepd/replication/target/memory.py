@@ -222,7 +222,7 @@ async def _attach_disks(
     drives = {vdi.uuid: vbd for vbd, vdi in disks_of(pair.target.cache, point.vm)}
     clones = []
     for disk in point.disks:
-        if disk.mark.snapshot not in snapshot.contents:  # of somebody else
+        if disk.mark.snapshot not in snapshot.contents:  # not of this snapshot
             continue
         device = disk.mark.device
         async with clone_disk(pair.target, pair.target.disk(disk.vdi.uuid)) as ref:

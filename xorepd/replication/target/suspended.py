@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 async def sweep_memories(pair: Pair, side: TargetSide) -> bool:
-    """Remove what was never finished, let go what somebody has resumed, and protect the others.
+    """Destroy unfinished suspended VMs, release those that were resumed, and protect the others.
 
     Returns:
         Whether something has changed.
@@ -88,12 +88,12 @@ async def destroy_memory(pool: Pool, memory: VmSnapshot) -> None:
         for disk in whole:
             await sign_disk(pool, disk, Role.DISK)
         await destroy_group(pool, memory)
-    except XapiError as error:  # somebody resumes it this very moment
+    except XapiError as error:  # a person resumes it at this moment
         log.warning("memory.not_destroyed", vm=memory.vm.uuid, error=str(error))
 
 
 async def let_go(pool: Pool, memory: VmSnapshot) -> None:
-    """Make a suspended VM of ours an ordinary VM of whoever has resumed it; key by key."""
+    """Release a suspended VM that was resumed: it becomes an ordinary VM; key by key."""
     vm = memory.vm
     for disk in memory.disks:
         await pool.call("VDI.remove_from_other_config", disk.vdi.ref, KEY)

@@ -24,12 +24,12 @@ log = structlog.get_logger(__name__)
 
 
 async def update_replica(pool: Pool, vm: Ref, wanted: Raw, previous: Raw | None = None) -> None:
-    """Bring an existing, halted replica's fields up to the source's; equal ones are not touched.
+    """Set the fields of an existing, halted replica to the source's; equal ones are not touched.
 
     Args:
         wanted: record of the source snapshot, or of a restore point to return to.
-        previous: what the replica was brought up to before. What has not changed at the source
-            since then stays as it is here, whoever changed it.
+        previous: the record that the replica was set to before. A field that the source has not
+            changed since then keeps its value here, even if a person has changed it.
     """
     present: Raw = await pool.call("VM.get_record", vm)
 

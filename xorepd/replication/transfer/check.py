@@ -132,7 +132,7 @@ async def _open_staged(
             try:
                 reader = await stack.enter_async_context(
                     open_nbd(
-                        pair.target, disk, carrier.nbd, carrier.holding, sample, f"{what}, NBD"
+                        pair.target, disk, carrier.nbd, carrier.allocation, sample, f"{what}, NBD"
                     )
                 )
             except DataError as error:

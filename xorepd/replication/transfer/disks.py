@@ -11,8 +11,8 @@ import structlog
 
 from xorepd.config.models import Verify
 from xorepd.data.blocks import size_of
-from xorepd.data.budget import CARRYING, COMPARING
 from xorepd.data.digest import Digest, Observed
+from xorepd.data.memory_budget import CARRYING, COMPARING
 from xorepd.data.reader import Reader
 from xorepd.data.remainder import go_on
 from xorepd.errors import DataError, DigestMismatch, StreamCut, TransportFailed
@@ -27,7 +27,7 @@ from xorepd.replication.transfer.fingerprint_maps import DiskMap, open_map, reta
 from xorepd.replication.transfer.readers import open_reader
 from xorepd.replication.transfer.reading import announce_reads, known_facts, open_shared
 from xorepd.replication.transfer.resume_offset import Confirming
-from xorepd.replication.transfer.resync import Comparison, Window, told_by
+from xorepd.replication.transfer.resync import CompareWindow, Comparison, told_by
 from xorepd.replication.transfer.staging import (
     PlannedDisk,
     Staged,
@@ -117,7 +117,7 @@ async def fill(a: Assignment, staged: Staged) -> None:
             log.info("disk.waiting", device=device, needs=MEMORY)
 
     try:
-        with a.carrier.budget.holding(waits) as memory:
+        with a.carrier.budget.allocate(waits) as memory:
             mine = a.within(memory)
             async with open_map(mine, plan) as known:
                 base = _source_base(pair, plan)
@@ -227,7 +227,9 @@ class DiskTransfer:
         progress.reader = progress.reader or UNCHANGED
         return NOTHING
 
-    async def _carry(self, facts: Facts, start: int, *, window: Window | None = None) -> Sent:
+    async def _carry(
+        self, facts: Facts, start: int, *, window: CompareWindow | None = None
+    ) -> Sent:
         """Carry the disk's data from an offset on.
 
         Args:

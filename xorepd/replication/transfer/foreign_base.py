@@ -13,9 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 
 from xorepd.data.blocks import BlockMap
-from xorepd.data.budget import READING
 from xorepd.data.digest import head_of, read_back, sample_of
 from xorepd.data.http.export import open_raw, read_map
+from xorepd.data.memory_budget import READING
 from xorepd.data.reader import Reader
 from xorepd.errors import DataError
 from xorepd.extents import Extent
@@ -43,7 +43,7 @@ def of_others(pair: Pair, side: SourceSide) -> list[Copy]:
 async def is_alike(a: Assignment, base: Vdi, onto: Vdi, what: str) -> bool:
     """Return whether a sample of a base and of its copy are equal."""
     try:
-        with a.carrier.budget.holding() as memory:
+        with a.carrier.budget.allocate() as memory:
             await memory.take(READING)
             if await _is_equal(a.within(memory), base, onto, f"{what}, base of others"):
                 return True
@@ -86,7 +86,7 @@ async def _open(
     async with AsyncExitStack() as stack:
         if (await find_nbd(pool, disk.ref))[0]:
             yield await stack.enter_async_context(
-                open_nbd(pool, disk, a.carrier.nbd, a.carrier.holding, sample, what)
+                open_nbd(pool, disk, a.carrier.nbd, a.carrier.allocation, sample, what)
             )
             return
         endpoint = DiskEndpoint(pool, disk.sr)

@@ -1,8 +1,8 @@
 """Readers of disks: what a pool offers for each, and the best one that can be opened.
 
-A reader that cannot be opened gives way to the next one, with a warning and a reason in the run's
-record. No reader of a whole disk stands in for one of a delta: terabytes are not the answer to a
-failure that may be over tomorrow.
+If a reader cannot be opened, the run tries the next one, with a warning and a reason in its record.
+A reader of a whole disk never replaces one of a delta: a failure that may be over tomorrow does not
+justify sending terabytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import structlog
 
 from xorepd.config.models import ChangedBlocks
 from xorepd.data.blocks import BlockMap
-from xorepd.data.budget import Holding
 from xorepd.data.http.export import open_export, open_raw, read_map
+from xorepd.data.memory_budget import Allocation
 from xorepd.data.nbd.changed_blocks import parse_changes
 from xorepd.data.nbd.exports import NbdExport
 from xorepd.data.nbd.protocol import LONGEST_NAME, STALL_S, NbdConnection
-from xorepd.data.nbd.reader import NbdBudget, NbdReader, open_nbd_reader
+from xorepd.data.nbd.reader import NbdConnectionLimit, NbdReader, open_nbd_reader
 from xorepd.data.reader import Reader
 from xorepd.data.remainder import Beyond, Rest
 from xorepd.data.subset import Filled, Narrowed
@@ -88,7 +88,7 @@ async def _find_changes(a: Assignment, disk: Vdi, base: Vdi) -> tuple[BlockMap |
         text = await a.pair.source.call("VDI.list_changed_blocks", base.ref, disk.ref)
         return parse_changes(str(text), disk.virtual_size), ""
     except (XapiError, ValueError) as error:
-        return None, f"changed blocks cannot be had ({error})"
+        return None, f"the pool does not list changed blocks ({error})"
 
 
 async def find_nbd(pool: Pool, disk: Ref) -> tuple[tuple[NbdExport, ...], str]:
@@ -99,7 +99,7 @@ async def find_nbd(pool: Pool, disk: Ref) -> tuple[tuple[NbdExport, ...], str]:
         infos = await pool.call("VDI.get_nbd_info", disk)
         exports = tuple(_export(info) for info in infos[:MOST_ADDRESSES])
     except (XapiError, KeyError, TypeError, ValueError) as error:
-        return (), f"NBD cannot be had ({error})"
+        return (), f"NBD is not available ({error})"
     if not exports:
         return (), f"no network of pool {pool.name} that reaches the disk has the purpose nbd"
     if pool.settings.plaintext:
@@ -131,8 +131,8 @@ def _export(info: Mapping[str, Any]) -> NbdExport:
 async def open_nbd(
     pool: Pool,
     disk: Vdi,
-    nbd: NbdBudget,
-    memory: Holding | None,
+    nbd: NbdConnectionLimit,
+    memory: Allocation | None,
     extents: Iterable[Extent],
     what: str,
 ) -> AsyncIterator[NbdReader]:
@@ -229,8 +229,8 @@ async def open_rest(
     """Open a disk again with the same kind of reader, for what it still has to give.
 
     Args:
-        extents: what it gave and was to give.
-        start: where to go on, in bytes. An export is read from its front again.
+        extents: all that it gave and still has to give.
+        start: where to continue, in bytes. An export is read from its beginning again.
 
     Raises:
         DataError: that kind of reader cannot be opened now.
@@ -240,7 +240,7 @@ async def open_rest(
             rest = Beyond(extents, start)
             carrier = a.carrier
             opening = open_nbd(
-                a.pair.source, disk, carrier.nbd, carrier.holding, rest, f"{what}, NBD"
+                a.pair.source, disk, carrier.nbd, carrier.allocation, rest, f"{what}, NBD"
             )
             yield await stack.enter_async_context(opening)
         else:
@@ -272,7 +272,7 @@ async def _open_kind(
             elif kind is ReaderKind.NBD_ALLOCATED:
                 extents = await read_map(endpoint, disk.uuid, what=f"{what}, map")
             return await stack.enter_async_context(
-                open_nbd(pool, disk, carrier.nbd, carrier.holding, extents, f"{what}, NBD")
+                open_nbd(pool, disk, carrier.nbd, carrier.allocation, extents, f"{what}, NBD")
             )
         case ReaderKind.EXPORT | ReaderKind.EXPORT_CHANGES:
             reader = await stack.enter_async_context(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
-from xorepd.data.budget import CARRYING, Holding
+from xorepd.data.memory_budget import CARRYING, Allocation
 from xorepd.data.reader import Reader
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.context.board import DiskProgress
@@ -57,11 +57,11 @@ async def open_shared(
     key, shared = _key(disk, base), a.shared
 
     @asynccontextmanager
-    async def begin(holding: Holding) -> AsyncIterator[Reader]:
+    async def begin(allocation: Allocation) -> AsyncIterator[Reader]:
         # Other targets depend on it, so it does not end with the lease or the tasks of this run.
         task_owner.set(owner_of_shared(a.pair.stream))
         source = a.pair.source.unguarded()
-        of_all = replace(a.carrier, holding=holding)
+        of_all = replace(a.carrier, allocation=allocation)
         with a.pair.source_vm.lending(str(a.pair.stream)):
             async with open_reader(source, of_all, disk, base, facts, what) as (reader, choice):
                 shared.choices[key] = choice

@@ -1,4 +1,4 @@
-"""How far a staging disk is confirmed, kept on the disk itself: a later run goes on from there."""
+"""How far a staging disk is confirmed, kept on the disk itself: a later run continues there."""
 
 from __future__ import annotations
 

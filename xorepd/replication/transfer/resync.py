@@ -6,9 +6,9 @@ A disk is compared in windows. What differs in one is sent before the next one i
       equal, or  │  compare both sides, send what  │  not looked at yet
       made equal │  differs, have it confirmed     │
 
-So a comparison that is cut, be it by the end of the daemon, goes on at its window: where that
-begins is noted on the staging disk, as for any transfer. How long the windows are is a matter of
-time: each costs some attaches of both disks, and what is lost with a cut is one window.
+So a comparison that is interrupted, even by the end of the daemon, continues at its window: the
+staging disk records where that begins, as for any transfer. The length of a window is a compromise:
+each window costs some attaches of both disks, and an interruption loses one window.
 
 Only NBD reads from any place. Where either side has to be exported, which begins at the front, the
 rest of the disk is one window.
@@ -46,15 +46,15 @@ SHORTEST_WINDOW, LONGEST_WINDOW = 1 * GiB, 64 * GiB
 """Bytes to read on either side."""
 
 WINDOW_S = 300.0
-"""How long it shall take to compare a window. Beginning and ending one takes five attaches, five to
-ten seconds on a real host: two or three percent of it."""
+"""How long the comparison of a window should take. Beginning and ending one takes
+five attaches, five to ten seconds on a real host: two or three percent of it."""
 
 ALIGNMENT = 2 * MiB
 """Windows end between two blocks of a VHD: what is written into one allocates nothing behind it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class CompareWindow:
     """A part of a disk of which it is known what differs."""
 
     start: int
@@ -89,12 +89,12 @@ class Comparison:
     ) -> None:
         self._a, self._content, self._staging, self._known = a, content, staging, known
         self._progress, self._what = progress, what
-        self._window: Window | None = None
+        self._window: CompareWindow | None = None
         self._size = min(FIRST_WINDOW, LONGEST_WINDOW)
         self.at = start
         """Both sides are equal below it."""
 
-    async def window(self) -> Window | None:
+    async def window(self) -> CompareWindow | None:
         """Return the next window; the same one until it has been passed. None: there is no more.
 
         Raises:
@@ -109,7 +109,7 @@ class Comparison:
         assert self._window is not None
         self.at, self._window = self._window.end, None
 
-    async def _compare(self) -> Window:
+    async def _compare(self) -> CompareWindow:
         start, clock = self.at, asyncio.get_running_loop().time
         read_before = self._progress.compared_bytes or 0
         began = clock()
@@ -126,7 +126,7 @@ class Comparison:
         )
         self._progress.changed_bytes = (self._progress.changed_bytes or 0) + found.size
         self._size = next_size(self._size, seconds)
-        return Window(start, end, found)
+        return CompareWindow(start, end, found)
 
     async def _compare_with_map(self, start: int) -> tuple[BlockMap, int] | None:
         """Compare the source with what is known of the target's disk, if that is all of it."""

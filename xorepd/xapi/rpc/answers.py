@@ -1,10 +1,10 @@
-"""An answer to a call, taken in within bounds: how long it may take, how large and how deep it is.
+"""Read the answer to a call within bounds of time, size and depth.
 
     socket ─► Bounds: bytes, deadline ─► http.client ─► expat ─► values: depth ─► {Status, …}
 
-A pool, or what stands between, may send a page of HTML, bytes without end, one byte in a while, or
-structures in structures. Each is found out here, and the call that met it fails with a sentence. A
-whole answer has to be XAPI's envelope; what is in it is checked by `shapes`.
+A pool, or a proxy, may send a page of HTML, endless bytes, one byte now and then, or endlessly
+nested structures. All of these fail the call with a sentence. A complete answer must be XAPI's
+envelope; `shapes` checks its value.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from xorepd.errors import shortened
 from xorepd.units import KiB, MiB
 
 LARGEST = 8 * MiB
-"""Of the answer to a call about one object: a VM's record has 12 KiB."""
+"""Largest answer to a call about one object; the record of a VM has 12 KiB."""
 LARGEST_BITMAP = 64 * MiB
-"""`VDI.list_changed_blocks` of the largest disk that is replicated has 43 MiB."""
+"""Largest answer of `VDI.list_changed_blocks`; that of the largest replicated disk has 43 MiB."""
 LARGEST_FEED = 256 * MiB
-"""Of all records at once. A VM, or a restore point, with a disk and a network takes 18 KiB."""
+"""Largest answer with all records. A VM or restore point with a disk and a network takes 18 KiB."""
 SLOWEST = 64 * KiB
-"""Bytes per second: so much longer than its deadline an answer may take that keeps coming."""
+"""Bytes per second: an answer that keeps coming at this rate may exceed its deadline."""
 DEEPEST = 64
-"""Elements in each other. XAPI's events have 22."""
+"""Deepest nesting of elements; XAPI's events have 22."""
 
 PIECE = 64 * KiB
 _SHOWN = 40
-"""Characters of a name, in a message."""
+"""Most characters of a name in a message."""
 
 
 class NotUnderstood(ValueError):
-    """What came is no answer to a XAPI call; the text says what it is."""
+    """The answer is not one to a XAPI call; the text says what it is instead."""
 
 
 class Bounds:
-    """How much of an answer may still come, and until when.
+    """How many bytes of an answer may still come, and until when.
 
     Args:
-        timeout: seconds for the whole exchange, the connection included.
-        most: bytes.
+        timeout: Seconds for the whole exchange, including the connection.
+        most: Bytes.
     """
 
     def __init__(self, timeout: float, most: int) -> None:
@@ -54,10 +54,10 @@ class Bounds:
         self._received = 0
 
     def left(self) -> float:
-        """Return for how many seconds the next step may wait.
+        """Return how many seconds the next step may wait.
 
         Raises:
-            TimeoutError: none.
+            TimeoutError: none are left.
         """
         left = self._until + self._received / SLOWEST - time.monotonic()
         if left <= 0:
@@ -65,10 +65,10 @@ class Bounds:
         return left
 
     def count(self, size: int) -> None:
-        """Note bytes that came.
+        """Count received bytes.
 
         Raises:
-            NotUnderstood: they are too many.
+            NotUnderstood: too many bytes have come.
         """
         self._received += size
         if self._received > self._most:
@@ -76,7 +76,7 @@ class Bounds:
 
 
 class _Bounded(io.RawIOBase):
-    """What a socket receives, as long as the bounds allow it."""
+    """Receives from a socket within the bounds."""
 
     def __init__(self, sock: socket.socket, raw: io.RawIOBase, bounds: Bounds) -> None:
         self._sock, self._raw, self._bounds = sock, raw, bounds
@@ -96,7 +96,7 @@ class _Bounded(io.RawIOBase):
 
 
 class BoundedResponse(http.client.HTTPResponse):
-    """A response of which no byte is read outside the bounds, headers included."""
+    """A response that is read within the bounds, including its headers."""
 
     def __init__(self, bounds: Bounds, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
@@ -104,15 +104,15 @@ class BoundedResponse(http.client.HTTPResponse):
 
 
 class _Values:
-    """Makes values of the elements of an answer; any other element than XAPI's ends it."""
+    """Builds values from the elements of an answer; refuses elements that XAPI does not use."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._text: list[str] = []
         self._is_bare = False
-        """Whether a value has begun and nothing in it: its text is a string then."""
+        """Whether the current value has no type element: its text is a string then."""
         self._items: list[Any] = []
-        """Of the innermost struct (names and values in turn) or array."""
+        """Items of the innermost struct (names and values in turn) or array."""
         self._outer: list[list[Any]] = []
         self._is_fault = False
 
@@ -149,7 +149,7 @@ class _Values:
         self._is_bare = False
 
     def finish(self) -> Any:
-        """Return the one value that the answer has."""
+        """Return the value of the answer."""
         [value] = self._items
         if self._is_fault:
             raise NotUnderstood(f"it did not take the call: {shortened(str(value), 200)}")
@@ -186,7 +186,7 @@ def read_answer(response: http.client.HTTPResponse) -> dict[str, Any]:
     """Return the envelope of an answer: a Status, and a Value or an ErrorDescription.
 
     Raises:
-        NotUnderstood: it is anything else.
+        NotUnderstood: the answer is anything else.
         OSError, http.client.HTTPException: the connection broke, or is too slow.
     """
     if response.getheader("Content-Encoding", "identity").lower() != "identity":
@@ -195,7 +195,7 @@ def read_answer(response: http.client.HTTPResponse) -> dict[str, Any]:
     parser.buffer_text, parser.buffer_size = True, PIECE
     parser.StartElementHandler, parser.EndElementHandler = values.start, values.end
     parser.CharacterDataHandler = values.data
-    parser.StartDoctypeDeclHandler = _refuse_doctype  # no entities, which multiply
+    parser.StartDoctypeDeclHandler = _refuse_doctype  # no entities: they may expand endlessly
     while data := response.read(PIECE):
         _read(parser.Parse, data, False)
     _read(parser.Parse, b"", True)
@@ -203,7 +203,7 @@ def read_answer(response: http.client.HTTPResponse) -> dict[str, Any]:
 
 
 def _read(step: Callable[..., Any], *given: object) -> Any:
-    """Take a step of reading; what the text of a value makes of it may be anything."""
+    """Do one step of parsing; the text of a value may cause any error."""
     try:
         return step(*given)
     except NotUnderstood:

@@ -1,10 +1,10 @@
-"""What each of XAPI's errors means, in a sentence for people, and what to do about that very error.
+"""Explain XAPI's errors: for each code a sentence for people, and what to do about it.
 
     ["VM_HAS_VUSBS", "OpaqueRef:…"]  ──►  VM web01 (3f6c…) has USB devices attached, …; take …
 
 One table: code → its parameters' names, a sentence, advice, and the remedy. Parameters that are
-references become names, since a reference tells nobody anything; texts become one line of bounded
-length. A code that is not in the table is shown as it is.
+references become names, because people do not know references; texts become one line of bounded
+length. A code that is not in the table is shown unchanged.
 
 Sources: xapi: ocaml/idl/datamodel_errors.ml, ocaml/xapi-consts/api_errors.ml, and the code that
 raises them for the parameters; sm: libs/sm/core/XE_SR_ERRORCODES.xml.
@@ -20,13 +20,13 @@ from xorepd.errors import Remedy
 from xorepd.units import format_size
 
 Names = Callable[[str, str], str]
-"""Kind of an object and a reference or UUID of it → what people call it, or "" if nobody knows."""
+"""Kind of an object and a reference or UUID of it → its name for people, or "" if it is unknown."""
 
 REFERENCE = re.compile(r"(?:Opaque)?Ref(?::|%3[aA])[\w.-]*")
-"""A reference, old or new, as a text of XAPI may hold it."""
+"""A reference, old or new, inside a text of XAPI."""
 
 MOST_TEXT = 300
-"""Longest text of a pool in a sentence; the log of its master has the rest."""
+"""Most characters of a pool's text in a sentence; the log of its master has the rest."""
 
 MASTERS_LOG = "the log of its master (/var/log/xensource.log) says more"
 HOSTS_LOGS = "/var/log/SMlog and /var/log/xensource.log of the host say why"
@@ -34,12 +34,12 @@ HOSTS_LOGS = "/var/log/SMlog and /var/log/xensource.log of the host say why"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of one code."""
+    """The explanation of one code."""
 
     params: str
     """Names of its parameters in their order. `vm`, `vdi` and so on are references; `object` is one
-    to something of the class in `class`, and `gone` one to what is certainly not there; what ends
-    in `bytes` is a size; others are texts."""
+    to an object of the class in `class`, and `gone` one to an object that no longer exists; names
+    that end in `bytes` are sizes; others are texts."""
     says: str
     advice: str
     remedy: Remedy = Remedy.OPERATOR
@@ -47,20 +47,20 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One error as it is told."""
+    """The explanation of one error."""
 
     text: str
-    """Sentence, code and advice, without the pool or disk that it is about."""
+    """Sentence, code and advice, without the name of the pool or disk."""
     remedy: Remedy
 
 
 def nameless(kind: str, ref: str) -> str:
-    """Return no name: for where nothing is known of a pool's objects."""
+    """Return no name, if the objects of the pool are unknown."""
     return ""
 
 
 def explain(code: str, params: Sequence[str], names: Names = nameless) -> Said:
-    """Return what to tell of an error."""
+    """Explain an error."""
     known = ERRORS.get(code) or _of_a_driver(code)
     if known is None:
         told = ", ".join(text for param in params if (text := _one_line(param, names)))
@@ -74,7 +74,7 @@ def explain(code: str, params: Sequence[str], names: Names = nameless) -> Said:
 
 
 def _of_a_driver(code: str) -> Known | None:
-    """Return what is known of a fault of a storage driver whose number is in no list of ours."""
+    """Return the explanation of a storage driver's error with an unknown number."""
     return ERRORS["SR_BACKEND_FAILURE"] if code.startswith("SR_BACKEND_FAILURE_") else None
 
 
@@ -95,7 +95,7 @@ def _value(name: str, given: Mapping[str, str], names: Names) -> str:
 
 
 def _one_line(text: str, names: Names) -> str:
-    """Return a text of a pool as a part of a sentence."""
+    """Return a text of a pool as a part of a sentence: one line, with names for references."""
     text = REFERENCE.sub(lambda ref: names("object", ref[0]) or "an object", " ".join(text.split()))
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
 
@@ -114,7 +114,7 @@ _KINDS = {
 }
 
 _WAIT = "the next run tries again"
-_HELD = "the next run tries again, look for what holds it if that persists"
+_HELD = "the next run tries again; if that persists, find out what uses it"
 _ROLE = "give the account that xorepd uses there the role vm-power-admin"
 _REPORT = "report it, with the release of the pool's hosts"
 _UPDATE = "update the hosts of the pool"
@@ -218,13 +218,13 @@ ERRORS: dict[str, Known] = {
     "HANDLE_INVALID": Known(
         "class gone",
         "{gone} no longer exists",
-        "something removed it meanwhile; the next run looks again and goes on from what is there",
+        "it was removed meanwhile; the next run checks the pool and continues from there",
         Remedy.RESYNC,
     ),
     "UUID_INVALID": Known(
         "class gone",
         "{gone} no longer exists",
-        "something removed it meanwhile; the next run looks again and goes on from what is there",
+        "it was removed meanwhile; the next run checks the pool and continues from there",
         Remedy.RESYNC,
     ),
     "MAP_DUPLICATE_KEY": Known(
@@ -295,9 +295,9 @@ ERRORS: dict[str, Known] = {
     ),
     "TASK_GONE": Known(
         "method",
-        "nobody knows how {method} ended: its task is gone",
-        "the toolstack restarted, or somebody removed it; the next run looks again and goes on "
-        "from what is there",
+        "it is unknown how {method} ended: its task is gone",
+        "the toolstack restarted, or another client removed it; the next run checks the pool and "
+        "continues from there",
         Remedy.RETRY,
     ),
     "OTHER_OPERATION_IN_PROGRESS": Known(
@@ -376,7 +376,7 @@ ERRORS: dict[str, Known] = {
         "vm",
         "{vm} is bound to its host, by nested virtualisation or its platform:nomigrate, and XAPI "
         "suspends no such VM",
-        f"take off it what binds it, or {_PLAIN}",
+        f"remove that restriction, or {_PLAIN}",
     ),
     "VM_IS_PROTECTED": Known(
         "vm",
@@ -528,8 +528,8 @@ ERRORS: dict[str, Known] = {
     "VDI_MISSING": Known(
         "sr vdi",
         "{vdi} is missing from {sr}: there is a record and no data",
-        "see whether the storage is whole, and scan the SR (`xe sr-scan`); the next run goes on "
-        "from what is there",
+        "check the storage, and scan the SR (`xe sr-scan`); the next run continues from what it "
+        "finds",
         Remedy.RESYNC,
     ),
     "VDI_TOO_SMALL": Known(
@@ -655,7 +655,7 @@ ERRORS: dict[str, Known] = {
     ),
     "IMPORT_ERROR_PREMATURE_EOF": Known(
         "",
-        "the import ended before its end",
+        "the import ended early",
         "send it again; if it ends there again, make it again",
     ),
     "IMPORT_ERROR_SOME_CHECKSUMS_FAILED": Known("", "the import was damaged on its way", _SEED),

@@ -1,9 +1,9 @@
-"""XAPI's error lists become our exceptions here, and nowhere else.
+"""The one place that turns XAPI's error lists into our exceptions.
 
 XAPI reports a failure as a list: a code and its parameters, such as
-`["VDI_IN_USE", "OpaqueRef:…", "destroy"]`. Codes that call for a reaction of their own have a class
-of their own; every other one is a `XapiFailure` that keeps code and parameters. What each is
-told as is in `explained`.
+`["VDI_IN_USE", "OpaqueRef:…", "destroy"]`. Codes that need a reaction of
+their own have their own class; all others become an `XapiFailure` with code and parameters. Their
+messages are in `explained`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from xorepd.errors import (
 )
 from xorepd.xapi.rpc.explained import Names, explain, nameless
 
-# Session references are credentials: whoever has one is logged in.
+# Session references are credentials.
 _SECRET = re.compile(r"""(session_id["']?\s*[=:]\s*["']?)[^&\s;"']+""", re.IGNORECASE)
 
 _MOST, _LONGEST = 16, 500
-"""Parameters of a failure that are kept, and characters of each."""
+"""Most parameters of a failure, and most characters of each."""
 
 _NOT_FOUND = re.compile(r"\bVDI (?:(?P<vdi>\S+) )?(?:was )?not found\b", re.IGNORECASE)
 """What the drivers of SRs say in a failure 46, "the VDI is not available", when there is none."""
@@ -66,10 +66,10 @@ def translate(
     """Return the exception for one of XAPI's error lists.
 
     Args:
-        pool: the pool's name in the configuration, for the message.
-        details: code and parameters as XAPI sent them.
-        username: who tried to log in, where it was a login.
-        names: what the pool's objects are called, for the message.
+        pool: Configured name of the pool, for the message.
+        details: Code and parameters as XAPI sent them.
+        username: The account, if the call was a login.
+        names: Names of the pool's objects, for the message.
     """
     texts = [shortened(redact(str(item)), _LONGEST) for item in details[:_MOST]]
     code, *params = texts or ["UNKNOWN"]
@@ -115,5 +115,5 @@ def _named(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return a text with session references taken out of any URL in it."""
+    """Remove the session references from all URLs in a text."""
     return _SECRET.sub(r"\1…", text)

@@ -5,14 +5,14 @@ connection and not thread-safe: every thread keeps its own, all with the same se
 
 Handled here once, for every caller:
 
-- `HOST_IS_SLAVE`: log in at the master that the member named, keeping scheme and port of the
-  configured address, because XAPI names a bare address.
+- `HOST_IS_SLAVE`: log in at the master that the member names, with scheme and port of the
+  configured address, because XAPI names only an address.
 - `SESSION_INVALID`: log in again. XAPI checks the session before it does anything, so repeating
   the call is safe, as it is after `HOST_IS_SLAVE`.
-- no answer: only getters are repeated, and what may be done twice to a task of ours; after
-  anything else nobody knows whether it was executed.
+- no answer: repeat only getters, and idempotent changes of our own tasks. Of any other call it is
+  unknown whether XAPI has executed it.
 
-The SDK's own silent login is not used: it would put the password into every thread and would not
+The automatic login of the SDK is not used: it would keep the password in every thread and would not
 follow a new master.
 """
 
@@ -56,43 +56,43 @@ from xorepd.xapi.rpc.shapes import check_shape, most_of
 log = structlog.get_logger(__name__)
 
 Guard = Callable[[], None]
-"""Asked from any thread right before a change is sent; raises to forbid it."""
+"""Called from any thread right before a change is sent; raises an error to forbid it."""
 
 ORIGINATOR = "xorepd"
-"""Sessions are limited per originator: with one of our own we never push out somebody else's."""
+"""XAPI limits sessions per originator; with one of our own we never evict other clients."""
 
 CALL_TIMEOUT_S = 120.0
 """Longest wait for the answer of one synchronous call. What takes longer runs as a task."""
 
 SETTLE_S = 10.0
-"""How long a cancelled call is given to end: what is on its way may still be executed, and who
-tidies up next must see what came of it."""
+"""How long a cancelled call may take to end. XAPI may still execute it, and the cleanup must see
+its effect."""
 
 _LOGOUT_S = 5.0
 _ABORT_EVERY_S = 0.1
 
 _LOGIN_HOPS = 4
-"""Addresses tried for one login: a member, the master it names, and members known from before."""
+"""Most addresses for one login: a member, the master that it names, and other known members."""
 
 
 _MOST_TIMES = 256
-"""Kept at most: nobody asks for those of a session that is used for nothing else."""
+"""Most durations to keep, in case no caller takes them."""
 
 _KEEP_S = 5.0
-"""How long an idle connection is trusted: XAPI waits 10 s for the next request's header."""
+"""How long an idle connection is reused: XAPI waits 10 s for the next request."""
 
 
 _REPEATABLE = frozenset({"task.cancel", "task.destroy"})
-"""Changes that do no harm when they are made twice: the second finds nothing to do."""
+"""Idempotent changes."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 
 _OWNER_HEADER = "x-http-other-config-xorepd"
-"""XAPI writes its value into `other_config` of the call's task, as `records.TASK_OWNER`."""
+"""XAPI stores its value in `other_config` of the task, as `records.TASK_OWNER`."""
 
 
 class _Transport(xmlrpc.client.Transport):
-    """XML-RPC over one connection, bounded, verified, and breakable from another thread."""
+    """XML-RPC over one connection: bounded, verified, and abortable from another thread."""
 
     accept_gzip_encoding = False
 
@@ -106,9 +106,9 @@ class _Transport(xmlrpc.client.Transport):
         """Seconds and bytes for the next call."""
         self.user_agent = ORIGINATOR
         self.owner = ""
-        """Put into the task of the next call."""
+        """Owner of the task of the next call."""
         self.guard: Guard | None = None
-        """Asked when the next call is about to be sent."""
+        """Called right before the next call is sent."""
 
     def make_connection(self, host: Any) -> tls.BreakableConnection:
         kept_host, kept = self._connection
@@ -133,15 +133,15 @@ class _Transport(xmlrpc.client.Transport):
     def send_content(self, connection: http.client.HTTPConnection, request_body: Any) -> None:
         if self.guard is not None:
             if connection.sock is None:
-                connection.connect()  # it takes its time, so the guard is asked after it
+                connection.connect()  # it may take long, so the guard comes after it
             self.guard()
         super().send_content(connection, request_body)
 
     def request(self, host: Any, handler: str, request_body: Any, verbose: bool = False) -> Any:
         """Send a request once.
 
-        The standard library's way repeats it when a kept connection turns out to be closed, and
-        so may create a VM twice. Here a connection that the server may have closed is not used.
+        The standard library repeats a request if a kept connection turns out to be closed, and so
+        may create a VM twice. This method does not use a connection that may be closed.
         """
         kept = self._connection[1]
         stale = isinstance(kept, tls.BreakableConnection) and kept.is_stale
@@ -150,7 +150,7 @@ class _Transport(xmlrpc.client.Transport):
         try:
             return self._exchange(host, handler, request_body)
         except BaseException:
-            self.close()  # what may still come belongs to no other call
+            self.close()  # a late answer must not be taken for that of another call
             raise
         finally:
             self._used_at = time.monotonic()
@@ -165,7 +165,7 @@ class _Transport(xmlrpc.client.Transport):
             return (answers.read_answer(response),)
 
     def abort(self) -> None:
-        """End a call that waits for its answer, or for its connection, in another thread."""
+        """Abort a call that waits for its connection or answer in another thread."""
         connection = self._connection[1]
         if isinstance(connection, tls.BreakableConnection):
             connection.break_off()
@@ -174,7 +174,7 @@ class _Transport(xmlrpc.client.Transport):
 class Session:
     """Calls to one pool's XAPI, from asyncio.
 
-    It logs in at the first call; `end` and then `close` it.
+    It logs in at the first call. Call `end`, then `close`.
     """
 
     def __init__(
@@ -205,24 +205,24 @@ class Session:
     # -- hosts and times ---------------------------------------------------------------------
 
     def url_of(self, address: str) -> str:
-        """Return how to reach another host of the pool: same scheme and port, its address.
+        """Return the URL of another host of the pool: its address with the same scheme and port.
 
         Raises:
-            ValueError: a host cannot have that address.
+            ValueError: it is not the address of a host.
         """
         if not is_address(address):
-            raise ValueError(f"{address[:80]!r} is no address")
+            raise ValueError(f"{address[:80]!r} is not an address")
         parts = urlsplit(self.url)
         host = f"[{address}]" if ":" in address else address
         port = f":{parts.port}" if parts.port is not None else ""
         return urlunsplit((parts.scheme, host + port, "", "", ""))
 
     def remember_members(self, addresses: Iterable[str]) -> None:
-        """Replace the list of hosts to ask for the master when the present one is silent."""
+        """Set the hosts to ask for the master if the current one does not answer."""
         self._members = [address for address in addresses if is_address(address)]
 
     def take_times(self) -> list[float]:
-        """Return how many seconds the calls took that should be quick, since the last asking."""
+        """Return and clear the durations of quick calls, in seconds."""
         return [self._quick.popleft() for _ in range(len(self._quick))]
 
     # -- calls -------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Session:
             asyncio.CancelledError: after a call that changes something has ended, or `SETTLE_S`.
         """
         loop = asyncio.get_running_loop()
-        self._check_open()  # the executor takes nothing more
+        self._check_open()  # the executor is closed
         work = partial(self.call_blocking, method, params, timeout, owner=owner, guard=guard)
         answer = loop.run_in_executor(self._executor, work)
         try:
@@ -274,8 +274,8 @@ class Session:
         """As `call`, for a thread that may block.
 
         Args:
-            renew: log in again and repeat the call when that is safe; else the caller wants to
-                know that the session, and what hung on it, was lost.
+            renew: Log in again and repeat the call if that is safe. False if the caller must know
+                that the session was lost.
         """
         wire = tuple(_to_wire(p) for p in params)
         harmless = _is_harmless(method)
@@ -321,7 +321,7 @@ class Session:
             raise XapiUnreachable(self.pool, self.url, "the connection was closed")
 
     def _guarded(self, url: str, request: Callable[[], Any]) -> Any:
-        """Run one request; everything that the SDK and the socket may raise becomes ours."""
+        """Make one request, and translate all errors of the SDK and the socket."""
         address = urlsplit(url).netloc
         try:
             return request()
@@ -330,7 +330,7 @@ class Session:
                 self.pool, failure.details, username=self._settings.username, names=self._names
             ) from None
         except xmlrpc.client.Fault as fault:
-            if fault.faultCode == 401:  # the SDK's word for SESSION_INVALID without a password
+            if fault.faultCode == 401:  # raised by the SDK for SESSION_INVALID without a password
                 raise SessionLost(self.pool) from None
             raise XapiUnreachable(self.pool, address, redact(str(fault.faultString))) from None
         except xmlrpc.client.ProtocolError as error:
@@ -342,7 +342,7 @@ class Session:
         except tls.FingerprintMismatch as error:
             raise CertificateRefused(self.pool, address, str(error.args[0])) from None
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError) as error:
-            # ValueError: what came back is not understood, or what was to be sent is no XML-RPC.
+            # ValueError: the answer is not understood, or the request cannot be encoded.
             self._drop_connection()
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise XapiUnreachable(self.pool, address, reason or type(error).__name__) from error
@@ -350,7 +350,7 @@ class Session:
     # -- login -------------------------------------------------------------------------------
 
     def _login(self, timeout: float) -> int:
-        """Make sure that there is a session; return which login it is from."""
+        """Make sure that there is a session; return the number of its login."""
         with self._login_lock:
             self._check_open()
             if self.session_ref:
@@ -394,15 +394,15 @@ class Session:
             ),
         )
         ref = proxy._session
-        # Only this object decides about logins: the SDK must not keep the password.
+        # Only this class logs in: the SDK must not keep the password.
         proxy.last_login_method, proxy.last_login_params = "", None
         if not isinstance(ref, str):
-            reason = "what came as a session is none"
+            reason = "the pool returned no session"
             raise XapiUnreachable(self.pool, urlsplit(url).netloc, reason)
         return ref
 
     def _forget_session(self, generation: int, error: XapiError) -> None:
-        """Drop the session of one login, unless another thread renewed it meanwhile."""
+        """Drop the session of one login, unless another thread has renewed it."""
         with self._login_lock:
             if generation != self._generation:
                 return
@@ -413,7 +413,7 @@ class Session:
     # -- threads and connections -------------------------------------------------------------
 
     def _proxy(self, url: str, timeout: float, *, most: int = answers.LARGEST) -> Any:
-        """Return this thread's own connection to an address, for a call within these bounds."""
+        """Return the connection of this thread to an address, for a call within bounds."""
         kept = getattr(self._threads, "proxies", None)
         if kept is None:
             kept = self._threads.proxies = {}
@@ -425,31 +425,31 @@ class Session:
             )
             self._transports.add(transport)
             session = XenAPI.Session(url + "/", transport=transport)
-            session.last_login_method = ""  # None would break the SDK's logout
+            session.last_login_method = ""  # the SDK's logout fails with None
             kept[url] = session, transport
         session, transport = kept[url]
         transport.timeout, transport.most = timeout, most
         return session
 
     def _drop_connection(self) -> None:
-        """Close this thread's connections after a failure: their state is unknown."""
+        """Close the connections of this thread after a failure, as their state is unknown."""
         for _, transport in getattr(self._threads, "proxies", {}).values():
             transport.close()
 
     async def end(self) -> None:
-        """End every call under way, and log out."""
+        """Abort all calls, and log out."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()
         session_ref, self._closed = self.session_ref, True
-        self._abort()  # first of all: nobody waits for a silent server
+        self._abort()  # first, so that no call waits for a silent server
         if session_ref:
             with suppress(XapiError, TimeoutError):
                 async with asyncio.timeout(_LOGOUT_S):
                     await loop.run_in_executor(self._executor, self._logout, session_ref)
         ended = loop.run_in_executor(None, self._executor.shutdown)
         while not ended.done():
-            self._abort()  # again: a thread may have been about to connect
+            self._abort()  # again: a thread may just have connected
             await asyncio.wait([ended], timeout=_ABORT_EVERY_S)
 
     def _abort(self) -> None:
@@ -457,7 +457,7 @@ class Session:
             transport.abort()
 
     def close(self) -> None:
-        """Close the connections; after `end`, and when no thread uses them any more."""
+        """Close the connections; call it after `end`, when no thread uses them any more."""
         for transport in self._transports:
             transport.close()
 
@@ -469,7 +469,7 @@ class Session:
 
 
 def is_address(text: str) -> bool:
-    """Return whether a pool may call a host so: by a name, or an IPv4 or IPv6 address."""
+    """Return whether a text is a host name or an IPv4 or IPv6 address."""
     if _NAME.fullmatch(text):
         return True
     try:
@@ -479,22 +479,22 @@ def is_address(text: str) -> bool:
 
 
 def _is_harmless(method: str) -> bool:
-    """Return whether a call changes nothing, so that it may be repeated or forgotten."""
+    """Return whether a call changes nothing, so that it may be repeated or abandoned."""
     return method == "event.inject" or method.rpartition(".")[2].startswith("get_")
 
 
 def _is_quick(method: str) -> bool:
-    """Return whether a call takes XAPI but a moment, unless it is overloaded."""
+    """Return whether a call is quick, unless XAPI is overloaded."""
     return _is_harmless(method) and not method.endswith("get_all_records")
 
 
 def _forget_answer(answer: asyncio.Future[Any]) -> None:
     if not answer.cancelled():
-        answer.exception()  # nobody waits for it any more
+        answer.exception()  # no caller waits for it any more
 
 
 def _to_wire(value: object) -> object:
-    """Return a parameter as XAPI takes it: integers as text, because XML-RPC's have 32 bits."""
+    """Encode a parameter for XAPI: integers as text, because XML-RPC has only 32 bits."""
     match value:
         case bool() | float() | str():
             return value
@@ -505,4 +505,4 @@ def _to_wire(value: object) -> object:
         case list() | tuple() | set() | frozenset():
             return [_to_wire(item) for item in value]
         case _:
-            raise TypeError(f"{type(value).__name__} has no place in a XAPI call")
+            raise TypeError(f"{type(value).__name__} cannot be sent in a XAPI call")

@@ -1,7 +1,7 @@
-"""What each call has to give, and how much of it: a pool may answer with anything.
+"""Check the type and size of the value of each call, because a pool may answer anything.
 
-Only what a caller relies on without looking is checked here; the fields of records are by
-`records`, what a bitmap holds by `data.changes`.
+This covers only what callers rely on without a check of their own. `records` checks the fields of
+records, and `data.nbd.changed_blocks` the bitmaps.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _VM_NUMBERS = (
     "VCPUs_at_startup",
 )
 _VM_MAPS = ("VCPUs_params", "HVM_boot_params", "platform")
-"""Without these no record can be made for a replica (`replication.record`)."""
+"""Fields that the record of a replica requires."""
 _VM_LATER_MAPS = ("xenstore_data", "NVRAM", "bios_strings", "last_boot_CPU_flags")
 _VM_LATER_LISTS = ("VTPMs", "VUSBs", "VGPUs", "attached_PCIs")
-"""Absent on old hosts."""
+"""Fields that old hosts do not have."""
 
 
 def most_of(method: str) -> int:
-    """Return how many bytes the answer to a call may have."""
+    """Return the largest size of the answer to a call, in bytes."""
     match method.rpartition(".")[2]:
         case "from" | "get_all_records":
             return LARGEST_FEED
@@ -40,10 +40,10 @@ def most_of(method: str) -> int:
 
 
 def check_shape(method: str, value: object) -> None:
-    """Make sure that a call gave what it gives.
+    """Check the value of a call.
 
     Raises:
-        NotUnderstood: it gave something else.
+        NotUnderstood: the value has the wrong type.
     """
     fits = _is_text if method.startswith("Async.") else _SHAPES.get(method)
     fits = fits or _SHAPES.get(method.rpartition(".")[2])
@@ -89,7 +89,7 @@ def _is_vm(value: object) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a field of a record is what XAPI has: a text or number, or many texts."""
+    """Return whether a field of a record is a text, a number, or a collection of texts."""
     match value:
         case list():
             return _is_list_of_texts(value)
@@ -126,4 +126,4 @@ _SHAPES: dict[str, Callable[[object], bool]] = {
     "get_nbd_info": _is_list_of_structs,
     "from": _is_struct,
 }
-"""By the method's name, or by its last part."""
+"""By the name of the method, or by its last part."""

@@ -1,7 +1,7 @@
-"""Whom we believe to be a pool: its certificate against the configuration.
+"""Check the certificate of a pool against the configuration.
 
 Three ways, best first: a CA file (or the host's own self-signed certificate as one), pinned
-SHA-256 fingerprints, or the system's trust store. XAPI offers TLS 1.2 only, so that is the floor.
+SHA-256 fingerprints, or the system's trust store. XAPI offers only TLS 1.2, so that is the minimum.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class FingerprintMismatch(ssl.SSLError):
 def client_context(ca_file: Path | None, fingerprints: Collection[str]) -> ssl.SSLContext:
     """Return the TLS settings of connections to one pool.
 
-    With fingerprints the chain and the host name prove nothing and are not looked at: the caller
-    compares the certificate itself (`check_fingerprint`).
+    With fingerprints, chain and host name are not checked: the caller compares the certificate
+    itself (`check_fingerprint`).
 
     Raises:
         Refused: the CA file cannot be used.
     """
     try:
         context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    except OSError as error:  # it names no file
+    except OSError as error:  # the file does not exist
         raise Refused(f"ca_file {ca_file} cannot be used ({error.strerror or error})") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if fingerprints:
@@ -50,7 +50,7 @@ def check_fingerprint(certificate: bytes | None, fingerprints: Collection[str]) 
     """Compare a DER certificate with the pinned SHA-256 fingerprints (64 hex digits each).
 
     Raises:
-        FingerprintMismatch: it is none of them.
+        FingerprintMismatch: the certificate matches none of them.
     """
     found = hashlib.sha256(certificate or b"").hexdigest()
     if not any(hmac.compare_digest(found, pinned) for pinned in fingerprints):
@@ -58,14 +58,14 @@ def check_fingerprint(certificate: bytes | None, fingerprints: Collection[str]) 
 
 
 class BreakableConnection(http.client.HTTPConnection):
-    """An HTTP connection that another thread can break while it is made, used, or waited for.
+    """An HTTP connection that another thread can abort at any time.
 
-    The standard library's cannot be reached before it is established, nor in its TLS handshake.
+    A connection of the standard library cannot be aborted while it connects or in its handshake.
     """
 
     sock: socket.socket | None
     bounds: Bounds
-    """Of the exchange that is next or under way."""
+    """Bounds of the current or next exchange."""
     _used: socket.socket | None = None
     _broken = False
 
@@ -89,7 +89,7 @@ class BreakableConnection(http.client.HTTPConnection):
         raise problem
 
     def send(self, data: Any) -> None:
-        """Send bytes, which may wait for no longer than the bounds allow."""
+        """Send bytes within the bounds."""
         if self.sock is None:
             self.connect()
         assert self.sock is not None
@@ -103,7 +103,7 @@ class BreakableConnection(http.client.HTTPConnection):
 
     @property
     def is_stale(self) -> bool:
-        """Whether the server closed the connection, or spoke out of turn, while nobody asked."""
+        """Whether the server has closed the idle connection, or sent data without a request."""
         if self.sock is None:
             return False
         idle = select.poll()
@@ -111,11 +111,11 @@ class BreakableConnection(http.client.HTTPConnection):
         return bool(idle.poll(0))
 
     def break_off(self) -> None:
-        """Let whatever waits in this connection fail."""
+        """Abort the connection: a thread that waits in it fails."""
         self._broken = True
         sock = self._used  # `sock` is None while the last answer of a connection is read
         if sock is not None:
-            with suppress(OSError):  # not SSLSocket's own, which takes the TLS from under a reader
+            with suppress(OSError):  # SSLSocket's own would remove the TLS under a reader
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 

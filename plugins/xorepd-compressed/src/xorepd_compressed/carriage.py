@@ -261,7 +261,7 @@ async def receive(channel: Channel, what: str) -> wire.Message:
 
 
 def out_of_place(what: str, message: wire.Message) -> DataError:
-    """Return the error for a message that nobody waits for."""
+    """Return the error for an unexpected message."""
     return ProtocolViolation(what, f"it sent {message.kind.name} out of place")
 
 

@@ -45,7 +45,7 @@ class _Line:
     places: asyncio.Semaphore
     users: int = 0
     visits: int = 0
-    """How often somebody has come; a farewell that began before that is void."""
+    """How often a disk has used it; voids an idle timeout that began before the last use."""
     farewell: asyncio.Task[None] | None = None
 
     @property
@@ -98,7 +98,7 @@ class RelayLink:
         """Provide the connection to one disk, with a place for it at the relay.
 
         Raises:
-            DataError: the relay cannot be had.
+            DataError: the relay is not available.
         """
         line = await self._open()
         line.users, line.visits = line.users + 1, line.visits + 1
@@ -124,7 +124,7 @@ class RelayLink:
             line = self._line
             if line is not None and line.is_good and line.access == self.terms:
                 return line
-            if self._attempts > seen:  # somebody has just tried, while this one waited
+            if self._attempts > seen:  # another disk has just tried, while this one waited
                 raise DataError(self._refusal)
             access = self.terms
             try:
@@ -138,7 +138,7 @@ class RelayLink:
             return self._line
 
     async def _leave(self, line: _Line, visits: int) -> None:
-        """Close a connection that nobody uses, after a while; at once if it is no good any more.
+        """Close an idle connection after a while; a broken one at once.
 
         Args:
             visits: of the line when its last user left.
@@ -150,7 +150,7 @@ class RelayLink:
                         await line.connection.ended.wait()
         finally:  # also when the loop ends
             if line.visits == visits:
-                if self._line is line:  # nobody may come any more
+                if self._line is line:  # no disk may use it any more
                     self._line = None
                 await to_the_end(line.connection.close(), CLOSE_S)
 

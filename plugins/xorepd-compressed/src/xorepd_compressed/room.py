@@ -16,7 +16,7 @@ LEAST = 2 * SPAN
 
 
 class House:
-    """Shares the memory of a connection among its disks: each has the same, and nobody waits for
+    """Shares the memory of a connection among its disks in equal parts, so that no disk waits for
     another.
     """
 

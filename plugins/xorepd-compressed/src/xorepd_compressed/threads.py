@@ -23,7 +23,7 @@ _own = threading.local()
 
 
 def begin(work: Callable[[], T], took: Callable[[float], None]) -> asyncio.Future[T]:
-    """Let a thread work; return its result as a future. Whoever gives that up does not stop it.
+    """Let a thread work; return its result as a future. Cancelling the future does not stop it.
 
     Args:
         took: told the seconds that it worked, in the event loop.

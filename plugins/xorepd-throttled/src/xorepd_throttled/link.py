@@ -92,7 +92,7 @@ class ThrottledLink:
         rate, _ = self._rate()
         slack = SLACK_PORTIONS * portion(wanted, rate)
         if self._timer is None and not self._bucket.wait_s(loop.time()):
-            self._turns.go(stream, slack)  # nobody waits: `_serve` leaves nobody without a timer
+            self._turns.go(stream, slack)  # no stream waits; `_serve` sets the timers
             return self._book(stream, wanted)
         wish = _Wish(wanted, loop.create_future())
         self._turns.queue(stream, wish, slack)

@@ -15,8 +15,8 @@ from xorepd_throttled.timetable import Period, Tariff, parse_period
 
 KNOWN = ("through", "link", "rate", "timetable", "timezone", "pool_rate", "job_rate")
 SLOWEST = 8000.0
-"""Bytes per second, 64 kbit/s. At this rate a disk of 1 GiB takes a day and a half; whoever writes
-less has mistaken the unit."""
+"""Bytes per second, 64 kbit/s. At this rate a disk of 1 GiB takes a day and a half; a lower rate is
+a mistaken unit."""
 
 _LINK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

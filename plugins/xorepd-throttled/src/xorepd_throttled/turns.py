@@ -1,13 +1,13 @@
 """Whose turn it is: fair queueing of streams whose pieces differ in size. Pure.
 
-Each stream has a mark, how far it has come in bytes; whoever is furthest behind goes next. So one
-that comes with 64 KiB gets sixteen turns for each of one that comes with 1 MiB.
+Each stream has a mark, its progress in bytes; the stream that is furthest behind is next. So a
+stream with pieces of 64 KiB has sixteen turns for each turn of one with pieces of 1 MiB.
 
     mark of a   ──────────────►|
     mark of b   ──────────►|                  b is next
                  |◄ slack ►|
-              nobody is further behind than this: who comes back late may catch up a little, and who
-              comes back from a long pause does not hold up the others
+              the most that a stream may be behind: a late one may catch up a little, and one that
+              comes back from a long pause does not delay the others
 
 That is start-time fair queueing (Goyal, Vin, Cheng, 1996), with a slack for streams that are busy
 writing when their next turn comes.
@@ -52,12 +52,12 @@ class Turns(Generic[T]):
         heapq.heappush(self._queue, (stream.mark, self._arrivals, stream, wish))
 
     def go(self, stream: Stream, slack: float) -> None:
-        """Let a stream have its turn at once, where nobody waits."""
+        """Give a stream its turn at once, if no other waits."""
         self._catch_up(stream, slack)
         self._front = max(self._front, stream.mark)
 
     def next(self) -> tuple[Stream, T] | None:
-        """Return whose turn it is, who does not wait any more then; None if nobody waits."""
+        """Remove and return the stream whose turn it is; None if none waits."""
         if not self._queue:
             return None
         mark, _, stream, wish = heapq.heappop(self._queue)

@@ -149,19 +149,19 @@ def test_every_cut_of_the_head_is_found_out() -> None:
     for length in range(len(head("A-B")) + SECTOR + 1):
         parser = VhdStreamParser(differencing=False)
         list(parser.feed(memoryview(stream)[:length]))
-        with pytest.raises(VhdError, match=f"cut after {length}"):
+        with pytest.raises(VhdError, match=f"ended after {length}"):
             parser.finish()
 
 
 def test_stream_without_its_last_byte_is_rejected_with_the_length_it_should_have() -> None:
     stream = vhd_stream("A")
 
-    with pytest.raises(VhdError, match=f"cut after {len(stream) - 1} of {len(stream)} bytes"):
+    with pytest.raises(VhdError, match=f"ended after {len(stream) - 1} of {len(stream)} bytes"):
         parse(stream[:-1])
 
 
 def test_stream_of_nothing_is_rejected() -> None:
-    with pytest.raises(VhdError, match="cut after 0 bytes"):
+    with pytest.raises(VhdError, match="ended after 0 bytes"):
         parse(b"")
 
 

@@ -165,7 +165,7 @@ class Stall(Effect):
 class EndlessTask(Effect):
     field = "task_never_ends"
     tells = (
-        "leave the task pending for ever: with the work done, or not done when there is an error;"
+        "leave the task pending: with the work done, or not done when there is an error;"
         " a call without a task waits until released"
     )
 

@@ -65,7 +65,7 @@ class Fault:
     skip: int = 0
     """Let so many pass first."""
     times: int | None = 1
-    """Meet so many; None: for ever."""
+    """Meet so many; None: no limit."""
 
     error: tuple[str, ...] = ()
     """Code and parameters. A stream says 200 first and fails as if its attach had."""

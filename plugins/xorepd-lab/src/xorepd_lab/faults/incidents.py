@@ -120,7 +120,7 @@ async def _host_restart(pool: Pool, what: Incident) -> None:
     await pool.life.restart(_host(pool, what))
 
 
-@incident("host-unreachable", "nobody reaches the host any more; its VMs go on")
+@incident("host-unreachable", "the host is unreachable; its VMs continue to run")
 async def _host_unreachable(pool: Pool, what: Incident) -> None:
     pool.life.isolate(_host(pool, what))
 
@@ -198,7 +198,7 @@ async def _coalesce_resumed(pool: Pool, what: Incident) -> None:
         repository.garbage.kick()
 
 
-@incident("pbd-unplugged", "the host no longer sees the SR, whoever uses it")
+@incident("pbd-unplugged", "the host no longer sees the SR, even if it is in use")
 async def _pbd_unplugged(pool: Pool, what: Incident) -> None:
     _set_plugged(pool, what, plugged=False)
 

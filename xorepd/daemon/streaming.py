@@ -1,4 +1,4 @@
-"""Work for a client that watches it: each step is told, and the work ends when nobody listens."""
+"""Work that a client watches: the client sees each step, and the work ends when it disconnects."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from xorepd.tidying import settled
 log = structlog.get_logger()
 
 END_S = 30.0
-"""How long the work may take to stop when its client has gone."""
+"""Time for the work to stop after its client has disconnected."""
 
 Report = Callable[[str], None]
 
 
-async def narrated(
+async def stream_steps(
     work: Callable[[Report], Awaitable[None]], name: str
 ) -> AsyncGenerator[ForgetReply, None]:
-    """Do some work and yield its steps as it reports them; the last says how it ended.
+    """Do some work and yield each step that it reports; the last one says how the work ended.
 
-    Closing this cancels the work and waits for it.
+    Closing the generator cancels the work and waits for its end.
     """
     steps = asyncio.Queue[ForgetReply | None]()
 

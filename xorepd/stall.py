@@ -1,4 +1,4 @@
-"""Waiting for bytes for as long as any move, with few timers."""
+"""Waits that time out when no bytes move, with few timers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 
 class Stalled(TimeoutError):
-    """No byte moved for the time that was allowed."""
+    """Too few bytes moved within the allowed time."""
 
 
-class Patience:
-    """Waits that end with `Stalled` when nothing moves for too long, or at most twice that long.
+class StallTimer:
+    """Waits that raise `Stalled` when no bytes move for `stall` seconds, or at most twice that.
 
-    Waits are short and many; so one timer serves all that begin before it fires.
+    Waits are short and many, so one timer serves all that begin before it fires.
 
     Args:
-        stall: seconds.
-        moved: a number that changes by the bytes that move.
-        slowest: bytes per second; where fewer move, none does: whoever sends one now and then
-            would hold a wait for ever.
+        stall: Seconds.
+        moved: Returns a counter of the bytes that have moved.
+        slowest: Bytes per second; a slower peer counts as stalled, so that it cannot hold a wait
+            by sending a byte now and then.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Patience:
             self._watch()
 
     async def wait(self) -> None:
-        """Return after the next call of `end`.
+        """Wait for the next call of `end`.
 
         Raises:
-            Stalled: nothing moved.
+            Stalled: too few bytes moved.
         """
         self._waits += 1
         self._waiter = self._loop.create_future()
@@ -67,7 +67,7 @@ class Patience:
             self._waiter.set_result(None)
 
     def close(self) -> None:
-        """End the wait, and watch no more."""
+        """End the wait and stop the timer."""
         self.end()
         if self._timer is not None:
             self._timer.cancel()

@@ -8,7 +8,7 @@ from typing import TypeVarTuple
 import pytest
 
 from tests.steered import steered
-from xorepd.patience import Patience, Stalled
+from xorepd.stall import Stalled, StallTimer
 
 Ts = TypeVarTuple("Ts")
 
@@ -33,7 +33,7 @@ def test_waits_that_follow_each_other_share_one_timer() -> None:
     async def body() -> int:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Counting)
-        patience = Patience(loop, 60, lambda: 0)
+        patience = StallTimer(loop, 60, lambda: 0)
         for _ in range(10):
             loop.call_soon(patience.end)
             await patience.wait()
@@ -46,7 +46,7 @@ def test_waits_that_follow_each_other_share_one_timer() -> None:
 
 def test_nothing_that_moves_ends_the_wait() -> None:
     async def body() -> None:
-        patience = Patience(asyncio.get_running_loop(), 20, lambda: 0)
+        patience = StallTimer(asyncio.get_running_loop(), 20, lambda: 0)
 
         with pytest.raises(Stalled, match="no byte moved for 20 s"):
             await patience.wait()
@@ -56,7 +56,7 @@ def test_nothing_that_moves_ends_the_wait() -> None:
 
 async def test_a_wait_outlasts_the_limit_for_as_long_as_bytes_move() -> None:
     looks = iter(range(5))
-    patience = Patience(asyncio.get_running_loop(), 0.01, lambda: next(looks, 5))
+    patience = StallTimer(asyncio.get_running_loop(), 0.01, lambda: next(looks, 5))
 
     with pytest.raises(Stalled):
         await patience.wait()
@@ -66,7 +66,7 @@ async def test_a_wait_outlasts_the_limit_for_as_long_as_bytes_move() -> None:
 
 async def test_a_byte_now_and_then_is_nothing_that_moves() -> None:
     looks = iter(range(100))
-    patience = Patience(asyncio.get_running_loop(), 0.01, lambda: next(looks), slowest=500)
+    patience = StallTimer(asyncio.get_running_loop(), 0.01, lambda: next(looks), slowest=500)
 
     with pytest.raises(Stalled):
         await patience.wait()
@@ -77,7 +77,7 @@ async def test_a_byte_now_and_then_is_nothing_that_moves() -> None:
 def test_a_wait_is_not_charged_with_the_time_before_it() -> None:
     async def body() -> None:
         loop = asyncio.get_running_loop()
-        patience = Patience(loop, 50, lambda: 0)
+        patience = StallTimer(loop, 50, lambda: 0)
         loop.call_soon(patience.end)
         await patience.wait()
         await asyncio.sleep(40)  # nobody waits: the timer goes on
@@ -92,7 +92,7 @@ def test_a_wait_is_not_charged_with_the_time_before_it() -> None:
 
 async def test_closing_ends_the_wait_and_the_timer() -> None:
     loop = asyncio.get_running_loop()
-    patience = Patience(loop, 60, lambda: 0)
+    patience = StallTimer(loop, 60, lambda: 0)
     loop.call_soon(patience.close)
 
     await patience.wait()

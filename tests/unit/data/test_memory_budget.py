@@ -5,15 +5,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from xorepd.config.models import LEAST_MEMORY, DaemonSettings
-from xorepd.data.budget import CARRYING, COMPARING, READING, WRITING, Budget, Holding, Window
 from xorepd.data.fanout import most_branches
+from xorepd.data.memory_budget import (
+    CARRYING,
+    COMPARING,
+    READING,
+    WRITING,
+    Allocation,
+    MemoryBudget,
+    ReadAhead,
+)
 from xorepd.units import MiB
 
 
 class Waiter:
     """Somebody who takes what a disk needs, and notes when he waits and when he has it."""
 
-    def __init__(self, budget: Budget, group: asyncio.TaskGroup) -> None:
+    def __init__(self, budget: MemoryBudget, group: asyncio.TaskGroup) -> None:
         self._budget = budget
         self.waits = False
         self.has_it = asyncio.Event()
@@ -21,8 +29,8 @@ class Waiter:
         self.task = group.create_task(self._run())
 
     async def _run(self) -> None:
-        with self._budget.holding(self._note) as self.holding:
-            await self.holding.take(CARRYING)
+        with self._budget.allocate(self._note) as self.allocation:
+            await self.allocation.take(CARRYING)
             self.has_it.set()
             await self._done.wait()
 
@@ -39,13 +47,13 @@ async def settle() -> None:
 
 
 @contextmanager
-def holdings(budget: Budget, count: int) -> Iterator[list[Holding]]:
+def allocations(budget: MemoryBudget, count: int) -> Iterator[list[Allocation]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(budget.holding()) for _ in range(count)]
+        yield [stack.enter_context(budget.allocate()) for _ in range(count)]
 
 
 async def test_those_who_find_nothing_left_wait_and_are_served_in_their_order() -> None:
-    budget = Budget(2 * CARRYING)
+    budget = MemoryBudget(2 * CARRYING)
     async with asyncio.TaskGroup() as group:
         waiters = [Waiter(budget, group) for _ in range(4)]
         await settle()
@@ -64,8 +72,8 @@ async def test_those_who_find_nothing_left_wait_and_are_served_in_their_order() 
 
 
 async def test_a_large_need_is_not_overtaken_by_small_ones() -> None:
-    budget = Budget(2 * CARRYING)
-    with holdings(budget, 3) as (first, large, small):
+    budget = MemoryBudget(2 * CARRYING)
+    with allocations(budget, 3) as (first, large, small):
         await first.take(CARRYING)
         async with asyncio.TaskGroup() as group:
             group.create_task(large.take(2 * CARRYING))
@@ -78,8 +86,8 @@ async def test_a_large_need_is_not_overtaken_by_small_ones() -> None:
 
 
 async def test_cancelled_waiter_leaves_nothing_and_lets_those_behind_it_pass() -> None:
-    budget = Budget(2 * CARRYING)
-    with holdings(budget, 3) as (first, large, small):
+    budget = MemoryBudget(2 * CARRYING)
+    with allocations(budget, 3) as (first, large, small):
         await first.take(CARRYING)
         async with asyncio.TaskGroup() as group:
             waiting = group.create_task(large.take(2 * CARRYING))
@@ -92,7 +100,7 @@ async def test_cancelled_waiter_leaves_nothing_and_lets_those_behind_it_pass() -
 
 
 async def test_more_memory_wakes_those_who_wait() -> None:
-    budget = Budget(CARRYING)
+    budget = MemoryBudget(CARRYING)
     async with asyncio.TaskGroup() as group:
         waiters = [Waiter(budget, group) for _ in range(3)]
         await settle()
@@ -104,24 +112,24 @@ async def test_more_memory_wakes_those_who_wait() -> None:
 
 
 async def test_several_get_what_they_need_together_or_not_at_all() -> None:
-    budget = Budget(3 * CARRYING)
-    with holdings(budget, 4) as (other, *together):
+    budget = MemoryBudget(3 * CARRYING)
+    with allocations(budget, 4) as (other, *together):
         await other.take(CARRYING)
         async with asyncio.TaskGroup() as group:
             group.create_task(budget.take(dict.fromkeys(together, CARRYING)))
             await settle()
-            assert {holding.need for holding in together} == {0}
+            assert {allocation.need for allocation in together} == {0}
             await other.take(CARRYING)  # it has that already
             budget.size = 4 * CARRYING
-        assert {holding.need for holding in together} == {CARRYING}
+        assert {allocation.need for allocation in together} == {CARRYING}
 
 
 async def test_one_who_leaves_before_is_not_counted_among_those_who_wait_together() -> None:
-    budget = Budget(2 * CARRYING)
-    with holdings(budget, 2) as (other, stays):
+    budget = MemoryBudget(2 * CARRYING)
+    with allocations(budget, 2) as (other, stays):
         await other.take(CARRYING)
         async with asyncio.TaskGroup() as group:
-            with budget.holding() as leaves:
+            with budget.allocate() as leaves:
                 group.create_task(budget.take({leaves: CARRYING, stays: CARRYING}))
                 await settle()
                 assert stays.need == 0
@@ -130,8 +138,8 @@ async def test_one_who_leaves_before_is_not_counted_among_those_who_wait_togethe
 
 
 async def test_whoever_needs_more_gives_back_what_he_has_before_he_waits() -> None:
-    budget = Budget(COMPARING + WRITING)
-    with holdings(budget, 2) as (one, other):
+    budget = MemoryBudget(COMPARING + WRITING)
+    with allocations(budget, 2) as (one, other):
         await one.take(READING)
         await other.take(READING)
         async with asyncio.TaskGroup() as group:
@@ -145,10 +153,10 @@ async def test_whoever_needs_more_gives_back_what_he_has_before_he_waits() -> No
 
 
 async def test_what_is_larger_than_the_budget_is_let_in_alone() -> None:
-    budget = Budget(CARRYING)
-    with budget.holding() as large:
+    budget = MemoryBudget(CARRYING)
+    with budget.allocate() as large:
         async with asyncio.TaskGroup() as group:
-            with budget.holding() as other:
+            with budget.allocate() as other:
                 await other.take(WRITING)
                 group.create_task(large.take(2 * CARRYING))
                 await settle()
@@ -157,8 +165,8 @@ async def test_what_is_larger_than_the_budget_is_let_in_alone() -> None:
 
 
 async def test_extra_memory_is_shared_in_equal_parts_and_never_waited_for() -> None:
-    budget = Budget(16 * MiB)
-    with holdings(budget, 2) as (one, other):
+    budget = MemoryBudget(16 * MiB)
+    with allocations(budget, 2) as (one, other):
         await one.take(4 * MiB)
         assert one.grow(12 * MiB)
         assert not one.grow(1)
@@ -172,8 +180,8 @@ async def test_extra_memory_is_shared_in_equal_parts_and_never_waited_for() -> N
 
 
 async def test_extra_memory_is_asked_back_when_others_come() -> None:
-    budget = Budget(16 * MiB)
-    with holdings(budget, 2) as (one, other):
+    budget = MemoryBudget(16 * MiB)
+    with allocations(budget, 2) as (one, other):
         await one.take(4 * MiB)
         assert one.grow(12 * MiB)
         assert one.surplus == 0
@@ -187,8 +195,8 @@ async def test_extra_memory_is_asked_back_when_others_come() -> None:
 
 
 async def test_extra_memory_is_asked_back_when_the_budget_shrinks() -> None:
-    budget = Budget(16 * MiB)
-    with budget.holding() as one:
+    budget = MemoryBudget(16 * MiB)
+    with budget.allocate() as one:
         await one.take(4 * MiB)
         assert one.grow(12 * MiB)
         budget.size = 6 * MiB
@@ -196,15 +204,15 @@ async def test_extra_memory_is_asked_back_when_the_budget_shrinks() -> None:
 
 
 async def test_nobody_grows_who_has_not_what_he_needs() -> None:
-    with Budget().holding() as holding:
-        assert not holding.grow(1)
+    with MemoryBudget().allocate() as allocation:
+        assert not allocation.grow(1)
 
 
 async def test_window_gives_back_what_is_not_under_way_any_more() -> None:
-    budget = Budget(12 * MiB)
-    with holdings(budget, 2) as (one, other):
+    budget = MemoryBudget(12 * MiB)
+    with allocations(budget, 2) as (one, other):
         await one.take(4 * MiB)
-        window = Window(one, 2 * MiB, 8 * MiB)
+        window = ReadAhead(one, 2 * MiB, 8 * MiB)
         while window.widen(MiB):
             pass
         assert (window.size, one.extra) == (8 * MiB, 6 * MiB)
@@ -225,25 +233,25 @@ async def test_window_gives_back_what_is_not_under_way_any_more() -> None:
 
 
 async def test_window_that_was_narrowed_widens_within_what_it_still_has() -> None:
-    with Budget(8 * MiB).holding() as holding:
-        await holding.take(4 * MiB)
-        window = Window(holding, 2 * MiB, 8 * MiB)
+    with MemoryBudget(8 * MiB).allocate() as allocation:
+        await allocation.take(4 * MiB)
+        window = ReadAhead(allocation, 2 * MiB, 8 * MiB)
         assert window.widen(4 * MiB)
         window.narrow(2 * MiB)
         assert window.widen(2 * MiB)
-        assert (window.size, holding.extra) == (6 * MiB, 4 * MiB)
+        assert (window.size, allocation.extra) == (6 * MiB, 4 * MiB)
 
 
 def test_window_without_a_budget_widens_up_to_its_end() -> None:
-    window = Window(None, 2 * MiB, 4 * MiB)
+    window = ReadAhead(None, 2 * MiB, 4 * MiB)
 
     assert window.widen(2 * MiB)
     assert not window.widen(1)
 
 
 def test_the_smallest_budget_has_room_for_a_disk_on_its_way_to_three_targets() -> None:
-    assert most_branches(Budget(LEAST_MEMORY)) == 3
+    assert most_branches(MemoryBudget(LEAST_MEMORY)) == 3
 
 
 def test_a_budget_is_usually_that_of_a_configuration_that_does_not_mention_it() -> None:
-    assert Budget().size == DaemonSettings().memory
+    assert MemoryBudget().size == DaemonSettings().memory
