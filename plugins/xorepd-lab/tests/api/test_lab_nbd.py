@@ -525,9 +525,9 @@ async def test_changed_blocks_are_to_be_asked_for_before_connecting(api: Api) ->
     async with exported(await nbd_info(api, head)):
         refused = await api.failure("VDI.list_changed_blocks", base, head)
         kept = await api.failure("VDI.data_destroy", head)
+    await detached(api, head)
     async with exported(await nbd_info(api, base)):
         assert await api("VDI.list_changed_blocks", base, head) == bitmap
-    await detached(api, head)
 
     assert refused[:2] == ["VDI_IN_USE", head]
     assert kept == ["VDI_IN_USE", head, "data_destroy"]
