@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup demo strangers test coverage test-sweep sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
+.PHONY: setup demo strangers test coverage sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
 
 setup: .venv/ready
 
@@ -44,12 +44,6 @@ test: setup
 # ARGS=tests/unit for one part. The lab is judged by tests of its own and left out.
 coverage: setup
 	$(BIN)/python -m pytest -n $$((2 * $$(nproc))) --dist worksteal --cov --cov-report=term $(ARGS)
-
-# Kills the daemon at every single call that changes something, and cuts every single request of a
-# run; takes more than ten minutes.
-test-sweep: setup
-	XOREPD_SWEEP=all $(BIN)/python -m pytest -n 4 tests/faults/test_killed_at_every_call.py \
-	  tests/faults/test_nbd_and_chunks.py::test_any_request_of_a_run_may_be_cut
 
 # Strikes at every request of a run, in four ways, first and later runs: two hours on two
 # cores. EVERY=25 takes every 25th and some minutes. The last line is one JSON object.

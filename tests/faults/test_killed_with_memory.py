@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_killed_at_every_call import DEAD, Moment, killed_at
+from tests.faults.killing import DEAD, Moment, killed_at
 from tests.lab.test_memory_snapshots import memory_of, resume, run, state_of_source, suspended
 from tests.lab.world import world
 from xorepd.state.records import Outcome

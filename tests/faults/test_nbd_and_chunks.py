@@ -7,10 +7,8 @@ a delta. Where another reader or another connection can save the run, it does.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,7 @@ from tests.lab.beginnings import Beginning
 from tests.lab.labclient import until
 from tests.lab.nbdclient import connected
 from tests.lab.test_ownership import doubts
-from tests.lab.world import World, new_run, serve_nbd, world
+from tests.lab.world import World, new_run, serve_nbd
 from tests.patience import patience
 from xorepd.data.http import chunked, endpoint, imports
 from xorepd.data.nbd import protocol as nbd
@@ -35,8 +33,6 @@ from xorepd_lab.front.certificates import nbd_context
 
 KiB, MiB = 1 << 10, 1 << 20
 
-SWEEP_STEP = 1 if os.environ.get("XOREPD_SWEEP") == "all" else 3
-SHARDS = 4
 FAILURE = ("SR_BACKEND_FAILURE_46", "", "not detached cleanly", "")
 RAW = "raw"
 """What the lab calls a chunked import."""
@@ -432,36 +428,3 @@ async def test_a_daemon_that_goes_away_costs_one_run(
     if graceful:
         await eventually_clean(tracked)
     await converges(tracked)
-
-
-# -- every request ------------------------------------------------------------------------------
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("shard", range(SHARDS))
-async def test_any_request_of_a_run_may_be_cut(tmp_path: Path, shard: int) -> None:
-    """`make test` cuts every third; XOREPD_SWEEP=all every single one."""
-    async with world(tmp_path / "lab", leaves=("session",)) as two_pools:
-        await prepare(two_pools)
-        number = 1 + shard * SWEEP_STEP
-        while True:
-            last = (await two_pools.points())[0]["self"]
-            before = await two_pools.hashes("dr", last)
-            fault = two_pools.lab.faults.fail_nth(number, reset=True)
-
-            record = await run(two_pools, keep=2)
-
-            two_pools.lab.faults.clear()
-            assert await two_pools.hashes("dr", last) == before, number
-            if record.outcome is Outcome.FAILED:
-                record = await run(two_pools, keep=2)
-            assert record.outcome is Outcome.DELTA, (number, record.error)
-            await two_pools.newest_equals_its_source()
-            if fault.fired and await two_pools.left_over():  # its tidying was what was cut
-                await run(two_pools, keep=2)
-            assert await two_pools.left_over() == [], number
-            if not fault.fired:
-                break
-            await two_pools.lab.guest_write("web01", 1, random=2, seed=number)
-            number += SHARDS * SWEEP_STEP
-    assert number > 50

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults.test_killed_at_every_call import killed_at
+from tests.faults.killing import killed_at
 from tests.lab import hands
 from tests.lab.beginnings import Beginning
 from tests.lab.test_forget import forget

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.test_killed_at_every_call import DEAD, killed_at
+from tests.faults.killing import DEAD, killed_at
 from tests.lab import carried, hands
 from tests.lab.world import World
 from xorepd.ids import PoolName

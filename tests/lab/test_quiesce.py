@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.faults.test_killed_at_every_call import DEAD, killed_at
+from tests.faults.killing import DEAD, killed_at
 from tests.lab import hands
 from tests.lab.world import World, new_run
 from xorepd.replication.run.jobs import run_job
