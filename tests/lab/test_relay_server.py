@@ -410,7 +410,7 @@ BROKEN_RULES: list[tuple[list[wire.Message], str]] = [
     ([wire.Offer(SIZE, (HASH,))], "beyond the end of the disk"),
     ([wire.Zero(UNIT, UNIT), wire.Zero(0, UNIT)], "announced before"),
     ([wire.Zero(0, UNIT), wire.Offer(0, (HASH,))], "announced before"),
-    ([wire.Offer(0, (HASH,)), wire.Finish()], "owes"),
+    ([wire.Offer(0, (HASH,)), wire.Finish()], "without sending what was wanted"),
     ([wire.DigestOf(array("Q"), is_last=True)], "does not belong"),
 ]
 

@@ -60,7 +60,7 @@ async def _update_vcpus(pool: Pool, vm: Ref, present: Raw, wanted: Raw) -> None:
 async def carry_vtpm(source: Pool, origin: Mapping[str, Any], target: Pool, replica: Ref) -> None:
     """Give a halted VM the TPM that another VM or snapshot has; equal ones are not touched.
 
-    A replica whose origin has none keeps its own: somebody else may have given it one.
+    A replica whose origin has none keeps its own: a person may have given it one.
 
     Args:
         origin: record of the VM or snapshot that it is taken from; older hosts know no TPMs.
