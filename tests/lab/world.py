@@ -163,7 +163,7 @@ class World:
                 mark = json.loads(vm["other_config"].get("xorepd:mark", "{}"))
                 if vm["is_a_snapshot"] and mark.get("role") == role and mark["self"] == vm["uuid"]:
                     marks.append(mark)
-            return sorted(marks, key=lambda mark: int(mark["order"]), reverse=True)
+            return sorted(marks, key=lambda mark: int(mark.get("order", 0)), reverse=True)
 
         found: list[dict[str, Any]] = await self.ask(pool, read)
         return found
