@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import structlog
 
+from xorepd.errors import Refused
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.deciding.bases import AskOffer, AskSample, Question
 from xorepd.replication.deciding.evidence import Evidence, Policy
 from xorepd.replication.deciding.modes import Delta, Full, reason_of
 from xorepd.replication.deciding.plan import VmPlan, plan_vm
-from xorepd.replication.format.inventory import Marked, SourceSide, VmSnapshot
+from xorepd.replication.format.inventory import Marked, VmSnapshot, disks_of
 from xorepd.replication.transfer.foreign_base import is_alike
 from xorepd.replication.transfer.reading import known_facts
 from xorepd.replication.transfer.staging import PlannedDisk
-from xorepd.xapi.records import Vbd
+from xorepd.xapi.cache import PoolCache
 
 log = structlog.get_logger(__name__)
 
@@ -57,20 +58,27 @@ def _tell(evidence: Evidence, plan: VmPlan) -> None:
             log.info("copy.adopted", disk=each.disk.name, onto=each.how.onto)
 
 
-def planned_disks(source: SourceSide, snapshot: VmSnapshot, plan: VmPlan) -> list[PlannedDisk]:
-    """Return the disks of a snapshot, each with its plan."""
-    drives: dict[str, Vbd] = {vdi.uuid: vbd for vbd, vdi in source.disks}
-    contents = {disk.mark.disk: disk for disk in snapshot.disks}
-    return [
-        PlannedDisk(
-            contents[each.disk.uuid],
-            each.how,
-            drives[each.disk.uuid].bootable,
-            drives[each.disk.uuid].mode,
-            each.begun,
-        )
-        for each in plan.disks
-    ]
+def planned_disks(cache: PoolCache, snapshot: VmSnapshot, plan: VmPlan) -> list[PlannedDisk]:
+    """Return the disks of a snapshot, each with its plan.
+
+    How a disk is attached is what the snapshot says: for the source VM it may have changed since.
+
+    Raises:
+        Refused: a disk was detached from the snapshot.
+    """
+    drives = {vdi.uuid: vbd for vbd, vdi in disks_of(cache, snapshot.vm)}
+    planned = []
+    for each in plan.disks:
+        disk = _content(snapshot, each.disk.uuid)
+        vbd = drives.get(disk.vdi.uuid)
+        if vbd is None:
+            raise Refused(
+                f"{cache.describe('VDI', disk.vdi.ref)} was detached from "
+                f"{cache.describe('VM', snapshot.vm.ref)}, of which this run copies it; the "
+                "next run takes a new snapshot"
+            )
+        planned.append(PlannedDisk(disk, each.how, vbd.bootable, vbd.mode, each.begun))
+    return planned
 
 
 async def _ask(

@@ -112,7 +112,7 @@ async def _replicate(a: Assignment) -> Outcome:
         is_full = is_first or plan.has_full
 
         enter("transfer")
-        staged = await transfer_disks(a, snapshot, planned_disks(source, snapshot, plan))
+        staged = await transfer_disks(a, snapshot, planned_disks(pair.source.cache, snapshot, plan))
 
     enter("commit")
     a.progress.restore_point = await commit(pair, a.progress, target, snapshot, staged, interfaces)
