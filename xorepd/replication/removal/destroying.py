@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 import structlog
 
@@ -14,7 +15,7 @@ from xorepd.errors import ObjectGone, XapiError
 from xorepd.replication.deciding.data_destroy import is_agreed
 from xorepd.replication.format.inventory import Marked, VmSnapshot
 from xorepd.replication.format.marks import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
-from xorepd.replication.format.ownership import objection, used_by_vms
+from xorepd.replication.format.ownership import objection, own_mark, used_by_vms
 from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
 from xorepd.xapi.records import CONTENT_ID, Vdi, Vm
@@ -127,7 +128,8 @@ def older_metadata(cache: PoolCache, vdi: Vdi) -> Vdi | None:
     """Return what changed-block tracking keeps of an older snapshot of the same disk, if anything.
 
     Drivers of file SRs lose the older logs when a newer one is destroyed first, also the logs of
-    others. So the oldest goes first.
+    others. So the oldest goes first. XAPI's times have whole seconds; within one, the order in our
+    marks decides.
 
     Source: sm: libs/sm/VDI.py (delete), libs/sm/drivers/FileSR.py.
     """
@@ -138,7 +140,12 @@ def older_metadata(cache: PoolCache, vdi: Vdi) -> Vdi | None:
         for other in cache.vdis.values()
         if other.is_bare and other.snapshot_of == vdi.snapshot_of and other.ref != vdi.ref
     )
-    return next((other for other in alike if other.snapshot_time < vdi.snapshot_time), None)
+    return next((other for other in alike if _age(other) < _age(vdi)), None)
+
+
+def _age(vdi: Vdi) -> tuple[datetime, int]:
+    mark = own_mark(vdi)
+    return vdi.snapshot_time, mark.order if mark else 0
 
 
 async def release(pool: Pool, what: VmSnapshot | Marked, sr: str) -> None:
