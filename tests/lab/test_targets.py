@@ -207,7 +207,9 @@ async def test_a_target_that_fails_in_a_shared_read_does_not_end_it(
     assert outcomes.pop(failing).outcome is Outcome.FAILED
     [(_, other)] = outcomes.items()
     assert other.outcome is Outcome.FULL
-    assert {disk.shared_bytes for disk in other.disks} == {disk.read_bytes for disk in other.disks}
+    shared = [disk for disk in other.disks if disk.shared_bytes]
+    assert shared  # all of them, unless a target fails so early that it joins only one read
+    assert all(disk.shared_bytes == disk.read_bytes for disk in shared)
     three_pools.lab.faults.clear()
     await replicate(three_pools)
     await assert_equal_everywhere(three_pools)
