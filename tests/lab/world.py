@@ -21,6 +21,8 @@ from typing import Any
 import aiohttp
 import xxhash
 
+from tests.lab import contents
+from tests.lab.contents import fingerprint
 from tests.lab.whole import assert_whole
 from xorepd.config.models import JobSettings, PoolSettings
 from xorepd.ids import RunId
@@ -31,7 +33,6 @@ from xorepd.replication.format.claims import Owner
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.xapi.pool import Pool
-from xorepd_lab.demo import judge
 from xorepd_lab.demo.proof import check_equal, disks_of, hashes, leftovers, login
 from xorepd_lab.lab import Lab
 from xorepd_lab.topology import SMALL, Topology
@@ -182,7 +183,7 @@ class World:
             with login(prod) as source, login(there) as target:
                 theirs = disks_of(prod, source, point["snapshot"])
                 ours = disks_of(there, target, point["self"])
-                check_equal(theirs, ours, judge.xxh3)
+                check_equal(theirs, ours, fingerprint)
 
         await asyncio.to_thread(compare)
         return str(point["self"])
@@ -225,7 +226,7 @@ class World:
             with login(described) as xenapi:
                 disks = disks_of(described, xenapi, vm_uuid)
             devices = sorted(disks)
-            return dict(zip(devices, hashes([disks[d] for d in devices], judge.xxh3), strict=True))
+            return dict(zip(devices, hashes([disks[d] for d in devices], fingerprint), strict=True))
 
         return await asyncio.to_thread(read)
 
@@ -259,11 +260,17 @@ async def world(
 ) -> AsyncIterator[World]:
     """Provide a new lab with two pools.
 
+    It has no default templates: every daemon and every judge would read them, and none uses them.
+
     Args:
         leaves: what the test leaves on purpose.
         checked: whether anything else that is left fails the test.
     """
     async with Lab.start(state, topology, seed=1, time_scale=TIME_SCALE) as lab:
+        for pool in lab.pools.values():
+            for template in list(pool.db.select("VM", is_default_template=True)):
+                pool.db.destroy("VM", template)
         yield World(lab)
         if checked:
             await assert_whole(lab, leaves)
+    contents.forget()

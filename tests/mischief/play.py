@@ -14,7 +14,6 @@ from typing import Any
 from tests.lab.hands import vm_of
 from tests.lab.whole import find_problems
 from tests.lab.world import World, clock, new_run, serve_nbd, world
-from tests.mischief import contents
 from tests.mischief.deeds import Done, act, seed_like_xen_orchestra
 from tests.mischief.judges import Ran, judge_forgotten, judge_run, judge_theirs, serving
 from tests.mischief.plan import Deed, End, Forget, Options, Plan, Run, shorter
@@ -169,12 +168,8 @@ async def open_scene(options: Options) -> AsyncIterator[Scene]:
     """Provide a new lab in which nothing has happened yet."""
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="xorepd-mischief-"))
-        stack.callback(contents.forget)
         made = world(Path(directory) / "lab", topology(options), checked=False)
         lab = await stack.enter_async_context(made)
-        for pool in lab.lab.pools.values():
-            for template in list(pool.db.select("VM", is_default_template=True)):
-                pool.db.destroy("VM", template)  # every daemon would read them
         source = "prod", await lab.ask("prod", lambda x: vm_of(x, VM_NAME))
         scene = Scene(lab, options, source, {source})
         look = await scene.look()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,17 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.lab.contents import fingerprint
 from tests.lab.world import World
-from xorepd_lab.demo import judge
 from xorepd_lab.demo.proof import DISK, leftovers, login
 
 SOURCE = "prod"
-
-SETTLED_NS = 10**8
-"""File systems stamp changes by a clock that stands still for some milliseconds."""
-
-_known: dict[tuple[judge.Stamp, ...], str] = {}
-"""What chains of unchanged files hold."""
 
 Place = tuple[str, str]
 """UUIDs of a source VM and of a target SR."""
@@ -135,7 +128,7 @@ class _Records:
     def content(self, vm: str) -> Disks:
         """Return what the disks of a VM hold."""
         if vm not in self._read:
-            self._read[vm] = {device: _fingerprint(disk) for device, disk in self._disks(vm)}
+            self._read[vm] = {device: fingerprint(*disk) for device, disk in self._disks(vm)}
         return self._read[vm]
 
     def based_on(self) -> Iterator[str]:
@@ -164,13 +157,3 @@ class _Records:
                 vdi = self._vdis[record["VDI"]]
                 sr = self._srs[vdi["SR"]]["uuid"]
                 yield record["userdevice"], (directories[sr], vdi["uuid"])
-
-
-def _fingerprint(disk: DISK) -> str:
-    with judge.Disk(*disk) as opened:
-        files = opened.files()
-        if time.time_ns() - max(file.changed_ns for file in files) < SETTLED_NS:
-            return opened.xxh3()
-        if files not in _known:
-            _known[files] = opened.xxh3()
-        return _known[files]

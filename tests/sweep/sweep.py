@@ -140,9 +140,6 @@ async def _prepared(phase: Phase) -> AsyncIterator[tuple[World, Beside]]:
         lab = await stack.enter_async_context(
             world(Path(directory) / "lab", TOPOLOGY, checked=False)
         )
-        for pool in lab.lab.pools.values():
-            for template in list(pool.db.select("VM", is_default_template=True)):
-                pool.db.destroy("VM", template)  # every daemon and every judge would read them
         await lab.ask("prod", lambda x: x.VM.start(vm_of(x, "db01"), False, False))
         await serve_nbd(lab, "prod")
         await _run(lab)
