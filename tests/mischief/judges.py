@@ -352,8 +352,11 @@ def _contents(look: Look) -> set[str]:
 def _is_known_by_sight(look: Look, key: Key) -> bool:
     """Return whether an object still tells that it has to do with us, if proven or not."""
     record = look.vms[key] if key in look.vms else look.vdis[key]
-    has_key = any(name.startswith("xorepd:") for name in record["other_config"])
-    return has_key or record["name_label"].startswith(NAMES)
+    if any(name.startswith("xorepd:") for name in record["other_config"]):
+        return True
+    # A run takes all its keys off a suspended VM that people have resumed: it is theirs then.
+    was_resumed = "(memory" in record["name_label"] and key in look.vms and not look.image(key)
+    return record["name_label"].startswith(NAMES) and not was_resumed
 
 
 async def list_orphans(scene: Scene) -> str:

@@ -11,7 +11,14 @@ import pytest
 from tests.unit.replication.builders import SourceWorld, TargetWorld, World
 from xorepd.ids import Ref
 from xorepd.replication.format.doubts import Unresolved, find_unresolved
-from xorepd.replication.format.marks import BLOCK_TEXT, KEY, REPLICA_TAG, SNAPSHOTTING, Role
+from xorepd.replication.format.marks import (
+    BLOCK_TEXT,
+    KEY,
+    REPLICA_TAG,
+    SNAPSHOTTING,
+    Role,
+)
+from xorepd.replication.format.ownership import temporary_name
 
 Made = tuple[World, Ref]
 """A pool, and the one object on it that is doubtful."""
@@ -178,6 +185,21 @@ def replica_without_marks() -> Made:
     return world, world.replica
 
 
+def replica_with_the_keys_of_a_point_and_disks_of_others() -> Made:
+    other, point = replicated()
+    world, replica = replica_without_marks()
+    world.set_key(replica, KEY, other.mark_on(point).encode())
+    return world, replica
+
+
+def point_never_signed_of_a_replica_that_is_gone() -> Made:
+    world, point = replicated()
+    world.raw(point)["name_label"] = temporary_name("run-2")
+    world.set_key(point, KEY, world.mark_on(world.replica).encode())
+    world.destroy(world.replica)
+    return world, point
+
+
 def snapshot_with_other_keys() -> Made:
     world = SourceWorld()
     disk = world.snapshot_disk(world.roots[0])
@@ -218,7 +240,15 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     (point_without_marks, r"is a snapshot of replica .+, and has lost the mark of one"),
     (
         replica_without_marks,
-        "looks like a replica, which xorepd keeps from starting, and carries no mark",
+        "looks like a replica, which xorepd keeps from starting, and carries no mark of one",
+    ),
+    (
+        replica_with_the_keys_of_a_point_and_disks_of_others,
+        "looks like a replica, which xorepd keeps from starting, and carries no mark of one",
+    ),
+    (
+        point_never_signed_of_a_replica_that_is_gone,
+        "was taken by run run-2, which never signed it, of a VM that is gone",
     ),
     (
         snapshot_with_other_keys,

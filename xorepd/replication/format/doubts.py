@@ -184,12 +184,14 @@ def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
     origin = cache.vms.get(vm.snapshot_of) if vm.is_a_snapshot else None
     if mark is None and origin is not None and marks.vms.own_mark(origin.ref) is not None:
         return f"is a snapshot of replica {origin.name_label}, and has lost the mark of one"
+    if run and vm.is_a_snapshot and origin is None:
+        return f"was taken by run {run}, which never signed it, of a VM that is gone"
     inherited = marks.vms.mark(origin.ref) if origin is not None else mark
     if mark is not None and (inherited is None or inherited.self != mark.self):
         return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
-    is_blocked = BLOCK_TEXT in vm.blocked_operations.values()
-    if mark is None and not vm.is_a_snapshot and is_blocked and REPLICA_TAG in vm.tags:
-        return "looks like a replica, which xorepd keeps from starting, and carries no mark"
+    is_blocked = BLOCK_TEXT in vm.blocked_operations.values()  # XAPI does not give it to clones
+    if not vm.is_a_snapshot and is_blocked and REPLICA_TAG in vm.tags and not run:
+        return "looks like a replica, which xorepd keeps from starting, and carries no mark of one"
     looks_ours = vm.is_a_snapshot or mark is not None or REPLICA_TAG in vm.tags
     if looks_ours and disks and all(marks.disks.own_mark(vdi.ref) for vdi in disks) and not run:
         names = ", ".join(vdi.name_label or vdi.uuid for vdi in disks)
