@@ -201,6 +201,8 @@ def write_to_disk(people: People, it: Thing) -> None:
     """Attach a disk to another VM, write, detach."""
     if people.look.is_attached(it.key) or people.look.place(it.key) is None:
         raise NotNow("it is in use, or has no data")
+    if people.look.vdis[it.key]["type"] == "suspend":
+        raise NotNow("it is the memory of a VM, and nobody edits that")
     people.write_to(it.pool, it.ref)
 
 

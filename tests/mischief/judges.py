@@ -71,6 +71,7 @@ async def judge_run(scene: Scene, ran: Ran) -> list[Violation]:
     """Return all that is wrong after a run."""
     look = await scene.look()
     scene.remember(look)
+    scene.held.update(_in_points(scene, look))
     found = list(ran.seen)
     if ran.hangs:
         found.append(Violation("hangs", f"{ran.run} does not end"))
@@ -118,6 +119,14 @@ def judge_theirs(scene: Scene, look: Look, *, replaces: bool = False) -> Iterato
             if now[name] != value:
                 text = f"{known.thing}: {_difference(name, value, now[name])}"
                 yield Violation(f"theirs.changed {name}", text)
+
+
+def _in_points(scene: Scene, look: Look) -> Iterator[str]:
+    """Yield what restore points hold that nobody has touched, those of interrupted runs too."""
+    for key in look.vms:
+        is_point = scene.role(look, key) is Role.POINT and _is_signed(look, key)
+        if is_point and not _is_touched(scene, look, key):
+            yield from look.content_of(key).values()
 
 
 def _is_spare(scene: Scene, known: Known) -> bool:

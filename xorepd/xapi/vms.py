@@ -66,18 +66,22 @@ async def update_keys(
 
 async def rewrite_other_config(
     pool: Pool, kind: str, ref: Ref, add: Mapping[str, str], remove: Iterable[str] = ()
-) -> None:
+) -> dict[str, str]:
     """Set and remove keys of `other_config` in one step, on an object of ours.
 
     `update_keys` removes a key before it sets it again. A crash between the two would cost an
     object its mark. This function replaces the whole map instead. Do not use it on objects of
     others: a key that another client sets at the same time is lost.
+
+    Returns:
+        The map as it was.
     """
-    present = await pool.call(f"{kind}.get_other_config", ref)
+    present: dict[str, str] = await pool.call(f"{kind}.get_other_config", ref)
     removed = set(remove)
     wanted = {key: value for key, value in present.items() if key not in removed} | dict(add)
     if wanted != present:
         await pool.call(f"{kind}.set_other_config", ref, wanted)
+    return present
 
 
 async def create_disk_vbd(

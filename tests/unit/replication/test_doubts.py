@@ -13,6 +13,7 @@ from xorepd.ids import Ref
 from xorepd.replication.format.doubts import Unresolved, find_unresolved
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
+    BLOCKED_ON_REPLICA,
     KEY,
     REPLICA_TAG,
     SNAPSHOTTING,
@@ -180,7 +181,7 @@ def replica_without_marks() -> Made:
     for each in (world.replica, *world.disks(world.replica)):
         world.raw(each)["other_config"] = {}
     world.raw(world.replica)["tags"] = [REPLICA_TAG]
-    world.raw(world.replica)["blocked_operations"] = {"start": BLOCK_TEXT}
+    world.raw(world.replica)["blocked_operations"] = dict.fromkeys(BLOCKED_ON_REPLICA, BLOCK_TEXT)
     world.raw(world.replica)["snapshots"] = []
     return world, world.replica
 
@@ -375,6 +376,11 @@ async def test_vms_of_others_are_no_doubts_whatever_they_inherited() -> None:
     world.attach(world.vm("mine"), world.disk())
     world.disk()
     world.vm("template", is_a_template=True)
+    of_xen_orchestra = world.vm("[XO Backup nightly] web01", tags=[REPLICA_TAG])
+    world.raw(of_xen_orchestra)["blocked_operations"] = {
+        "start": BLOCK_TEXT,
+        "start_on": BLOCK_TEXT,
+    }
 
     assert await doubts(world) == []
 

@@ -189,11 +189,18 @@ def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
     inherited = marks.vms.mark(origin.ref) if origin is not None else mark
     if mark is not None and (inherited is None or inherited.self != mark.self):
         return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
-    is_blocked = BLOCK_TEXT in vm.blocked_operations.values()  # XAPI does not give it to clones
-    if not vm.is_a_snapshot and is_blocked and REPLICA_TAG in vm.tags and not run:
+    if not vm.is_a_snapshot and not run and _is_kept_from_starting(vm):
         return "looks like a replica, which xorepd keeps from starting, and carries no mark of one"
     looks_ours = vm.is_a_snapshot or mark is not None or REPLICA_TAG in vm.tags
     if looks_ours and disks and all(marks.disks.own_mark(vdi.ref) for vdi in disks) and not run:
         names = ", ".join(vdi.name_label or vdi.uuid for vdi in disks)
         return f"carries no mark of its own any more, and its disks are signed by a run ({names})"
     return ""
+
+
+def _is_kept_from_starting(vm: Vm) -> bool:
+    """Return whether a VM is blocked as we block it. XAPI does not give that to clones.
+
+    Xen Orchestra blocks its replicas with the same text, but leaves `resume` and `unpause` out.
+    """
+    return all(vm.blocked_operations.get(op) == BLOCK_TEXT for op in ("resume", "unpause"))

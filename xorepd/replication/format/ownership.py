@@ -22,11 +22,12 @@ No run destroys a disk that was written to, or uses it as a base: a person may n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from xorepd.ids import NULL_REF, Ref
 from xorepd.replication.format.marks import Mark, ReplicaKey, Role, decode
-from xorepd.xapi.records import Vbd, Vdi, Vm
+from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi, Vm
 from xorepd.xapi.tables import Tables
 
 
@@ -96,6 +97,16 @@ def is_as_made(cache: Tables, vdi: Vdi) -> bool:
         for other in cache.vdis.values()
         if other.ref != vdi.ref and other.sr == vdi.sr
     )
+
+
+def was_made_of_changed(inherited: Mapping[str, str]) -> bool:
+    """Return whether the origin of a clone had been written to since we signed it.
+
+    Args:
+        inherited: the clone's `other_config` as XAPI copied it.
+    """
+    mark = decode(inherited)
+    return mark is not None and mark.content not in ("", inherited.get(CONTENT_ID, ""))
 
 
 def is_changed(vdi: Vdi) -> bool:

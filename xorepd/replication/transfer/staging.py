@@ -16,7 +16,7 @@ import structlog
 from xorepd.data.http.chunked import ChunkedWriter, open_chunked
 from xorepd.data.http.imports import ImportWriter, open_import
 from xorepd.data.writer import Writer
-from xorepd.errors import NotServed, XorepdError
+from xorepd.errors import NotServed, WrittenTo, XorepdError
 from xorepd.extents import Extent
 from xorepd.ids import Ref, VdiUuid
 from xorepd.replication.context.assignment import Assignment, Pair
@@ -25,6 +25,7 @@ from xorepd.replication.deciding.modes import Delta, Full, Mode, Resync, reason_
 from xorepd.replication.deciding.resume import Begun
 from xorepd.replication.format.inventory import Marked, VmSnapshot
 from xorepd.replication.format.marks import CONFIRMED, KEY, Mark, Role, xo_point
+from xorepd.replication.format.ownership import was_made_of_changed
 from xorepd.replication.transfer.resume_offset import Confirmations
 from xorepd.tidying import to_the_end
 from xorepd.transports.base import TargetDisk
@@ -135,7 +136,11 @@ async def stage(pair: Pair, snapshot: VmSnapshot, plan: PlannedDisk) -> Staged:
         uuid: str = await pair.target.call("VDI.get_uuid", ref)
         mark = blank.on(uuid, ref)
         signed = keys | {KEY: mark.encode(), CONTENT_ID: mark.content}
-        await rewrite_other_config(pair.target, "VDI", ref, signed, [CONFIRMED])
+        inherited = await rewrite_other_config(pair.target, "VDI", ref, signed, [CONFIRMED])
+    if isinstance(plan.how, Delta) and was_made_of_changed(inherited):
+        made_of = pair.target.disk(plan.how.onto)
+        what = f"disk {made_of.name_label} of a restore point"
+        raise WrittenTo(pair.target.name, what, made_of.uuid)
     if not isinstance(plan.how, Full):
         await pair.target.call("VDI.set_name_label", ref, name)
     return Staged(plan, ref, uuid, mark, Confirmations(pair.target, ref, uuid))
