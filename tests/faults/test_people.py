@@ -550,6 +550,64 @@ async def test_a_replica_started_during_a_transfer_is_left_alone_and_nothing_is_
     await sound(replicated, but=changed)
 
 
+async def test_a_restore_points_disk_that_is_written_to_before_it_is_cloned_is_no_base(
+    replicated: World,
+) -> None:
+    last = (await replicated.points())[0]["self"]
+    await replicated.lab.guest_write("web01", 1, random=2, seed=1)
+    held = replicated.lab.faults.add(Fault("rpc", "VDI.set_other_config", "prod", stall=True))
+
+    def write(xenapi: Any) -> None:
+        point = xenapi.VM.get_by_uuid(last)
+        rescue = hands.create_vm(xenapi, "rescue")
+        hands.attach(xenapi, rescue, hands.disks_of(xenapi, point)["1"], "0")
+        xenapi.VM.start(rescue, False, False)
+        xenapi.VM.hard_shutdown(rescue)
+        xenapi.VM.destroy(rescue)
+
+    async with replicated.daemon() as context, asyncio.TaskGroup() as group:
+        job = replicated.job(verify="off")
+        run = group.create_task(run_job(job, new_run(), context))
+        await held.stalled.wait()
+        await replicated.ask("dr", write)
+        held.release()
+        [record] = await run
+
+    assert "of a restore point" in (record.error or "")
+    assert "was written to while the run used it" in (record.error or "")
+    assert [mark["self"] for mark in await replicated.points()] == [last]
+    assert (await next_run(replicated, 2, verify="off")).outcome is Outcome.DELTA
+    await sound(replicated, but=[doubt.uuid for doubt in await doubts(replicated, "dr")])
+
+
+async def test_a_replica_that_is_worked_on_in_the_moment_of_the_commit_is_no_restore_point(
+    replicated: World,
+) -> None:
+    last = (await replicated.points())[0]["self"]
+    await replicated.lab.guest_write("web01", 1, random=2, seed=1)
+    held = replicated.lab.faults.add(Fault("rpc", "VM.snapshot", "dr", stall=True))
+
+    def exchange(xenapi: Any) -> None:
+        replica = hands.replica_of(xenapi)
+        first, second = (hands.detach(xenapi, replica, device) for device in "01")
+        hands.attach(xenapi, replica, second, "0")
+        hands.attach(xenapi, replica, first, "1")
+
+    async with replicated.daemon() as context, asyncio.TaskGroup() as group:
+        run = group.create_task(run_job(replicated.job(), new_run(), context))
+        await held.stalled.wait()
+        await replicated.ask("dr", exchange)
+        held.release()
+        [record] = await run
+
+    assert "was written to while the run used it" in (record.error or "")
+    assert [mark["self"] for mark in await replicated.points()] == [last]
+    assert (await next_run(replicated, 2)).outcome is Outcome.DELTA
+    [doubt] = await doubts(replicated, "dr")
+    assert "which did not sign it: the replica had been worked on" in doubt.why
+    await replicated.newest_equals_its_source()
+
+
 async def test_a_vm_that_is_being_migrated_is_waited_for(replicated: World) -> None:
     db = replicated.lab.pools["prod"].db
     vm = await replicated.ask("prod", lambda x: hands.vm_of(x, "web01"))

@@ -333,6 +333,53 @@ async def test_commit_whose_disks_were_written_to_is_decided_as_any_other() -> N
     assert decide_commit(await world.read()) == DestroyReplica()
 
 
+async def test_first_commit_is_undone_where_people_put_a_disk_of_theirs_into_the_replica() -> None:
+    world = TargetWorld()
+    world.create_replica()
+    staged = world.stage()
+    commit = world.begin_commit(staged)
+    world.swap(staged)
+    world.attach(world.replica, world.disk(), "7")
+
+    assert decide_commit(await world.read()) == UndoCommit(commit)
+
+
+@pytest.mark.parametrize("how", ["written", "exchanged"])
+async def test_snapshot_of_a_replica_that_people_worked_on_amid_a_commit_finishes_none(
+    how: str,
+) -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    commit = world.begin_commit(staged, "run-2")
+    world.swap(staged if how == "written" else staged[::-1])
+    if how == "written":
+        world.write(staged[0])
+    world.take_point()
+
+    assert decide_commit(await world.read()) == UndoCommit(commit)
+
+
+async def test_point_whose_signing_was_interrupted_is_finished_without_the_replicas_disks() -> None:
+    world = TargetWorld()
+    world.run()
+    staged = world.stage("run-2")
+    world.begin_commit(staged, "run-2")
+    world.swap(staged)
+    point = world.take_point()
+    for device, disk in enumerate(world.disks(point)):
+        content = world.content_of(staged[device])
+        facts: dict[str, Any] = {"snapshot": content, "disk": f"d-{device}", "device": str(device)}
+        world.mark(disk, Role.POINT, run="run-2", **facts)
+    world.detach(world.raw(world.replica)["VBDs"][0])
+    world.destroy(staged[0])  # by a person
+
+    decided = decide_commit(await world.read())
+
+    assert isinstance(decided, FinishCommit)
+    assert decided.point.vm.ref == point
+
+
 @pytest.mark.parametrize("which", [0, 1], ids=["newest", "older"])
 async def test_replica_that_was_reverted_to_a_point_finishes_that_commit_again(which: int) -> None:
     # A revert brings the mark back that the replica had when the point was taken.

@@ -10,7 +10,8 @@ last, after its disks. Before it, recovery rolls back; after it, recovery rolls 
     replica in a commit, its restore point exists          finish the commit
     replica in a commit, nothing swapped yet               end the commit
     replica in a commit, no restore point of it            put the old disks back
-    the same, and there were no old disks (first run)      destroy the replica
+    the same, and there were no old disks (first run)      destroy the replica, unless people put
+                                                           disks of theirs into it
     disks of ours that belong to no VM                     destroy, unless something wrote to them
     source snapshot and disks of an interrupted transfer   keep for a while (see `resume`)
 """
@@ -20,7 +21,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from xorepd.replication.format.inventory import Marked, SourceSide, TargetSide, VmSnapshot
+from xorepd.replication.format.inventory import (
+    Marked,
+    SourceSide,
+    TargetSide,
+    VmSnapshot,
+    is_live,
+)
 from xorepd.replication.format.marks import Commit, Use
 
 
@@ -64,7 +71,8 @@ def decide_commit(
     present = {vbd.userdevice: vdi.uuid for vbd, vdi in side.live}
     if commit.old and commit.old.items() <= present.items():
         return CancelCommit()
-    if commit.old or _has_points(side):
+    has_others = any(not is_live(vdi, side.mark.stream) for _, vdi in side.live)
+    if commit.old or has_others or _has_points(side):
         return UndoCommit(commit)
     return DestroyReplica()
 

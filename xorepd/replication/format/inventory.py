@@ -29,6 +29,7 @@ from xorepd.replication.format.ownership import (
     own_mark,
     run_that_named,
     used_by_vms,
+    was_made_of_changed,
 )
 from xorepd.xapi.records import Vbd, Vdi, Vm
 from xorepd.xapi.tables import Tables
@@ -326,7 +327,8 @@ def is_taken(memory: VmSnapshot) -> bool:
 def _fresh_point(cache: Tables, replica: Vm, mark: Mark) -> VmSnapshot | None:
     """Return the restore point of the commit under way: VM.snapshot makes its record last.
 
-    Our own call gave it its name. In the earlier form that is the one which it keeps.
+    Our own call gave it its name. In the earlier form that is the one which it keeps. A snapshot is
+    no restore point if it holds other disks than the commit names, or disks that were written to.
     """
     assert mark.commit is not None
     for vm in cache.pointing(Vm, "snapshot_of", replica.ref):
@@ -337,18 +339,21 @@ def _fresh_point(cache: Tables, replica: Vm, mark: Mark) -> VmSnapshot | None:
         inherited = decode(vm.other_config)
         if inherited is None or inherited.self != replica.uuid or inherited.commit != mark.commit:
             continue
-        disks, taken = [], set[str]()
-        for _, vdi in disks_of(cache, vm):
+        disks, arrived = [], dict[str, str]()
+        for vbd, vdi in disks_of(cache, vm):
             origin = cache.vdis.get(vdi.snapshot_of)
-            if origin is not None:
-                taken.add(origin.uuid)
-            disk_mark = decode(vdi.other_config)
-            if disk_mark is not None and (
-                own_mark(vdi) or (origin is not None and disk_mark.self == origin.uuid)
-            ):
-                disks.append(Marked(vdi, disk_mark))
-        # Others may have snapshotted the replica before all its disks were swapped.
-        if taken.issuperset(mark.commit.new.values()):
+            disk_mark, own = decode(vdi.other_config), own_mark(vdi)
+            if disk_mark is None or was_made_of_changed(vdi.other_config):
+                continue
+            if origin is not None and (own is not None or disk_mark.self == origin.uuid):
+                arrived[vbd.userdevice] = origin.uuid
+            elif own is not None and own.run == mark.commit.run:  # its signing was interrupted
+                arrived[vbd.userdevice] = mark.commit.new.get(own.device, "")
+            else:
+                continue
+            disks.append(Marked(vdi, disk_mark))
+        # People may have worked on the replica while its disks were swapped.
+        if mark.commit.new.items() <= arrived.items():
             return VmSnapshot(vm, inherited, tuple(disks))
     return None
 

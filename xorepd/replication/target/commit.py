@@ -142,6 +142,8 @@ async def commit(
     await pair.target.refresh()
     side = read_target(pair.target.cache, pair.stream, pair.sr.ref)
     if side.fresh is None:
+        if point in pair.target.cache.vms:
+            raise WrittenTo(pair.target.name, f"replica {replica_name(pair)}", uuid)
         raise pair.target.gone("restore point", point)
     pair.target.clock.compare(side.fresh.vm.snapshot_time, began, ended)
     await finish_commit(pair, side, side.fresh)
@@ -175,7 +177,6 @@ async def finish_commit(pair: Pair, side: TargetSide, point: VmSnapshot) -> None
         commit=None,
         arrived=point.vm.snapshot_time.isoformat(),
         disks=disks,
-        displaced={},
     )
     await rewrite_other_config(pair.target, "VM", point.vm.ref, {KEY: mark.encode()}, [CURRENT])
     assert side.replica is not None
@@ -217,8 +218,9 @@ async def undo_commit(pair: Pair, side: TargetSide, pending: Commit) -> None:
     assert side.replica is not None
     replica = side.replica
     attached = {(vbd.userdevice, str(vdi.uuid)): vbd for vbd, vdi in side.live}
+    ours = {*pending.new.values(), *pending.old.values()}
     for (device, uuid), vbd in attached.items():
-        if pending.new.get(device) == uuid:
+        if uuid in ours and pending.old.get(device) != uuid:  # people may have moved it
             await destroy_vbd(pair.target, vbd.ref)
     for device, old in pending.old.items():
         vdi = pair.target.cache.by_uuid(Vdi, old)
@@ -226,7 +228,8 @@ async def undo_commit(pair: Pair, side: TargetSide, pending: Commit) -> None:
             await create_disk_vbd(
                 pair.target, replica.ref, vdi.ref, device, bootable=device == "0", mode="RW"
             )
-    mark = side.mark
+    assert side.mark is not None
+    mark = replace(side.mark, disks=pending.old)
     if side.points:
         newest = side.points[0]
         raw = await pair.target.call("VM.get_record", newest.vm.ref)
