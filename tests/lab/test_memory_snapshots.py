@@ -438,6 +438,26 @@ async def test_a_vm_left_suspended_by_a_dead_toolstack_is_resumed_by_the_next_ru
     await two_pools.ask("prod", lambda x: x.VDI.destroy(x.VDI.get_by_uuid(unfinished)))
 
 
+async def test_a_vm_that_people_shut_down_after_a_run_had_resumed_it_is_not_started(
+    two_pools: World,
+) -> None:
+    # The run was killed before it could say that the VM runs again.
+    struck = ("INTERNAL_ERROR", "struck")
+    two_pools.lab.faults.add(
+        Fault("rpc", "VM.remove_from_other_config", "prod", times=None, error=struck)
+    )
+    async with two_pools.daemon() as context:
+        await two_pools.run(context, snapshot="memory")
+    two_pools.lab.faults.clear()
+    assert await two_pools.ask("prod", state_of_source) == ("Running", True)
+    await two_pools.ask("prod", lambda x: x.VM.clean_shutdown(hands.vm_of(x, "web01")))
+
+    record = await run(two_pools)
+
+    assert record.error is None
+    assert await two_pools.ask("prod", state_of_source) == ("Halted", False)
+
+
 async def test_a_run_cancelled_while_the_vm_stands_still_lets_it_go_on(two_pools: World) -> None:
     held = two_pools.lab.faults.add(Fault("inner", "VDI.snapshot", "prod", stall=True))
     async with two_pools.daemon() as context:

@@ -134,8 +134,11 @@ async def test_a_vm_that_a_person_has_had_since_a_daemon_shut_it_down_is_left_al
         if deed == "reverted":
             xenapi.VM.revert(sorted(xenapi.VM.get_snapshots(vm))[0])
         else:
-            xenapi.VM.start(vm, False, False)
-            xenapi.VM.hard_shutdown(vm)
+            metrics = xenapi.VM.get_metrics(vm)
+            before = xenapi.VM_metrics.get_start_time(metrics)
+            while xenapi.VM_metrics.get_start_time(metrics) == before:  # it counts seconds
+                xenapi.VM.start(vm, False, False)
+                xenapi.VM.hard_shutdown(vm)
 
     assert await killed_at(replicated, ("prod", "VM.snapshot", 0), snapshot="offline")
     await replicated.ask("prod", do)

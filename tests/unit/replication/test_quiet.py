@@ -14,9 +14,16 @@ LEFT = Downed("run-1", "uuid-of-web01", ("v-0", "v-1"), "2026-03-02T12:00:00+00:
 
 @pytest.mark.parametrize("disks", [(), ("v-0",), ("v-0", "v-1")])
 def test_what_is_written_comes_back(disks: tuple[str, ...]) -> None:
-    left = Downed("run-1", "uuid-of-web01", disks, "2026-03-02T12:00:00+00:00")
+    left = Downed("run-1", "uuid-of-web01", disks, "2026-03-02T12:00:00+00:00", "Halted")
 
     assert Downed.decode(left.encode()) == left
+
+
+def test_what_an_earlier_version_wrote_tells_no_power_state() -> None:
+    plain = json.loads(LEFT.encode())
+    del plain["down"]
+
+    assert Downed.decode(json.dumps(plain)) == LEFT
 
 
 @pytest.mark.parametrize("member", ["run", "self", "disks", "started_at"])
@@ -31,6 +38,7 @@ def test_what_is_not_whole_is_none(member: str) -> None:
     "changes",
     [
         {"run": 5},
+        {"down": 5},
         {"self": None},
         {"started_at": ["2026-03-02T12:00:00+00:00"]},
         {"disks": None},

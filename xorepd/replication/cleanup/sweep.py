@@ -279,7 +279,14 @@ async def _sweep_source(
 
 
 async def release_source(pair: Pair) -> None:
-    """Allow the source VM to migrate again, even while the target pool does not answer."""
+    """Let go of the source VM, even where the target pool does not answer or refuses the run.
+
+    A VM that an earlier run left down is started again, and may migrate.
+    """
+    async with pair.source_vm.lock:
+        source = await read_source_side(pair)
+        if RESTART in source.vm.other_config:
+            await start_if_left_down(pair, source.vm)
     await _let_migrate(pair, await pair.source.call("VM.get_blocked_operations", pair.vm.ref))
 
 

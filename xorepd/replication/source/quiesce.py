@@ -13,6 +13,7 @@ copied since.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass
 import structlog
 
 from xorepd.config.choices import SnapshotKind
-from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure
+from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure, XapiUnreachable
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.format.inventory import disks_of
@@ -66,7 +67,7 @@ async def at_rest(a: Assignment, vm: Vm) -> AsyncIterator[None]:
             async with _shut_down(pair, vm):
                 yield
         elif a.job.snapshot is SnapshotKind.MEMORY and vm.power_state == "Running":
-            async with _marked_to_run(pair, vm):
+            async with _marked_to_run(pair, vm, "Suspended"):
                 yield
         else:
             yield
@@ -84,18 +85,31 @@ async def _run_last(command: tuple[str, ...], facts: dict[str, str], timeout: fl
 
 
 @asynccontextmanager
-async def _marked_to_run(pair: Pair, vm: Vm) -> AsyncIterator[None]:
-    downed = await _look_at(pair.source, pair.run_id, vm)
+async def _marked_to_run(pair: Pair, vm: Vm, down: str) -> AsyncIterator[None]:
+    """Have the VM started again after a snapshot that may leave it in the power state `down`."""
+    downed = await _look_at(pair.source, pair.run_id, vm, down)
     await update_keys(pair.source, "VM", vm.ref, "other_config", {RESTART: downed.encode()})
     try:
         yield
-    finally:
-        await to_the_end(start_again(pair, vm.ref), START_S)
+    except BaseException as error:
+        in_flight = _is_unanswered(error)
+        await to_the_end(start_again(pair, vm.ref, in_flight=in_flight), START_S)
+        raise
+    await to_the_end(start_again(pair, vm.ref), START_S)
+
+
+def _is_unanswered(error: BaseException | None) -> bool:
+    """Return whether work ended without an answer from XAPI, which may be doing it still."""
+    while error is not None:
+        if isinstance(error, asyncio.CancelledError | TimeoutError | XapiUnreachable):
+            return True
+        error = error.__cause__
+    return False
 
 
 @asynccontextmanager
 async def _shut_down(pair: Pair, vm: Vm) -> AsyncIterator[None]:
-    async with _marked_to_run(pair, vm):
+    async with _marked_to_run(pair, vm, "Halted"):
         try:
             await pair.source.run_task("VM.clean_shutdown", vm.ref, timeout=SHUTDOWN_S)
         except XapiError as error:
@@ -117,6 +131,8 @@ class Downed:
     """UUIDs of its disks: a revert gives it others."""
     started_at: str
     """When it had been started last, ISO 8601."""
+    down: str = ""
+    """The power state in which the run may have left it; empty: the earlier form does not say."""
 
     def encode(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -126,25 +142,36 @@ class Downed:
         """Return what `encode` wrote; None where it is something else."""
         try:
             plain = json.loads(text)
-            texts = [plain["run"], plain["self"], plain["started_at"], *plain["disks"]]
-            found = cls(plain["run"], plain["self"], tuple(plain["disks"]), plain["started_at"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+            down = plain.get("down", "")
+            texts = [plain["run"], plain["self"], plain["started_at"], down, *plain["disks"]]
+            disks = tuple(plain["disks"])
+            found = cls(plain["run"], plain["self"], disks, plain["started_at"], down)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         return found if all(isinstance(text, str) for text in texts) else None
 
 
-async def _look_at(pool: Pool, run: str, vm: Vm) -> Downed:
-    """Return the state of a VM now, without its power state."""
+async def _look_at(pool: Pool, run: str, vm: Vm, down: str) -> Downed:
+    """Return the state of a VM now, for a run that may take it down to a power state."""
     disks = sorted(vdi.uuid for _, vdi in disks_of(pool.cache, vm))
     metrics = await pool.call("VM.get_metrics", vm.ref)
     started = parse_time(await pool.call("VM_metrics.get_start_time", metrics))
-    return Downed(run, vm.uuid, tuple(disks), started.isoformat())
+    return Downed(run, vm.uuid, tuple(disks), started.isoformat(), down)
 
 
 async def start_if_left_down(pair: Pair, vm: Vm) -> None:
-    """Start or resume a VM that an earlier run took down, if it is still as that run left it."""
+    """Start or resume a VM that an earlier run took down, if it is still as that run left it.
+
+    A run suspends a VM, or shuts it down. What is in the other state now, people have put there.
+    """
     left = Downed.decode(vm.other_config[RESTART])
-    if left is not None and left == await _look_at(pair.source, left.run, vm):
+    if left is not None and left.run == pair.run_id and vm.power_state == "Running":
+        return  # a call of this run may still be under way: the next run looks again
+    if (
+        left is not None
+        and vm.power_state in (left.down or vm.power_state, "Running")
+        and left == await _look_at(pair.source, left.run, vm, left.down)
+    ):
         await start_again(pair, vm.ref)
         return
     log.warning(
@@ -153,13 +180,19 @@ async def start_if_left_down(pair: Pair, vm: Vm) -> None:
     await pair.source.unguarded().call("VM.remove_from_other_config", vm.ref, RESTART)
 
 
-async def start_again(pair: Pair, vm: Ref) -> None:
+async def start_again(pair: Pair, vm: Ref, *, in_flight: bool = False) -> None:
     """Start or resume a VM that a run took down, unless it runs, and remove the key.
 
     This happens even without the lease: the VM must not stay down.
+
+    Args:
+        in_flight: The run ended amid its calls, and XAPI may still take the VM down. If it runs, it
+            keeps the key, and the next run looks at it again.
     """
     pool = pair.source.unguarded()
     state = await pool.call("VM.get_power_state", vm)
+    if in_flight and state == "Running":
+        return
     if state == "Halted":
         log.info("vm.starting_again", vm=pool.cache.describe("VM", vm))
         await pool.run_task("VM.start", vm, False, False, timeout=START_S)
