@@ -14,6 +14,8 @@ from xorepd.replication.format.doubts import Unresolved, find_unresolved
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
+    CONFIRMED,
+    FOR,
     KEY,
     REPLICA_TAG,
     SNAPSHOTTING,
@@ -161,6 +163,21 @@ def source_snapshot_without_keys() -> Made:
     return world, snapshot
 
 
+def source_snapshot_with_a_key_alone() -> Made:
+    world, snapshot = source_snapshot_without_keys()
+    world.raw(snapshot)["other_config"] = {FOR + "sr-1": "held"}
+    for disk in world.disks(snapshot):
+        world.raw(disk)["other_config"] = {}
+    return world, snapshot
+
+
+def staging_disk_without_its_mark() -> Made:
+    world, _ = replicated()
+    (disk,) = world.stage("run-3", ("c-4",))
+    world.raw(disk)["other_config"] = {CONFIRMED: "0"}
+    return world, disk
+
+
 def disk_of_others_taken_out_of_the_replica() -> Made:
     world, _ = replicated()
     disk = world.disk()
@@ -191,6 +208,16 @@ def replica_with_the_keys_of_a_point_and_disks_of_others() -> Made:
     world, replica = replica_without_marks()
     world.set_key(replica, KEY, other.mark_on(point).encode())
     return world, replica
+
+
+def point_never_signed_because_the_replica_was_worked_on() -> Made:
+    world, _ = replicated()
+    replica = world.mark_on(world.replica)
+    point = world.snapshot(world.replica, temporary_name("run-3"))
+    for disk in world.disks(point):
+        world.set_key(disk, KEY, "none")
+    world.set_key(point, KEY, replica.encode())
+    return world, point
 
 
 def point_never_signed_of_a_replica_that_is_gone() -> Made:
@@ -238,6 +265,14 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     (point_with_the_keys_of_another, LOST),
     (replica_with_the_keys_of_another, LOST),
     (source_snapshot_without_keys, LOST),
+    (
+        source_snapshot_with_a_key_alone,
+        "carries no mark of its own any more, and other keys of ours are on it or its disks",
+    ),
+    (
+        staging_disk_without_its_mark,
+        "bears keys of ours, and carries no mark: people changed its keys",
+    ),
     (point_without_marks, r"is a snapshot of replica .+, and has lost the mark of one"),
     (
         replica_without_marks,
@@ -246,6 +281,10 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     (
         replica_with_the_keys_of_a_point_and_disks_of_others,
         "looks like a replica, which xorepd keeps from starting, and carries no mark of one",
+    ),
+    (
+        point_never_signed_because_the_replica_was_worked_on,
+        "was taken by run run-3, which did not sign it: the replica had been worked on",
     ),
     (
         point_never_signed_of_a_replica_that_is_gone,

@@ -20,6 +20,7 @@ from xorepd.replication.format.ownership import (
     run_that_named,
     temporary_name,
     used_by_vms,
+    was_made_of_changed,
 )
 from xorepd.xapi.records import CONTENT_ID, Vdi, Vm
 
@@ -442,3 +443,13 @@ async def test_vm_that_is_neither_signed_nor_named_by_a_run_is_not_to_be_destroy
 
     for each in (clone, snapshot, imported, world.vm("")):
         assert objection(await vm_of(world, each)) == "it is not signed as ours"
+
+
+def test_clone_tells_whether_its_origin_was_written_to_after_it_was_signed() -> None:
+    mark = Mark(Role.DISK, STREAM, "run-1", content="content-1").on("disk", "OpaqueRef:disk")
+    key = {KEY: mark.encode()}
+
+    assert not was_made_of_changed({**key, CONTENT_ID: "content-1"})
+    assert was_made_of_changed({**key, CONTENT_ID: "content-2"})
+    assert was_made_of_changed(key)
+    assert not was_made_of_changed({})

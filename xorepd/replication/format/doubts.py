@@ -25,10 +25,12 @@ from xorepd.replication.format.index import MarkIndex, marks_on
 from xorepd.replication.format.inventory import disks_of
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
+    FOR,
     KEY,
     PREFIX,
     REPLICA_TAG,
     SNAPSHOTTING,
+    TRACKED,
     Role,
     snapshotting_on,
 )
@@ -124,6 +126,8 @@ def _about_disk(cache: Tables, marks: MarkIndex, vdi: Vdi, named: Mapping[str, s
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
     if vdi.is_a_snapshot and any(key.startswith(PREFIX) for key in vdi.other_config):
         return "is a snapshot with keys of ours, and carries no mark: people changed its keys"
+    if any(key.startswith(PREFIX) and key != TRACKED for key in vdi.other_config):
+        return "bears keys of ours, and carries no mark: people changed its keys"
     if vdi.type == "suspend" and vdi.is_a_snapshot:
         return "is the memory of a snapshot that no VM has"
     return named.get(vdi.uuid, "")
@@ -184,8 +188,8 @@ def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
     origin = cache.vms.get(vm.snapshot_of) if vm.is_a_snapshot else None
     if mark is None and origin is not None and marks.vms.own_mark(origin.ref) is not None:
         return f"is a snapshot of replica {origin.name_label}, and has lost the mark of one"
-    if run and vm.is_a_snapshot and origin is None:
-        return f"was taken by run {run}, which never signed it, of a VM that is gone"
+    if run and vm.is_a_snapshot:
+        return _about_unsigned(marks, vm, origin, run)
     inherited = marks.vms.mark(origin.ref) if origin is not None else mark
     if mark is not None and (inherited is None or inherited.self != mark.self):
         return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
@@ -195,12 +199,28 @@ def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
     if looks_ours and disks and all(marks.disks.own_mark(vdi.ref) for vdi in disks) and not run:
         names = ", ".join(vdi.name_label or vdi.uuid for vdi in disks)
         return f"carries no mark of its own any more, and its disks are signed by a run ({names})"
+    has_keys = any(key.startswith(FOR) for key in vm.other_config)
+    has_keys |= any(marks.disks.mark(vdi.ref) for vdi in disks)
+    if mark is None and vm.is_a_snapshot and has_keys:
+        return "carries no mark of its own any more, and other keys of ours are on it or its disks"
     return ""
+
+
+def _about_unsigned(marks: MarkIndex, vm: Vm, origin: Vm | None, run: str) -> str:
+    """Return why no sweep settles a snapshot that a run has not signed; empty if one does."""
+    if origin is None:
+        return f"was taken by run {run}, which never signed it, of a VM that is gone"
+    replica = marks.vms.own_mark(origin.ref)
+    if replica is None or replica.role is not Role.REPLICA:
+        return ""  # of a source VM
+    if replica.commit is not None and replica.commit.point == vm.name_label:
+        return ""
+    return f"was taken by run {run}, which did not sign it: the replica had been worked on"
 
 
 def _is_kept_from_starting(vm: Vm) -> bool:
     """Return whether a VM is blocked as we block it. XAPI does not give that to clones.
 
-    Xen Orchestra blocks its replicas with the same text, but leaves `resume` and `unpause` out.
+    Xen Orchestra blocks `start` and `start_on` of its replicas with the same text.
     """
-    return all(vm.blocked_operations.get(op) == BLOCK_TEXT for op in ("resume", "unpause"))
+    return vm.blocked_operations.get("resume") == BLOCK_TEXT

@@ -66,6 +66,9 @@ FOR = "xorepd:for:"
 REPLICA_TAG = "Continuous Replication"
 """Xen Orchestra's tag of replicas; its smart jobs leave out what carries it."""
 
+TRACKED = "xorepd:cbt"
+"""On a source disk: xorepd switched changed-block tracking on, for this job."""
+
 BLOCK_TEXT = "Start operation for this vm is blocked, clone it if you want to use it."
 BLOCKED_ON_REPLICA = ("start", "start_on", "resume", "resume_on", "unpause")
 """Every way to bring a VM to life; Xen Orchestra blocks the first two."""

@@ -14,12 +14,10 @@ from xorepd.config.models import ChangedBlocks
 from xorepd.errors import XapiError
 from xorepd.replication.context.assignment import Assignment
 from xorepd.replication.format.inventory import SourceSide
+from xorepd.replication.format.marks import TRACKED
 from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
-
-KEY = "xorepd:cbt"
-"""On a source disk: xorepd switched changed-block tracking on, for this job."""
 
 
 async def enable_tracking(a: Assignment, side: SourceSide) -> None:
@@ -32,10 +30,10 @@ async def enable_tracking(a: Assignment, side: SourceSide) -> None:
     for _, vdi in side.disks:
         if vdi.cbt_enabled:
             continue
-        was_ours = KEY in vdi.other_config
+        was_ours = TRACKED in vdi.other_config
         try:
             await a.pair.source.run_task("VDI.enable_cbt", vdi.ref)
-            await update_keys(a.pair.source, "VDI", vdi.ref, "other_config", {KEY: a.job.name})
+            await update_keys(a.pair.source, "VDI", vdi.ref, "other_config", {TRACKED: a.job.name})
         except XapiError as error:
             log.warning("tracking.refused", disk=vdi.uuid, reason=str(error))
         else:
