@@ -19,11 +19,8 @@ from tests.mischief.plan import End, Kind, Role, Run
 from tests.mischief.scene import Key, Known, Look, Scene, Violation, facts
 from xorepd.config.models import Settings
 from xorepd.daemon.engine import Engine, open_engine
+from xorepd.replication.format.marks import BLOCK_TEXT
 from xorepd.state.records import Outcome, RunRecord
-
-NAMES = ("[Importing", "xorepd-unmarked", "[XO Backup ")
-"""How the names of our objects begin that are not finished, or replicas."""
-
 
 LASTING = {"xorepd:cbt", "xorepd:current"}
 """Keys that stay on a source VM and its disks."""
@@ -75,7 +72,7 @@ async def judge_run(scene: Scene, ran: Ran) -> list[Violation]:
     found = list(ran.seen)
     if ran.hangs:
         found.append(Violation("hangs", f"{ran.run} does not end"))
-    found += judge_theirs(scene, look, replaces=ran.replaces)
+    found += judge_theirs(scene, look, replaces=ran.replaces, amid=ran.reached)
     found += judge_pages(scene, look, ran)
     found += judge_powers(scene, look, ran)
     found += judge_points(scene, look, ran)
@@ -93,8 +90,16 @@ async def judge_run(scene: Scene, ran: Ran) -> list[Violation]:
 # -- what is people's ------------------------------------------------------------------------------
 
 
-def judge_theirs(scene: Scene, look: Look, *, replaces: bool = False) -> Iterator[Violation]:
-    """Yield what people made and that is gone, or is not as they left it."""
+def judge_theirs(
+    scene: Scene, look: Look, *, replaces: bool = False, amid: bool = False
+) -> Iterator[Violation]:
+    """Yield what people made and that is gone, or is not as they left it.
+
+    Args:
+        replaces: the job may put its disks in the place of others.
+        amid: people were at work during the run. It cannot tell what they put into the replica
+            between its look and its next call.
+    """
     for key, known in scene.theirs.items():
         if known is None:
             continue
@@ -110,9 +115,11 @@ def judge_theirs(scene: Scene, look: Look, *, replaces: bool = False) -> Iterato
         if scene.role(look, key) is Role.SOURCE:  # a run may note there what it is doing
             for each in (now, was):
                 each["other_config"] = _keys_of_others(each["other_config"])
-        if now.get("users") != was.get("users") and (replaces or _is_spare(scene, known)):
+        made_room = replaces or key in scene.displaced or _is_spare(scene, known)
+        if now.get("users") != was.get("users") and made_room:
             was.pop("users")  # it made room in the replica
-            if not now["users"]:
+            scene.displaced.add(key)
+            if not now["users"] and not amid:
                 scene.detached.add(key)
         was.pop("power_state", None)  # see `judge_powers`
         for name, value in was.items():
@@ -249,9 +256,18 @@ def judge_points(scene: Scene, look: Look, ran: Ran) -> Iterator[Violation]:
                 yield Violation("point.changed", f"{look.thing(key)} held {holds}, holds {now}")
                 scene.points[key] = now
         else:
-            if newest and not ran.has_succeeded:
+            if newest and not ran.has_succeeded and not _is_followed(scene, look, key):
                 yield Violation("point.gone", f"the newest restore point {key} is gone")
             del scene.points[key]
+
+
+def _is_followed(scene: Scene, look: Look, gone: Key) -> bool:
+    """Return whether a run that ended early has made a newer restore point in place of one."""
+    return any(
+        key[0] == gone[0] and key not in scene.points and _is_signed(look, key)
+        for key in look.vms
+        if scene.role(look, key) is Role.POINT
+    )
 
 
 # -- what is left ---------------------------------------------------------------------------------
@@ -316,6 +332,8 @@ def _leavings_of_runs(scene: Scene, look: Look) -> Iterator[Violation]:
         owner = look.vms.get((vbd[0], record["VM"]))
         if owner is not None and owner["is_control_domain"]:
             vdi = (vbd[0], record["VDI"])
+            if any(user in scene.theirs for user in look.users.get(vdi, ())):
+                continue  # people use a disk that a dead toolstack has left attached
             what = look.thing(vdi) if vdi in look else "a disk"
             yield Violation("leak dom0", f"{what} is attached to the control domain")
     for name, pool in scene.world.lab.pools.items():
@@ -359,13 +377,23 @@ def _contents(look: Look) -> set[str]:
 
 
 def _is_known_by_sight(look: Look, key: Key) -> bool:
-    """Return whether an object still tells that it has to do with us, if proven or not."""
-    record = look.vms[key] if key in look.vms else look.vdis[key]
-    if any(name.startswith("xorepd:") for name in record["other_config"]):
-        return True
-    # A run takes all its keys off a suspended VM that people have resumed: it is theirs then.
-    was_resumed = "(memory" in record["name_label"] and key in look.vms and not look.image(key)
-    return record["name_label"].startswith(NAMES) and not was_resumed
+    """Return whether an object still tells that it has to do with us, if proven or not.
+
+    Names tell nothing, but for that of an unfinished VM: Xen Orchestra gives the same.
+    """
+    if key not in look.vms:
+        return _has_key_of_ours(look.vdis[key])
+    record = look.vms[key]
+    disks = look.disks(key).values() if record["is_a_snapshot"] else ()
+    is_unfinished = record["name_label"].startswith("xorepd-unmarked")
+    is_blocked = record["blocked_operations"].get("resume") == BLOCK_TEXT
+    has_key = any(map(_has_key_of_ours, [record, *(look.vdis[each] for each in disks)]))
+    return is_unfinished or is_blocked or has_key
+
+
+def _has_key_of_ours(record: dict[str, Any]) -> bool:
+    """Return whether a record bears a key that a source VM, and what people make of it, has not."""
+    return any(name.startswith("xorepd:") for name in record["other_config"].keys() - LASTING)
 
 
 async def list_orphans(scene: Scene) -> str:

@@ -202,6 +202,8 @@ class Scene:
     """Fingerprints of what restore points have held."""
     opened: set[Key] = field(default_factory=set)
     """Disks that people have attached for writing, or a VM that they started has."""
+    displaced: set[Key] = field(default_factory=set)
+    """Disks of theirs that a run took out of the replica, as it may."""
     detached: set[Key] = field(default_factory=set)
     """Disks of people's that a run took out of the replica."""
     is_harmless: bool = True
