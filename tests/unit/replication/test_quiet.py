@@ -14,14 +14,15 @@ LEFT = Downed("run-1", "uuid-of-web01", ("v-0", "v-1"), "2026-03-02T12:00:00+00:
 
 @pytest.mark.parametrize("disks", [(), ("v-0",), ("v-0", "v-1")])
 def test_what_is_written_comes_back(disks: tuple[str, ...]) -> None:
-    left = Downed("run-1", "uuid-of-web01", disks, "2026-03-02T12:00:00+00:00", "Halted")
+    started_at, ref = "2026-03-02T12:00:00+00:00", "OpaqueRef:web01"
+    left = Downed("run-1", "uuid-of-web01", disks, started_at, "Halted", ref)
 
     assert Downed.decode(left.encode()) == left
 
 
-def test_what_an_earlier_version_wrote_tells_no_power_state() -> None:
+def test_what_an_earlier_version_wrote_tells_neither_power_state_nor_reference() -> None:
     plain = json.loads(LEFT.encode())
-    del plain["down"]
+    del plain["down"], plain["ref"]
 
     assert Downed.decode(json.dumps(plain)) == LEFT
 
@@ -39,6 +40,7 @@ def test_what_is_not_whole_is_none(member: str) -> None:
     [
         {"run": 5},
         {"down": 5},
+        {"ref": None},
         {"self": None},
         {"started_at": ["2026-03-02T12:00:00+00:00"]},
         {"disks": None},

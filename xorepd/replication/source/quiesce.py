@@ -17,7 +17,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import structlog
 
@@ -133,6 +133,8 @@ class Downed:
     """When it had been started last, ISO 8601."""
     down: str = ""
     """The power state in which the run may have left it; empty: the earlier form does not say."""
+    ref: str = ""
+    """Its reference, which an import under the same UUID does not have; empty as above."""
 
     def encode(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -142,10 +144,10 @@ class Downed:
         """Return what `encode` wrote; None where it is something else."""
         try:
             plain = json.loads(text)
-            down = plain.get("down", "")
-            texts = [plain["run"], plain["self"], plain["started_at"], down, *plain["disks"]]
+            later = [plain.get(member, "") for member in ("down", "ref")]
+            texts = [plain["run"], plain["self"], plain["started_at"], *later, *plain["disks"]]
             disks = tuple(plain["disks"])
-            found = cls(plain["run"], plain["self"], disks, plain["started_at"], down)
+            found = cls(plain["run"], plain["self"], disks, plain["started_at"], *later)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         return found if all(isinstance(text, str) for text in texts) else None
@@ -156,7 +158,7 @@ async def _look_at(pool: Pool, run: str, vm: Vm, down: str) -> Downed:
     disks = sorted(vdi.uuid for _, vdi in disks_of(pool.cache, vm))
     metrics = await pool.call("VM.get_metrics", vm.ref)
     started = parse_time(await pool.call("VM_metrics.get_start_time", metrics))
-    return Downed(run, vm.uuid, tuple(disks), started.isoformat(), down)
+    return Downed(run, vm.uuid, tuple(disks), started.isoformat(), down, vm.ref)
 
 
 async def start_if_left_down(pair: Pair, vm: Vm) -> None:
@@ -170,7 +172,8 @@ async def start_if_left_down(pair: Pair, vm: Vm) -> None:
     if (
         left is not None
         and vm.power_state in (left.down or vm.power_state, "Running")
-        and left == await _look_at(pair.source, left.run, vm, left.down)
+        and left.ref in ("", vm.ref)
+        and replace(left, ref=vm.ref) == await _look_at(pair.source, left.run, vm, left.down)
     ):
         await start_again(pair, vm.ref)
         return
