@@ -108,7 +108,6 @@ def carry_vm(people: People, it: Thing) -> None:
 def restore_vm(people: People, it: Thing) -> None:
     """Export a VM, perhaps delete it, and import it under its own UUID."""
     people.halt(it.pool, it.ref)
-    people.touched_power |= it.key == people.scene.source
     archive = people.export(it)
     pool = people.rng.choice((it.pool, it.pool, *POOLS))
     if pool == it.pool and people.rng.random() < 0.7:

@@ -137,6 +137,7 @@ class People:
     def halt(self, pool: str, ref: str) -> None:
         if self.x(pool).VM.get_power_state(ref) in ("Running", "Paused"):
             self.x(pool).VM.hard_shutdown(ref)
+            self.touched_power |= (pool, ref) == self.scene.source
 
     # -- what they write ------------------------------------------------------------------------
 
