@@ -222,7 +222,8 @@ class SourceWorld(World):
             origin = self.raw(disk)["snapshot_of"]
             content: dict[str, Any] = {"snapshot": self.uuid(disk), "disk": self.uuid(origin)}
             self.mark(disk, Role.SOURCE, **facts, **content)
-        self.mark(made, Role.SOURCE, **facts, snapshot=self.uuid(made))
+        names = {str(device): self.uuid(disk) for device, disk in enumerate(self.disks(made))}
+        self.mark(made, Role.SOURCE, **facts, snapshot=self.uuid(made), disks=names)
         return made
 
     def earlier_snapshot(self, run: str = "run-1", *, confirmed: bool) -> Ref:

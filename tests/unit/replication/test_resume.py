@@ -21,7 +21,7 @@ from xorepd.errors import (
 from xorepd.ids import Ref
 from xorepd.replication.deciding.modes import Delta, Full, FullReason, Resync, ResyncReason
 from xorepd.replication.deciding.resume import MOST_TRIES, Leftover, find_leftover, may_be_resumed
-from xorepd.replication.format.marks import CONFIRMED, Role
+from xorepd.replication.format.marks import CONFIRMED, KEY, Role
 from xorepd.xapi.records import CONTENT_ID
 
 SIZE = 1 << 30
@@ -136,6 +136,16 @@ def written_to(cut: Cut) -> None:
     cut.prod.write(cut.prod.disks(cut.snapshot)[1])
 
 
+def stripped_of_a_mark(cut: Cut) -> None:
+    del cut.prod.raw(cut.prod.disks(cut.snapshot)[1])["other_config"][KEY]
+
+
+def without_one_of_its_disks(cut: Cut) -> None:
+    disk = cut.prod.disks(cut.snapshot)[1]
+    cut.prod.detach(cut.prod.raw(disk)["VBDs"][0])
+    cut.prod.destroy(disk)
+
+
 def older_than_the_newest_point(cut: Cut) -> None:
     cut.dr.run("another", ("c-8", "c-9"))
 
@@ -154,6 +164,8 @@ def committed(cut: Cut) -> None:
         of_another_target,
         committed,
         written_to,
+        stripped_of_a_mark,
+        without_one_of_its_disks,
         older_than_the_newest_point,
     ],
 )

@@ -104,7 +104,8 @@ def find_leftover(
 def _can_be_read(source: SourceSide, group: VmSnapshot) -> bool:
     """Return whether all of a snapshot is there, and its disks are still those of the VM."""
     present = {vdi.uuid for vdi in source.drives}
-    return all(
+    signed = {str(disk.vdi.uuid) for disk in group.disks}
+    return signed.issuperset(group.mark.disks.values()) and all(
         disk.vdi.has_data and disk.content is not Content.CHANGED and disk.mark.disk in present
         for disk in group.disks
     )

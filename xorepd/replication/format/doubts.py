@@ -47,6 +47,8 @@ from xorepd.xapi.tables import Tables
 SETTLED = "none"
 """What an operator writes in place of a mark: an object without any may have lost its own."""
 
+_KINDS = {Role.POINT: "restore point", Role.SOURCE: "source snapshot"}
+
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
@@ -137,7 +139,7 @@ def _named_disks(marks: MarkIndex) -> Iterator[tuple[str, str]]:
     """Yield the UUIDs of the disks that our VMs say they have or had, and why they are doubtful."""
     for each in marks.vms.find(signed=True):
         vm, mark = each.what, each.mark
-        kind = "restore point" if mark.role is Role.POINT else "replica"
+        kind = _KINDS.get(mark.role, "replica")
         lost = f"was the disk of {kind} {vm.name_label}, and has lost its marks"
         yield from ((uuid, lost) for uuid in mark.disks.values())
         for uuid, device in mark.displaced.items():
@@ -169,9 +171,9 @@ def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
     mark = marks.vms.mark(vm.ref)
     if (own := marks.vms.own_mark(vm.ref)) is not None:
         changed = [vdi for _, vdi in disks_of(cache, vm) if is_changed(vdi)]
-        if not changed or own.role not in (Role.POINT, Role.SOURCE):
+        if not changed or own.role not in _KINDS:
             return ""  # a replica that has changed is refused by its own run
-        what = "restore point" if own.role is Role.POINT else "source snapshot"
+        what = _KINDS[own.role]
         names = ", ".join(vdi.name_label or vdi.uuid for vdi in changed)
         return f"is a {what} that was written to since it was taken (disk {names})"
     if mark is not None and mark.self == vm.uuid:

@@ -168,7 +168,11 @@ async def take_source_snapshot(
     if image is not None:  # of no drive of the snapshot: without its mark it would outlive that
         mark = replace(blank.on(image.uuid, image.ref), snapshot=image.uuid)
         await rewrite_other_config(pair.source, "VDI", image.ref, {KEY: mark.encode()})
-    mark = replace(blank.on(snapshot.uuid, snapshot.ref), snapshot=snapshot.uuid)
+    mark = replace(
+        blank.on(snapshot.uuid, snapshot.ref),
+        snapshot=snapshot.uuid,
+        disks={disk.mark.device: str(disk.vdi.uuid) for disk in disks},
+    )
     keys = xo_source(a.job.id, vm.uuid, snapshot.snapshot_time)
     other = {k: v for k, v in snapshot.other_config.items() if k not in (RESTART, CURRENT)}
     other |= keys | wanted | {KEY: mark.encode()}
