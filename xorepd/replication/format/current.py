@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json
 
 from xorepd.xapi.records import Vm
 
 KEY = "xorepd:current"
 _VERSION = 1
-_MOST = 2**53
 
 
 class State(StrEnum):
@@ -36,8 +39,10 @@ class State(StrEnum):
 class Current:
     """What `xorepd:current` says."""
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")
+
     lineage: str
-    epoch: int
+    epoch: Annotated[int, Field(gt=0, lt=2**53)]
     state: State
     self: str
     """UUID of the VM that it was written on."""
@@ -59,19 +64,17 @@ def own_current(vm: Vm) -> Current | None:
     return found if found is not None and found.self == vm.uuid else None
 
 
+_CURRENT = TypeAdapter(Current)
+
+
 def _decode(other_config: Mapping[str, str]) -> Current | None:
-    try:
-        plain = json.loads(other_config.get(KEY, "null"))
-        if not isinstance(plain, dict) or plain.pop("v", None) != _VERSION:
-            return None
-        known = {f.name for f in fields(Current)}
-        values = {key: value for key, value in plain.items() if key in known}
-        found = Current(**(values | {"state": State(values["state"])}))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    text = other_config.get(KEY, "")
+    if not text.startswith("{"):
         return None
-    texts: list[object] = [found.lineage, found.self, found.peer, found.since, found.by]
-    is_number = type(found.epoch) is int and 0 < found.epoch < _MOST
-    return found if is_number and all(isinstance(text, str) for text in texts) else None
+    try:
+        return _CURRENT.validate_json(text) if from_json(text).get("v") == _VERSION else None
+    except ValueError:
+        return None
 
 
 def source_of(vm: Vm, pool: str) -> Current:

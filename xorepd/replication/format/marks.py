@@ -35,10 +35,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic_core import from_json, to_json
 
 PREFIX = "xorepd:"
 KEY = "xorepd:mark"
@@ -80,16 +83,13 @@ FUTURE = timedelta(minutes=15)
 """How far a moment may lie behind the arrival of its restore point before a clock must be wrong."""
 
 _SECTOR = 512
-_MOST = 2**53
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIER_MEMBERS = {
     *("role", "stream", "run", "self", "job", "snapshot", "disk", "device", "deltas"),
     *("confirmed", "commit", "onto", "base", "reason"),
 }
-_TEXTS = (
-    *("run", "self", "ref", "attempt", "lineage", "job", "snapshot", "disk", "device"),
-    *("moment", "arrived", "content", "onto", "base", "reason"),
-)
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_STRICT = ConfigDict(strict=True, extra="ignore")
 
 
 class Role(StrEnum):
@@ -115,6 +115,8 @@ class Use(StrEnum):
 class ReplicaKey:
     """What is kept together: one source VM replicated to one SR, whatever job does it."""
 
+    __pydantic_config__ = _STRICT
+
     pool: str
     """UUID of the source pool: UUIDs of VMs survive moves between pools."""
     vm: str
@@ -135,6 +137,8 @@ class ReplicaKey:
 class Commit:
     """A swap of the replica's disks under way: what recovery needs to undo or finish it."""
 
+    __pydantic_config__ = _STRICT
+
     run: str
     old: Mapping[str, str]
     """Device → UUID of the disk that is replaced; a device may be in one of the two only."""
@@ -150,6 +154,8 @@ class Commit:
 class Mark:
     """What `xorepd:mark` says. Empty where it does not apply to the role."""
 
+    __pydantic_config__ = _STRICT
+
     role: Role
     stream: ReplicaKey
     run: str
@@ -161,7 +167,7 @@ class Mark:
     """Which attempt of the run: one for each VM and target."""
     lineage: str = ""
     """`<pool>/<VM>`, UUIDs, where all of this began; empty where that is the stream's source."""
-    epoch: int = 0
+    epoch: _Count = 0
     """How often source and replica have changed their roles."""
     job: str = ""
     """Name of the job, for people: nothing is decided by it."""
@@ -172,11 +178,11 @@ class Mark:
     """On disks: UUID of the source disk."""
     device: str = ""
     """On disks: `userdevice` of the source disk."""
-    order: int = 0
+    order: _Count = 0
     """Which snapshot of the stream it is: later ones have higher numbers."""
     moment: str = ""
     """When the source was snapshotted, by its pool's clock: ISO 8601."""
-    offset: int = 0
+    offset: Annotated[int, Field(gt=-(2**53), lt=2**53)] = 0
     """Seconds by which that clock was ahead of the daemon's, as far as that was known."""
     arrived: str = ""
     """On restore points: when it was taken, by the target pool's clock."""
@@ -184,8 +190,9 @@ class Mark:
     """On disks: XAPI's content id at the time when this was written (see `Vdi.content_id`); empty
     in the earlier form."""
     disks: Mapping[str, str] = field(default_factory=dict)
-    """On the replica and on restore points: device → UUID of the disk that we gave it."""
-    deltas: int = 0
+    """On VMs: device → UUID of the disk that we gave it, or that our snapshot has. Empty on source
+    snapshots of an earlier form."""
+    deltas: _Count = 0
     """On disks of the target: how many deltas it has had since it was sent whole."""
     confirmed: bool = False
     """On source snapshots of an earlier form, whose stream names a target: it holds the content."""
@@ -235,61 +242,37 @@ def is_from_the_future(mark: Mark, arrived: datetime) -> bool:
     return taken_at is not None and taken_at - (read_time(mark.arrived) or arrived) > FUTURE
 
 
+_MARK = TypeAdapter(Mark)
+
+
 def decode(other_config: Mapping[str, str]) -> Mark | None:
-    """Return the mark on an object, valid or not; None where there is none that we understand."""
+    """Return the mark on an object, valid or not; None where there is none that we understand.
+
+    Any program may write into `other_config`: a member of a wrong type makes it no mark at all.
+    """
+    text = other_config.get(KEY, "")
+    if not text.startswith("{"):
+        return None
     try:
-        plain = json.loads(other_config.get(KEY, "null"))
-        if not isinstance(plain, dict):
-            return None
-        match plain.pop("v", None):
+        plain = from_json(text)
+        match plain.get("v"):
             case 2:
-                pass
+                return _MARK.validate_json(text)
             case 1:
-                plain = _of_earlier(plain)
+                return _MARK.validate_json(to_json(_of_earlier(plain)))
             case _:
                 return None
-        known = {f.name for f in fields(Mark)}
-        values = {key: value for key, value in plain.items() if key in known}
-        values["role"] = Role(values["role"])
-        values["stream"] = ReplicaKey(**values["stream"])
-        if values.get("commit"):
-            values["commit"] = Commit(**values["commit"])
-        mark = Mark(**values)
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+    except ValueError:
         return None
-    return mark if _is_sound(mark) else None
 
 
 def _of_earlier(plain: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a mark of the earlier version as the present one has them."""
-    time = plain.pop("time", "")
-    moment = read_time(time)
+    time = plain.get("time", "")
+    moment = read_time(time) if isinstance(time, str) else None
     order = 0 if moment is None else int((moment - _EPOCH) / timedelta(microseconds=1))
     earlier = {key: plain[key] for key in plain.keys() & _EARLIER_MEMBERS}
     return earlier | {"moment": time, "order": max(0, order)}
-
-
-def _is_sound(mark: Mark) -> bool:
-    """Return whether every member has its type: any program may write into `other_config`."""
-    texts: list[object] = [mark.stream.pool, mark.stream.vm, mark.stream.sr]
-    texts += [getattr(mark, name) for name in _TEXTS]
-    sides: list[object] = [mark.disks, mark.displaced]
-    commit: Any = mark.commit
-    if commit is not None:
-        if not isinstance(commit, Commit):
-            return False
-        texts += [commit.run, commit.point, commit.title]
-        sides += [commit.old, commit.new]
-    for side in sides:
-        if not isinstance(side, dict):
-            return False
-        texts += side.values()
-    numbers = (mark.deltas, mark.order, mark.epoch)
-    if any(type(number) is not int or not 0 <= number < _MOST for number in numbers):
-        return False
-    if type(mark.offset) is not int or abs(mark.offset) >= _MOST:
-        return False
-    return isinstance(mark.confirmed, bool) and all(isinstance(text, str) for text in texts)
 
 
 def uses_of(other_config: Mapping[str, str], mark: Mark) -> dict[str, Use]:
