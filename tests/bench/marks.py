@@ -36,7 +36,7 @@ from xorepd.replication.format.doubts import find_unresolved
 from xorepd.replication.format.inventory import read_source, read_target
 from xorepd.replication.format.marks import ReplicaKey
 from xorepd.replication.run.jobs import run_job
-from xorepd.xapi.records import PoolRecord, Sr, Vbd, Vdi, Vm
+from xorepd.xapi.records import PoolRecord, Sr, Vbd, Vdi, Vm, read_record
 from xorepd.xapi.tables import Tables
 
 MOST_S = 3.0
@@ -97,14 +97,18 @@ def measure(vms: int, points: int) -> dict[str, float]:
 def pool_of(part: World, copies: int) -> Tables:
     """Return the records of a pool that holds the same part for each of many source VMs."""
     tables = Tables()
-    tables.put(PoolRecord.parse(Ref("OpaqueRef:pool"), {"uuid": STREAM.pool, "name_label": "dr"}))
-    tables.put(Sr.parse(SR, {"uuid": STREAM.sr, "name_label": "sr", "type": "ext", "PBDs": []}))
+    tables.put(
+        read_record(PoolRecord, Ref("OpaqueRef:pool"), {"uuid": STREAM.pool, "name_label": "dr"})
+    )
+    tables.put(
+        read_record(Sr, SR, {"uuid": STREAM.sr, "name_label": "sr", "type": "ext", "PBDs": []})
+    )
     written = [(cls, ref, json.dumps(raw)) for cls, ref, raw in part.raws()]
     for number in range(copies):
         for cls, ref, text in written:
             plain = re.sub(r"(OpaqueRef:v\w+-|v\w+-\d+-uuid|\bvm-1\b)", rf"\1-of-{number}", text)
             name = re.sub(r"(OpaqueRef:v\w+-)", rf"\1-of-{number}", ref)
-            tables.put(cls.parse(Ref(name), json.loads(plain)))
+            tables.put(read_record(cls, Ref(name), json.loads(plain)))
     return tables
 
 

@@ -22,7 +22,7 @@ from xorepd.replication.format.marks import (
     next_order,
 )
 from xorepd.replication.format.ownership import own_mark
-from xorepd.xapi.records import Vm
+from xorepd.xapi.records import Vm, read_record
 
 TEXTS = st.text(max_size=20)
 NUMBERS = st.integers(0, 2**53 - 1)
@@ -78,7 +78,7 @@ def test_unknown_members_are_ignored(mark: Mark, members: dict[str, object]) -> 
 def test_mark_counts_on_no_object_but_its_own(mark: Mark, uuid: str, ref: str) -> None:
     raw = raws.vm(uuid, other_config={KEY: mark.encode()})
 
-    found = own_mark(Vm.parse(Ref(ref), raw))
+    found = own_mark(read_record(Vm, Ref(ref), raw))
 
     assert found == (mark if (uuid, mark.ref or ref) == (mark.self, ref) else None)
 

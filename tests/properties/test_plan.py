@@ -22,7 +22,7 @@ from xorepd.replication.format.foreign import Copy
 from xorepd.replication.format.inventory import Marked
 from xorepd.replication.format.marks import Mark, ReplicaKey, Role
 from xorepd.replication.format.ownership import Content
-from xorepd.xapi.records import Vdi
+from xorepd.xapi.records import Vdi, read_record
 
 SIZE = 1000
 DISKS = (SourceDisk("d-0", "0", "root", SIZE), SourceDisk("d-1", "1", "data", SIZE))
@@ -65,7 +65,7 @@ BASES = st.lists(
 
 
 def vdi(uuid: str, kind: str = "user") -> Vdi:
-    return Vdi.parse(Ref(f"ref-{uuid}"), raws.vdi(uuid, type=kind, is_a_snapshot=True))
+    return read_record(Vdi, Ref(f"ref-{uuid}"), raws.vdi(uuid, type=kind, is_a_snapshot=True))
 
 
 THEIR_BASES = [None, vdi("their-1"), vdi("their-2"), vdi("their-3", "cbt_metadata")]

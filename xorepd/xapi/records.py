@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+)
 
 from xorepd.errors import shortened
 from xorepd.ids import PoolUuid, Ref, SrUuid, VdiUuid, VmUuid, is_null
 
-Raw = Mapping[str, Any]
 R = TypeVar("R", bound="Record")
 
 LONGEST_NAME = 1000
@@ -55,125 +64,57 @@ class BadRecord(ValueError):
     """An invalid record; the text says of which object, and why."""
 
 
-def read_record(cls: type[R], ref: Ref, raw: object) -> R:
-    """Parse a record from a pool.
-
-    Raises:
-        BadRecord: it is not a record of its class.
-    """
-    if not isinstance(raw, Mapping):
-        raise BadRecord(f"a {cls.kind} record is no struct")
-    try:
-        return cast(R, cls.parse(ref, raw))
-    except ValueError as error:
-        raise BadRecord(f"of {cls.kind} {str(raw.get('uuid'))[:36]!r}, {error}") from error
-
-
-def _text(raw: Raw, field: str, default: str | None = None) -> str:
-    value = raw.get(field, default)
-    if not isinstance(value, str):
-        raise _wrong(raw, field, "text")
-    return value
-
-
-def _name(raw: Raw, field: str, default: str | None = None) -> str:
-    return shortened(_text(raw, field, default), LONGEST_NAME)
-
-
-def _flag(raw: Raw, field: str, default: bool | None = None) -> bool:
-    value = raw.get(field, default)
-    if not isinstance(value, bool):
-        raise _wrong(raw, field, "boolean")
-    return value
-
-
-def _number(raw: Raw, field: str, default: int | None = None) -> int:
-    value = raw.get(field, default)
+def _as_number(value: object) -> int:
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         return int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong(raw, field, "number")
+        raise ValueError
     return value
 
 
-def _texts(raw: Raw, field: str) -> tuple[str, ...]:
-    value = raw.get(field, ())
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise _wrong(raw, field, "list of texts")
-    return tuple(value)
+def _without_null(refs: tuple[Ref, ...]) -> tuple[Ref, ...]:
+    return tuple(ref for ref in refs if not is_null(ref))
 
 
-def _refs(raw: Raw, field: str) -> tuple[Ref, ...]:
-    return tuple(Ref(each) for each in _texts(raw, field) if not is_null(each))
+def _first_errors(errors: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(shortened, errors[:LONGEST_ERROR]))
 
 
-def _ref(raw: Raw, field: str) -> Ref:
-    return Ref(_text(raw, field, ""))
+NO_REF = Ref("")
+
+Name = Annotated[str, AfterValidator(lambda text: shortened(text, LONGEST_NAME))]
+Number = Annotated[int, BeforeValidator(_as_number)]
+Time = Annotated[datetime, PlainValidator(parse_time)]
+Refs = Annotated[tuple[Ref, ...], AfterValidator(_without_null)]
+Texts = tuple[str, ...]
+Map = Annotated[dict[str, str], BeforeValidator(lambda value: value or {})]
 
 
-def _map(raw: Raw, field: str) -> dict[str, str]:
-    value = raw.get(field) or {}
-    if not isinstance(value, Mapping) or not all(
-        isinstance(key, str) and isinstance(each, str) for key, each in value.items()
-    ):
-        raise _wrong(raw, field, "map of texts")
-    return dict(value)
-
-
-def _wrong(raw: Raw, field: str, wanted: str) -> BadRecord:
-    return BadRecord(f"{field} is no {wanted}" if field in raw else f"{field} is missing")
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
     kind: ClassVar[str] = "VM"
     ref: Ref
     uuid: VmUuid
-    name_label: str
-    name_description: str
+    name_label: Name
+    name_description: Name = ""
     power_state: str
-    is_a_template: bool
-    is_a_snapshot: bool
-    is_control_domain: bool
-    snapshot_of: Ref
-    snapshots: tuple[Ref, ...]
-    snapshot_time: datetime
-    other_config: dict[str, str]
-    blocked_operations: dict[str, str]
-    current_operations: dict[str, str]
-    tags: tuple[str, ...]
-    vbds: tuple[Ref, ...]
-    vifs: tuple[Ref, ...]
-    ha_restart_priority: str
-    resident_on: Ref
+    is_a_template: StrictBool
+    is_a_snapshot: StrictBool
+    is_control_domain: StrictBool
+    snapshot_of: Ref = NO_REF
+    snapshots: Refs = ()
+    snapshot_time: Time = EPOCH
+    other_config: Map = field(default_factory=dict)
+    blocked_operations: Map = field(default_factory=dict)
+    current_operations: Map = field(default_factory=dict)
+    tags: Texts = ()
+    vbds: Annotated[Refs, Field(alias="VBDs")] = ()
+    vifs: Annotated[Refs, Field(alias="VIFs")] = ()
+    ha_restart_priority: str = ""
+    resident_on: Ref = NO_REF
     """The host that the VM runs on."""
-    suspend_vdi: Ref
+    suspend_vdi: Annotated[Ref, Field(alias="suspend_VDI")] = NO_REF
     """VDI with the memory of a suspended VM, or of a snapshot with memory."""
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=VmUuid(_text(raw, "uuid")),
-            name_label=_name(raw, "name_label"),
-            name_description=_name(raw, "name_description", ""),
-            power_state=_text(raw, "power_state"),
-            is_a_template=_flag(raw, "is_a_template"),
-            is_a_snapshot=_flag(raw, "is_a_snapshot"),
-            is_control_domain=_flag(raw, "is_control_domain"),
-            snapshot_of=_ref(raw, "snapshot_of"),
-            snapshots=_refs(raw, "snapshots"),
-            snapshot_time=parse_time(raw.get("snapshot_time")),
-            other_config=_map(raw, "other_config"),
-            blocked_operations=_map(raw, "blocked_operations"),
-            current_operations=_map(raw, "current_operations"),
-            tags=_texts(raw, "tags"),
-            vbds=_refs(raw, "VBDs"),
-            vifs=_refs(raw, "VIFs"),
-            ha_restart_priority=_text(raw, "ha_restart_priority", ""),
-            resident_on=_ref(raw, "resident_on"),
-            suspend_vdi=_ref(raw, "suspend_VDI"),
-        )
 
     @property
     def is_ordinary(self) -> bool:
@@ -181,54 +122,29 @@ class Vm:
         return not (self.is_a_snapshot or self.is_a_template or self.is_control_domain)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vdi:
     kind: ClassVar[str] = "VDI"
     ref: Ref
     uuid: VdiUuid
-    name_label: str
-    name_description: str
-    sr: Ref
-    virtual_size: int
-    physical_utilisation: int
-    type: str
-    managed: bool
-    missing: bool
-    sharable: bool
-    on_boot: str
-    is_a_snapshot: bool
-    cbt_enabled: bool
-    snapshot_of: Ref
-    snapshot_time: datetime
-    other_config: dict[str, str]
-    sm_config: dict[str, str]
-    tags: tuple[str, ...]
-    vbds: tuple[Ref, ...]
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=VdiUuid(_text(raw, "uuid")),
-            name_label=_name(raw, "name_label"),
-            name_description=_name(raw, "name_description", ""),
-            sr=_ref(raw, "SR"),
-            virtual_size=_number(raw, "virtual_size"),
-            physical_utilisation=_number(raw, "physical_utilisation", 0),
-            type=_text(raw, "type", "user"),
-            managed=_flag(raw, "managed", True),
-            missing=_flag(raw, "missing", False),
-            sharable=_flag(raw, "sharable", False),
-            on_boot=_text(raw, "on_boot", "persist"),
-            cbt_enabled=_flag(raw, "cbt_enabled", False),
-            is_a_snapshot=_flag(raw, "is_a_snapshot"),
-            snapshot_of=_ref(raw, "snapshot_of"),
-            snapshot_time=parse_time(raw.get("snapshot_time")),
-            other_config=_map(raw, "other_config"),
-            sm_config=_map(raw, "sm_config"),
-            tags=_texts(raw, "tags"),
-            vbds=_refs(raw, "VBDs"),
-        )
+    name_label: Name
+    name_description: Name = ""
+    sr: Annotated[Ref, Field(alias="SR")] = NO_REF
+    virtual_size: Number
+    physical_utilisation: Number = 0
+    type: str = "user"
+    managed: StrictBool = True
+    missing: StrictBool = False
+    sharable: StrictBool = False
+    on_boot: str = "persist"
+    is_a_snapshot: StrictBool
+    cbt_enabled: StrictBool = False
+    snapshot_of: Ref = NO_REF
+    snapshot_time: Time = EPOCH
+    other_config: Map = field(default_factory=dict)
+    sm_config: Map = field(default_factory=dict)
+    tags: Texts = ()
+    vbds: Annotated[Refs, Field(alias="VBDs")] = ()
 
     @property
     def content_id(self) -> str:
@@ -253,88 +169,46 @@ class Vdi:
         return is_there and self.type == "cbt_metadata" and self.cbt_enabled
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vbd:
     kind: ClassVar[str] = "VBD"
     ref: Ref
     uuid: str
-    vm: Ref
-    vdi: Ref
-    userdevice: str
-    bootable: bool
-    mode: str
-    type: str
-    empty: bool
-    currently_attached: bool
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=_text(raw, "uuid"),
-            vm=_ref(raw, "VM"),
-            vdi=_ref(raw, "VDI"),
-            userdevice=_text(raw, "userdevice", ""),
-            bootable=_flag(raw, "bootable", False),
-            mode=_text(raw, "mode", "RW"),
-            type=_text(raw, "type", "Disk"),
-            empty=_flag(raw, "empty", False),
-            currently_attached=_flag(raw, "currently_attached", False),
-        )
+    vm: Annotated[Ref, Field(alias="VM")] = NO_REF
+    vdi: Annotated[Ref, Field(alias="VDI")] = NO_REF
+    userdevice: str = ""
+    bootable: StrictBool = False
+    mode: str = "RW"
+    type: str = "Disk"
+    empty: StrictBool = False
+    currently_attached: StrictBool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vif:
     kind: ClassVar[str] = "VIF"
     ref: Ref
     uuid: str
-    vm: Ref
-    network: Ref
+    vm: Annotated[Ref, Field(alias="VM")] = NO_REF
+    network: Ref = NO_REF
     device: str
-    mac: str
-    mtu: int
-    other_config: dict[str, str]
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=_text(raw, "uuid"),
-            vm=_ref(raw, "VM"),
-            network=_ref(raw, "network"),
-            device=_text(raw, "device"),
-            mac=_text(raw, "MAC"),
-            mtu=_number(raw, "MTU", 1500),
-            other_config=_map(raw, "other_config"),
-        )
+    mac: Annotated[str, Field(alias="MAC")]
+    mtu: Annotated[Number, Field(alias="MTU")] = 1500
+    other_config: Map = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sr:
     kind: ClassVar[str] = "SR"
     ref: Ref
     uuid: SrUuid
-    name_label: str
+    name_label: Name
     type: str
-    content_type: str
-    physical_size: int
-    physical_utilisation: int
-    pbds: tuple[Ref, ...]
-    sm_config: dict[str, str]
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=SrUuid(_text(raw, "uuid")),
-            name_label=_name(raw, "name_label"),
-            type=_text(raw, "type"),
-            content_type=_text(raw, "content_type", ""),
-            physical_size=_number(raw, "physical_size", 0),
-            physical_utilisation=_number(raw, "physical_utilisation", 0),
-            pbds=_refs(raw, "PBDs"),
-            sm_config=_map(raw, "sm_config"),
-        )
+    content_type: str = ""
+    physical_size: Number = 0
+    physical_utilisation: Number = 0
+    pbds: Annotated[Refs, Field(alias="PBDs")] = ()
+    sm_config: Map = field(default_factory=dict)
 
     @property
     def zeroes_new_disks(self) -> bool:
@@ -357,121 +231,76 @@ class Sr:
         return max(0, self.physical_size - self.physical_utilisation)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pbd:
     kind: ClassVar[str] = "PBD"
     ref: Ref
     uuid: str
-    host: Ref
-    sr: Ref
-    currently_attached: bool
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=_text(raw, "uuid"),
-            host=_ref(raw, "host"),
-            sr=_ref(raw, "SR"),
-            currently_attached=_flag(raw, "currently_attached", False),
-        )
+    host: Ref = NO_REF
+    sr: Annotated[Ref, Field(alias="SR")] = NO_REF
+    currently_attached: StrictBool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     kind: ClassVar[str] = "host"
     ref: Ref
     uuid: str
-    name_label: str
+    name_label: Name
     address: str
-    enabled: bool
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=_text(raw, "uuid"),
-            name_label=_name(raw, "name_label"),
-            address=_text(raw, "address"),
-            enabled=_flag(raw, "enabled", True),
-        )
+    enabled: StrictBool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     kind: ClassVar[str] = "network"
     ref: Ref
     uuid: str
-    name_label: str
-    pifs: tuple[Ref, ...]
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(ref, _text(raw, "uuid"), _name(raw, "name_label"), _refs(raw, "PIFs"))
+    name_label: Name
+    pifs: Annotated[Refs, Field(alias="PIFs")] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pif:
     kind: ClassVar[str] = "PIF"
     ref: Ref
     uuid: str
-    network: Ref
-    vlan: int
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(ref, _text(raw, "uuid"), _ref(raw, "network"), _number(raw, "VLAN", -1))
+    network: Ref = NO_REF
+    vlan: Annotated[Number, Field(alias="VLAN")] = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolRecord:
     kind: ClassVar[str] = "pool"
     ref: Ref
     uuid: PoolUuid
-    name_label: str
-    master: Ref
-
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref, PoolUuid(_text(raw, "uuid")), _name(raw, "name_label", ""), _ref(raw, "master")
-        )
+    name_label: Name = ""
+    master: Ref = NO_REF
 
 
-def _task_owner(raw: Raw) -> str:
-    """Return the owner, from the place where the call that created the task could set it.
-
-    The run and the attempt follow it, for people.
-    """
-    label = _text(raw, "name_description", "")
-    if not label.startswith(OWNER_PREFIX):  # an Async call, not task.create
-        label = _map(raw, "other_config").get(TASK_OWNER, "")
-    return label.partition(" ")[0]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     kind: ClassVar[str] = "task"
     ref: Ref
     uuid: str
-    name_label: str
+    name_label: Name = ""
+    name_description: str = ""
     status: str
-    result: str
-    error_info: tuple[str, ...]
-    owner: str
-    """What we started it for; empty if the task is not ours."""
+    result: Annotated[str, AfterValidator(shortened)] = ""
+    error_info: Annotated[Texts, AfterValidator(_first_errors)] = ()
+    other_config: Map = field(default_factory=dict)
 
-    @classmethod
-    def parse(cls, ref: Ref, raw: Raw) -> Self:
-        return cls(
-            ref=ref,
-            uuid=_text(raw, "uuid"),
-            name_label=_name(raw, "name_label", ""),
-            status=_text(raw, "status"),
-            result=shortened(_text(raw, "result", "")),
-            error_info=tuple(map(shortened, _texts(raw, "error_info")[:LONGEST_ERROR])),
-            owner=_task_owner(raw),
-        )
+    @property
+    def owner(self) -> str:
+        """What we started it for; empty if the task is not ours.
+
+        The call that created the task could set it in one of two places. The run and the attempt
+        follow it, for people.
+        """
+        label = self.name_description
+        if not label.startswith(OWNER_PREFIX):  # an Async call, not task.create
+            label = self.other_config.get(TASK_OWNER, "")
+        return label.partition(" ")[0]
 
     @property
     def is_call(self) -> bool:
@@ -516,3 +345,35 @@ RECORDS: dict[str, type[Record]] = {
     for cls in (Vm, Vdi, Vbd, Vif, Sr, Pbd, Host, Network, Pif, PoolRecord, Task)
 }
 """By the lower-case class name that events use."""
+
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {cls: TypeAdapter(cls) for cls in RECORDS.values()}
+
+_WANTED = {"string": "text", "bool": "boolean", "tuple": "list of texts", "dict": "map of texts"}
+"""What a field should be, by the beginning of pydantic's kind of error."""
+
+
+def read_record(cls: type[R], ref: Ref, raw: object) -> R:
+    """Parse a record from a pool.
+
+    Raises:
+        BadRecord: it is not a record of its class.
+    """
+    if not isinstance(raw, Mapping):
+        raise BadRecord(f"a {cls.kind} record is no struct")
+    try:
+        record: R = _ADAPTERS[cls].validate_python({**raw, "ref": ref})
+    except ValidationError as error:
+        reason = _reason(error)
+        raise BadRecord(f"of {cls.kind} {str(raw.get('uuid'))[:36]!r}, {reason}") from None
+    return record
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name, *inside = first["loc"]
+    if first["type"] == "missing":
+        return f"{name} is missing"
+    wanted = _WANTED.get(first["type"].partition("_")[0], "number")
+    if inside:
+        wanted = "list of texts" if isinstance(inside[0], int) else "map of texts"
+    return f"{name} is no {wanted}"

@@ -12,10 +12,10 @@ from xorepd.ids import Ref
 from xorepd.relay.authority import NotAllowed, base_for, disk_for
 from xorepd.relay.protocol.messages import Open
 from xorepd.replication.format.marks import KEY, Role
-from xorepd.xapi.records import Sr
+from xorepd.xapi.records import Sr, read_record
 
 GiB = 1 << 30
-OUR_SR = Sr.parse(SR, {"uuid": STREAM.sr, "name_label": "dr-storage", "type": "nfs"})
+OUR_SR = read_record(Sr, SR, {"uuid": STREAM.sr, "name_label": "dr-storage", "type": "nfs"})
 
 
 class Site:

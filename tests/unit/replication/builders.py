@@ -19,7 +19,7 @@ from xorepd.replication.format.inventory import SourceSide, TargetSide, read_sou
 from xorepd.replication.format.marks import FOR, KEY, Commit, Mark, ReplicaKey, Role, decode
 from xorepd.replication.format.ownership import temporary_name
 from xorepd.xapi.cache import EventBatch, PoolCache
-from xorepd.xapi.records import CONTENT_ID, Record, Vbd, Vdi, Vm
+from xorepd.xapi.records import CONTENT_ID, Record, Vbd, Vdi, Vm, read_record
 
 STREAM = ReplicaKey(pool="pool-1", vm="vm-1", sr="sr-1")
 OTHER_STREAM = ReplicaKey(pool="pool-1", vm="vm-2", sr="sr-1")
@@ -189,7 +189,9 @@ class World:
     async def cache(self, *others: Record) -> PoolCache:
         """Return the records of the pool, and others of classes that it does not make."""
         cache = PoolCache()
-        records: list[Record] = [cls.parse(ref, raw) for ref, (cls, raw) in self._raws.items()]
+        records: list[Record] = [
+            read_record(cls, ref, raw) for ref, (cls, raw) in self._raws.items()
+        ]
         await cache.apply(EventBatch("1,1", (*records, *others), (), {}, is_first=True))
         return cache
 

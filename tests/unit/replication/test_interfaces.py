@@ -30,7 +30,15 @@ def there(
 ) -> Vif:
     keys = {VIF_SOURCE: made_of, VIF_NETWORK: put_on}
     other = {key: value for key, value in keys.items() if value is not None}
-    return Vif(Ref("OpaqueRef:vif"), "u", Ref("OpaqueRef:vm"), network, "0", mac, 1500, other)
+    return Vif(
+        ref=Ref("OpaqueRef:vif"),
+        uuid="u",
+        vm=Ref("OpaqueRef:vm"),
+        network=network,
+        device="0",
+        mac=mac,
+        other_config=other,
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from xorepd.errors import Refused
 from xorepd.ids import Ref
 from xorepd.replication.deciding.networks import Candidate, map_network, networks_of
 from xorepd.xapi.cache import EventBatch, PoolCache
-from xorepd.xapi.records import Network, Pif
+from xorepd.xapi.records import Network, Pif, read_record
 
 
 def network(uuid: str, name: str, vlan: int | None = -1) -> Candidate:
@@ -100,10 +100,12 @@ def test_mapped_network_of_which_there_are_two_is_refused() -> None:
 async def test_networks_of_a_pool_have_the_vlan_of_their_interfaces() -> None:
     refs = {name: Ref(f"OpaqueRef:{name}") for name in ("lan", "internal", "dangling", "pif")}
     records = (
-        Network.parse(refs["lan"], raws.network("u-lan", "lan", refs["pif"])),
-        Network.parse(refs["internal"], raws.network("u-int", "internal")),
-        Network.parse(refs["dangling"], raws.network("u-dang", "dangling", "OpaqueRef:gone")),
-        Pif.parse(refs["pif"], raws.pif("u-pif", refs["lan"], 12)),
+        read_record(Network, refs["lan"], raws.network("u-lan", "lan", refs["pif"])),
+        read_record(Network, refs["internal"], raws.network("u-int", "internal")),
+        read_record(
+            Network, refs["dangling"], raws.network("u-dang", "dangling", "OpaqueRef:gone")
+        ),
+        read_record(Pif, refs["pif"], raws.pif("u-pif", refs["lan"], 12)),
     )
     cache = PoolCache()
     await cache.apply(EventBatch("1,1", records, (), {}, is_first=True))

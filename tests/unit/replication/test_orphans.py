@@ -14,14 +14,16 @@ from xorepd.ids import PoolName, Ref
 from xorepd.replication.deciding.orphans import Orphan, find_orphans
 from xorepd.replication.format.marks import KEY, Mark, Role
 from xorepd.xapi.cache import EventBatch, PoolCache
-from xorepd.xapi.records import PoolRecord, Record, Sr, Vm
+from xorepd.xapi.records import PoolRecord, Record, Sr, Vm, read_record
 
 PROD, DR = PoolName("prod"), PoolName("dr")
 
 
 async def cache(uuid: str, *records: Record) -> PoolCache:
     made = PoolCache()
-    pool = PoolRecord.parse(Ref("OpaqueRef:pool"), {"uuid": uuid, "name_label": "", "master": ""})
+    pool = read_record(
+        PoolRecord, Ref("OpaqueRef:pool"), {"uuid": uuid, "name_label": "", "master": ""}
+    )
     await made.apply(EventBatch("1,1", (pool, *records), (), {}, is_first=True))
     return made
 
@@ -44,7 +46,9 @@ def point(of: str, number: int, offset: int = 0) -> Vm:
     return vm(f"point {number} of {of}", is_a_snapshot=True, other_config={KEY: mark.encode()})
 
 
-SR = Sr.parse(Ref("OpaqueRef:sr"), {"uuid": "sr-1", "name_label": "dr-storage", "type": "nfs"})
+SR = read_record(
+    Sr, Ref("OpaqueRef:sr"), {"uuid": "sr-1", "name_label": "dr-storage", "type": "nfs"}
+)
 
 
 async def orphans(

@@ -21,7 +21,7 @@ from xorepd.replication.format.foreign import Copy
 from xorepd.replication.format.inventory import Marked
 from xorepd.replication.format.marks import Mark, ReplicaKey, Role
 from xorepd.replication.format.ownership import Content
-from xorepd.xapi.records import Vdi
+from xorepd.xapi.records import Vdi, read_record
 
 DISK = SourceDisk("d-0", "0", "root", 1000)
 
@@ -446,7 +446,7 @@ def test_every_full_that_a_comparison_may_spare_has_a_reason_for_that(reason: Fu
 
 
 def vdi(uuid: str, **changes: Any) -> Vdi:
-    return Vdi.parse(Ref(f"ref-{uuid}"), raws.vdi(uuid, **changes))
+    return read_record(Vdi, Ref(f"ref-{uuid}"), raws.vdi(uuid, **changes))
 
 
 def theirs(

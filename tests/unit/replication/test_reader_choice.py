@@ -22,15 +22,15 @@ from xorepd.replication.deciding.reader_choice import (
 from xorepd.replication.transfer.readers import MOST_ADDRESSES, find_nbd
 from xorepd.units import GiB, KiB
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Sr, Vdi
+from xorepd.xapi.records import Sr, Vdi, read_record
 
 
 def vdi(**changes: Any) -> Vdi:
-    return Vdi.parse(Ref("OpaqueRef:vdi"), raws.vdi("vdi", **changes))
+    return read_record(Vdi, Ref("OpaqueRef:vdi"), raws.vdi("vdi", **changes))
 
 
 def sr(kind: str = "ext") -> Sr:
-    return Sr.parse(Ref("OpaqueRef:sr"), {"uuid": "sr", "name_label": "disks", "type": kind})
+    return read_record(Sr, Ref("OpaqueRef:sr"), {"uuid": "sr", "name_label": "disks", "type": kind})
 
 
 NBD = (NbdExport("10.0.0.1", 10809, "/disk", "PEM", "host"),)

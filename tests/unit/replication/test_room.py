@@ -6,13 +6,13 @@ from xorepd.errors import Refused
 from xorepd.ids import Ref
 from xorepd.replication.context.reservations import Reservations
 from xorepd.units import GiB
-from xorepd.xapi.records import Sr
+from xorepd.xapi.records import Sr, read_record
 
 
 def sr(size: int, used: int = 0, uuid: str = "sr-1") -> Sr:
     raw = {"uuid": uuid, "name_label": "dr-storage", "type": "nfs"}
     sizes = {"physical_size": str(size), "physical_utilisation": str(used)}
-    return Sr.parse(Ref("OpaqueRef:sr"), raw | sizes)
+    return read_record(Sr, Ref("OpaqueRef:sr"), raw | sizes)
 
 
 def test_room_that_is_there_is_enough() -> None:

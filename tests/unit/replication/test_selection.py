@@ -10,14 +10,14 @@ from tests.unit.xapi import raws
 from xorepd.ids import Ref
 from xorepd.replication.deciding.selection import disk_exclusion, select_vms
 from xorepd.replication.format.marks import BLOCK_TEXT, KEY, Mark, Role
-from xorepd.xapi.records import Vbd, Vdi, Vm
+from xorepd.xapi.records import Vbd, Vdi, Vm, read_record
 
 UUID = "3d6b2b1e-8a4f-4a57-9f3b-6c1f4d2e7a90"
 
 
 def vm(name: str, **changes: Any) -> Vm:
     uuid = changes.pop("uuid", f"uuid-of-{name}")
-    return Vm.parse(Ref(f"OpaqueRef:{uuid}"), raws.vm(uuid, name_label=name, **changes))
+    return read_record(Vm, Ref(f"OpaqueRef:{uuid}"), raws.vm(uuid, name_label=name, **changes))
 
 
 def marked(role: Role, *, self: str = "someone else") -> dict[str, Any]:
@@ -159,10 +159,10 @@ def test_reasons_are_counted() -> None:
     }
 
 
-DISK = Vdi.parse(
-    Ref("OpaqueRef:disk"), raws.vdi("disk-uuid", name_label="scratch 1", tags=["temporary"])
+DISK = read_record(
+    Vdi, Ref("OpaqueRef:disk"), raws.vdi("disk-uuid", name_label="scratch 1", tags=["temporary"])
 )
-DRIVE = Vbd.parse(Ref("OpaqueRef:drive"), raws.vbd("drive", "vm", "disk", userdevice="2"))
+DRIVE = read_record(Vbd, Ref("OpaqueRef:drive"), raws.vbd("drive", "vm", "disk", userdevice="2"))
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,6 @@ def test_disk_stays_behind_by_tag_or_by_vm(exclusion: dict[str, Any], because: s
 
 @pytest.mark.parametrize(("name", "stays"), [("a [NOBAK]", True), ("[NOSNAP]", False)])
 def test_name_of_a_disk_can_keep_it_out_as_in_xen_orchestra(name: str, stays: bool) -> None:
-    disk = Vdi.parse(Ref("OpaqueRef:disk"), raws.vdi("disk", name_label=name))
+    disk = read_record(Vdi, Ref("OpaqueRef:disk"), raws.vdi("disk", name_label=name))
 
     assert bool(disk_exclusion(job(), vm("web01"), DRIVE, disk)) is stays

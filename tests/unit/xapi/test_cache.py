@@ -6,7 +6,7 @@ from typing import Any
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
 from xorepd.xapi.cache import EventBatch, PoolCache
-from xorepd.xapi.records import Network, Record, Task, Vbd, Vdi, Vm
+from xorepd.xapi.records import Network, Record, Task, Vbd, Vdi, Vm, read_record
 from xorepd.xapi.tables import MOST_DEPARTED
 
 A, B = Ref("OpaqueRef:a"), Ref("OpaqueRef:b")
@@ -23,7 +23,7 @@ def batch(
 
 
 def vm(ref: Ref, uuid: str, **changes: Any) -> Vm:
-    return Vm.parse(ref, raws.vm(uuid, **changes))
+    return read_record(Vm, ref, raws.vm(uuid, **changes))
 
 
 async def test_records_of_a_batch_are_known_by_reference_and_by_uuid() -> None:
@@ -132,7 +132,9 @@ async def test_count_of_a_class_that_we_do_not_keep_is_ignored() -> None:
 
 async def test_class_that_is_read_again_is_replaced_whole() -> None:
     cache = PoolCache()
-    await cache.apply(batch(vm(A, "u-a"), vm(B, "u-b"), Network.parse(A, raws.network("n", "lan"))))
+    await cache.apply(
+        batch(vm(A, "u-a"), vm(B, "u-b"), read_record(Network, A, raws.network("n", "lan")))
+    )
 
     await cache.replace(Vm, [vm(B, "u-b")])
 
@@ -227,9 +229,9 @@ async def test_failure_wakes_who_waits() -> None:
 async def test_any_class_is_reached_by_its_type() -> None:
     cache = PoolCache()
 
-    await cache.apply(batch(Task.parse(A, raws.task("t"))))
+    await cache.apply(batch(read_record(Task, A, raws.task("t"))))
 
-    assert cache.table(Task) == cache.tasks == {A: Task.parse(A, raws.task("t"))}
+    assert cache.table(Task) == cache.tasks == {A: read_record(Task, A, raws.task("t"))}
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -238,10 +240,10 @@ async def test_any_class_is_reached_by_its_type() -> None:
 async def test_objects_are_called_by_name_and_uuid() -> None:
     cache = PoolCache()
     web, disk = vm(A, "u-a", name_label="web01"), Ref("OpaqueRef:disk")
-    drive = Vbd.parse(B, raws.vbd("u-b", A, disk, userdevice="1"))
-    strange = Vbd.parse(Ref("OpaqueRef:c"), raws.vbd("u-c", "OpaqueRef:gone", disk))
+    drive = read_record(Vbd, B, raws.vbd("u-b", A, disk, userdevice="1"))
+    strange = read_record(Vbd, Ref("OpaqueRef:c"), raws.vbd("u-c", "OpaqueRef:gone", disk))
     await cache.apply(
-        batch(web, drive, strange, Vdi.parse(disk, raws.vdi("u-d", name_label="root")))
+        batch(web, drive, strange, read_record(Vdi, disk, raws.vdi("u-d", name_label="root")))
     )
 
     assert cache.describe("object", A) == "VM web01 (u-a)"

@@ -23,6 +23,7 @@ from xorepd.xapi.records import (
     Vif,
     Vm,
     parse_time,
+    read_record,
 )
 
 REF = Ref("OpaqueRef:1")
@@ -62,7 +63,7 @@ def test_vm_is_read_with_what_replication_looks_at() -> None:
         VBDs=["OpaqueRef:3", "OpaqueRef:NULL"],
     )
 
-    vm = Vm.parse(REF, raw)
+    vm = read_record(Vm, REF, raw)
 
     assert (vm.ref, vm.uuid, vm.name_label) == (REF, "u-1", "web01")
     assert (vm.is_a_snapshot, vm.snapshot_of) == (True, "OpaqueRef:2")
@@ -72,7 +73,9 @@ def test_vm_is_read_with_what_replication_looks_at() -> None:
 
 
 def test_numbers_come_as_text() -> None:
-    vdi = Vdi.parse(REF, raws.vdi("u-1", virtual_size="8589934592", physical_utilisation="12"))
+    vdi = read_record(
+        Vdi, REF, raws.vdi("u-1", virtual_size="8589934592", physical_utilisation="12")
+    )
 
     assert (vdi.virtual_size, vdi.physical_utilisation) == (8589934592, 12)
 
@@ -80,9 +83,9 @@ def test_numbers_come_as_text() -> None:
 def test_fields_that_old_hosts_lack_read_as_nothing() -> None:
     flags = {"is_a_template": False, "is_a_snapshot": False, "is_control_domain": False}
 
-    vm = Vm.parse(REF, {"uuid": "u", "name_label": "", "power_state": "Halted"} | flags)
-    vdi = Vdi.parse(
-        REF, {"uuid": "u", "name_label": "", "virtual_size": "1", "is_a_snapshot": False}
+    vm = read_record(Vm, REF, {"uuid": "u", "name_label": "", "power_state": "Halted"} | flags)
+    vdi = read_record(
+        Vdi, REF, {"uuid": "u", "name_label": "", "virtual_size": "1", "is_a_snapshot": False}
     )
 
     assert (vm.tags, vm.vbds, vm.other_config, vm.snapshot_time) == ((), (), {}, EPOCH)
@@ -93,11 +96,11 @@ def test_fields_that_old_hosts_lack_read_as_nothing() -> None:
     "changes", [{"managed": False}, {"missing": True}, {"type": "cbt_metadata"}]
 )
 def test_disk_without_its_data_says_so(changes: dict[str, object]) -> None:
-    assert not Vdi.parse(REF, raws.vdi("u", **changes)).has_data
+    assert not read_record(Vdi, REF, raws.vdi("u", **changes)).has_data
 
 
 def test_ordinary_disk_has_data() -> None:
-    assert Vdi.parse(REF, raws.vdi("u")).has_data
+    assert read_record(Vdi, REF, raws.vdi("u")).has_data
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_only_metadata_that_is_there_tells_what_changed(
     bare: dict[str, object] = {"type": "cbt_metadata", "cbt_enabled": True}
     raw = raws.vdi("u", **bare | changes)
 
-    assert Vdi.parse(REF, raw).is_bare is is_bare
+    assert read_record(Vdi, REF, raw).is_bare is is_bare
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_only_metadata_that_is_there_tells_what_changed(
 def test_free_room_is_known_where_the_size_is(size: str, used: str, free: int | None) -> None:
     raw = {"uuid": "u", "name_label": "sr", "type": "nfs"}
 
-    sr = Sr.parse(REF, raw | {"physical_size": size, "physical_utilisation": used})
+    sr = read_record(Sr, REF, raw | {"physical_size": size, "physical_utilisation": used})
 
     assert sr.free == free
 
@@ -142,7 +145,7 @@ def test_free_room_is_known_where_the_size_is(size: str, used: str, free: int | 
     ],
 )
 def test_task_is_finished_with_each_final_state(status: str, is_finished: bool) -> None:
-    assert Task.parse(REF, raws.task("u", status=status)).is_finished is is_finished
+    assert read_record(Task, REF, raws.task("u", status=status)).is_finished is is_finished
 
 
 @pytest.mark.parametrize(
@@ -157,20 +160,20 @@ def test_task_is_finished_with_each_final_state(status: str, is_finished: bool) 
     ],
 )
 def test_task_knows_on_whose_behalf_it_runs(changes: dict[str, str], owner: str) -> None:
-    assert Task.parse(REF, raws.task("u", **changes)).owner == owner
+    assert read_record(Task, REF, raws.task("u", **changes)).owner == owner
 
 
 def test_task_of_a_call_is_told_from_one_of_a_request() -> None:
-    assert Task.parse(REF, raws.task("u", name_label="Async.VDI.clone")).is_call
-    assert not Task.parse(REF, raws.task("u", name_label="xorepd import")).is_call
+    assert read_record(Task, REF, raws.task("u", name_label="Async.VDI.clone")).is_call
+    assert not read_record(Task, REF, raws.task("u", name_label="xorepd import")).is_call
 
 
 @pytest.mark.parametrize("call", ["Async.VDI.create", "Async.VDI.clone"])
 def test_task_of_a_call_that_made_a_disk_tells_which(call: str) -> None:
     raw = raws.task("u", name_label=call, status="success", result="<value>OpaqueRef:v</value>")
 
-    assert Task.parse(REF, raw).made == "OpaqueRef:v"
-    assert Task.parse(REF, raw).wrote is None
+    assert read_record(Task, REF, raw).made == "OpaqueRef:v"
+    assert read_record(Task, REF, raw).wrote is None
 
 
 @pytest.mark.parametrize(
@@ -188,31 +191,37 @@ def test_task_that_made_no_disk_of_ours_tells_of_none(changes: dict[str, str]) -
     plain = {"name_label": "Async.VDI.clone", "status": "success"}
     raw = raws.task("u", **(plain | {"result": "<value>OpaqueRef:v</value>"} | changes))
 
-    assert Task.parse(REF, raw).made is None
+    assert read_record(Task, REF, raw).made is None
 
 
 @pytest.mark.parametrize("status", ["pending", "success", "failure", "cancelled"])
 def test_task_of_a_request_that_writes_a_disk_tells_which_however_it_ended(status: str) -> None:
-    found = Task.parse(REF, raws.task("u", name_label=f"{IMPORT_LABEL}the-vdi", status=status))
+    found = read_record(
+        Task, REF, raws.task("u", name_label=f"{IMPORT_LABEL}the-vdi", status=status)
+    )
 
     assert (found.wrote, found.made) == ("the-vdi", None)
 
 
 @pytest.mark.parametrize("label", ["xorepd export the-vdi", "Async.VDI.clone", "import the-vdi"])
 def test_task_of_anything_else_wrote_to_no_disk(label: str) -> None:
-    assert Task.parse(REF, raws.task("u", name_label=label)).wrote is None
+    assert read_record(Task, REF, raws.task("u", name_label=label)).wrote is None
 
 
 def test_every_other_class_is_read() -> None:
     name = {"uuid": "u", "name_label": "n"}
 
-    assert Vbd.parse(REF, raws.vbd("u", "OpaqueRef:vm", "OpaqueRef:vdi")).vdi == "OpaqueRef:vdi"
-    assert Vif.parse(REF, {"uuid": "u", "device": "0", "MAC": "m", "MTU": "9000"}).mtu == 9000
-    assert Pbd.parse(REF, {"uuid": "u", "host": "OpaqueRef:h"}).host == "OpaqueRef:h"
-    assert Host.parse(REF, name | {"address": "10.0.0.1"}).address == "10.0.0.1"
-    assert Network.parse(REF, name | {"PIFs": ["OpaqueRef:p"]}).pifs == ("OpaqueRef:p",)
-    assert Pif.parse(REF, {"uuid": "u", "VLAN": "12"}).vlan == 12
-    assert PoolRecord.parse(REF, name | {"master": "OpaqueRef:h"}).master == "OpaqueRef:h"
+    assert (
+        read_record(Vbd, REF, raws.vbd("u", "OpaqueRef:vm", "OpaqueRef:vdi")).vdi == "OpaqueRef:vdi"
+    )
+    assert (
+        read_record(Vif, REF, {"uuid": "u", "device": "0", "MAC": "m", "MTU": "9000"}).mtu == 9000
+    )
+    assert read_record(Pbd, REF, {"uuid": "u", "host": "OpaqueRef:h"}).host == "OpaqueRef:h"
+    assert read_record(Host, REF, name | {"address": "10.0.0.1"}).address == "10.0.0.1"
+    assert read_record(Network, REF, name | {"PIFs": ["OpaqueRef:p"]}).pifs == ("OpaqueRef:p",)
+    assert read_record(Pif, REF, {"uuid": "u", "VLAN": "12"}).vlan == 12
+    assert read_record(PoolRecord, REF, name | {"master": "OpaqueRef:h"}).master == "OpaqueRef:h"
 
 
 def test_classes_are_found_by_the_names_that_events_use() -> None:
@@ -240,4 +249,4 @@ def test_sr_tells_whether_its_new_disks_are_zeroes(
 ) -> None:
     raw = {"uuid": "sr", "name_label": "disks", "type": kind, "sm_config": sm_config}
 
-    assert Sr.parse(Ref("OpaqueRef:sr"), raw).zeroes_new_disks is zeroes
+    assert read_record(Sr, Ref("OpaqueRef:sr"), raw).zeroes_new_disks is zeroes

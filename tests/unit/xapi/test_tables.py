@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tests.unit.xapi import raws
 from xorepd.ids import Ref
-from xorepd.xapi.records import Record, Vdi, Vm
+from xorepd.xapi.records import Record, Vdi, Vm, read_record
 from xorepd.xapi.tables import Tables
 
 
 def vm(name: str, **changes: object) -> Vm:
-    return Vm.parse(Ref(f"OpaqueRef:{name}"), raws.vm(name, **changes))
+    return read_record(Vm, Ref(f"OpaqueRef:{name}"), raws.vm(name, **changes))
 
 
 class Seen:

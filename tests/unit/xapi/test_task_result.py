@@ -8,11 +8,11 @@ from tests.unit.xapi import raws
 from xorepd.errors import ObjectBusy, ObjectGone, XapiFailure
 from xorepd.ids import Ref
 from xorepd.xapi.pool import task_result
-from xorepd.xapi.records import Task
+from xorepd.xapi.records import Task, read_record
 
 
 def finished(**changes: Any) -> Task:
-    return Task.parse(Ref("OpaqueRef:t"), raws.task("u", **changes))
+    return read_record(Task, Ref("OpaqueRef:t"), raws.task("u", **changes))
 
 
 def test_result_is_taken_out_of_its_wrapping() -> None:
