@@ -307,7 +307,7 @@ async def judge_leavings(scene: Scene, look: Look, but: Role | None = None) -> l
         users = look.users.get(key, ())
         if users:
             continue  # it stands and falls with them
-        if key in proven and key in scene.opened:
+        if key in proven and (key in scene.opened or _is_changed(look.vdis[key])):
             doubtful.append(key)  # who knows what people did there
         elif key in proven:
             record = look.vdis[key]
@@ -361,6 +361,16 @@ def _is_signed(look: Look, key: Key) -> bool:
         return False
     is_it = isinstance(mark, dict) and mark.get("self") == record["uuid"]
     return is_it and mark.get("ref") in (None, "", key[1])
+
+
+def _is_changed(vdi: dict[str, Any]) -> bool:
+    """Return whether a disk of ours has another content id than its mark says.
+
+    A toolstack that is restarted while it writes a disk forgets the task that would tell whose
+    writing that was.
+    """
+    content = json.loads(vdi["other_config"]["xorepd:mark"]).get("content", "")
+    return content not in ("", vdi["other_config"].get("content_id", ""))
 
 
 def _contents(look: Look) -> set[str]:
