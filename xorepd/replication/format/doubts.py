@@ -212,10 +212,10 @@ def _about_unsigned(marks: MarkIndex, vm: Vm, origin: Vm | None, run: str) -> st
     """Return why no sweep settles a snapshot that a run has not signed; empty if one does."""
     if origin is None:
         return f"was taken by run {run}, which never signed it, of a VM that is gone"
-    replica = marks.vms.own_mark(origin.ref)
-    if replica is None or replica.role is not Role.REPLICA:
+    inherited, replica = marks.vms.mark(vm.ref), marks.vms.own_mark(origin.ref)
+    if inherited is None:
         return ""  # of a source VM
-    if replica.commit is not None and replica.commit.point == vm.name_label:
+    if replica is not None and replica.commit and replica.commit.point == vm.name_label:
         return ""
     return f"was taken by run {run}, which did not sign it: the replica had been worked on"
 
