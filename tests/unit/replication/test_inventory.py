@@ -146,6 +146,18 @@ async def test_snapshot_that_was_never_signed_is_known_by_the_name_of_the_call()
     assert side.snapshots == ()
 
 
+async def test_disk_that_was_signed_before_its_snapshot_says_what_it_held_then() -> None:
+    world = SourceWorld()
+    disk = world.disks(world.unsigned_snapshot("run-9"))[0]
+    signed = world.mark(disk, Role.SOURCE, stream=STREAM.of_source, run="run-9")
+    world.write(disk)
+
+    (group,) = (await world.read()).unsigned
+
+    [content] = [marked.mark.content for marked in group.disks if marked.vdi.ref == disk]
+    assert content == signed.content != world.content_id(disk)
+
+
 @pytest.mark.parametrize(
     ("note", "held", "says"),
     [

@@ -284,7 +284,9 @@ def is_attached(cache: Tables, vdi: Vdi) -> bool:
 
 
 def _unsigned_mark(vdi: Vdi, blank: Mark) -> Mark:
-    """Return the mark that a disk of an unsigned snapshot would have got, with what it held."""
+    """Return the mark that a disk of an unsigned snapshot has or would have got: what it held."""
+    if (own := own_mark(vdi)) is not None:
+        return replace(blank, content=own.content)
     run, content = snapshotting_on(vdi.other_config)
     if run != blank.run or content is None:
         return blank
