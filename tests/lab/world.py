@@ -21,8 +21,7 @@ from typing import Any
 import aiohttp
 import xxhash
 
-from tests.lab import contents
-from tests.lab.contents import fingerprint
+from tests.lab.contents import fingerprints
 from tests.lab.whole import assert_whole
 from xorepd.config.models import JobSettings, PoolSettings
 from xorepd.ids import RunId
@@ -33,7 +32,7 @@ from xorepd.replication.format.claims import Owner
 from xorepd.replication.run.jobs import Context, run_job
 from xorepd.state.records import RunRecord
 from xorepd.xapi.pool import Pool
-from xorepd_lab.demo.proof import check_equal, disks_of, hashes, leftovers, login
+from xorepd_lab.demo.proof import check_equal, disks_of, leftovers, login
 from xorepd_lab.lab import Lab
 from xorepd_lab.topology import SMALL, Topology
 
@@ -183,7 +182,7 @@ class World:
             with login(prod) as source, login(there) as target:
                 theirs = disks_of(prod, source, point["snapshot"])
                 ours = disks_of(there, target, point["self"])
-                check_equal(theirs, ours, fingerprint)
+                check_equal(theirs, ours, fingerprints)
 
         await asyncio.to_thread(compare)
         return str(point["self"])
@@ -218,7 +217,7 @@ class World:
         return [line for line in found if not any(put in line for put in but)]
 
     async def hashes(self, pool: str, vm_uuid: str) -> dict[str, str]:
-        """Return the XXH3 of a VM's disks by device, as libvhdi reads them."""
+        """Return fingerprints of a VM's disks by device, as libvhdi reads them."""
         await self.lab.settled()
         described = self.described(pool)
 
@@ -226,7 +225,7 @@ class World:
             with login(described) as xenapi:
                 disks = disks_of(described, xenapi, vm_uuid)
             devices = sorted(disks)
-            return dict(zip(devices, hashes([disks[d] for d in devices], fingerprint), strict=True))
+            return dict(zip(devices, fingerprints([disks[d] for d in devices]), strict=True))
 
         return await asyncio.to_thread(read)
 
@@ -273,4 +272,3 @@ async def world(
         yield World(lab)
         if checked:
             await assert_whole(lab, leaves)
-    contents.forget()

@@ -9,25 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import pyvhdi
-import xxhash
 
 from xorepd_lab.demo.needs import find_tool
 
 MiB = 1024 * 1024
-
-
-class Stamp(NamedTuple):
-    """A file as it is: who writes to it changes that."""
-
-    inode: int
-    size: int
-    changed_ns: int
 
 
 class Disk:
@@ -35,12 +25,13 @@ class Disk:
 
     def __init__(self, directory: Path, uuid: str) -> None:
         self._files: list[Any] = []
-        self._paths: list[Path] = []
+        self.paths: list[Path] = []
+        """The files of the chain, the youngest first."""
         name: str | None = f"{uuid}.vhd"
         while name:
             file = pyvhdi.file()
-            self._paths.append(directory / Path(name).name)
-            file.open(str(self._paths[-1]))
+            self.paths.append(directory / Path(name).name)
+            file.open(str(self.paths[-1]))
             if self._files:
                 self._files[-1].set_parent(file)
             self._files.append(file)
@@ -60,35 +51,21 @@ class Disk:
         for file in self._files:
             file.close()
 
-    def files(self) -> tuple[Stamp, ...]:
-        """Return the files of the chain as they are now, the youngest first."""
-        stats = [path.stat() for path in self._paths]
-        return tuple(Stamp(s.st_ino, s.st_size, s.st_mtime_ns) for s in stats)
-
     def read(self, offset: int, size: int) -> bytes:
         """Return so many bytes of what a guest would read there; fewer at the end of the disk."""
         self._files[0].seek(offset)
         return bytes(self._files[0].read(size))
 
-    def sha256(self, advance: Callable[[int], None] = lambda size: None) -> str:
+    def sha256(self) -> str:
         """Return the SHA-256 of everything that a guest could read."""
-        return self._digest(hashlib.sha256(), advance)
-
-    def xxh3(self) -> str:
-        """Return the XXH3 of the same: SHA-256 takes twice as long as the reading."""
-        return self._digest(xxhash.xxh3_128(), lambda size: None)
-
-    def _digest(self, digest: Any, advance: Callable[[int], None]) -> str:
-        self._files[0].seek(0)
-        left = self.size
-        while left:
-            data = self._files[0].read(min(4 * MiB, left))
-            if not data:
-                raise EOFError(f"libvhdi ends {left} bytes early")
+        digest = hashlib.sha256()
+        for offset in range(0, self.size, 4 * MiB):
+            wanted = min(4 * MiB, self.size - offset)
+            data = self.read(offset, wanted)
+            if len(data) < wanted:
+                raise EOFError(f"libvhdi ends early, in the {wanted} bytes at {offset}")
             digest.update(data)
-            left -= len(data)
-            advance(len(data))
-        return str(digest.hexdigest())
+        return digest.hexdigest()
 
     def save(self, image: Path) -> None:
         """Write the disk as a raw image; zeroes become holes."""
@@ -113,12 +90,6 @@ def sha256(directory: Path, uuid: str) -> str:
     """Return the SHA-256 of a VDI as libvhdi reads it."""
     with Disk(directory, uuid) as disk:
         return disk.sha256()
-
-
-def xxh3(directory: Path, uuid: str) -> str:
-    """Return the XXH3 of a VDI as libvhdi reads it."""
-    with Disk(directory, uuid) as disk:
-        return disk.xxh3()
 
 
 def check_ext4(image: Path) -> str:

@@ -17,8 +17,8 @@ from xorepd_lab.demo import judge
 
 DISK = tuple[Path, str]
 """Directory of an SR, and UUID of a VDI in it."""
-Hash = Callable[[Path, str], str]
-"""Of what a VDI of a directory holds."""
+Hashes = Callable[[Sequence[DISK]], list[str]]
+"""Of what disks hold."""
 
 
 class ProofError(Exception):
@@ -63,16 +63,16 @@ def disks_of(pool: dict[str, Any], xenapi: Any, vm_uuid: str) -> dict[str, DISK]
 _WORTH_A_PROCESS = 1 << 30
 
 
-def hashes(disks: Sequence[DISK], of: Hash = judge.sha256) -> list[str]:
-    """Return the hash of disks as libvhdi reads them; large ones two at a time."""
+def hashes(disks: Sequence[DISK]) -> list[str]:
+    """Return the SHA-256 of disks as libvhdi reads them; large ones two at a time."""
     if all(judge.virtual_size(*disk) < _WORTH_A_PROCESS for disk in disks):
-        return [of(*disk) for disk in disks]
+        return [judge.sha256(*disk) for disk in disks]
     with ProcessPoolExecutor(2) as executor:
-        return list(executor.map(of, *zip(*disks, strict=True)))
+        return list(executor.map(judge.sha256, *zip(*disks, strict=True)))
 
 
 def check_equal(
-    source: dict[str, DISK], replica: dict[str, DISK], of: Hash = judge.sha256
+    source: dict[str, DISK], replica: dict[str, DISK], hashes: Hashes = hashes
 ) -> dict[str, str]:
     """Return the hash per device, which is that of both sides.
 
@@ -82,7 +82,7 @@ def check_equal(
     if source.keys() != replica.keys():
         raise ProofError(f"the source has disks {sorted(source)}, the replica {sorted(replica)}")
     devices = sorted(source)
-    found = hashes([disk for device in devices for disk in (source[device], replica[device])], of)
+    found = hashes([disk for device in devices for disk in (source[device], replica[device])])
     for device, ours, theirs in zip(devices, found[::2], found[1::2], strict=True):
         if ours != theirs:
             raise ProofError(f"disk {device} differs: source {ours}, replica {theirs}")
