@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Debian keeps mkfs.ext4, e2fsck and debugfs where the PATH of ordinary users does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
+# Tests and demo start hundreds of processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo strangers test coverage sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
 

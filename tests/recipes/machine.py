@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -175,6 +176,25 @@ class Machine:
             )
         self._started.append(process)
         return process
+
+    def wait_for(self, words: str, log: str, process: subprocess.Popen[bytes]) -> str:
+        """Wait until a program has written these words; return all that it has written.
+
+        Raises:
+            AssertionError: it ended without them.
+        """
+        while True:
+            ended = process.poll() is not None
+            text = (self.root / log).read_text()
+            if words in text:
+                return text
+            assert not ended, text
+            pause()
+
+
+def pause() -> None:
+    """Leave the processor to the programs that are waited for."""
+    threading.Event().wait(0.05)
 
 
 def _program(path: Path, line: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.recipes.bad_day import UUID, clone_and_start
 from tests.recipes.likeness import assert_like
-from tests.recipes.machine import PLACES, Machine
+from tests.recipes.machine import PLACES, Machine, pause
 from tests.recipes.pages import Block, claim
 from tests.strangers.programs import need
 from xorepd_lab.demo.proof import login
@@ -136,7 +136,7 @@ def _wait_for_a_transfer(machine: Machine) -> None:
 
 def _wait_until_idle(machine: Machine) -> None:
     while any(job["run_id"] for job in json.loads(machine.run("xorepctl status --json"))["jobs"]):
-        pass
+        pause()
 
 
 def _memory_goes_on(machine: Machine, pools: Stage) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.recipes.likeness import assert_like
-from tests.recipes.machine import Machine
+from tests.recipes.machine import Machine, pause
 from tests.recipes.pages import Block, claim
 from tests.recipes.shapes import assert_shaped
 from tests.strangers.programs import need
@@ -70,13 +70,13 @@ def test_a_lab_is_used_as_the_page_tells(machine: Machine) -> None:
     lab = machine.start(command, "lab.log")
     while not (lines := _json_lines(machine.root / "lab.log")):
         assert lab.poll() is None
+        pause()
     assert_shaped(shown, lines[0])
     config = machine.path("/tmp/lab/xorepd.toml")
     config.write_text(config.read_text().replace("*/5 * * * *", "0 0 29 2 *"))
     run, export, replicate = DAEMON.text.splitlines()
-    machine.start(run, "xorepd.log")
-    while "daemon.ready" not in (machine.root / "xorepd.log").read_text():
-        pass
+    daemon = machine.start(run, "xorepd.log")
+    machine.wait_for("daemon.ready", "xorepd.log", daemon)
     machine.run(f"{export}\n{replicate}")
 
     # Let the guest work; see what it was asked

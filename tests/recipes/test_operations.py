@@ -92,9 +92,8 @@ def machine(root: Path, pools: Stage) -> Iterator[Machine]:
         environment[name.upper()] = pool["password"]
     with Machine(root, words, environment) as made:
         made.write("/etc/xorepd/xorepd.toml", CONFIGURATION)
-        made.start("xorepd run --config /etc/xorepd/xorepd.toml", "xorepd.log")
-        while "daemon.ready" not in (root / "xorepd.log").read_text():
-            pass
+        daemon = made.start("xorepd run --config /etc/xorepd/xorepd.toml", "xorepd.log")
+        made.wait_for("daemon.ready", "xorepd.log", daemon)
         made.run("xorepctl run web --wait")
         yield made
 

@@ -37,8 +37,7 @@ def test_a_reader_comes_from_nothing_to_a_clone_that_runs(bare: Machine, pools: 
     text = text.replace("*/15 * * * *", "0 0 29 2 *")  # only when it is told to
     bare.write("/etc/xorepd/xorepd.toml", text)
     daemon = bare.start("xorepd run --config /etc/xorepd/xorepd.toml", "xorepd.log")
-    while "daemon.ready" not in (log := (bare.root / "xorepd.log").read_text()):
-        assert daemon.poll() is None, log
+    bare.wait_for("daemon.ready", "xorepd.log", daemon)
     for command, shown in FIRST_RUN.steps:
         assert_like(shown, bare.run(command))
 

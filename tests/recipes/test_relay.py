@@ -61,8 +61,7 @@ def test_the_page_leads_to_a_relay_that_runs(relay: Machine, pools: Stage) -> No
     check, run = RUN.text.splitlines(keepends=True)
     assert "relay.toml: good" in relay.run(check)
     process = relay.start(run, "relay.log")
-    while "relay.ready" not in (log := (relay.root / "relay.log").read_text()):
-        assert process.poll() is None, log
+    relay.wait_for("relay.ready", "relay.log", process)
     process.terminate()
 
     assert process.wait() == 0

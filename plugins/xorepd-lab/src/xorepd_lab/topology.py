@@ -139,7 +139,7 @@ DEMO = _two_pools(
                     512 * MIB,
                     FilesystemSpec(512 * MIB, files=60, file_size=512 * KIB),
                 ),
-                DiskSpec("web01-data", "prod-shared", 8 * GIB, NoiseSpec(256 * MIB)),
+                DiskSpec("web01-data", "prod-shared", 2 * GIB, NoiseSpec(96 * MIB)),
             ),
             network="lan",
             mac=WEB_MAC,

@@ -24,7 +24,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 MOTD = "/etc/motd"
 NEW_MOTD = "Changed by the guest after the first replication.\n"
-WHILE_KILLED = 25 * 1024 * 1024
+WHILE_KILLED = 16 * 1024 * 1024
 """Bytes per second of the export whose daemon is killed: slow enough to meet it in the middle."""
 
 
@@ -217,8 +217,8 @@ def find_replica(xenapi: Any) -> str:
 
 def kill_in_transfer(stage: Stage, last: dict[str, Any]) -> None:
     prod, dr = stage.pools["prod"], stage.pools["dr"]
-    stage.guest("--disk", "1", "--sequential", str(1 << 30), str(96 << 20), "--seed", "11")
-    fact("the guest wrote another 96 MiB")
+    stage.guest("--disk", "1", "--sequential", str(1 << 30), str(64 << 20), "--seed", "11")
+    fact("the guest wrote another 64 MiB")
     stage.fault("add", "import", "--times", "0", "--rate", str(WHILE_KILLED))
     started = stage.ctl("run", "web")
     moved = wait_for_middle(stage, started["run_id"])
@@ -245,7 +245,7 @@ def kill_in_transfer(stage: Stage, last: dict[str, Any]) -> None:
 def wait_for_middle(stage: Stage, run_id: str) -> int:
     """Wait until a run has moved some of its bytes, and not all; return how many."""
     for record in stage.events(run_id):
-        if 16 << 20 < record["read_bytes"] < record["planned_bytes"] // 2:
+        if 8 << 20 < record["read_bytes"] < record["planned_bytes"] // 2:
             return int(record["read_bytes"])
     raise ProofError("the transfer was over before it could be interrupted")
 
