@@ -7,7 +7,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Tests and demo start hundreds of processes, and each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo strangers test coverage sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
+.PHONY: setup demo strangers test collect coverage sweep mischief docs lint format lock bench-memory bench-disks bench-lab bench-relay bench-delta bench-wan bench-fanout bench-marks trace changelog clean
 
 setup: .venv/ready
 
@@ -38,14 +38,21 @@ strangers: .strangers/ready tests/strangers/node/node_modules/.package-lock.json
 tests/strangers/node/node_modules/.package-lock.json: tests/strangers/node/package-lock.json
 	cd $(<D) && npm ci --ignore-scripts --silent --no-audit --no-fund
 
-# Tests wait for pools and clocks a good part of their time: two for each core.
+# Tests wait for pools and clocks a good part of their time: two for each core. They are handed out one
+# by one, in the order in which conftest.py puts them.
+PYTEST = $(BIN)/python -m pytest -n $$((2 * $$(nproc))) --dist load --maxschedchunk 1
+
 test: setup
-	$(BIN)/python -m pytest -n $$((2 * $$(nproc))) --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# What they import, compiled once: else each of their processes does so at the start.
+collect: setup
+	$(BIN)/python -m pytest --collect-only --quiet >/dev/null
 
 # Which lines and branches of ours the tests run, those in processes that they start among them:
 # ARGS=tests/unit for one part. The lab is judged by tests of its own and left out.
 coverage: setup
-	$(BIN)/python -m pytest -n $$((2 * $$(nproc))) --dist worksteal --cov --cov-report=term $(ARGS)
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 # Strikes at every request of a run, in four ways, first and later runs: two hours on two
 # cores. EVERY=25 takes every 25th and some minutes. The last line is one JSON object.

@@ -29,10 +29,30 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.randomly_reset_seed = False
 
 
+SHORT = ("tests/unit/", "plugins/")
+"""Where hardly any test takes seconds."""
+
+
+@pytest.hookimpl(trylast=True)  # pytest-randomly has shuffled them, and that stays within each part
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes long begin first, so that no worker is left alone with it at the end."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("timeout") is not None:  # a limit of its own: it takes longest
+        return 0
+    return 2 if _place(item).startswith(SHORT) else 1
+
+
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tell pytest-asyncio, which asks for each loop that it makes, what holds for this test."""
-    place = item.path.relative_to(Path(__file__).parent).as_posix()
+    place = _place(item)
     item.config.option.asyncio_debug = (
         item.config.stash[ALL_DEBUGGED]
         or place.startswith(DEBUGGED)
