@@ -54,7 +54,7 @@ class ChunkedWriter:
         confirmed_to: Callable[[int], None],
         content: str,
     ) -> None:
-        self._door, self._vdi, self._what, self._fresh = endpoint, vdi, what, fresh
+        self._endpoint, self._vdi, self._what, self._fresh = endpoint, vdi, what, fresh
         self._content = content
         self._confirmed_to = confirmed_to
         self._taken_to = 0
@@ -136,7 +136,7 @@ class ChunkedWriter:
         clock = asyncio.get_running_loop().time
         began = clock()
         query = {"format": "raw", "chunked": "true"}
-        upload = open_upload(self._door, self._vdi, query, self._what, content=self._content)
+        upload = open_upload(self._endpoint, self._vdi, query, self._what, content=self._content)
         self._upload = await self._open.enter_async_context(upload)
         cost_s = self._ending_s + clock() - began
         self._until = clock() + min(SEGMENT_S, max(SHORTEST_S, COSTS * cost_s))

@@ -50,7 +50,12 @@ class _Export:
     """A response that is read from front to back, and the task that explains it."""
 
     def __init__(self, endpoint: Endpoint, task_ref: Ref, response: Response, what: str) -> None:
-        self._door, self._task_ref, self._response, self._what = endpoint, task_ref, response, what
+        self._endpoint, self._task_ref, self._response, self._what = (
+            endpoint,
+            task_ref,
+            response,
+            what,
+        )
         self._buffer = memoryview(bytearray(PIECE + SECTOR))  # a bitmap before the data
 
     async def _receive(self, size: int) -> memoryview:
@@ -70,11 +75,11 @@ class _Export:
         page = bytes(begun)
         with suppress(OSError):
             page += await self._response.text(ERROR_PAGE_LIMIT, PAGE_S)
-        return http_failure(self._door, self._what, 500, page)
+        return http_failure(self._endpoint, self._what, 500, page)
 
     async def _explained(self, error: DataError) -> XorepdError:
         self._response.stream.abort()
-        return await explained(self._door, self._task_ref, self._what, error)
+        return await explained(self._endpoint, self._task_ref, self._what, error)
 
 
 class ExportReader(_Export):
@@ -123,9 +128,9 @@ class ExportReader(_Export):
         except VhdError as error:
             violation = ProtocolViolation(self._what, str(error))
             raise await explained(
-                self._door, self._task_ref, self._what, violation, timeout=SUSPECT_S
+                self._endpoint, self._task_ref, self._what, violation, timeout=SUSPECT_S
             ) from None
-        await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
+        await verdict(self._endpoint, self._task_ref, self._what, timeout=OUTCOME_S)
 
     async def _cut(self, beyond: int) -> XorepdError:
         cut = StreamCut(self._what, self._parser.received + beyond, self._parser.length)
@@ -156,7 +161,7 @@ class RawReader(_Export):
             raise await self._explained(
                 ProtocolViolation(self._what, f"more than {self.virtual_size} bytes came")
             )
-        await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
+        await verdict(self._endpoint, self._task_ref, self._what, timeout=OUTCOME_S)
 
 
 @asynccontextmanager

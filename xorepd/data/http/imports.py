@@ -51,7 +51,12 @@ class Upload:
         what: str,
         keeper: Keeper | None,
     ) -> None:
-        self._door, self._task_ref, self._response, self._what = endpoint, task_ref, response, what
+        self._endpoint, self._task_ref, self._response, self._what = (
+            endpoint,
+            task_ref,
+            response,
+            what,
+        )
         self._keeper = keeper
 
     async def send(self, *parts: bytes | memoryview) -> None:
@@ -65,7 +70,7 @@ class Upload:
         except OSError as error:
             self._response.stream.abort()
             failure = lost(self._what, error)
-            raise await explained(self._door, self._task_ref, self._what, failure) from error
+            raise await explained(self._endpoint, self._task_ref, self._what, failure) from error
 
     async def finish(self) -> None:
         """Return when the pool confirms that the body is on the disk.
@@ -75,7 +80,7 @@ class Upload:
         """
         with suppress(OSError):  # the server may close at any time: the task decides
             await self._response.text(4096, OUTCOME_S)  # a late error page, or nothing
-        await verdict(self._door, self._task_ref, self._what, timeout=OUTCOME_S)
+        await verdict(self._endpoint, self._task_ref, self._what, timeout=OUTCOME_S)
         if self._keeper is not None:
             try:
                 await self._keeper.settle()

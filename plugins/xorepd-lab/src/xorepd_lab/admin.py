@@ -1,4 +1,4 @@
-"""The lab's back door: a Unix socket over which its command line talks to a running lab.
+"""The lab's admin socket: a Unix socket over which its command line talks to a running lab.
 
 One JSON object per line in each direction: `{"command": "write", ...}` and `{"ok": true, ...}` or
 `{"ok": false, "error": "..."}`.

@@ -27,7 +27,7 @@ from xorepd_lab.disks.kinds import KINDS
 from xorepd_lab.faults.effects import EFFECTS
 from xorepd_lab.faults.faults import Fault
 from xorepd_lab.faults.incidents import INCIDENTS, Incident
-from xorepd_lab.front.server import DOORS
+from xorepd_lab.front.server import HANDLERS
 from xorepd_lab.model.datamodel import NEWER_CLASSES
 from xorepd_lab.model.http_actions import ACTIONS
 
@@ -101,7 +101,7 @@ def _sums() -> str:
     )
 
 
-def _doors() -> str:
+def _handlers() -> str:
     actions = {action.name: action for action in ACTIONS}
     rows = [
         (
@@ -109,7 +109,7 @@ def _doors() -> str:
             f"`{name}`",
             f"`{format_}`" if format_ else "as `format` says, or `raw`",
         )
-        for name, (_, format_) in DOORS.items()
+        for name, (_, format_) in HANDLERS.items()
     ]
     return _table(("handler", "realm of its 401", "name for faults"), rows)
 
@@ -191,7 +191,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sums": _sums,
     "classes": _classes,
     "listed-classes": _listed_classes,
-    "doors": _doors,
+    "handlers": _handlers,
     "sr-kinds": _kinds,
     "fault-when": _fault_when,
     "fault-effects": _fault_effects,

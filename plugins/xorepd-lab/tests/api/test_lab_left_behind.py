@@ -161,7 +161,7 @@ async def test_a_copy_leaves_both_its_disks_attached_and_what_it_had_made(
             await later("VDI.destroy", vdi)
 
 
-def visits(lab: Lab) -> list[OutsideCall]:
+def exchanges(lab: Lab) -> list[OutsideCall]:
     return [call for call in lab.calls if (call.kind, call.name) == ("nbd", "connect")]
 
 
@@ -191,7 +191,7 @@ async def test_nbd_lets_go_of_its_disk_unless_it_ends_while_nobody_answers(
             group.create_task(lab.happen(RESTART))
             await until(lambda: not pool.life.can_call(pool.master))
             second.writer.transport.abort()
-            await until(lambda: visits(lab)[1].outcome)
+            await until(lambda: exchanges(lab)[1].outcome)
             pool.clock.scale = FAST
         await first.read(0, 512)
 

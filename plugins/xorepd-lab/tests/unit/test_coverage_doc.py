@@ -23,13 +23,13 @@ def test_the_page_has_every_table() -> None:
 
 
 def test_text_around_a_table_stays() -> None:
-    page = "before\n<!-- begin doors -->\nold\n<!-- end doors -->\nafter\n"
+    page = "before\n<!-- begin handlers -->\nold\n<!-- end handlers -->\nafter\n"
 
     done = render(page)
 
-    assert done.startswith("before\n<!-- begin doors -->\n| handler |")
+    assert done.startswith("before\n<!-- begin handlers -->\n| handler |")
     assert "`GET /export_raw_vdi`" in done
-    assert done.endswith("<!-- end doors -->\nafter\n")
+    assert done.endswith("<!-- end handlers -->\nafter\n")
     assert render(done) == done
 
 

@@ -17,7 +17,15 @@ from xorepd_lab.disks.chain import DiskError
 from xorepd_lab.disks.kinds import MAX_VHD, kind_of
 from xorepd_lab.disks.vhd_file import FileRange
 from xorepd_lab.faults.bodies import EndedEarly, OutgoingBody
-from xorepd_lab.front.doors import FORMATS, IO_ERROR, Visit, credentials, find, other_host, task_of
+from xorepd_lab.front.handlers import (
+    FORMATS,
+    IO_ERROR,
+    Exchange,
+    credentials,
+    find,
+    other_host,
+    task_of,
+)
 from xorepd_lab.model.failures import ApiError, internal_error
 from xorepd_lab.wire import http
 from xorepd_lab.wire.streams import Export, Part, RawExport, StreamError, TarExport, VhdExport
@@ -25,75 +33,77 @@ from xorepd_lab.wire.streams import Export, Part, RawExport, StreamError, TarExp
 CONTENT_TYPES: Final = FORMATS | {"tar": "application/x-tar"}
 
 
-async def export_raw_vdi(visit: Visit) -> None:
+async def export_raw_vdi(exchange: Exchange) -> None:
     """Serve one export. Raises ApiError for what becomes a real 500, before any answer."""
-    pool, request = visit.pool, visit.request
-    async with credentials(visit):
+    pool, request = exchange.pool, exchange.request
+    async with credentials(exchange):
         name = request.parameter("vdi")
         if name is None:
             raise ApiError("VDI_MISSING")
         vdi = find(pool, "VDI", name)
-        location = other_host(visit, pool.db.get("VDI", vdi, "SR"))
+        location = other_host(exchange, pool.db.get("VDI", vdi, "SR"))
         if location is not None:
-            visit.record.outcome = "302"
-            await visit.connection.send(http.redirect(location))
+            exchange.record.outcome = "302"
+            await exchange.connection.send(http.redirect(location))
             return
-        async with task_of(visit, "Exporting raw VDI") as task:
-            await _serve(visit, vdi, task)
+        async with task_of(exchange, "Exporting raw VDI") as task:
+            await _serve(exchange, vdi, task)
 
 
-async def _serve(visit: Visit, vdi: str, task: str) -> None:
-    pool = visit.pool
-    if visit.format not in CONTENT_TYPES:
-        visit.record.outcome = "404"
-        pool.tasks.fail(task, internal_error(f"Unknown format {visit.format}"))
-        await visit.connection.send(http.missing())
+async def _serve(exchange: Exchange, vdi: str, task: str) -> None:
+    pool = exchange.pool
+    if exchange.format not in CONTENT_TYPES:
+        exchange.record.outcome = "404"
+        pool.tasks.fail(task, internal_error(f"Unknown format {exchange.format}"))
+        await exchange.connection.send(http.missing())
         return
     uuid = pool.db.get("VDI", vdi, "uuid")
-    extension = "raw" if visit.format == "raw" else visit.format
+    extension = "raw" if exchange.format == "raw" else exchange.format
     disposition = f'content-disposition: attachment; filename="{uuid}.{extension}"'
-    body = OutgoingBody(visit.connection, visit.fault)
+    body = OutgoingBody(exchange.connection, exchange.fault)
     try:
-        await visit.connection.send(
-            http.stream_head(task, CONTENT_TYPES[visit.format], disposition)
+        await exchange.connection.send(
+            http.stream_head(task, CONTENT_TYPES[exchange.format], disposition)
         )
-        await _work(visit, vdi, task, body)
-        if visit.fault is not None:
-            await visit.fault.after_work()
+        await _work(exchange, vdi, task, body)
+        if exchange.fault is not None:
+            await exchange.fault.after_work()
     except EndedEarly:
-        visit.record.outcome = IO_ERROR.code
+        exchange.record.outcome = IO_ERROR.code
         pool.tasks.fail(task, IO_ERROR)
     except http.Disconnected:
-        visit.record.outcome = "disconnected"
+        exchange.record.outcome = "disconnected"
         pool.tasks.fail(task, IO_ERROR)
         raise
     except ApiError as error:
-        visit.record.outcome = error.code
+        exchange.record.outcome = error.code
         pool.tasks.fail(task, error)
-        await visit.connection.send(http.internal_error_page(str(error), visit.request.version))
+        await exchange.connection.send(
+            http.internal_error_page(str(error), exchange.request.version)
+        )
     else:
         pool.tasks.complete(task, "")
-        if visit.fault is not None and visit.fault.drop_response:
-            visit.connection.cut()
+        if exchange.fault is not None and exchange.fault.drop_response:
+            exchange.connection.cut()
     finally:
-        visit.record.moved = body.sent
+        exchange.record.moved = body.sent
 
 
-async def _work(visit: Visit, vdi: str, task: str, body: OutgoingBody) -> None:
-    pool, db = visit.pool, visit.pool.db
-    if visit.format == "vhd" and db.get("VDI", vdi, "virtual_size") > MAX_VHD:
+async def _work(exchange: Exchange, vdi: str, task: str, body: OutgoingBody) -> None:
+    pool, db = exchange.pool, exchange.pool.db
+    if exchange.format == "vhd" and db.get("VDI", vdi, "virtual_size") > MAX_VHD:
         raise ApiError("VDI_TOO_LARGE", vdi, str(MAX_VHD))
     async with AsyncExitStack() as stack:
-        if visit.fault is not None:
-            await visit.fault.before_work()
-        await stack.enter_async_context(attached_to_dom0(pool, visit.host, vdi, "RO"))
+        if exchange.fault is not None:
+            await exchange.fault.before_work()
+        await stack.enter_async_context(attached_to_dom0(pool, exchange.host, vdi, "RO"))
         repository, uuid = pool.storage.of_vdi(vdi)
         is_vhd = _is_vhd(pool, vdi)
         base_uuid = None
-        base_name = visit.request.parameter("base")
+        base_name = exchange.request.parameter("base")
         if base_name is not None:
             base = find(pool, "VDI", base_name)
-            await stack.enter_async_context(attached_to_dom0(pool, visit.host, base, "RO"))
+            await stack.enter_async_context(attached_to_dom0(pool, exchange.host, base, "RO"))
             if not is_vhd:
                 raise _failure("Cannot compute differences on non-VHD images")
             if not _is_vhd(pool, base):
@@ -104,10 +114,10 @@ async def _work(visit: Visit, vdi: str, task: str, body: OutgoingBody) -> None:
         make: dict[str, type[Export]] = {"vhd": VhdExport, "raw": RawExport, "tar": TarExport}
         try:
             opening = partial(
-                make[visit.format], repository.store, uuid, base_uuid, scanned=not is_vhd
+                make[exchange.format], repository.store, uuid, base_uuid, scanned=not is_vhd
             )
             async with pool.opened_in_thread(opening) as export:
-                await _send(visit, export, task, body)
+                await _send(exchange, export, task, body)
         except (StreamError, DiskError, OSError) as error:
             pool.log.info("export.failed", vdi=uuid, error=str(error))
             raise IO_ERROR from error
@@ -124,7 +134,7 @@ def _failure(text: str) -> ApiError:
     return internal_error(f'Failure("{text}")')
 
 
-async def _send(visit: Visit, export: Export, task: str, body: OutgoingBody) -> None:
+async def _send(exchange: Exchange, export: Export, task: str, body: OutgoingBody) -> None:
     lists = export.parts(body.takes_files)
     waiting: deque[Part] = deque()  # what was opened and not sent yet, however this ends
 
@@ -134,14 +144,14 @@ async def _send(visit: Visit, export: Export, task: str, body: OutgoingBody) -> 
 
     percent = 0
     try:
-        while await visit.pool.in_thread(prepare):
+        while await exchange.pool.in_thread(prepare):
             while waiting:
                 await _send_part(waiting[0], body)
                 _let_go(waiting.popleft())
             reached = min(99, body.sent * 100 // max(1, export.length))
             if reached > percent:
                 percent = reached
-                visit.pool.tasks.progress(task, percent / 100)
+                exchange.pool.tasks.progress(task, percent / 100)
     finally:
         for part in waiting:
             _let_go(part)

@@ -10,7 +10,7 @@ from xorepd_lab.front.server import Front
 
 
 class Frontage:
-    """The doors of one member, always at the same ports."""
+    """The servers of one member, always at the same ports."""
 
     def __init__(self, pool: Pool, host: str, faults: Faults) -> None:
         self._pool = pool

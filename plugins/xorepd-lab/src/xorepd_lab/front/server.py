@@ -1,4 +1,4 @@
-"""The front of one pool member: connections, requests, and which door they go to.
+"""The front of one pool member: connections, requests, and which handler they go to.
 
 Source: xapi: ocaml/libs/http-lib/http_svr.ml, ocaml/xapi/api_server.ml, xapi_http.ml.
 """
@@ -13,9 +13,9 @@ from xorepd_lab.calls.recorder import OutsideCall
 from xorepd_lab.calls.tasks import TaskWish
 from xorepd_lab.faults.bodies import send_spoilt
 from xorepd_lab.faults.faults import Fault, Faults
-from xorepd_lab.front import xva_doors
-from xorepd_lab.front.doors import Forbidden, Unauthorised, Visit, admitted
+from xorepd_lab.front import xva_handlers
 from xorepd_lab.front.exports import export_raw_vdi
+from xorepd_lab.front.handlers import Exchange, Forbidden, Unauthorised, admitted
 from xorepd_lab.front.imports import import_raw_vdi
 from xorepd_lab.model.failures import NULL, ApiError
 from xorepd_lab.model.http_actions import ACTIONS, HttpAction, find_action
@@ -25,13 +25,13 @@ from xorepd_lab.wire.http import Connection, Disconnected, HttpError, Request
 PAGE = b"<html><body>xorepd lab</body></html>"
 PAGE_PATHS = ("/", "/index.html")
 """Where the website has its one page."""
-DOORS: dict[str, tuple[Callable[[Visit], Awaitable[None]], str]] = {
+HANDLERS: dict[str, tuple[Callable[[Exchange], Awaitable[None]], str]] = {
     "get_export_raw_vdi": (export_raw_vdi, ""),
     "put_import_raw_vdi": (import_raw_vdi, ""),
-    "get_export_metadata": (xva_doors.export_metadata, "metadata"),
-    "put_import_metadata": (xva_doors.import_metadata, "metadata"),
-    "get_export": (xva_doors.export, "xva"),
-    "put_import": (xva_doors.import_, "xva"),
+    "get_export_metadata": (xva_handlers.export_metadata, "metadata"),
+    "put_import_metadata": (xva_handlers.import_metadata, "metadata"),
+    "get_export": (xva_handlers.export, "xva"),
+    "put_import": (xva_handlers.import_, "xva"),
 }
 """Handlers by their names, with the format that calls and faults are known by, unless the request
 names it."""
@@ -137,8 +137,8 @@ class Front:
         if action.name == "get_root":
             return await self._website(request, connection)
         try:
-            if action.name in DOORS:
-                await self._visit(request, connection, action)
+            if action.name in HANDLERS:
+                await self._exchange(request, connection, action)
             else:
                 await self._guard(request, connection, action)
         except Unauthorised:
@@ -173,9 +173,9 @@ class Front:
 
     # -- disk handlers --------------------------------------------------------------------------
 
-    async def _visit(self, request: Request, connection: Connection, action: HttpAction) -> None:
+    async def _exchange(self, request: Request, connection: Connection, action: HttpAction) -> None:
         pool = self._pool
-        door, format_ = DOORS[action.name]
+        handler, format_ = HANDLERS[action.name]
         name = format_ or request.parameter("format") or "raw"
         kind = "export" if request.method == "GET" else "import"
         host_name = pool.db.get("host", self.host, "name_label")
@@ -184,10 +184,10 @@ class Front:
         record = pool.recorder.note(pool.name, host_name, kind, name, query, caller)
         fault = self._faults.pick(kind, name, pool.name, host_name, query)
         await _arrive(fault, record, connection)
-        visit = Visit(pool, self.host, request, action, connection, record, fault)
+        exchange = Exchange(pool, self.host, request, action, connection, record, fault)
         self._streams.add(connection)
         try:
-            await door(visit)
+            await handler(exchange)
         except Unauthorised:
             record.outcome = "401"
             raise

@@ -10,7 +10,7 @@ import aiohttp
 
 from xorepd_lab.calls.call import Call
 from xorepd_lab.calls.signatures import rpc
-from xorepd_lab.front.xva_doors import stream_import
+from xorepd_lab.front.xva_handlers import stream_import
 from xorepd_lab.front.xva_records import Options
 from xorepd_lab.model.failures import ApiError, internal_error
 from xorepd_lab.wire.xva import premature_end

@@ -4,8 +4,8 @@ export   lock ► 200 ► ova.xml ► disk after disk, each attached while it is
 import   200 ► ova.xml ► all objects ► disk after disk ► task, whose result are the VMs
                             └─ failure from here on: what was made is destroyed
 
-Unlike the doors of disks, an export that cannot begin says so with a real 500. Whether it will end
-well is told by the task alone, after which a second response may stand in the body.
+Unlike the handlers of disks, an export that cannot begin says so with a real 500. Whether it will
+end well is told by the task alone, after which a second response may stand in the body.
 
 Source: xapi: ocaml/xapi/export.ml, import.ml, stream_vdi.ml, xapi_http.ml.
 """
@@ -24,7 +24,7 @@ from xorepd_lab.disks.chain import Disk, DiskError
 from xorepd_lab.disks.vhd import BLOCK as DISK_BLOCK
 from xorepd_lab.disks.vhd import SECTOR
 from xorepd_lab.faults.bodies import EndedEarly, IncomingBody, OutgoingBody
-from xorepd_lab.front.doors import IO_ERROR, Visit, credentials, other_host, task_of
+from xorepd_lab.front.handlers import IO_ERROR, Exchange, credentials, other_host, task_of
 from xorepd_lab.front.xva_manifest import DEVICES, Table, xapi_version
 from xorepd_lab.front.xva_records import Options, Records, check_version
 from xorepd_lab.model.failures import NULL, ApiError, internal_error
@@ -57,39 +57,39 @@ _GONE = ApiError("CLIENT_ERROR", 'INTERNAL_ERROR: [ Unix.Unix_error(Unix.EPIPE, 
 # -- export ---------------------------------------------------------------------------------------
 
 
-async def export(visit: Visit) -> None:
+async def export(exchange: Exchange) -> None:
     """Serve one export. Raises ApiError for what becomes a real 500, before any answer."""
-    pool, db = visit.pool, visit.pool.db
-    async with credentials(visit):
-        vm = _vm_of(visit)
+    pool, db = exchange.pool, exchange.pool.db
+    async with credentials(exchange):
+        vm = _vm_of(exchange)
         try:
             db.row("VM", vm)
             srs = {db.get("VDI", vdi, "SR") for vdi in _vdis_of(pool, vm)}
-            location = other_host(visit, *srs)
+            location = other_host(exchange, *srs)
         except ApiError as error:
             # Nobody can serve it: the task is told, the client sees the connection close.
-            visit.record.outcome = error.code
-            pool.tasks.fail(visit.request.parameter("task_id") or NULL, error)
+            exchange.record.outcome = error.code
+            pool.tasks.fail(exchange.request.parameter("task_id") or NULL, error)
             return
         if location is not None:
-            visit.record.outcome = "302"
-            await visit.connection.send(http.redirect(location))
+            exchange.record.outcome = "302"
+            await exchange.connection.send(http.redirect(location))
             return
-        async with task_of(visit, "VM.export") as task:
-            async with _ended(visit, task), _locked(pool, task, "export", vm):
-                await _export(visit, vm, task)
+        async with task_of(exchange, "VM.export") as task:
+            async with _ended(exchange, task), _locked(pool, task, "export", vm):
+                await _export(exchange, vm, task)
             pool.tasks.complete(task, "")
-            if visit.fault is not None and visit.fault.drop_response:
-                visit.connection.cut()
+            if exchange.fault is not None and exchange.fault.drop_response:
+                exchange.connection.cut()
 
 
-def _vm_of(visit: Visit) -> str:
-    query = visit.request.query
+def _vm_of(exchange: Exchange) -> str:
+    query = exchange.request.query
     if "ref" in query:
         return query["ref"]
     if "uuid" not in query:
         raise internal_error("Not_found")
-    return visit.pool.db.by_uuid("VM", query["uuid"])
+    return exchange.pool.db.by_uuid("VM", query["uuid"])
 
 
 def _vdis_of(pool: Pool, vm: str) -> list[str]:
@@ -111,24 +111,24 @@ async def _locked(pool: Pool, task: str, operation: str, *vms: str) -> AsyncIter
 
 
 @asynccontextmanager
-async def _ended(visit: Visit, task: str) -> AsyncIterator[None]:
+async def _ended(exchange: Exchange, task: str) -> AsyncIterator[None]:
     """Fail the task with whatever the block fails with; the caller answers 500."""
     try:
         yield
     except EndedEarly:
-        visit.record.outcome = IO_ERROR.code
-        visit.pool.tasks.fail(task, IO_ERROR)
+        exchange.record.outcome = IO_ERROR.code
+        exchange.pool.tasks.fail(task, IO_ERROR)
     except http.Disconnected:
-        visit.record.outcome = "disconnected"
-        visit.pool.tasks.fail(task, _GONE)
+        exchange.record.outcome = "disconnected"
+        exchange.pool.tasks.fail(task, _GONE)
         raise
     except ApiError as error:
-        visit.pool.tasks.fail(task, error)
+        exchange.pool.tasks.fail(task, error)
         raise
 
 
-def _head(visit: Visit, task: str, *extra: str) -> bytes:
-    major, minor = xapi_version(visit.pool.db, visit.host)
+def _head(exchange: Exchange, task: str, *extra: str) -> bytes:
+    major, minor = xapi_version(exchange.pool.db, exchange.host)
     lines = [
         "HTTP/1.0 200 OK",
         "Connection: close",
@@ -142,34 +142,34 @@ def _head(visit: Visit, task: str, *extra: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-async def _export(visit: Visit, vm: str, task: str) -> None:
-    pool, db = visit.pool, visit.pool.db
-    keep_power_state = visit.request.parameter("preserve_power_state") == "true"
-    body = OutgoingBody(visit.connection, visit.fault)
-    pack = compressor(_COMPRESSIONS.get(visit.request.query.get("use_compression", "")))
+async def _export(exchange: Exchange, vm: str, task: str) -> None:
+    pool, db = exchange.pool, exchange.pool.db
+    keep_power_state = exchange.request.parameter("preserve_power_state") == "true"
+    body = OutgoingBody(exchange.connection, exchange.fault)
+    pack = compressor(_COMPRESSIONS.get(exchange.request.query.get("use_compression", "")))
 
     async def send(data: bytes) -> None:
         packed = await pool.in_thread(pack.compress, data)
         if packed:
             await body.send(packed)
 
-    await visit.connection.send(_head(visit, task))
-    if visit.fault is not None:
-        await visit.fault.before_work()
+    await exchange.connection.send(_head(exchange, task))
+    if exchange.fault is not None:
+        await exchange.fault.before_work()
     table = Table(db, snapshots=False, power_state=keep_power_state)
     table.add_vm(vm)
-    manifest = table.describe(visit.host).encode()
+    manifest = table.describe(exchange.host).encode()
     await send(member(OVA_XML, manifest, time=int(pool.clock.time().timestamp())))
     disks = _streamed(pool, vm, table, keep_power_state)
     watch = _Watch(pool, task, sum(db.get("VDI", vdi, "virtual_size") for vdi in disks.values()))
     for identifier, vdi in sorted(disks.items()):
-        async with attached_to_dom0(pool, visit.host, vdi, "RO"):
+        async with attached_to_dom0(pool, exchange.host, vdi, "RO"):
             await _send_disk(pool, identifier, vdi, send, watch)
     await send(END)
     await body.send(await pool.in_thread(pack.flush))
     await body.finish()
-    if visit.fault is not None:
-        await visit.fault.after_work()
+    if exchange.fault is not None:
+        await exchange.fault.after_work()
 
 
 def _streamed(pool: Pool, vm: str, table: Table, suspended: bool) -> dict[str, str]:
@@ -250,17 +250,17 @@ def _chunks(disk: Disk, identifier: str) -> Iterator[tuple[bytes, int]]:
                 yield b"", length
 
 
-async def export_metadata(visit: Visit) -> None:
+async def export_metadata(exchange: Exchange) -> None:
     """Serve the records of one VM, or of all, in an archive without disks."""
-    pool, query = visit.pool, visit.request.query
-    async with credentials(visit), task_of(visit, "VM.export_metadata") as task:
-        async with _ended(visit, task):
+    pool, query = exchange.pool, exchange.request.query
+    async with credentials(exchange), task_of(exchange, "VM.export_metadata") as task:
+        async with _ended(exchange, task):
             excluded = [name for name in query.get("excluded_device_types", "").split(",") if name]
             for name in excluded:
                 if name.lower() not in DEVICES:
                     raise internal_error(f"Failure(\"Type '{name}' not one of {DEVICES}\")")
             snapshots = query.get("export_snapshots", "true") == "true"
-            vms = _all_vms(visit) if query.get("all") == "true" else [_vm_of(visit)]
+            vms = _all_vms(exchange) if query.get("all") == "true" else [_vm_of(exchange)]
             table = Table(
                 pool.db,
                 snapshots=snapshots,
@@ -271,20 +271,20 @@ async def export_metadata(visit: Visit) -> None:
             async with _locked(pool, task, "metadata_export", *vms):
                 for vm in vms:
                     table.add_vm(vm)
-                manifest = table.describe(visit.host).encode()
+                manifest = table.describe(exchange.host).encode()
             content = member(OVA_XML, manifest, time=int(pool.clock.time().timestamp())) + END
-            await visit.connection.send(_head(visit, task, f"Content-Length: {len(content)}"))
-            body = OutgoingBody(visit.connection, visit.fault)
-            if visit.fault is not None:
-                await visit.fault.before_work()
+            await exchange.connection.send(_head(exchange, task, f"Content-Length: {len(content)}"))
+            body = OutgoingBody(exchange.connection, exchange.fault)
+            if exchange.fault is not None:
+                await exchange.fault.before_work()
             await body.send(content)
             await body.finish()
         pool.tasks.complete(task, "")
 
 
-def _all_vms(visit: Visit) -> list[str]:
-    db = visit.pool.db
-    dom0 = visit.request.query.get("include_dom0", "true") == "true"
+def _all_vms(exchange: Exchange) -> list[str]:
+    db = exchange.pool.db
+    dom0 = exchange.request.query.get("include_dom0", "true") == "true"
     return [
         vm
         for vm in db.refs("VM")
@@ -296,72 +296,72 @@ def _all_vms(visit: Visit) -> list[str]:
 # -- import ---------------------------------------------------------------------------------------
 
 
-async def import_(visit: Visit) -> None:
+async def import_(exchange: Exchange) -> None:
     """Serve one import. Raises ApiError for what becomes a 500, before or after an answer."""
-    pool, request = visit.pool, visit.request
-    async with credentials(visit):
-        sr = _sr_of(visit)
-        location = other_host(visit, sr)
+    pool, request = exchange.pool, exchange.request
+    async with credentials(exchange):
+        sr = _sr_of(exchange)
+        location = other_host(exchange, sr)
         if location is not None:
-            visit.record.outcome = "302"
-            await visit.connection.send(http.redirect(location))
+            exchange.record.outcome = "302"
+            await exchange.connection.send(http.redirect(location))
             return
-        async with task_of(visit, "VM.import") as task, _ended(visit, task):
+        async with task_of(exchange, "VM.import") as task, _ended(exchange, task):
             pool.tasks.progress(task, 0.0)
             if pool.db.get("SR", sr, "content_type") == "iso":
-                await visit.connection.send(http.bad_request())
+                await exchange.connection.send(http.bad_request())
                 raise ApiError("SR_OPERATION_NOT_SUPPORTED")
             if "transfer-encoding" in request.headers:
-                await visit.connection.send(http.forbidden())
+                await exchange.connection.send(http.forbidden())
                 raise ApiError("IMPORT_ERROR_CANNOT_HANDLE_CHUNKED")
-            options = Options(sr, _flag(visit, "restore"), _flag(visit, "force"))
-            await _answer_import(visit, task, options)
+            options = Options(sr, _flag(exchange, "restore"), _flag(exchange, "force"))
+            await _answer_import(exchange, task, options)
 
 
-async def import_metadata(visit: Visit) -> None:
+async def import_metadata(exchange: Exchange) -> None:
     """Serve the records of VMs whose disks are in the pool already."""
-    async with credentials(visit), task_of(visit, "VM.metadata_import") as task:
+    async with credentials(exchange), task_of(exchange, "VM.metadata_import") as task:
         options = Options(
             None,
-            _flag(visit, "restore"),
-            _flag(visit, "force"),
-            _flag(visit, "dry_run"),
-            _flag(visit, "live"),
+            _flag(exchange, "restore"),
+            _flag(exchange, "force"),
+            _flag(exchange, "dry_run"),
+            _flag(exchange, "live"),
             {
                 name.removeprefix("vdi:"): value
-                for name, value in visit.request.query.items()
+                for name, value in exchange.request.query.items()
                 if name.startswith("vdi:") and name != "vdi:"
             },
         )
-        async with _ended(visit, task):
-            await _answer_import(visit, task, options)
+        async with _ended(exchange, task):
+            await _answer_import(exchange, task, options)
 
 
-async def _answer_import(visit: Visit, task: str, options: Options) -> None:
-    await visit.connection.send(http.stream_head(task, CONTENT_TYPE))
-    if visit.fault is not None:
-        await visit.fault.before_work()
-    length = visit.request.content_length
-    body = IncomingBody(visit.connection, length, visit.fault)
-    call = Call(visit.pool, visit.host, task=task)
+async def _answer_import(exchange: Exchange, task: str, options: Options) -> None:
+    await exchange.connection.send(http.stream_head(task, CONTENT_TYPE))
+    if exchange.fault is not None:
+        await exchange.fault.before_work()
+    length = exchange.request.content_length
+    body = IncomingBody(exchange.connection, length, exchange.fault)
+    call = Call(exchange.pool, exchange.host, task=task)
     vms = await stream_import(call, body.read, options)
     if options.sr is None or (length is not None and length - body.received <= MOST_DRAINED):
         while await body.read():
             pass
-    if visit.fault is not None:
-        await visit.fault.after_work()
-    visit.pool.tasks.complete(task, result_text(vms))
-    if visit.fault is not None and visit.fault.drop_response:
-        visit.connection.cut()
+    if exchange.fault is not None:
+        await exchange.fault.after_work()
+    exchange.pool.tasks.complete(task, result_text(vms))
+    if exchange.fault is not None and exchange.fault.drop_response:
+        exchange.connection.cut()
 
 
-def _flag(visit: Visit, name: str) -> bool:
-    return visit.request.query.get(name) == "true"
+def _flag(exchange: Exchange, name: str) -> bool:
+    return exchange.request.query.get(name) == "true"
 
 
-def _sr_of(visit: Visit) -> str:
+def _sr_of(exchange: Exchange) -> str:
     """Return the SR for the disks: of the cookie, of the query, or the pool's own."""
-    request, db = visit.request, visit.pool.db
+    request, db = exchange.request, exchange.pool.db
     given = request.query | request.cookies
     if "sr_id" in given:
         return given["sr_id"]

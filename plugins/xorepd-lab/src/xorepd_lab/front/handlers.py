@@ -29,8 +29,8 @@ class Forbidden(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """One request at a door."""
+class Exchange:
+    """One request to an HTTP handler, and its answer."""
 
     pool: Pool
     host: str
@@ -45,9 +45,9 @@ class Visit:
         return self.request.parameter("format") or "raw"
 
 
-def credentials(visit: Visit) -> AbstractAsyncContextManager[str]:
-    """Give the session of a visit, see `admitted`."""
-    return admitted(visit.pool, visit.host, visit.request, visit.action)
+def credentials(exchange: Exchange) -> AbstractAsyncContextManager[str]:
+    """Give the session of a exchange, see `admitted`."""
+    return admitted(exchange.pool, exchange.host, exchange.request, exchange.action)
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def admitted(
 
 
 def _authorise(pool: Pool, request: Request, action: HttpAction, session: str) -> None:
-    """Raise Forbidden, and fail the client's task, unless the session's role opens this door."""
+    """Raise Forbidden, and fail the client's task, unless the session's role may do this."""
     try:
         pool.sessions.authorise(session, f"http/{action.name}", action.role)
     except ApiError as error:
@@ -100,34 +100,34 @@ def find(pool: Pool, cls: str, name: str) -> str:
     return name if pool.db.exists(cls, name) else pool.db.by_uuid(cls, name)
 
 
-def other_host(visit: Visit, *srs: str) -> str | None:
+def other_host(exchange: Exchange, *srs: str) -> str | None:
     """Return where to send the client when this host does not see the SRs, else None.
 
     Raises:
         ApiError: NO_HOSTS_AVAILABLE, also for an SR that is not there.
     """
-    db = visit.pool.db
+    db = exchange.pool.db
     hosts = [host for host in db.refs("host") if all(host in hosts_of(db, sr) for sr in srs)]
-    if visit.host in hosts:
+    if exchange.host in hosts:
         return None
     if not hosts:
         raise ApiError("NO_HOSTS_AVAILABLE")
-    address = visit.pool.address(visit.pool.db.rng.choice(hosts))
+    address = exchange.pool.address(exchange.pool.db.rng.choice(hosts))
     # Real hosts listen on 443 and the Location has no port; here it needs one to lead anywhere.
-    request = visit.request
+    request = exchange.request
     query = f"?{request.raw_query}" if request.raw_query else ""
-    return f"https://{address}:{visit.pool.https_port}{quote(request.path)}{query}"
+    return f"https://{address}:{exchange.pool.https_port}{quote(request.path)}{query}"
 
 
 @asynccontextmanager
-async def task_of(visit: Visit, label: str) -> AsyncIterator[str]:
+async def task_of(exchange: Exchange, label: str) -> AsyncIterator[str]:
     """Give the task of a request: the client's, or one of our own that goes at the end."""
-    tasks = visit.pool.tasks
-    given = visit.request.parameter("task_id")
+    tasks = exchange.pool.tasks
+    given = exchange.request.parameter("task_id")
     if given is not None and given != NULL:
-        visit.pool.db.row("task", given)
-        if visit.fault is not None:
-            visit.fault.hold_task = lambda: tasks.hold(given)
+        exchange.pool.db.row("task", given)
+        if exchange.fault is not None:
+            exchange.fault.hold_task = lambda: tasks.hold(given)
         yield given
         return
     with tasks.temporary(label) as task:
