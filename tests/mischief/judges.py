@@ -369,6 +369,8 @@ def _is_changed(vdi: dict[str, Any]) -> bool:
     A toolstack that is restarted while it writes a disk forgets the task that would tell whose
     writing that was.
     """
+    if vdi["type"] == "cbt_metadata":
+        return False  # there is nothing to write to
     content = json.loads(vdi["other_config"]["xorepd:mark"]).get("content", "")
     return content not in ("", vdi["other_config"].get("content_id", ""))
 
