@@ -72,7 +72,7 @@ def base_for(asked: Open, cache: PoolCache, vdi: Vdi, mark: Mark) -> Ref | None:
     any other disk a client could find out its content by offering hashes.
     """
     base = cache.by_uuid(Vdi, asked.base) if asked.base else None
-    if base is None or base.sr != vdi.sr or not base.is_a_snapshot:
+    if base is None or base.uuid != mark.onto or base.sr != vdi.sr or not base.is_a_snapshot:
         return None
     if is_of(base, Role.POINT, mark.stream) is None:
         return None

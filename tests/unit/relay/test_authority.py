@@ -26,6 +26,8 @@ class Site:
         self.point = self.world.run("run-1")
         self.disk = self.world.stage("run-2", ("c-2",))[0]
         self.base = self.world.disks(self.point)[0]
+        onto = replace(self.world.mark_on(self.disk), onto=self.world.uuid(self.base))
+        self.world.set_key(self.disk, KEY, onto.encode())
         self.asked = Open(
             GiB,
             65536,
@@ -152,6 +154,11 @@ def base_copied(site: Site) -> None:
     site.asked = replace(site.asked, base=site.world.uuid(copy))
 
 
+def base_of_another_disk(site: Site) -> None:
+    other = site.world.disks(site.point)[1]
+    site.asked = replace(site.asked, base=site.world.uuid(other))
+
+
 def base_live(site: Site) -> None:
     live = site.world.disks(site.world.replica)[0]
     site.asked = replace(site.asked, base=site.world.uuid(live))
@@ -174,6 +181,7 @@ def base_gone(site: Site) -> None:
     [
         without,
         base_copied,
+        base_of_another_disk,
         base_live,
         base_of_others,
         base_elsewhere,
