@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from tests.lab.labclient import VM_RECORD
 from tests.lab.relayed import (
     SIZE,
     SOURCE_DISK,
@@ -311,7 +312,7 @@ async def test_a_disk_that_a_vm_has_is_refused(place: Relayed) -> None:
     def attach(xenapi: Any) -> None:
         xenapi.VBD.create(
             {
-                "VM": _a_vm(xenapi),
+                "VM": xenapi.VM.create(VM_RECORD | {"name_label": "thief"}),
                 "VDI": staging.ref,
                 "userdevice": "7",
                 "bootable": False,
@@ -329,15 +330,6 @@ async def test_a_disk_that_a_vm_has_is_refused(place: Relayed) -> None:
     refused = await refusal(await place.dial(), staging.open(place.pool))
 
     assert "belongs to a VM" in refused.sentence
-
-
-def _a_vm(xenapi: Any) -> str:
-    template = next(
-        ref
-        for ref, vm in xenapi.VM.get_all_records().items()
-        if vm["is_a_template"] and not vm["is_a_snapshot"]
-    )
-    return str(xenapi.VM.clone(template, "thief"))
 
 
 async def test_disks_and_pools_that_are_none_are_refused_by_name(place: Relayed) -> None:
