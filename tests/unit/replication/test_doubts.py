@@ -220,6 +220,13 @@ def point_never_signed_because_the_replica_was_worked_on() -> Made:
     return world, point
 
 
+def shell_that_was_started() -> Made:
+    world, _ = replicated()
+    shell = world.vm(temporary_name("run-3"))
+    world.mark(shell, Role.REPLICA, unsigned=True)
+    return world, shell
+
+
 def point_never_signed_of_a_replica_that_is_gone() -> Made:
     world, point = replicated()
     world.raw(point)["name_label"] = temporary_name("run-2")
@@ -285,6 +292,10 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     (
         point_never_signed_because_the_replica_was_worked_on,
         "was taken by run run-3, which did not sign it: the replica had been worked on",
+    ),
+    (
+        shell_that_was_started,
+        "was made by run run-3, which never signed it, and has been used since",
     ),
     (
         point_never_signed_of_a_replica_that_is_gone,

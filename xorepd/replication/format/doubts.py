@@ -192,6 +192,8 @@ def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
         return f"is a snapshot of replica {origin.name_label}, and has lost the mark of one"
     if run and vm.is_a_snapshot:
         return _about_unsigned(marks, vm, origin, run)
+    if run and not (vm.is_a_template and not vm.vbds):  # else a sweep takes it
+        return f"was made by run {run}, which never signed it, and has been used since"
     inherited = marks.vms.mark(origin.ref) if origin is not None else mark
     if mark is not None and (inherited is None or inherited.self != mark.self):
         return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
