@@ -142,8 +142,12 @@ async def test_a_page_where_something_was_to_be_changed_fails_the_run_with_a_sen
     ],
 )
 async def test_a_task_of_nonsense_fails_the_run_with_a_sentence(
-    two_pools: World, before_prod: Impostor, record: dict[str, object]
+    two_pools: World,
+    before_prod: Impostor,
+    record: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("xorepd.xapi.pool.TASK_LOOK_S", 0.5)
     async with two_pools.daemon({"prod": through(two_pools, before_prod)}) as context:
         prod = context.pools[PoolName("prod")]
         await prod.refresh()

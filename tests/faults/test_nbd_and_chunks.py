@@ -139,8 +139,9 @@ CONNECT: dict[str, Make] = {
 
 @pytest.mark.parametrize("name", CONNECT)
 async def test_nbd_that_cannot_be_entered_gives_way_to_the_export(
-    tracked: World, name: str
+    tracked: World, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(nbd, "ATTACH_S", patience(2.0))
     fault = tracked.lab.faults.add(CONNECT[name]())
 
     record = await run(tracked)

@@ -54,7 +54,9 @@ async def test_password_file_that_cannot_be_used_when_a_session_is_renewed_is_na
     spoil: Callable[[Path], None],
     words: str,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("xorepd.xapi.pool.TASK_LOOK_S", 0.5)
     with_files = Passwords(two_pools, tmp_path)
     with_files.write()
     job = two_pools.job(verify="off")
