@@ -175,9 +175,12 @@ async def test_a_replica_whose_disks_were_moved_is_refused_and_kept(
 
 
 def start_replica(xenapi: Any) -> None:
+    """Start the replica, and wait until its guest can do what XAPI may ask of it."""
     replica = hands.replica_of(xenapi)
     xenapi.VM.set_blocked_operations(replica, {})
     xenapi.VM.start(replica, False, False)
+    while "suspend" not in xenapi.VM.get_allowed_operations(replica):
+        pass
 
 
 async def test_a_base_that_something_holds_costs_a_run_no_waiting_for_it(

@@ -117,7 +117,7 @@ class Relayed:
             ref = xenapi.VDI.clone(point)
             run = str(uuid.uuid4())
             cloned = Staging(ref, xenapi.VDI.get_uuid(ref), staging.stream, run, base)
-            xenapi.VDI.set_other_config(ref, {KEY: _mark(cloned).encode()})
+            xenapi.VDI.set_other_config(ref, {KEY: _mark(cloned, onto=base).encode()})
             return cloned
 
         made: Staging = await self.world.ask("dr", make)
