@@ -99,7 +99,6 @@ class FarApart(Stage):
         config.write_text(
             f'[relay]\nlisten = "{far.address}:{RELAY_PORT}"\n'
             f'certificate = "{keys}/relay.pem"\nkey = "{keys}/relay.key"\nca = "{keys}/ca.pem"\n'
-            f'state_dir = "{self.directory}/relay"\n'
             f'[pools.far]\nurl = "{pool["url"]}"\nca_file = "{pool["ca_file"]}"\n'
             f'password_file = "{self.directory}/far/far.password"\n'
         )

@@ -21,7 +21,6 @@ from xorepd.data.zeroes import UNIT
 from xorepd.ids import PoolName
 from xorepd.process.lending import Pools
 from xorepd.relay.certificates import client_context
-from xorepd.relay.index import Index, open_index
 from xorepd.relay.listener import listening
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.blocks import hash_of, pack_block
@@ -67,7 +66,6 @@ class Relayed:
     world: World
     directory: Path
     relay: Relay
-    index: Index
     port: int
     pool: str
     """UUID of the target pool."""
@@ -209,12 +207,10 @@ async def relayed(
     pki = directory / "pki"
     if not pki.exists():
         make_certificates(pki)
-    (directory / "state").mkdir(exist_ok=True)
     table = {
         "certificate": pki / "relay.pem",
         "key": pki / "relay.key",
         "ca": pki / "ca.pem",
-        "state_dir": directory / "state",
     }
     settings = RelaySettings.model_validate(
         {
@@ -232,12 +228,11 @@ async def relayed(
         return str(xenapi.pool.get_uuid(xenapi.pool.get_all()[0]))
 
     async with (
-        open_index(settings.relay.state_dir, settings.relay.index) as index,
         Pools(opened) as pools,
-        Relay(settings, pools, index) as relay,
+        Relay(settings, pools) as relay,
         listening("127.0.0.1", 0, relay.came, silence=20) as port,
     ):
-        made = Relayed(world, pki, relay, index, port, await world.ask("dr", uuid_of))
+        made = Relayed(world, pki, relay, port, await world.ask("dr", uuid_of))
         try:
             yield made
         finally:

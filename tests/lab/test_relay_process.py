@@ -38,7 +38,6 @@ listen = "127.0.0.1:{port}"
 certificate = "pki/relay.pem"
 key = "pki/relay.key"
 ca = "pki/ca.pem"
-state_dir = "process"
 grace = "{grace}"
 silence = "30s"
 {more}
@@ -303,22 +302,3 @@ async def test_a_bad_file_changes_nothing(place: tuple[Relayed, Process]) -> Non
     await write_all(made, process, await made.stage())
 
     assert "did you mean 'disks'?" in process.log
-
-
-async def test_a_second_relay_on_one_state_directory_is_refused(
-    place: tuple[Relayed, Process],
-) -> None:
-    _, process = place
-    command = (sys.executable, "-m", "xorepd", "relay", "run", "-c", "relay.toml")
-    second = await asyncio.to_thread(
-        subprocess.run,
-        command,
-        cwd=process.directory,
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert second.returncode == 1
-    assert "uses the state directory" in second.stderr

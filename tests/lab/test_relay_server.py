@@ -17,7 +17,6 @@ import zstandard
 from tests.lab.labclient import VM_RECORD
 from tests.lab.relayed import (
     SIZE,
-    SOURCE_DISK,
     SOURCE_POOL,
     Disk,
     Relayed,
@@ -66,7 +65,7 @@ async def test_a_disk_that_is_offered_arrives_whole(place: Relayed) -> None:
 
     done = await write(place, staging, DATA)
 
-    assert done == wire.Done(received=SIZE, cached=0, from_base=0, written=SIZE)
+    assert done == wire.Done(received=SIZE, cached=0, written=SIZE)
     assert await place.content(staging.uuid) == DATA
 
 
@@ -139,37 +138,6 @@ async def test_what_another_connection_sent_is_not_given_away(place: Relayed) ->
     await disk.finish()
 
 
-async def test_what_the_base_holds_is_neither_sent_nor_written(place: Relayed) -> None:
-    first = await place.stage()
-    await write(place, first, DATA)
-    changed = bytearray(DATA)
-    changed[5 * UNIT : 6 * UNIT] = DATA[UNIT - 1 : 2 * UNIT - 1]
-    changed[9 * UNIT : 10 * UNIT] = DATA[:UNIT]  # moved from another place
-    second = await place.committed(first)
-    disk = await open_disk(await place.dial(), second.open(place.pool))
-
-    wanted = await disk.offer(0, bytes(changed))
-    done = await disk.finish()
-
-    assert wanted == {5}
-    assert done == wire.Done(received=UNIT, cached=0, from_base=SIZE - UNIT, written=2 * UNIT)
-    assert await place.content(second.uuid) == changed
-
-
-async def test_an_index_that_is_wrong_changes_no_disk(place: Relayed) -> None:
-    first = await place.stage()
-    await write(place, first, DATA)
-    second = await place.committed(first)
-    forged = DATA[::-1]
-    notes = [(at, hash_of(forged[at : at + UNIT])) for at in range(0, SIZE, UNIT)]
-    await place.index.note(str(first.stream), SOURCE_DISK, notes)
-
-    done = await write(place, second, forged)
-
-    assert done.received == SIZE
-    assert await place.content(second.uuid) == forged
-
-
 async def test_what_is_confirmed_has_no_gap_below_it(
     place: Relayed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,31 +164,6 @@ async def test_what_is_confirmed_has_no_gap_below_it(
     assert isinstance(await disk.finish(), wire.Done)
     assert disk.confirmed == [4 * UNIT]
     assert (await place.content(staging.uuid))[: 16 * UNIT] == content
-
-
-async def test_without_nbd_everything_is_sent(two_pools: World, tmp_path: Path) -> None:
-    async with relayed(two_pools, tmp_path) as place:
-        first = await place.stage()
-        await write(place, first, DATA)
-        second = await place.committed(first)
-
-        done = await write(place, second, DATA)
-
-        assert done.received == SIZE
-        assert await place.content(second.uuid) == DATA
-
-
-async def test_a_base_that_is_not_of_the_stream_supplies_nothing(place: Relayed) -> None:
-    first = await place.stage()
-    await write(place, first, DATA)
-    second = await place.committed(first)
-
-    def unsign(xenapi: Any) -> None:
-        xenapi.VDI.set_other_config(xenapi.VDI.get_by_uuid(second.base), {})
-
-    await place.world.ask("dr", unsign)
-
-    assert (await write(place, second, DATA)).from_base == 0
 
 
 async def test_a_digest_is_taken_beside_the_pool(place: Relayed) -> None:
@@ -500,19 +443,6 @@ async def fill(disk: Disk) -> wire.Message:
     verdict = await disk.next()
     disk.channel.close()
     return verdict
-
-
-async def test_a_base_that_is_lost_meanwhile_costs_bytes_only(place: Relayed) -> None:
-    first = await place.stage()
-    await write(place, first, DATA)
-    second = await place.committed(first)
-    place.world.lab.faults.add(Fault("nbd", "read", pool="dr", skip=40, reset=True))
-
-    done = await write(place, second, DATA)
-
-    assert 0 < done.from_base < SIZE
-    assert done.received == SIZE - done.from_base
-    assert await place.content(second.uuid) == DATA
 
 
 async def test_a_disk_that_is_cancelled_ends_and_can_be_written_again(place: Relayed) -> None:

@@ -93,20 +93,6 @@ async def test_memory_of_the_vm_arrives_like_its_disks(two_pools: World, tmp_pat
     assert await two_pools.left_over() == []
 
 
-async def test_block_of_which_little_changed_costs_little(two_pools: World, tmp_path: Path) -> None:
-    # Without changed-block tracking the source tells blocks of 2 MiB; the relay has most of each.
-    await serve_nbd(two_pools, "dr")
-    async with relayed(two_pools, tmp_path) as relay, two_pools.daemon() as context:
-        transport = through(relay.port, relay.directory)
-        await two_pools.run(context, transport=transport, verify="off")
-        await two_pools.lab.guest_write("web01", 1, random=4, seed=7)
-        delta = await two_pools.run(context, transport=transport, verify="off")
-
-    assert delta.outcome is Outcome.DELTA, delta.error
-    assert sent(delta) < moved(delta) / 4
-    await two_pools.newest_equals_its_source()
-
-
 async def test_what_the_map_tells_is_not_carried_and_the_rest_is_read_back_at_the_relay(
     two_pools: World, tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ MESSAGES = st.one_of(
         )
     ),
     st.builds(wire.Zero, SECTORS, SECTORS.filter(bool)),
-    st.builds(wire.Done, U64, U64, U64, U64),
+    st.builds(wire.Done, U64, U64, U64),
     st.builds(wire.Digested, st.binary(min_size=16, max_size=16)),
 )
 

@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 
 OURS = (
     *("/opt/xorepd", "/etc/xorepd-relay", "/etc/xorepd", "/etc/systemd", "/usr/bin"),
-    *("/var/lib/xorepd-relay", "/var/lib/xorepd", "/run/xorepd", "/tmp/lab"),
+    *("/var/lib/xorepd", "/run/xorepd", "/tmp/lab"),
 )
 """What of the file system is the machine's own."""
 

@@ -1,6 +1,6 @@
 """The process of the relay: builds it from its parts, handles signals, notifies systemd.
 
-    lock ─► index ─► pools ─► relay ─► listening ─► READY
+    pools ─► relay ─► listening ─► READY
 
 The relay closes its parts in the opposite order, whatever ends it.
 """
@@ -17,11 +17,9 @@ from xorepd.config.models import PoolSettings
 from xorepd.config.secrets import read_password
 from xorepd.errors import XorepdError
 from xorepd.process.lending import Pools
-from xorepd.process.lock import locked
 from xorepd.process.logs import set_level
 from xorepd.process.signals import Intent, intents
 from xorepd.process.systemd import Notifier
-from xorepd.relay.index import open_index
 from xorepd.relay.listener import listening
 from xorepd.relay.server import Relay
 from xorepd.relay.settings import RelaySettings, load_relay
@@ -31,7 +29,7 @@ from xorepd.xapi.pool import Pool
 
 log = structlog.get_logger(__name__)
 
-AT_START = ("listen", "state_dir", "disks", "memory", "index", "silence")
+AT_START = ("listen", "disks", "memory", "silence")
 """Settings that a reload does not change; the log says so."""
 
 
@@ -50,10 +48,8 @@ async def run_relay(settings: RelaySettings) -> None:
     async with AsyncExitStack() as stack:
         # First, so that a signal during a slow start takes effect after it and does not kill us.
         signals = stack.enter_context(intents())
-        stack.enter_context(locked(table.state_dir))
-        index = await stack.enter_async_context(open_index(table.state_dir, table.index))
         pools = await stack.enter_async_context(Pools(open_pool))
-        relay = await stack.enter_async_context(Relay(settings, pools, index))
+        relay = await stack.enter_async_context(Relay(settings, pools))
         async with listening(*table.place, relay.came, silence=table.silence) as port:
             log.info("relay.ready", version=VERSION, config=str(settings.file), port=port)
             notifier.ready(f"listening on port {port}")

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from xorepd.ids import Ref
 from xorepd.relay.protocol.messages import Open
 from xorepd.replication.format.marks import Mark, Role
-from xorepd.replication.format.ownership import is_of, own_mark, used_by_vms
+from xorepd.replication.format.ownership import own_mark, used_by_vms
 from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.records import Sr, Vdi
 
@@ -63,17 +62,3 @@ def disk_for(
     if asked.virtual_size > vdi.virtual_size:
         raise NotAllowed(f"{name} has {vdi.virtual_size} bytes, not {asked.virtual_size}")
     return vdi, sr, mark
-
-
-def base_for(asked: Open, cache: PoolCache, vdi: Vdi, mark: Mark) -> Ref | None:
-    """Return the disk whose data may replace units that a client offers; None if there is none.
-
-    That is only the restore point that the staging disk was cloned from, of the same replica. With
-    any other disk a client could find out its content by offering hashes.
-    """
-    base = cache.by_uuid(Vdi, asked.base) if asked.base else None
-    if base is None or base.uuid != mark.onto or base.sr != vdi.sr or not base.is_a_snapshot:
-        return None
-    if is_of(base, Role.POINT, mark.stream) is None:
-        return None
-    return base.ref

@@ -13,11 +13,9 @@ from xorepd.data.http.chunked import open_chunked
 from xorepd.data.nbd.reader import NbdConnectionLimit
 from xorepd.errors import XapiError
 from xorepd.process.lending import Pools
-from xorepd.relay.authority import NotAllowed, base_for, disk_for
-from xorepd.relay.base import OPEN_AT_ONCE, Base
+from xorepd.relay.authority import NotAllowed, disk_for
 from xorepd.relay.cache import BlockCache
-from xorepd.relay.disk import DiskWriter, References
-from xorepd.relay.index import Index
+from xorepd.relay.disk import DiskWriter
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.channel import Channel
 from xorepd.relay.protocol.ledger import Ledger
@@ -44,12 +42,11 @@ class Disks:
         pools: Opens the configured pools, each when it is first needed.
     """
 
-    def __init__(self, settings: RelaySettings, pools: Pools[Pool], index: Index) -> None:
-        self._settings, self._pools, self._index = settings, pools, index
+    def __init__(self, settings: RelaySettings, pools: Pools[Pool]) -> None:
+        self._settings, self._pools = settings, pools
         self._window = settings.relay.window
         self._slots = asyncio.Semaphore(settings.relay.disks)
         self._nbd = NbdConnectionLimit()
-        self._bases = asyncio.Semaphore(OPEN_AT_ONCE)
         self._uuids: dict[str, PoolSettings] = {}
         """Pools with known UUIDs."""
         self._writing: set[str] = set()
@@ -99,7 +96,6 @@ class Disks:
                 return wire.Refuse(Code.BUSY, STOPPING)
             pool = await stack.enter_async_context(self._lend(asked.pool))
             vdi, sr, mark = disk_for(asked, pool.cache, client, self._allowed(client))
-            base = base_for(asked, pool.cache, vdi, mark)
             ledger = Ledger(asked.virtual_size)
             disk: DiskWriter | None = None
 
@@ -117,16 +113,7 @@ class Disks:
                     content=mark.content,
                 )
             )
-            references = References(
-                cache=cache,
-                base=await stack.enter_async_context(
-                    Base(pool, base, self._nbd, self._bases, what)
-                ),
-                index=self._index,
-                stream=asked.stream,
-                disk=mark.disk,
-            )
-            disk = DiskWriter(channel, ledger, writer, references)
+            disk = DiskWriter(channel, ledger, writer, cache)
             log.info("disk.opened", disk=asked.what, base=asked.base, sr=sr.uuid)
             channel.accept(self._window, wire.Feature.REFERENCES)
             return await disk.run()

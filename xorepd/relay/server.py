@@ -23,7 +23,6 @@ from xorepd.relay.cache import BlockCache, MemoryBudget
 from xorepd.relay.certificates import identity, server_context
 from xorepd.relay.disks import STOPPING, Disks
 from xorepd.relay.handshakes import Threshold
-from xorepd.relay.index import Index
 from xorepd.relay.listener import Caller
 from xorepd.relay.protocol import messages as wire
 from xorepd.relay.protocol.channel import Channel, Over
@@ -49,9 +48,9 @@ class Relay:
         pools: Opens the configured pools, each when it is first needed.
     """
 
-    def __init__(self, settings: RelaySettings, pools: Pools[Pool], index: Index) -> None:
+    def __init__(self, settings: RelaySettings, pools: Pools[Pool]) -> None:
         self.settings = settings
-        self._disks = Disks(settings, pools, index)
+        self._disks = Disks(settings, pools)
         self._context = _context(settings)
         self._silence = settings.relay.silence
         self._cached = MemoryBudget(settings.relay.memory // 2)
@@ -183,7 +182,6 @@ class Relay:
                         **facts,
                         received_bytes=verdict.received,
                         cached_bytes=verdict.cached,
-                        base_bytes=verdict.from_base,
                         written_bytes=verdict.written,
                     )
                 case wire.Refuse() | wire.Failed():

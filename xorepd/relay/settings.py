@@ -25,12 +25,11 @@ from xorepd.config.fields import (
 )
 from xorepd.config.load import read_tables, validate
 from xorepd.config.models import Pools
-from xorepd.config.places import state_problems
 from xorepd.config.secrets import secret_problems
 from xorepd.errors import ConfigError, Refused, refuse
 from xorepd.relay.certificates import is_name, server_context
 from xorepd.relay.protocol.frames import SMALLEST_DATA_WINDOW
-from xorepd.units import GiB, MiB
+from xorepd.units import MiB
 
 
 def _address(text: str) -> str:
@@ -58,16 +57,12 @@ class RelayTable(Table):
     key: FilePath
     ca: FilePath
     """The CA that has signed the certificates of clients; no others may connect."""
-    state_dir: FilePath = Path("/var/lib/xorepd-relay")
-    """Directory of the index. Losing it costs bandwidth, nothing else."""
     connections: Annotated[int, Field(ge=1, le=1024)] = 64
     """Most connections of all clients; each daemon has one."""
     disks: Annotated[int, Field(ge=1, le=256)] = 16
     """Disks written at once; others wait for their turn."""
     memory: Size = 256 * MiB
     """Half of it is for data in transit, shared by `disks`; half for the cache of units."""
-    index: Size = 1 * GiB
-    """Bytes of the index on disk, about 40 for each 64 KiB that were written; 0 makes none."""
     silence: Duration = 60.0
     """Seconds without a byte after which a client is disconnected."""
     grace: Grace = 60.0
@@ -142,7 +137,6 @@ def load_relay(file: Path, *, environ: Mapping[str, str] | None = None) -> Relay
             if not is_name(name):
                 explainer.note(("clients", name), "no client can have this name")
         problems += secret_problems(settings, environ=environ)
-        problems += state_problems(file, "relay.state_dir", settings.relay.state_dir)
         try:
             server_context(settings.relay.certificate, settings.relay.key, settings.relay.ca)
         except Refused as error:

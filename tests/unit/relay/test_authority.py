@@ -1,4 +1,4 @@
-"""Which disks a relay writes, and which base it believes to be one."""
+"""Which disks a relay writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.replication.builders import OTHER_SR, OTHER_STREAM, SR, STREAM, TargetWorld
 from xorepd.ids import Ref
-from xorepd.relay.authority import NotAllowed, base_for, disk_for
+from xorepd.relay.authority import NotAllowed, disk_for
 from xorepd.relay.protocol.messages import Open
 from xorepd.replication.format.marks import KEY, Role
 from xorepd.xapi.records import Sr, read_record
@@ -42,11 +42,6 @@ class Site:
     async def allowed(self, pools: Collection[str] = ()) -> Ref:
         cache = await self.world.cache(OUR_SR)
         return disk_for(self.asked, cache, "paris", pools)[0].ref
-
-    async def base_of(self) -> Ref | None:
-        cache = await self.world.cache(OUR_SR)
-        vdi, _, mark = disk_for(self.asked, cache, "paris", ())
-        return base_for(self.asked, cache, vdi, mark)
 
 
 @pytest.fixture
@@ -130,65 +125,3 @@ async def test_any_other_disk_is_refused(
 async def test_disk_of_a_pool_that_is_not_the_clients_is_refused(site: Site) -> None:
     with pytest.raises(NotAllowed, match="client paris may not write replicas of pool pool-1"):
         await site.allowed(["pool-9"])
-
-
-# -- the base ------------------------------------------------------------------------------------
-
-
-async def test_base_is_a_disk_of_a_restore_point_of_the_stream(site: Site) -> None:
-    assert await site.base_of() == site.base
-
-
-async def test_base_that_was_written_to_is_one_because_it_is_read_and_compared(site: Site) -> None:
-    site.world.write(site.base)
-
-    assert await site.base_of() == site.base
-
-
-def without(site: Site) -> None:
-    site.asked = replace(site.asked, base="")
-
-
-def base_copied(site: Site) -> None:
-    copy = site.world.snapshot_disk(site.base)
-    site.asked = replace(site.asked, base=site.world.uuid(copy))
-
-
-def base_of_another_disk(site: Site) -> None:
-    other = site.world.disks(site.point)[1]
-    site.asked = replace(site.asked, base=site.world.uuid(other))
-
-
-def base_live(site: Site) -> None:
-    live = site.world.disks(site.world.replica)[0]
-    site.asked = replace(site.asked, base=site.world.uuid(live))
-
-
-def base_of_others(site: Site) -> None:
-    site.world.mark(site.base, Role.POINT, stream=OTHER_STREAM)
-
-
-def base_elsewhere(site: Site) -> None:
-    site.world.raw(site.base)["SR"] = OTHER_SR
-
-
-def base_gone(site: Site) -> None:
-    site.world.destroy(site.base)
-
-
-@pytest.mark.parametrize(
-    "happens",
-    [
-        without,
-        base_copied,
-        base_of_another_disk,
-        base_live,
-        base_of_others,
-        base_elsewhere,
-        base_gone,
-    ],
-)
-async def test_anything_else_is_no_base(site: Site, happens: Callable[[Site], None]) -> None:
-    happens(site)
-
-    assert await site.base_of() is None

@@ -141,7 +141,7 @@ async def test_nothing_follows_a_verdict(both: Ends) -> None:
         assert isinstance(await channel.receive(), wire.Data)
         assert isinstance(await channel.receive(), wire.Finish)  # and credit is due
 
-        channel.end(wire.Done(0, 0, 0, 0))
+        channel.end(wire.Done(0, 0, 0))
 
         await boor.wait_for(Kind.DONE)
         await boor.say(0, wire.Ping(7))
@@ -153,7 +153,7 @@ async def test_a_channel_that_was_closed_makes_room_for_another(both: Ends) -> N
     async with both.connected() as (client, relay):
         for _ in range(2 * CHANNELS):
             near, far = await open_disk(client, relay)
-            far.end(wire.Done(0, 0, 0, 0))
+            far.end(wire.Done(0, 0, 0))
             await near.receive()
             near.close()
             await far.given_up.wait()
@@ -289,7 +289,7 @@ async def test_nothing_may_be_sent_before_a_disk_is_accepted(both: Ends) -> None
         (wire.Zero(0, 512), "no channel 7"),
         (wire.Close(), "no channel 7"),
         (wire.Window(1), "no channel 7"),
-        (wire.Done(0, 0, 0, 0), "not for this end"),
+        (wire.Done(0, 0, 0), "not for this end"),
     ],
 )
 async def test_frames_for_no_disk_are_refused(

@@ -17,7 +17,6 @@ from xorepd.process.lending import Pools
 from xorepd.relay import listener
 from xorepd.relay.certificates import client_context
 from xorepd.relay.handshakes import AT_ONCE, OF_ADDRESS, Threshold
-from xorepd.relay.index import open_index
 from xorepd.relay.listener import listening
 from xorepd.relay.protocol.mux import Connection
 from xorepd.relay.server import Relay
@@ -79,9 +78,8 @@ async def relaying(directory: Path) -> AsyncIterator[Place]:
         raise AssertionError("nobody asks for a disk")
 
     async with (
-        open_index(directory, 0) as index,
         Pools(open_pool) as pools,
-        Relay(settings, pools, index) as relay,
+        Relay(settings, pools) as relay,
         listening("127.0.0.1", 0, relay.came, silence=20) as port,
     ):
         place = Place(relay, port, directory)

@@ -81,7 +81,7 @@ LIMITS: dict[Kind, tuple[int, int]] = {
     Kind.CONFIRMED: (8, 8),
     Kind.FINISH: (0, 0),
     Kind.CANCEL: (0, 0),
-    Kind.DONE: (32, 32),
+    Kind.DONE: (24, 24),
     Kind.FAILED: (2, 2 + LARGEST_SENTENCE),
     Kind.DIGEST: (1, 1 + 16 * MOST_EXTENTS),
     Kind.DIGESTED: (16, 16),

@@ -409,17 +409,15 @@ class Done:
     """Bytes of disk that came as DATA."""
     cached: int = 0
     """Bytes that the relay took from what it had received before."""
-    from_base: int = 0
-    """Bytes that it found on the base."""
     written: int = 0
     """Bytes that went to the pool."""
 
     def pack(self) -> bytes:
-        return struct.pack(">QQQQ", self.received, self.cached, self.from_base, self.written)
+        return struct.pack(">QQQ", self.received, self.cached, self.written)
 
     @classmethod
     def parse(cls, body: Body) -> Self:
-        return cls(*struct.unpack(">QQQQ", body))
+        return cls(*struct.unpack(">QQQ", body))
 
 
 @dataclass(frozen=True, slots=True)
