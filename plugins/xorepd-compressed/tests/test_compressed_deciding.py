@@ -1,168 +1,22 @@
-"""What is decided without I/O: levels, offers, cuts, and how much is held."""
+"""What is decided without I/O: offers, cuts, and how much is held."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xorepd.units import KiB, MiB
 from xorepd_compressed.cutting import SPAN, Run, Spans, cut, wanted_parts
-from xorepd_compressed.levels import (
-    FIRST,
-    LADDER,
-    LONGEST_PAUSE,
-    TIMES,
-    Period,
-    Trial,
-    next_level,
-)
 from xorepd_compressed.offering import PATIENCE, RARELY, Offering
-from xorepd_compressed.pace import PERIOD_BYTES, Pace
 from xorepd_compressed.room import LEAST, House, Room
 
 UNIT = 64 * KiB
 SECTOR = 512
-BALANCED = Period(elapsed_s=1, sending_s=1, packing_s=1, threads=2, raw=30 * MiB, sent=10 * MiB)
-"""The link is never empty, and the threads have half of their time left."""
-
-
-# -- levels ----------------------------------------------------------------------------------------
-
-
-def test_level_stays_where_link_and_threads_are_both_busy() -> None:
-    assert next_level(FIRST, BALANCED) == FIRST
-
-
-def test_link_that_waits_for_the_threads_lowers_the_level() -> None:
-    held_up = replace(BALANCED, sending_s=0.5, packing_s=1.9)
-
-    assert next_level(FIRST, held_up) == 2
-    assert next_level(LADDER[0], held_up) == LADDER[0]
-
-
-def test_idle_threads_behind_a_busy_link_raise_the_level() -> None:
-    idle = replace(BALANCED, packing_s=0.3)
-
-    assert next_level(FIRST, idle) == 5
-    assert next_level(LADDER[-1], idle) == LADDER[-1]
-
-
-def test_slow_source_changes_nothing() -> None:
-    assert next_level(FIRST, replace(BALANCED, sending_s=0.3, packing_s=0.2)) == FIRST
-
-
-def test_what_does_not_shrink_is_not_worth_a_higher_level() -> None:
-    assert next_level(FIRST, replace(BALANCED, packing_s=0.1, sent=30 * MiB)) == FIRST
-
-
-def simulated(link: float, speed: dict[int, float], ratio: dict[int, float]) -> int:
-    """Return the level that a link of that many bytes per second settles on.
-
-    Args:
-        speed: bytes of disk per second that one thread compresses, by level.
-        ratio: length afterwards, by level.
-    """
-    level, threads = FIRST, 2
-    for _ in range(50):
-        rate = min(speed[level] * threads, link / ratio[level])  # of the disk
-        sending, packing = rate * ratio[level] / link, rate / speed[level]
-        period = Period(1, sending, packing, threads, int(rate), int(rate * ratio[level]))
-        level = next_level(level, period)
-    return level
-
-
-RATIO = {1: 0.40, 2: 0.38, 3: 0.36, 5: 0.34, 6: 0.33, 9: 0.32, 17: 0.305, 19: 0.29}
-
-
-@pytest.mark.parametrize(
-    ("mbytes_per_s", "level"), [(1000, 1), (100, 3), (12.5, 9), (2, 9), (0.1, 19)]
-)
-def test_level_settles_where_the_link_is_full_and_no_higher(
-    mbytes_per_s: float, level: int
-) -> None:
-    speed = {level: 400e6 / time for level, time in TIMES.items()}
-
-    assert simulated(mbytes_per_s * 1e6, speed, RATIO) == level
-
-
-def test_blocks_that_do_not_shrink_are_left_alone_for_longer_and_longer() -> None:
-    trial, tried = Trial(), []
-    for number in range(200):
-        if trial.next():
-            tried.append(number)
-            trial.saw(MiB, MiB)
-
-    gaps = [later - earlier - 1 for earlier, later in pairwise(tried)]
-    assert gaps[:5] == [2, 4, 8, 16, 32]
-    assert set(gaps[4:]) == {LONGEST_PAUSE}
-
-
-def test_block_that_shrinks_again_ends_the_pause() -> None:
-    trial = Trial()
-    trial.saw(MiB, MiB)
-    while not trial.next():
-        pass
-    trial.saw(MiB, MiB // 2)
-
-    assert [trial.next() for _ in range(5)] == [True] * 5
-
-
-# -- pace ------------------------------------------------------------------------------------------
-
-
-class Watch:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_pace_raises_the_level_of_a_slow_link_step_by_step() -> None:
-    watch = Watch()
-    pace = Pace(watch, threads=2)
-    levels = []
-    for _ in range(4):
-        with pace.sending():  # without an end: the next block is ready before this one has left
-            for _ in range(4):
-                pace.packed(0.01)
-                with pace.sending():
-                    watch.now += 0.2
-                pace.sent(MiB, MiB // 3)
-        levels.append(pace.level)
-
-    assert levels == [5, 6, 9, 17]
-
-
-def test_pace_lowers_the_level_where_the_threads_hold_up_the_link() -> None:
-    watch = Watch()
-    pace = Pace(watch, threads=1)
-    for _ in range(8):
-        watch.now += 0.2
-        pace.packed(0.2)
-        with pace.sending():
-            watch.now += 0.01
-        pace.sent(MiB, MiB // 3)
-
-    assert pace.level == LADDER[0]
-
-
-def test_pace_decides_nothing_over_a_few_bytes() -> None:
-    watch = Watch()
-    pace = Pace(watch, threads=2)
-    with pace.sending():
-        for _ in range(PERIOD_BYTES // UNIT - 1):
-            watch.now += 1
-            pace.sent(UNIT, UNIT // 3)
-
-    assert pace.level == FIRST
 
 
 # -- offers ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from peer import make_files, options
 
 from xorepd.units import MiB
-from xorepd_compressed.options import WINDOW, read_options
+from xorepd_compressed.options import LEVEL, WINDOW, read_options
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_three_files_and_an_address_are_enough(files: Path) -> None:
     read = read_options(options(files))
 
-    assert (read.level, read.window, read.link) == (None, WINDOW, "paris@localhost:9443")
+    assert (read.level, read.window, read.link) == (LEVEL, WINDOW, "paris@localhost:9443")
     assert (read.access.host, read.access.port, read.access.name) == ("localhost", 9443, "paris")
 
 
@@ -54,7 +54,7 @@ def test_level_and_window_are_taken_as_they_are_written(files: Path) -> None:
         ("key", "/nowhere/paris.key", "key: /nowhere/paris.key cannot be read"),
         ("level", 0, "level must be .* from 1"),
         ("level", True, "level must be"),
-        ("level", "best", 'level must be "auto"'),
+        ("level", "auto", "level must be a number"),
         ("window", "1MiB", "window must be between 2.0 MiB and 1.0 GiB"),
         ("window", 8, "window must be a size, such as 8MiB"),
         ("link", "a b", "link must be a name"),

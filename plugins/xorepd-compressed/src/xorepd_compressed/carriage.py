@@ -28,9 +28,7 @@ from xorepd.relay.protocol.frames import HEADER
 from xorepd_compressed import threads
 from xorepd_compressed.cutting import SPAN, Run, Spans, cut, wanted_parts
 from xorepd_compressed.errors import RelayRefused
-from xorepd_compressed.levels import Trial
 from xorepd_compressed.offering import Offering
-from xorepd_compressed.pace import Pace
 from xorepd_compressed.room import Room
 
 AHEAD = 2 * threads.COUNT
@@ -40,8 +38,6 @@ AHEAD = 2 * threads.COUNT
 class Shared(Protocol):
     """What a disk uses of its link (`link.RelayLink`)."""
 
-    @property
-    def pace(self) -> Pace: ...
     def passed(self, size: int) -> None: ...
 
 
@@ -68,7 +64,7 @@ class Carriage:
     """Carries one disk over a channel that the relay has accepted.
 
     Args:
-        level: of zstd; None follows what the link leaves to it.
+        level: of zstd.
         offers: whether the relay can supply anything itself.
         what: the disk and the relay, for messages.
     """
@@ -80,14 +76,14 @@ class Carriage:
         link: Shared,
         room: Room,
         *,
-        level: int | None,
+        level: int,
         offers: bool,
         what: str,
     ) -> None:
         self._channel, self._target, self._link, self._room = channel, target, link, room
         self._level, self._what = level, what
         self._fresh = not target.disk.base
-        self._offering, self._trial = Offering(possible=offers), Trial()
+        self._offering = Offering(possible=offers)
         self._turn = asyncio.Lock()
         self._announced: asyncio.Queue[_Outgoing | None] = asyncio.Queue(AHEAD)
         self._offered: asyncio.Queue[_Offered | None] = asyncio.Queue()
@@ -137,7 +133,7 @@ class Carriage:
     async def _announce(self, offset: int, data: memoryview) -> None:
         """Cut a span into runs, and ask for those that the relay may have."""
         hashing = hash_of if self._offering.next() else None
-        runs = await threads.begin(partial(cut, offset, data, hashing), self._link.pace.packed)
+        runs = await threads.begin(partial(cut, offset, data, hashing))
         for run in runs:
             if run.data is None and self._fresh:
                 self._room.give(run.length)
@@ -167,10 +163,8 @@ class Carriage:
             frame = outgoing.frame
             message = await frame if isinstance(frame, asyncio.Future) else frame
             self._announced_to = max(self._announced_to, outgoing.end)
-            sent = await self._put(message)
+            await self._put(message)
             self._room.give(outgoing.raw)
-            if isinstance(message, wire.Data):
-                self._link.pace.sent(outgoing.raw, sent)
 
     async def _listen(self) -> None:
         while True:
@@ -187,36 +181,25 @@ class Carriage:
     # -- inside ----------------------------------------------------------------------------------
 
     def _begin(self, offset: int, data: memoryview) -> _Outgoing:
-        """Let a thread compress a block, as hard as the link leaves time for."""
-        level = self._level or self._link.pace.level
-        tries = self._trial.next()
+        """Let a thread compress a block."""
 
         def pack() -> wire.Data:
-            return pack_block(offset, data, threads.compressor(level) if tries else None)
+            return pack_block(offset, data, threads.compressor(self._level))
 
-        packing = threads.begin(pack, self._link.pace.packed)
-        if tries:
-            packing.add_done_callback(self._tried)
-        return _Outgoing(packing, offset + len(data), len(data))
+        return _Outgoing(threads.begin(pack), offset + len(data), len(data))
 
-    def _tried(self, packing: asyncio.Future[wire.Data]) -> None:
-        if not packing.cancelled() and packing.exception() is None:
-            self._trial.saw(packing.result().length, len(packing.result().payload))
-
-    async def _put(self, message: wire.Message) -> int:
-        """Send a frame when the target admits it; return its size on the wire."""
+    async def _put(self, message: wire.Message) -> None:
+        """Send a frame when the target admits it."""
         size = size_of(message)
-        with self._link.pace.sending():
-            await self._target.pay(size)
-            try:
-                async with self._turn:
-                    await self._channel.send(message)
-            except Over:
-                # The relay has ended it. `_listen` has read why, or is about to, and ends this too.
-                await asyncio.Event().wait()
+        await self._target.pay(size)
+        try:
+            async with self._turn:
+                await self._channel.send(message)
+        except Over:
+            # The relay has ended it. `_listen` has read why, or is about to, and ends this too.
+            await asyncio.Event().wait()
         self._target.left(size)
         self._link.passed(size)
-        return size
 
     def _answer(self, want: wire.Want) -> None:
         """Take the answer to the oldest offer: what is not wanted, the relay supplies itself."""

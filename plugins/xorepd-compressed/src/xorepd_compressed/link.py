@@ -18,10 +18,8 @@ import structlog
 from xorepd.plugin import DataError, LinkState, Refused, to_the_end
 from xorepd.relay.certificates import client_context
 from xorepd.relay.protocol.mux import Connection
-from xorepd_compressed import threads
 from xorepd_compressed.errors import NotTrusted
 from xorepd_compressed.options import Access
-from xorepd_compressed.pace import Pace
 from xorepd_compressed.room import House
 
 log = structlog.get_logger(__name__)
@@ -59,7 +57,6 @@ class RelayLink:
     def __init__(self, terms: Access) -> None:
         self.terms = terms
         self.house = House()
-        self._pace: Pace | None = None
         self._line: _Line | None = None
         self._connecting: asyncio.Lock | None = None
         self._attempts = 0
@@ -82,12 +79,6 @@ class RelayLink:
         return LinkState(math.inf, "configuration", self._streams, self._passed)
 
     # -- what disks use --------------------------------------------------------------------------
-
-    @property
-    def pace(self) -> Pace:
-        if self._pace is None:
-            self._pace = Pace(asyncio.get_running_loop().time, threads.COUNT)
-        return self._pace
 
     def passed(self, size: int) -> None:
         """Count bytes that went to the relay."""

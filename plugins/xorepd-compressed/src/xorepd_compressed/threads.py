@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -22,25 +21,9 @@ _pool = ThreadPoolExecutor(COUNT, "compressed")
 _own = threading.local()
 
 
-def begin(work: Callable[[], T], took: Callable[[float], None]) -> asyncio.Future[T]:
-    """Let a thread work; return its result as a future. Cancelling the future does not stop it.
-
-    Args:
-        took: told the seconds that it worked, in the event loop.
-    """
-    seconds = 0.0
-
-    def timed() -> T:
-        nonlocal seconds
-        start = time.perf_counter()
-        try:
-            return work()
-        finally:
-            seconds = time.perf_counter() - start
-
-    working = asyncio.get_running_loop().run_in_executor(_pool, timed)
-    working.add_done_callback(lambda _: took(seconds))
-    return working
+def begin(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Let a thread work; return its result as a future. Cancelling the future does not stop it."""
+    return asyncio.get_running_loop().run_in_executor(_pool, work)
 
 
 def compressor(level: int) -> zstandard.ZstdCompressor:
