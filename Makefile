@@ -11,13 +11,14 @@ unexport PYTHONDONTWRITEBYTECODE
 
 setup: .venv/ready
 
-# xorepd goes first: an older one that is replaced takes its command xorepd-lab along.
+# xorepd goes first: an older one that is replaced takes its command xorepd-lab along. What builds
+# them is in requirements.lock: pip would fetch it anew for each of them.
 .venv/ready: pyproject.toml requirements.lock $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	  --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
 	  $(patsubst %/pyproject.toml,--editable %,$(wildcard plugins/*/pyproject.toml))
 	touch $@
 
