@@ -36,6 +36,7 @@ from xorepd.control.protocol import (
     PoolStatus,
     StatusReply,
 )
+from xorepd.ctl import app
 from xorepd.daemon.status import job_reply, job_status
 from xorepd.screen import Screen, visible
 from xorepd.state.history import Latest
@@ -154,6 +155,10 @@ VIEWS: dict[str, Callable[[str], RenderableType]] = {
 }
 
 
+SENTENCES = {"cancel", "reload"}
+"""Commands that print one sentence and no view."""
+
+
 def shown(view: RenderableType, width: int = 80) -> str:
     """Return what a view looks like; its lines fit, and hold nothing that a terminal obeys."""
     out = io.StringIO()
@@ -166,6 +171,14 @@ def shown(view: RenderableType, width: int = 80) -> str:
 
 
 OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def test_every_command_that_shows_names_is_tried() -> None:
+    commands = {
+        each.name or each.callback.__name__ for each in app.registered_commands if each.callback
+    }
+
+    assert {view.split()[0] for view in VIEWS} == commands - SENTENCES
 
 
 @pytest.mark.parametrize("name", ODD)

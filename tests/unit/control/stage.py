@@ -13,7 +13,7 @@ from xorepd.config.diff import Changes
 from xorepd.config.load import load
 from xorepd.config.models import Settings
 from xorepd.control.client import Client
-from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply
+from xorepd.control.protocol import ForgetPlanReply, OrphanReply, OrphansReply, PoolStatus
 from xorepd.control.server import serve
 from xorepd.daemon.runs import Runs
 from xorepd.daemon.service import Service
@@ -38,6 +38,7 @@ class Stage:
     applied: list[Changes]
     links: Links
     orphans: Orphans
+    pools: list[PoolStatus]
 
     @property
     def socket(self) -> Path:
@@ -94,7 +95,7 @@ class Orphans:
 @asynccontextmanager
 async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage]:
     file = write(directory, text)
-    links = Links()
+    links, pools = Links(), list[PoolStatus]()
     orphans = Orphans()
     runner, board, clock, applied = Runner(), OpenBoard(), Clock(), list[Changes]()
 
@@ -116,7 +117,7 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                 links=links,
                 budget=MemoryBudget(),
                 orphans=orphans,
-                pool_states=lambda: (),
+                pool_states=lambda: tuple(pools),
             )
             socket = directory / "run" / "control.sock"
             async with serve(service, socket), Client(socket) as client:
@@ -132,4 +133,5 @@ async def stage(directory: Path, text: str = POOLS + JOB) -> AsyncIterator[Stage
                     applied,
                     links,
                     orphans,
+                    pools,
                 )

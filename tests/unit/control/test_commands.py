@@ -15,7 +15,7 @@ from tests.unit.parts import JOB, NOON, POOLS, record, write
 from tests.unit.replication.test_selection import vm
 from xorepd.config.choices import Fulls
 from xorepd.config.keep import Keep
-from xorepd.control.protocol import Finished
+from xorepd.control.protocol import Finished, PoolStatus
 from xorepd.ctl import app
 from xorepd.errors import ControlError
 from xorepd.replication.deciding.selection import ExcludedVm
@@ -55,6 +55,15 @@ async def test_status_tells_the_age_of_the_newest_point(on: Stage) -> None:
     assert vm.last is not None
     assert vm.last.outcome is Outcome.FAILED
     assert vm.age_s == 599.0
+
+
+async def test_status_tells_how_fast_the_open_pools_answer(on: Stage) -> None:
+    pool = PoolStatus(
+        name="prod", latency_s=0.2, is_slow=False, max_vms=None, active_vms=1, waiting_vms=0
+    )
+    on.pools.append(pool)
+
+    assert (await on.client.status()).pools == (pool,)
 
 
 async def test_point_on_another_target_is_not_this_jobs_point(on: Stage) -> None:
