@@ -11,6 +11,10 @@ import pytest
 
 from tests.recipes.pages import LANGUAGES, ROOT, Block, blocks, claimed, pages
 
+HOW = (
+    "either a test of tests/recipes claims the block, or `<!-- not run: why -->` stands before it;"
+    " see Pages in CONTRIBUTING.md"
+)
 EVERY = [block for page in pages() for block in blocks(page)]
 
 
@@ -26,7 +30,7 @@ def test_a_block_has_a_language_and_a_test_or_a_reason(block: Block) -> None:
     is_run = (block.page, block.line) in claims()
 
     assert block.language in LANGUAGES
-    assert is_run != bool(block.reason), "a test runs it, or the page says why none does"
+    assert is_run != bool(block.reason), HOW
 
 
 @pytest.mark.parametrize("page", pages())

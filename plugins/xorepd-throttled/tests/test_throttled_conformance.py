@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from xorepd.plugin import MiB
 from xorepd.plugin.conformance import TransportConformance
-from xorepd.units import MiB
 from xorepd_throttled.transport import ThrottledFactory
 
 FAST = "8Gbit/s"
@@ -11,8 +11,8 @@ FAST = "8Gbit/s"
 
 class TestThrottled(TransportConformance):
     factory = ThrottledFactory()
-    options = {"rate": FAST, "pool_rate": FAST, "job_rate": "4Gbit/s"}  # noqa: RUF012
-    refused = {  # noqa: RUF012
+    options = {"rate": FAST, "pool_rate": FAST, "job_rate": "4Gbit/s"}
+    refused = {
         "rate": {"rate": 12},
         "pool_rate": {"pool_rate": "fast"},
         "job_rate": {"job_rate": "1bit/s"},
@@ -30,7 +30,7 @@ class TestUnlimited(TransportConformance):
 
 class TestThrottledThroughThrottled(TransportConformance):
     factory = ThrottledFactory()
-    options = {  # noqa: RUF012
+    options = {
         "rate": FAST,
         "link": "outer",
         "through": {"name": "throttled", "rate": FAST, "link": "inner"},
