@@ -208,6 +208,14 @@ async def test_a_staging_disk_that_somebody_attached_is_not_destroyed_with_the_f
         await replicated.lab.guest_write("web01", disk, sequential=where, seed=disk)
     held = replicated.lab.faults.add(Fault("import", stall=True, stall_at=hands.MiB))
 
+    def is_without_content_id(xenapi: Any) -> bool:
+        """Tell whether a disk is written to that would count as theirs if the run ended now."""
+        return any(
+            "content_id" not in vdi["other_config"]
+            for vdi in xenapi.VDI.get_all_records().values()
+            if vdi["name_label"].startswith("[Importing]")
+        )
+
     def take(xenapi: Any) -> tuple[str, set[str]]:
         vm = hands.create_vm(xenapi, "curious")
         taken = set[str]()
@@ -222,6 +230,9 @@ async def test_a_staging_disk_that_somebody_attached_is_not_destroyed_with_the_f
             run_job(replicated.job(), new_run(), context), name="run"
         )
         await held.stalled.wait()
+        async with asyncio.timeout(patience()):
+            while await replicated.ask("dr", is_without_content_id):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         vm, taken = await replicated.ask("dr", take)
         run.cancel()
         await asyncio.wait([run])

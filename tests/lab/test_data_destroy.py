@@ -76,14 +76,14 @@ async def kept(world: World) -> list[tuple[str, str, bool, dict[str, str]]]:
     """
     names = {sr.uuid: name for pool in world.lab.pools.values() for name, sr in pool.srs.items()}
 
-    def read(xenapi: Any) -> list[tuple[str, str, str, bool, dict[str, str]]]:
+    def read(xenapi: Any) -> list[tuple[int, str, str, bool, dict[str, str]]]:
         found = []
         for vdi in xenapi.VDI.get_all_records().values():
             if vdi["is_a_snapshot"] and "xorepd:mark" in vdi["other_config"]:
                 keys = vdi["other_config"].items()
                 uses = {names[k[11:]]: v for k, v in keys if k.startswith("xorepd:for:")}
-                taken = vdi["other_config"]["xo:backup:datetime"]
-                found.append((taken, vdi["name_label"], vdi["type"], bool(vdi["VBDs"]), uses))
+                order = json.loads(vdi["other_config"]["xorepd:mark"])["order"]
+                found.append((order, vdi["name_label"], vdi["type"], bool(vdi["VBDs"]), uses))
         return sorted(found, key=lambda each: each[:2])
 
     return [each[1:] for each in await world.ask("prod", read)]

@@ -19,7 +19,7 @@ from tests.mischief.plan import End, Kind, Role, Run
 from tests.mischief.scene import Key, Known, Look, Scene, Violation, facts
 from xorepd.config.models import Settings
 from xorepd.daemon.engine import Engine, open_engine
-from xorepd.replication.format.marks import BLOCK_TEXT
+from xorepd.replication.format.marks import BLOCK_TEXT, DISPLACED
 from xorepd.state.records import Outcome, RunRecord
 
 LASTING = {"xorepd:cbt", "xorepd:current"}
@@ -115,12 +115,17 @@ def judge_theirs(
         if scene.role(look, key) is Role.SOURCE:  # a run may note there what it is doing
             for each in (now, was):
                 each["other_config"] = _keys_of_others(each["other_config"])
-        made_room = replaces or key in scene.displaced or _is_spare(scene, known)
+        made_room = replaces or amid or key in scene.displaced or _is_spare(scene, known)
         if now.get("users") != was.get("users") and made_room:
             was.pop("users")  # it made room in the replica
             scene.displaced.add(key)
-            if not now["users"] and not amid:
+            if not now["users"] and DISPLACED in now["other_config"]:
                 scene.detached.add(key)
+            elif not now["users"] and not amid:
+                yield Violation("unlisted", f"{known.thing} was taken out, and does not say so")
+        for each in (now, was):
+            each["other_config"] = {**each["other_config"]}
+            each["other_config"].pop(DISPLACED, None)
         was.pop("power_state", None)  # see `judge_powers`
         for name, value in was.items():
             if now[name] != value:
@@ -299,7 +304,13 @@ async def judge_leavings(scene: Scene, look: Look, but: Role | None = None) -> l
     """
     proven = {key for key in scene.ours(look) if _is_signed(look, key)}
     bases = _contents(look)
-    doubtful = [key for key in scene.detached if key in look and key not in look.users]
+    doubtful = [
+        key
+        for key in scene.detached
+        if key in look.vdis
+        and key not in look.users
+        and DISPLACED in look.vdis[key]["other_config"]  # else people wiped it
+    ]
     found = []
     for key in scene.ours(look):
         if key in look.vms:

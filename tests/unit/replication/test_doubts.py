@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
 from tests.unit.replication.builders import SourceWorld, TargetWorld, World
 from xorepd.ids import Ref
+from xorepd.replication.format.current import KEY as CURRENT
+from xorepd.replication.format.current import Current, State
 from xorepd.replication.format.doubts import Unresolved, find_unresolved
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
     CONFIRMED,
+    DISPLACED,
     FOR,
     KEY,
     REPLICA_TAG,
@@ -181,8 +183,7 @@ def staging_disk_without_its_mark() -> Made:
 def disk_of_others_taken_out_of_the_replica() -> Made:
     world, _ = replicated()
     disk = world.disk()
-    mark = replace(world.mark_on(world.replica), displaced={world.uuid(disk): "7"})
-    world.set_key(world.replica, KEY, mark.encode())
+    world.set_key(disk, DISPLACED, "7")
     return world, disk
 
 
@@ -235,6 +236,26 @@ def point_never_signed_of_a_replica_that_is_gone() -> Made:
     return world, point
 
 
+def snapshot_never_signed_of_a_forgotten_replica() -> Made:
+    world = SourceWorld()
+    return world, world.unsigned_snapshot("run-3")
+
+
+def shell_without_keys() -> Made:
+    world, _ = replicated()
+    return world, world.vm(temporary_name("run-3"), is_a_template=True)
+
+
+def point_with_the_keys_of_the_replica_and_of_other_disks() -> Made:
+    world, point = replicated()
+    source = SourceWorld()
+    theirs = source.mark_on(source.disks(source.source_snapshot())[0])
+    world.set_key(point, KEY, world.mark_on(world.replica).encode())
+    for disk in world.disks(point):
+        world.set_key(disk, KEY, theirs.encode())
+    return world, point
+
+
 def snapshot_with_other_keys() -> Made:
     world = SourceWorld()
     disk = world.snapshot_disk(world.roots[0])
@@ -267,7 +288,7 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     ),
     (
         disk_of_others_taken_out_of_the_replica,
-        "was disk 7 of replica .+ until a run put another",
+        "was disk 7 of a replica until a run put another there",
     ),
     (point_with_the_keys_of_another, LOST),
     (replica_with_the_keys_of_another, LOST),
@@ -299,7 +320,19 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     ),
     (
         point_never_signed_of_a_replica_that_is_gone,
-        "was taken by run run-2, which never signed it, of a VM that is gone",
+        "was taken by run run-2, which never signed it, of a VM that is gone or forgotten",
+    ),
+    (
+        snapshot_never_signed_of_a_forgotten_replica,
+        "was taken by run run-3, which never signed it, of a VM that is gone or forgotten",
+    ),
+    (
+        shell_without_keys,
+        "was made by run run-3, which never signed it, and has been used since",
+    ),
+    (
+        point_with_the_keys_of_the_replica_and_of_other_disks,
+        "carries the mark of .+, and is no copy of it",
     ),
     (
         snapshot_with_other_keys,
@@ -396,6 +429,8 @@ async def test_what_is_ours_and_as_we_left_it_is_no_doubt() -> None:
     source = SourceWorld()
     source.source_snapshot(sr_1="held")
     source.destroy(source.source_snapshot("run-2", sr_1="bare"))
+    active = Current("origin", 1, State.ACTIVE, source.uuid(source.web))
+    source.set_key(source.web, CURRENT, active.encode())
     source.unsigned_snapshot("run-3")
     source.earlier_snapshot("run-0", confirmed=True)
 

@@ -52,7 +52,6 @@ MARK = Mark(
     onto="o-1",
     base="b-1",
     reason="first-run",
-    displaced={"7": "v-7"},
 )
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ import structlog
 
 from xorepd.config.models import Diverged, JobSettings
 from xorepd.errors import NotAllowed, ObjectBusy, Refused
-from xorepd.ids import Ref
+from xorepd.ids import NULL_REF, Ref
 from xorepd.replication.context.assignment import Pair
 from xorepd.replication.context.shared_source import owner_of_shared
 from xorepd.replication.deciding.divergence import refuse_divergence
@@ -31,6 +31,7 @@ from xorepd.replication.format.inventory import (
     SourceSide,
     TargetSide,
     is_attached,
+    is_taken,
     read_source,
     read_target,
 )
@@ -38,6 +39,7 @@ from xorepd.replication.format.marks import (
     BLOCKED_WHILE_READ,
     CONFIRMED,
     MIGRATION_TEXT,
+    RESTART,
     SNAPSHOTTING,
     Mark,
     Role,
@@ -56,7 +58,7 @@ from xorepd.replication.removal.destroying import (
     sign_disk,
     try_destroy_disk,
 )
-from xorepd.replication.source.quiesce import RESTART, start_if_left_down
+from xorepd.replication.source.quiesce import start_if_left_down
 from xorepd.replication.source.snapshot import hold_snapshot
 from xorepd.replication.target.commit import cancel_commit, finish_commit, undo_commit
 from xorepd.replication.target.suspended import sweep_memories
@@ -152,7 +154,13 @@ async def sweep(
             source, target = await read_sides(pair)
         case None:
             pass
-    if any([await _detach_left(pair.target, vdi) for vdi in target.written]):
+    images = {
+        memory.image.ref: memory.vm.ref
+        for memory in target.memories
+        if memory.image is not None and not is_taken(memory)
+    }
+    left = [(vdi, images.get(vdi.ref, NULL_REF)) for vdi in target.written]
+    if any([await _detach_left(pair.target, *each) for each in left]):
         source, target = await read_sides(pair)
     leftover = await find_resumable(pair, to_resume, source, target) if to_resume else None
     dirty = await _sweep_target(pair, target, leftover)
@@ -218,23 +226,29 @@ async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
         await pool.discard_told(task)
 
 
-async def _detach_left(pool: Pool, vdi: Vdi) -> bool:
+async def _detach_left(pool: Pool, vdi: Vdi, holder: Ref) -> bool:
     """Detach a disk of ours that a toolstack left attached when it died.
 
     It is unknown where the stream ended, so nothing of it counts as written.
 
+    Args:
+        holder: a suspended VM of ours whose memory this is.
+
     Returns:
         Whether the disk was attached.
     """
-    if used_by_vms(pool.cache, vdi) or not await unplug_left(pool, vdi):
+    if used_by_vms(pool.cache, vdi, but=holder) or not await unplug_left(pool, vdi):
         return False
     await pool.refresh()
-    await _reclaim(pool, pool.cache.vdis.get(vdi.ref))
+    await _reclaim(pool, pool.cache.vdis.get(vdi.ref), holder)
     return True
 
 
-async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:
+async def _reclaim(pool: Pool, vdi: Vdi | None, holder: Ref = NULL_REF) -> bool:
     """Restore the content id of a disk, which a request of ours removed.
+
+    Args:
+        holder: see `_detach_left`.
 
     Returns:
         False: the request still has the disk.
@@ -243,7 +257,9 @@ async def _reclaim(pool: Pool, vdi: Vdi | None) -> bool:
         return True
     await detached(pool, vdi)
     now = pool.cache.vdis.get(vdi.ref)
-    if now is None or (mark := own_mark(now)) is None or used_by_vms(pool.cache, now):
+    if now is None or (mark := own_mark(now)) is None:
+        return True
+    if used_by_vms(pool.cache, now, but=holder):
         return True
     if content_of(now, mark) is not Content.CHANGED:
         return True

@@ -21,14 +21,17 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from xorepd.replication.format.current import KEY as CURRENT
+from xorepd.replication.format.current import own_current
 from xorepd.replication.format.index import MarkIndex, marks_on
 from xorepd.replication.format.inventory import disks_of
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
-    FOR,
+    DISPLACED,
     KEY,
     PREFIX,
     REPLICA_TAG,
+    RESTART,
     SNAPSHOTTING,
     TRACKED,
     Role,
@@ -46,6 +49,12 @@ from xorepd.xapi.tables import Tables
 
 SETTLED = "none"
 """What an operator writes in place of a mark: an object without any may have lost its own."""
+
+LONGEST_DEVICE = 16
+"""Characters of a device that we show; the key that holds it may say anything."""
+
+_LASTING = {CURRENT, RESTART, TRACKED}
+"""Keys that a source VM and its disks bear, and all that people make of them."""
 
 _KINDS = {Role.POINT: "restore point", Role.SOURCE: "source snapshot"}
 
@@ -128,7 +137,9 @@ def _about_disk(cache: Tables, marks: MarkIndex, vdi: Vdi, named: Mapping[str, s
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
     if vdi.is_a_snapshot and any(key.startswith(PREFIX) for key in vdi.other_config):
         return "is a snapshot with keys of ours, and carries no mark: people changed its keys"
-    if any(key.startswith(PREFIX) and key != TRACKED for key in vdi.other_config):
+    if (device := vdi.other_config.get(DISPLACED)) is not None:
+        return f"was disk {device[:LONGEST_DEVICE]} of a replica until a run put another there"
+    if any(key.startswith(PREFIX) and key not in _LASTING for key in vdi.other_config):
         return "bears keys of ours, and carries no mark: people changed its keys"
     if vdi.type == "suspend" and vdi.is_a_snapshot:
         return "is the memory of a snapshot that no VM has"
@@ -142,8 +153,6 @@ def _named_disks(marks: MarkIndex) -> Iterator[tuple[str, str]]:
         kind = _KINDS.get(mark.role, "replica")
         lost = f"was the disk of {kind} {vm.name_label}, and has lost its marks"
         yield from ((uuid, lost) for uuid in mark.disks.values())
-        for uuid, device in mark.displaced.items():
-            yield (uuid, f"was disk {device} of {kind} {vm.name_label} until a run put another")
 
 
 def _vms(
@@ -180,46 +189,75 @@ def _about_vm(cache: Tables, marks: MarkIndex, vm: Vm) -> str:
         return f"bears the UUID of our {mark.role.value}, and is another object: it was imported"
     if mark is None and KEY in vm.other_config:
         return ""  # settled
-    if mark is None and not vm.is_a_snapshot:
-        for point in cache.present(Vm, vm.snapshots):
-            theirs = marks.vms.own_mark(point.ref)
-            if theirs is not None and theirs.role is Role.POINT:
-                return f"has lost its marks: restore point {point.name_label} is a snapshot of it"
-    disks = [vdi for _, vdi in disks_of(cache, vm)]
-    run = run_that_named(vm)
+    if _is_settled_by_a_run(cache, marks, vm) or _is_made_by_others(cache, marks, vm):
+        return ""
     origin = cache.vms.get(vm.snapshot_of) if vm.is_a_snapshot else None
-    if mark is None and origin is not None and marks.vms.own_mark(origin.ref) is not None:
-        return f"is a snapshot of replica {origin.name_label}, and has lost the mark of one"
-    if run and vm.is_a_snapshot:
-        return _about_unsigned(marks, vm, origin, run)
-    if run and not (vm.is_a_template and not vm.vbds):  # else a sweep takes it
-        return f"was made by run {run}, which never signed it, and has been used since"
-    inherited = marks.vms.mark(origin.ref) if origin is not None else mark
-    if mark is not None and (inherited is None or inherited.self != mark.self):
-        return f"carries the mark of {mark.self or 'an object of ours'}, and is no snapshot of it"
-    if not vm.is_a_snapshot and not run and _is_kept_from_starting(vm):
-        return "looks like a replica, which xorepd keeps from starting, and carries no mark of one"
+    is_of_replica = origin is not None and marks.vms.own_mark(origin.ref) is not None
+    if run := run_that_named(vm):
+        if not vm.is_a_snapshot:
+            return f"was made by run {run}, which never signed it, and has been used since"
+        if is_of_replica:
+            return f"was taken by run {run}, which did not sign it: the replica had been worked on"
+        return f"was taken by run {run}, which never signed it, of a VM that is gone or forgotten"
+    disks = [vdi for _, vdi in disks_of(cache, vm)]
     looks_ours = vm.is_a_snapshot or mark is not None or REPLICA_TAG in vm.tags
-    if looks_ours and disks and all(marks.disks.own_mark(vdi.ref) for vdi in disks) and not run:
+    for point in () if vm.is_a_snapshot else cache.present(Vm, vm.snapshots):
+        theirs = marks.vms.own_mark(point.ref)
+        if theirs is not None and theirs.role is Role.POINT:
+            return f"has lost its marks: restore point {point.name_label} is a snapshot of it"
+    if mark is None and is_of_replica and origin is not None:
+        return f"is a snapshot of replica {origin.name_label}, and has lost the mark of one"
+    if not vm.is_a_snapshot and _is_kept_from_starting(vm):
+        return "looks like a replica, which xorepd keeps from starting, and carries no mark of one"
+    if looks_ours and disks and all(marks.disks.own_mark(vdi.ref) for vdi in disks):
         names = ", ".join(vdi.name_label or vdi.uuid for vdi in disks)
         return f"carries no mark of its own any more, and its disks are signed by a run ({names})"
-    has_keys = any(key.startswith(FOR) for key in vm.other_config)
-    has_keys |= any(marks.disks.mark(vdi.ref) for vdi in disks)
-    if mark is None and vm.is_a_snapshot and has_keys:
+    if mark is not None:
+        return f"carries the mark of {mark.self or 'an object of ours'}, and is no copy of it"
+    keys = {*vm.other_config}
+    if vm.is_a_snapshot:
+        keys.update(*(vdi.other_config for vdi in disks))
+    if any(key.startswith(PREFIX) for key in keys - _LASTING):
         return "carries no mark of its own any more, and other keys of ours are on it or its disks"
     return ""
 
 
-def _about_unsigned(marks: MarkIndex, vm: Vm, origin: Vm | None, run: str) -> str:
-    """Return why no sweep settles a snapshot that a run has not signed; empty if one does."""
+def _is_settled_by_a_run(cache: Tables, marks: MarkIndex, vm: Vm) -> bool:
+    """Return whether the next run of its stream signs or removes what a run has not signed."""
+    mark = marks.vms.mark(vm.ref)
+    if not run_that_named(vm):
+        return False
+    if not vm.is_a_snapshot:  # see `TargetSide.shells`
+        return mark is not None and not mark.self and vm.is_a_template and not vm.vbds
+    origin = cache.vms.get(vm.snapshot_of)
     if origin is None:
-        return f"was taken by run {run}, which never signed it, of a VM that is gone"
-    inherited, replica = marks.vms.mark(vm.ref), marks.vms.own_mark(origin.ref)
-    if inherited is None:
-        return ""  # of a source VM
-    if replica is not None and replica.commit and replica.commit.point == vm.name_label:
-        return ""
-    return f"was taken by run {run}, which did not sign it: the replica had been worked on"
+        return False
+    replica = marks.vms.own_mark(origin.ref)
+    if replica is None:  # see `SourceSide.unsigned`
+        return own_current(origin) is not None
+    return mark is not None and replica.commit is not None and replica.commit.point == vm.name_label
+
+
+def _is_made_by_others(cache: Tables, marks: MarkIndex, vm: Vm) -> bool:
+    """Return whether all marks are copies: somebody cloned, copied or snapshotted a VM of ours."""
+    mark = marks.vms.mark(vm.ref)
+    if mark is None or run_that_named(vm) or _is_kept_from_starting(vm):
+        return False
+    if vm.is_a_snapshot:
+        origin = marks.vms.mark(vm.snapshot_of)
+        if origin is None or origin.self != mark.self:
+            return False
+    return all(_is_copied(cache, marks, vdi) for _, vdi in disks_of(cache, vm))
+
+
+def _is_copied(cache: Tables, marks: MarkIndex, vdi: Vdi) -> bool:
+    """Return whether the mark of a disk, if it has one, came with a copy of a disk of ours."""
+    mark, origin = marks.disks.mark(vdi.ref), cache.vdis.get(vdi.snapshot_of)
+    if mark is None:
+        return True
+    if not vdi.is_a_snapshot:
+        return marks.disks.own_mark(vdi.ref) is None
+    return mark.role in (Role.DISK, Role.MEMORY) and origin in (None, cache.by_uuid(Vdi, mark.self))
 
 
 def _is_kept_from_starting(vm: Vm) -> bool:

@@ -66,8 +66,15 @@ The pool has confirmed that everything below it is on the disk."""
 FOR = "xorepd:for:"
 """On a source snapshot and its disks, with the UUID of a target SR behind it: `Use`."""
 
+RESTART = "xorepd:restart"
+"""On a source VM that went down for its snapshot: see `quiesce.Downed`. The run starts it again."""
+
 REPLICA_TAG = "Continuous Replication"
 """Xen Orchestra's tag of replicas; its smart jobs leave out what carries it."""
+
+DISPLACED = "xorepd:displaced"
+"""On a disk of others that people put into a replica, and a commit took out: the device at which it
+was. `xorepctl orphans` lists the disk while no VM has it."""
 
 TRACKED = "xorepd:cbt"
 """On a source disk: xorepd switched changed-block tracking on, for this job."""
@@ -206,9 +213,6 @@ class Mark:
     that is unknown, and both sides are compared."""
     reason: str = ""
     """On staging disks: why it is not sent against a base."""
-    displaced: Mapping[str, str] = field(default_factory=dict)
-    """On replicas: UUID → device of disks of others that a commit has put other disks in place of.
-    Nothing of ours tells on such a disk; `xorepctl orphans` lists it while no VM has it."""
 
     def on(self, uuid: str, ref: str) -> Mark:
         """Return this mark as it is written on the object with that UUID and reference."""

@@ -26,6 +26,7 @@ from xorepd.errors import HookFailed, Refused, XapiError, XapiFailure, XapiUnrea
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Assignment, Pair
 from xorepd.replication.format.inventory import disks_of
+from xorepd.replication.format.marks import RESTART
 from xorepd.replication.source.hooks import run_hook
 from xorepd.tidying import to_the_end
 from xorepd.xapi.pool import Pool
@@ -33,9 +34,6 @@ from xorepd.xapi.records import Vm, parse_time
 from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
-
-RESTART = "xorepd:restart"
-"""On a source VM that went down for its snapshot: `Downed`. The run will start it again."""
 
 SHUTDOWN_S = 1200.0
 """XAPI itself gives a guest 20 minutes."""

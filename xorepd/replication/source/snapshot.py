@@ -28,6 +28,7 @@ from xorepd.replication.format.marks import (
     FOR,
     KEY,
     MIGRATION_TEXT,
+    RESTART,
     SNAPSHOTTING,
     Role,
     Use,
@@ -37,7 +38,7 @@ from xorepd.replication.format.marks import (
     xo_source,
 )
 from xorepd.replication.format.ownership import temporary_name
-from xorepd.replication.source.quiesce import RESTART, at_rest
+from xorepd.replication.source.quiesce import at_rest
 from xorepd.replication.source.tracking import enable_tracking
 from xorepd.xapi.records import CONTENT_ID, Vm
 from xorepd.xapi.vms import rewrite_other_config, take_checkpoint, take_snapshot, update_keys

@@ -37,6 +37,7 @@ from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
     CONFIRMED,
+    DISPLACED,
     KEY,
     REPLICA_TAG,
     XO_KEYS_OF_POINTS,
@@ -62,9 +63,6 @@ from xorepd.xapi.vms import (
 )
 
 log = structlog.get_logger(__name__)
-
-MOST_DISPLACED = 64
-"""Disks of others that a replica's mark remembers: each takes up to 50 bytes of `other_config`."""
 
 
 async def commit(
@@ -98,7 +96,6 @@ async def commit(
         moment=snapshot.mark.moment,
         offset=snapshot.mark.offset,
         disks=new,
-        displaced=_displaced(pair, side, leaving),
         commit=Commit(
             run=pair.run_id,
             old={vbd.userdevice: str(vdi.uuid) for vbd, vdi in leaving if vdi is not None},
@@ -127,7 +124,9 @@ async def commit(
     if side.replica is None or own_current(side.replica) is None:
         keys |= {CURRENT: standby.encode()}
     await rewrite_other_config(pair.target, "VM", replica, keys | {KEY: mark.encode()})
-    for vbd, _ in leaving:
+    for vbd, vdi in leaving:
+        if vdi is not None and not is_live(vdi, pair.stream):
+            await _note_displaced(pair, vbd, vdi)
         await destroy_vbd(pair.target, vbd.ref)
     for disk in staged:
         await _attach(pair, replica, disk)
@@ -284,21 +283,11 @@ def _part_drives(
     return leaving, staying
 
 
-def _displaced(
-    pair: Pair, side: TargetSide, leaving: Sequence[tuple[Vbd, Vdi | None]]
-) -> dict[str, str]:
-    """Return the disks of others that make room, now or before, and that may be in no VM then."""
-    before = side.mark.displaced if side.mark is not None else {}
-    present = {
-        uuid: device
-        for uuid, device in before.items()
-        if pair.target.cache.by_uuid(Vdi, uuid) is not None
-    }
-    for vbd, vdi in leaving:
-        if vdi is not None and not is_live(vdi, pair.stream):
-            log.warning("disk.displaced", device=vbd.userdevice, vdi=vdi.uuid, name=vdi.name_label)
-            present[vdi.uuid] = vbd.userdevice
-    return dict(list(present.items())[-MOST_DISPLACED:])
+async def _note_displaced(pair: Pair, vbd: Vbd, vdi: Vdi) -> None:
+    """Write on a disk of others that it makes room: soon it may be in no VM."""
+    log.warning("disk.displaced", device=vbd.userdevice, vdi=vdi.uuid, name=vdi.name_label)
+    noted = {DISPLACED: vbd.userdevice}
+    await update_keys(pair.target, "VDI", vdi.ref, "other_config", noted)
 
 
 async def _create_replica(pair: Pair, raw: Mapping[str, Any]) -> Ref:
