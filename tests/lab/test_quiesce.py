@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from tests.faults.killing import DEAD, killed_at
 from tests.lab import hands
 from tests.lab.world import World, new_run
+from tests.patience import patience
 from xorepd.replication.run.jobs import run_job
 from xorepd.state.records import Outcome, RunRecord
 from xorepd_lab.faults.faults import Fault
@@ -146,6 +147,30 @@ async def test_a_vm_that_a_person_has_had_since_a_daemon_shut_it_down_is_left_al
     assert (await run(replicated)).error is None
 
     assert await state_of_source(replicated) == ("Halted", False)
+
+
+async def test_a_vm_that_a_person_reverts_while_a_run_has_it_down_stays_suspended(
+    two_pools: World,
+) -> None:
+    """Its memory is that of the person's checkpoint; to resume the VM would use it up."""
+
+    def take(xenapi: Any) -> str:
+        return str(xenapi.VM.checkpoint(hands.vm_of(xenapi, "web01"), "by a person"))
+
+    checkpoint = await two_pools.ask("prod", take)
+    held = two_pools.lab.faults.add(Fault("rpc", "VM.snapshot", "prod", stall=True))
+
+    async with (
+        two_pools.daemon() as context,
+        asyncio.timeout(patience()),
+        asyncio.TaskGroup() as tasks,
+    ):
+        tasks.create_task(two_pools.run(context, snapshot="offline"))
+        await held.stalled.wait()
+        await two_pools.ask("prod", lambda xenapi: xenapi.VM.revert(checkpoint))
+        held.release()
+
+    assert await state_of_source(two_pools) == ("Suspended", False)
 
 
 async def test_hooks_run_before_and_after_and_are_told_what_for(

@@ -19,7 +19,7 @@ from tests.mischief.judges import Ran, judge_forgotten, judge_run, judge_theirs,
 from tests.mischief.plan import Deed, End, Forget, Options, Plan, Run, shorter
 from tests.mischief.scene import POOLS, VM_NAME, Scene, Violation
 from tests.patience import patience
-from xorepd.config.models import JobSettings
+from xorepd.config.models import Diverged, JobSettings
 from xorepd.errors import XorepdError
 from xorepd.replication.deciding.forgetting import Terms
 from xorepd.replication.run.jobs import Context, run_job
@@ -192,6 +192,7 @@ async def do_run(scene: Scene, run: Run, *, replaces: bool = False) -> Ran:
     scene.remember(await scene.look())
     had, was_harmless = len(scene.states), scene.is_harmless
     job = scene.world.job(**scene.job(**({"diverged": "replace"} if replaces else {})))
+    may_replace = job.diverged is Diverged.REPLACE
     done: list[Done] = []
     seen: list[Violation] = []
 
@@ -199,7 +200,7 @@ async def do_run(scene: Scene, run: Run, *, replaces: bool = False) -> Ran:
         if run.during:
             look = await scene.look()
             scene.remember(look)
-            seen.extend(judge_theirs(scene, look))
+            seen.extend(judge_theirs(scene, look, replaces=may_replace))
         for deed in run.during:
             done.append(await act(scene, deed))
             seen.extend(done[-1].violations)
@@ -213,7 +214,7 @@ async def do_run(scene: Scene, run: Run, *, replaces: bool = False) -> Ran:
         hangs=hangs,
         done=tuple(done),
         seen=tuple(seen),
-        replaces=job.diverged.value == "replace",
+        replaces=may_replace,
         had=had,
         was_harmless=was_harmless,
     )

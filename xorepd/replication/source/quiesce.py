@@ -91,9 +91,9 @@ async def _marked_to_run(pair: Pair, vm: Vm, down: str) -> AsyncIterator[None]:
         yield
     except BaseException as error:
         in_flight = _is_unanswered(error)
-        await to_the_end(start_again(pair, vm.ref, in_flight=in_flight), START_S)
+        await to_the_end(start_again(pair, vm.ref, downed, in_flight=in_flight), START_S)
         raise
-    await to_the_end(start_again(pair, vm.ref), START_S)
+    await to_the_end(start_again(pair, vm.ref, downed), START_S)
 
 
 def _is_unanswered(error: BaseException | None) -> bool:
@@ -160,33 +160,20 @@ async def _look_at(pool: Pool, run: str, vm: Vm, down: str) -> Downed:
 
 
 async def start_if_left_down(pair: Pair, vm: Vm) -> None:
-    """Start or resume a VM that an earlier run took down, if it is still as that run left it.
-
-    A run suspends a VM, or shuts it down. What is in the other state now, people have put there.
-    """
+    """Start or resume a VM that an earlier run took down, if it is still as that run left it."""
     left = Downed.decode(vm.other_config[RESTART])
     if left is not None and left.run == pair.run_id and vm.power_state == "Running":
         return  # a call of this run may still be under way: the next run looks again
-    if (
-        left is not None
-        and vm.power_state in (left.down or vm.power_state, "Running")
-        and left.ref in ("", vm.ref)
-        and replace(left, ref=vm.ref) == await _look_at(pair.source, left.run, vm, left.down)
-    ):
-        await start_again(pair, vm.ref)
-        return
-    log.warning(
-        "vm.left_alone", vm=vm.uuid, reason="it is not as the run that took it down left it"
-    )
-    await pair.source.unguarded().call("VM.remove_from_other_config", vm.ref, RESTART)
+    await start_again(pair, vm.ref, left)
 
 
-async def start_again(pair: Pair, vm: Ref, *, in_flight: bool = False) -> None:
-    """Start or resume a VM that a run took down, unless it runs, and remove the key.
+async def start_again(pair: Pair, vm: Ref, left: Downed | None, *, in_flight: bool = False) -> None:
+    """Start or resume a VM that a run took down, if it is as the run left it, and remove the key.
 
     This happens even without the lease: the VM must not stay down.
 
     Args:
+        left: what the run wrote down; None where that says nothing.
         in_flight: The run ended amid its calls, and XAPI may still take the VM down. If it runs, it
             keeps the key, and the next run looks at it again.
     """
@@ -194,13 +181,30 @@ async def start_again(pair: Pair, vm: Ref, *, in_flight: bool = False) -> None:
     state = await pool.call("VM.get_power_state", vm)
     if in_flight and state == "Running":
         return
-    if state == "Halted":
+    if state != "Running" and not await _is_as_left(pool, vm, state, left):
+        reason = "it is not as the run that took it down left it"
+        log.warning("vm.left_alone", vm=pool.cache.describe("VM", vm), reason=reason)
+    elif state == "Halted":
         log.info("vm.starting_again", vm=pool.cache.describe("VM", vm))
         await pool.run_task("VM.start", vm, False, False, timeout=START_S)
     elif state == "Suspended":
         log.info("vm.resuming", vm=pool.cache.describe("VM", vm))
         await _resume(pool, vm)
     await pool.call("VM.remove_from_other_config", vm, RESTART)
+
+
+async def _is_as_left(pool: Pool, ref: Ref, state: str, left: Downed | None) -> bool:
+    """Return whether nobody has reverted, imported or used a VM since a run took it down.
+
+    A run suspends a VM, or shuts it down. What is in the other state now, people have put there.
+    """
+    await pool.refresh()
+    vm = pool.cache.vms.get(ref)
+    if vm is None or left is None or left.ref not in ("", ref):
+        return False
+    if left.down not in ("", state):
+        return False
+    return replace(left, ref=ref) == await _look_at(pool, left.run, vm, left.down)
 
 
 async def _resume(pool: Pool, vm: Ref) -> None:
