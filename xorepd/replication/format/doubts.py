@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from xorepd.replication.format.current import KEY as CURRENT
-from xorepd.replication.format.current import own_current
+from xorepd.replication.format.current import State, own_current
 from xorepd.replication.format.index import MarkIndex, marks_on
 from xorepd.replication.format.inventory import disks_of
 from xorepd.replication.format.marks import (
@@ -234,7 +234,8 @@ def _is_settled_by_a_run(cache: Tables, marks: MarkIndex, vm: Vm) -> bool:
         return False
     replica = marks.vms.own_mark(origin.ref)
     if replica is None:  # see `SourceSide.unsigned`
-        return own_current(origin) is not None
+        current = own_current(origin)
+        return current is not None and current.state is State.ACTIVE
     return mark is not None and replica.commit is not None and replica.commit.point == vm.name_label
 
 
