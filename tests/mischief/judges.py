@@ -22,6 +22,8 @@ from xorepd.daemon.engine import Engine, open_engine
 from xorepd.replication.format.marks import BLOCK_TEXT, DISPLACED
 from xorepd.state.records import Outcome, RunRecord
 
+STARTING = {"start", "resume"}
+
 LASTING = {"xorepd:cbt", "xorepd:current"}
 """Keys that stay on a source VM and its disks."""
 
@@ -164,6 +166,8 @@ def judge_powers(scene: Scene, look: Look, ran: Ran) -> Iterator[Violation]:
         is_noted = "xorepd:restart" in look.vms[key]["other_config"]
         if is_noted and ran.reached and ran.run.end is End.CANCELLED:
             continue  # it may have come no farther than its lease: the next run starts the VM
+        if is_noted and look.vms[key]["blocked_operations"].keys() & STARTING:
+            continue  # people forbade it; the next run tries again
         if (now := look.vms[key]["power_state"]) != state:
             role = scene.role(look, key)
             yield Violation(f"power {role}", f"{look.thing(key)} was {state}, is {now}")
