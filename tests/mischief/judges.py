@@ -24,6 +24,8 @@ from xorepd.state.records import Outcome, RunRecord
 
 STARTING = {"start", "resume"}
 
+MARK = "xorepd:mark"
+
 LASTING = {"xorepd:cbt", "xorepd:current"}
 """Keys that stay on a source VM and its disks."""
 
@@ -374,7 +376,7 @@ def _leavings_of_runs(scene: Scene, look: Look) -> Iterator[Violation]:
 def _is_signed(look: Look, key: Key) -> bool:
     record = look.vms[key] if key in look.vms else look.vdis[key]
     try:
-        mark = json.loads(record["other_config"].get("xorepd:mark", "{}"))
+        mark = json.loads(record["other_config"].get(MARK, "{}"))
     except ValueError:
         return False
     is_it = isinstance(mark, dict) and mark.get("self") == record["uuid"]
@@ -389,7 +391,7 @@ def _is_changed(vdi: dict[str, Any]) -> bool:
     """
     if vdi["type"] == "cbt_metadata":
         return False  # there is nothing to write to
-    content = json.loads(vdi["other_config"]["xorepd:mark"]).get("content", "")
+    content = json.loads(vdi["other_config"][MARK]).get("content", "")
     return content not in ("", vdi["other_config"].get("content_id", ""))
 
 
@@ -398,7 +400,7 @@ def _contents(look: Look) -> set[str]:
     found = set()
     for vdi in look.vdis.values():
         try:
-            mark = json.loads(vdi["other_config"].get("xorepd:mark", "{}"))
+            mark = json.loads(vdi["other_config"].get(MARK, "{}"))
         except ValueError:
             continue
         if isinstance(mark, dict):
@@ -415,10 +417,21 @@ def _is_known_by_sight(look: Look, key: Key) -> bool:
         return _has_key_of_ours(look.vdis[key])
     record = look.vms[key]
     disks = look.disks(key).values() if record["is_a_snapshot"] else ()
+    if record["is_a_snapshot"] and not disks and _has_keys_of_origin(look, key):
+        return False  # people's own snapshot of the replica looks the same
     is_unfinished = record["name_label"].startswith("xorepd-unmarked")
     is_blocked = record["blocked_operations"].get("resume") == BLOCK_TEXT
     has_key = any(map(_has_key_of_ours, [record, *(look.vdis[each] for each in disks)]))
     return is_unfinished or is_blocked or has_key
+
+
+def _has_keys_of_origin(look: Look, key: Key) -> bool:
+    """Return whether the mark on a snapshot is that of the VM that it was taken of."""
+    origin = look.vms.get((key[0], look.vms[key]["snapshot_of"]))
+    if origin is None or not _is_signed(look, (key[0], look.vms[key]["snapshot_of"])):
+        return False
+    marks = [json.loads(each["other_config"].get(MARK, "{}")) for each in (look.vms[key], origin)]
+    return bool(marks[0].get("self") == marks[1].get("self"))
 
 
 def _has_key_of_ours(record: dict[str, Any]) -> bool:

@@ -211,6 +211,14 @@ def replica_with_the_keys_of_a_point_and_disks_of_others() -> Made:
     return world, replica
 
 
+def replica_with_the_keys_of_a_source_snapshot() -> Made:
+    source = SourceWorld()
+    world, replica = replica_without_marks()
+    world.raw(replica)["blocked_operations"] = {}
+    world.set_key(replica, KEY, source.mark_on(source.source_snapshot()).encode())
+    return world, replica
+
+
 def point_never_signed_because_the_replica_was_worked_on() -> Made:
     world, _ = replicated()
     replica = world.mark_on(world.replica)
@@ -309,6 +317,10 @@ ALL: list[tuple[Callable[[], Made], str]] = [
     (
         replica_with_the_keys_of_a_point_and_disks_of_others,
         "looks like a replica, which xorepd keeps from starting, and carries no mark of one",
+    ),
+    (
+        replica_with_the_keys_of_a_source_snapshot,
+        "carries the mark of .+, and is no copy of it",
     ),
     (
         point_never_signed_because_the_replica_was_worked_on,

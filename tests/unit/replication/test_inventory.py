@@ -632,6 +632,15 @@ async def test_staging_disk_on_another_sr_is_left_alone() -> None:
     assert (await world.read(sr=OTHER_SR)).unattached == ()
 
 
+async def test_disk_of_a_restore_point_on_another_sr_is_unattached_when_it_lost_its_vm() -> None:
+    """People may give the replica a disk of another SR in the moment of a commit."""
+    world = TargetWorld()
+    disk = world.disk()
+    world.mark(disk, Role.POINT)
+
+    assert [vdi.ref for vdi in (await world.read(sr=OTHER_SR)).unattached] == [disk]
+
+
 @pytest.mark.parametrize("role", list(Role))
 async def test_disk_with_a_mark_that_is_not_signed_is_in_no_inventory(role: Role) -> None:
     world = TargetWorld()

@@ -248,6 +248,8 @@ def _is_made_by_others(cache: Tables, marks: MarkIndex, vm: Vm) -> bool:
         origin = marks.vms.mark(vm.snapshot_of)
         if origin is None or origin.self != mark.self:
             return False
+    elif mark.role is Role.SOURCE and REPLICA_TAG in vm.tags:
+        return False  # a replica that lost its keys to those of a source snapshot
     return all(_is_copied(cache, marks, vdi) for _, vdi in disks_of(cache, vm))
 
 

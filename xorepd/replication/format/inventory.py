@@ -233,10 +233,11 @@ def read_target(cache: Tables, stream: ReplicaKey, sr: Ref) -> TargetSide:
     fresh = None
     if replica is not None and replica_mark is not None and replica_mark.commit is not None:
         fresh = _fresh_point(cache, replica, replica_mark)
+    # A restore point may hold a disk of another SR, which people gave to the replica amid a commit.
     ours = [
         Marked(each.what, each.mark)
         for each in marks_on(cache).disks.find(stream, signed=True)
-        if each.what.sr == sr
+        if each.what.sr == sr or each.mark.role is Role.POINT
     ]
     unattached = [disk for disk in ours if _is_unattached(cache, disk)]
     return TargetSide(

@@ -32,6 +32,7 @@ MAY_DANGLE: Final = {
     ("VDI", "snapshot_of"),
     ("VM", "parent"),
     ("VM", "suspend_SR"),
+    ("VM", "suspend_VDI"),
     *(("pool", f"{what}_SR") for what in ("default", "suspend_image", "crash_dump")),
     *(("host", f"{what}_sr") for what in ("suspend_image", "crash_dump", "local_cache")),
 }

@@ -185,6 +185,8 @@ class Lab:
                     break
             else:
                 raise ValueError(f"{vm_name} has no disk {position}")
+            if writable and record["mode"] == "RO":
+                raise ValueError(f"{vm_name} may only read disk {position}")
             repository, uuid = pool.storage.of_vdi(record["VDI"])
 
             def run() -> T:

@@ -5,6 +5,7 @@ import pytest
 from tests.lab.labclient import NULL, Api, vbd_record, vdi_record, vif_record
 from tests.lab.vmwatch import empty_drive
 from xorepd_lab.classes.devices.vif import mac_from_seed
+from xorepd_lab.lab import Lab
 
 pytest_plugins = ("tests.lab.labfixtures",)
 pytestmark = pytest.mark.lab
@@ -52,6 +53,17 @@ async def test_disks_are_not_plugged_where_that_cannot_be(api: Api) -> None:
     pinned = await api("VBD.create", vbd_record(running, data, unpluggable=False, mode="RW"))
     await api("VBD.plug", pinned)
     assert await api.failure("VBD.unplug", pinned) == ["VBD_NOT_UNPLUGGABLE", pinned]
+
+
+async def test_a_guest_writes_to_no_drive_that_it_may_only_read(lab: Lab, api: Api) -> None:
+    vm = await api.vm("db01")
+    (sr,) = await api("SR.get_by_name_label", "prod-local")
+    vdi = await api("VDI.create", vdi_record(sr))
+    await api("VBD.create", vbd_record(vm, vdi, mode="RO", userdevice="7"))
+    await api("VM.start", vm, False, False)
+
+    with pytest.raises(ValueError, match="db01 may only read disk 7"):
+        await lab.guest_write("db01", 7, random=1)
 
 
 async def test_a_vm_without_drivers_has_no_hotplug(api: Api) -> None:
