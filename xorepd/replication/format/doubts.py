@@ -240,7 +240,7 @@ def _is_settled_by_a_run(cache: Tables, marks: MarkIndex, vm: Vm) -> bool:
 
 
 def _is_made_by_others(cache: Tables, marks: MarkIndex, vm: Vm) -> bool:
-    """Return whether all marks are copies: somebody cloned, copied or snapshotted a VM of ours."""
+    """Return whether all marks are copies: a person cloned, copied or snapshotted a VM of ours."""
     mark = marks.vms.mark(vm.ref)
     if mark is None or run_that_named(vm) or _is_kept_from_starting(vm):
         return False

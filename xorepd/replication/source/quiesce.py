@@ -194,7 +194,7 @@ async def start_again(pair: Pair, vm: Ref, left: Downed | None, *, in_flight: bo
 
 
 async def _is_as_left(pool: Pool, ref: Ref, state: str, left: Downed | None) -> bool:
-    """Return whether nobody has reverted, imported or used a VM since a run took it down.
+    """Return whether a VM is the one that a run took down: not reverted, imported or used since.
 
     A run suspends a VM, or shuts it down. What is in the other state now, people have put there.
     """
