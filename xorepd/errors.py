@@ -12,6 +12,7 @@
      │   ├─ CertificateRefused     OPERATOR
      │   ├─ ObjectGone             RESYNC     kind, ref
      │   ├─ ObjectBusy             RETRY      kind, ref, operation
+     │   ├─ ContentChanged         RETRY      uuid
      │   ├─ NotAllowed             by code    code, params
      │   └─ XapiFailure            by code    code, params: any code not named above
      ├─ Refused                    OPERATOR   preflight found a reason not to start
@@ -223,6 +224,19 @@ class ObjectBusy(XapiError):
             "the next run tries again; if that persists, find out what uses it"
         )
         super().__init__(f"pool {pool}: {said}")
+
+
+class ContentChanged(XapiError):
+    """A disk was attached or written to after the run had looked at it. It was not destroyed."""
+
+    remedy = Remedy.RETRY
+
+    def __init__(self, pool: str, uuid: str) -> None:
+        self.pool, self.uuid = pool, uuid
+        super().__init__(
+            f"pool {pool}: VDI {uuid} was attached or written to after the run had looked at it, "
+            "so it was not destroyed; the next run looks again"
+        )
 
 
 class NotAllowed(XapiError):

@@ -92,4 +92,4 @@ async def test_no_byte_of_a_disk_is_written_any_more(dr: Pool) -> None:
 
     await dr.refresh()
     assert not dr.cache.tasks
-    await destroy_disk(dr, disk)
+    await destroy_disk(dr, dr.cache.vdis[disk.ref])

@@ -145,7 +145,8 @@ async def test_extents_beyond_2_tib_are_written_and_read_back(to_volumes: World)
         expected = {e: n for n, e in enumerate(reversed(extents), 1)}
         around = [Extent(1 * TiB, 4096), *extents]
         found = await read(dr, disk, sorted(around))
-        await destroy_disk(dr, disk)
+        await dr.refresh()
+        await destroy_disk(dr, dr.cache.vdis[ref])
 
     for extent in around:
         assert found[extent.offset] == bytes([expected.get(extent, 0)]) * extent.length

@@ -10,9 +10,11 @@ import pytest
 from tests.faults.killing import DEAD, killed_at
 from tests.lab import carried, hands
 from tests.lab.world import World
-from xorepd.ids import PoolName
+from xorepd.errors import ContentChanged
+from xorepd.ids import PoolName, Ref
 from xorepd.replication.format.doubts import Unresolved, find_unresolved
 from xorepd.state.records import Outcome, RunRecord
+from xorepd.xapi.vdis import destroy_disk
 
 pytestmark = pytest.mark.lab
 
@@ -415,3 +417,38 @@ async def test_a_disk_that_is_attached_twice_is_refused_by_name(two_pools: World
     assert record.outcome is Outcome.FAILED
     assert "disk web01-data is attached to VM web01 2 times" in str(record.error)
     assert await two_pools.left_over() == []
+
+
+@pytest.mark.parametrize("deed", ["written", "attached"])
+async def test_disk_that_a_person_took_after_the_last_look_is_not_destroyed(
+    two_pools: World, deed: str
+) -> None:
+    """News of a pool come late, and the turn of an SR may take minutes."""
+
+    def take(xenapi: Any) -> None:
+        ref = xenapi.VDI.get_by_uuid(disk.uuid)
+        vm = hands.create_vm(xenapi, "rescue")
+        hands.attach(xenapi, vm, ref, "0")
+        if deed == "written":
+            xenapi.VM.start(vm, False, False)
+            xenapi.VM.hard_shutdown(vm)
+            hands.detach(xenapi, vm, "0")
+
+    def create(xenapi: Any) -> str:
+        return hands.create_disk(xenapi, "dr-storage", "staging")
+
+    ref = Ref(await two_pools.ask("dr", create))
+    async with two_pools.daemon() as context:
+        dr = context.pools[PoolName("dr")]
+        await dr.refresh()
+        disk = dr.cache.vdis[ref]
+        await two_pools.ask("dr", take)
+
+        with pytest.raises(ContentChanged):
+            await destroy_disk(dr, disk)
+
+        assert disk.uuid in await two_pools.ask("dr", everything)
+        await dr.refresh()
+        if deed == "written":
+            await destroy_disk(dr, dr.cache.vdis[ref])
+            assert disk.uuid not in await two_pools.ask("dr", everything)

@@ -232,10 +232,13 @@ def use_vm(people: People, it: Thing) -> None:
 def switch(people: People, it: Thing) -> None:
     """Start a VM that is down, or shut one down that runs."""
     x = people.x(it.pool)
-    if x.VM.get_power_state(it.ref) == "Halted":
+    state, image = x.VM.get_power_state(it.ref), x.VM.get_suspend_VDI(it.ref)
+    if state == "Halted":
         x.VM.start(it.ref, False, False)
     else:
         x.VM.hard_shutdown(it.ref)
+    if state == "Suspended":
+        people.removed.append((it.pool, image))
     people.touched_power = True
 
 

@@ -421,6 +421,9 @@ def _is_known_by_sight(look: Look, key: Key) -> bool:
         return False  # people's own snapshot of the replica looks the same
     is_unfinished = record["name_label"].startswith("xorepd-unmarked")
     is_blocked = record["blocked_operations"].get("resume") == BLOCK_TEXT
+    owned = [vdi for vdi in look.disks(key).values() if _is_signed(look, vdi)]
+    if MARK in record["other_config"] and not (record["is_a_snapshot"] or owned):
+        return bool(is_unfinished or is_blocked)  # people's own clone of it looks the same
     has_key = any(map(_has_key_of_ours, [record, *(look.vdis[each] for each in disks)]))
     return is_unfinished or is_blocked or has_key
 

@@ -197,6 +197,10 @@ NAMED = (
 )
 """Requests after which, or before which, a run is at its most delicate."""
 
+REPLACING = ("VDI.set_other_config", "VM.set_other_config")
+"""Requests that replace what the one before has read. XAPI cannot compare and swap: what people do
+between the two is undone. No person works in such milliseconds, so they do it afterwards."""
+
 FORGOTTEN = 0.15
 """Part of the sequences that end with the job."""
 
@@ -265,7 +269,10 @@ def _run(rng: Random, table: Table) -> Run:
         moment = Moment("any", "*", None, rng.randrange(LONGEST), after=rng.random() < 0.5)
     end = rng.choice((End.WELL, End.WELL, End.WELL, End.KILLED, End.KILLED, *End))
     counts = (1, 1, 2) if end is End.WELL else (0, 0, 1)
-    return Run(moment, end, tuple(_some(rng, table, counts)))
+    during = tuple(_some(rng, table, counts))
+    if during and moment.match in REPLACING:
+        moment = replace(moment, after=True)
+    return Run(moment, end, during)
 
 
 # -- making it shorter ----------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from contextlib import AbstractAsyncContextManager, suppress
 
 import structlog
 
-from xorepd.errors import ObjectBusy, ObjectGone, XapiError
+from xorepd.errors import ContentChanged, ObjectBusy, ObjectGone, XapiError
 from xorepd.ids import Ref
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Vbd, Vdi
+from xorepd.xapi.records import Vbd, Vdi, read_record
 
 log = structlog.get_logger(__name__)
 
@@ -69,13 +69,18 @@ async def grow_disk(pool: Pool, vdi: Ref, sr: Ref, virtual_size: int) -> None:
         await pool.run_task("VDI.resize", vdi, virtual_size)
 
 
-async def destroy_disk(pool: Pool, vdi: Vdi) -> None:
+async def destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = False) -> None:
     """Destroy a disk, if it still exists. Wait once for its last transfer to release it.
 
+    Args:
+        vdi: its record, as the caller has looked at it.
+        even_if_changed: what was written to it since may be lost.
+
     Raises:
+        ContentChanged: something has written to it since.
         ObjectBusy: the disk stays in use.
     """
-    await _patiently(pool, vdi, "VDI.destroy")
+    await _patiently(pool, vdi, "VDI.destroy", check=vdi.has_data and not even_if_changed)
 
 
 async def destroy_data(pool: Pool, vdi: Vdi) -> None:
@@ -84,16 +89,21 @@ async def destroy_data(pool: Pool, vdi: Vdi) -> None:
     It is no error if the data or the disk is already gone. XAPI itself waits 4 s for VBDs to go.
 
     Raises:
+        ContentChanged: something has written to it since the caller looked at it.
         ObjectBusy: the disk stays in use.
         XapiFailure: the disk is not tracked (`VDI_NO_CBT_METADATA`).
     """
-    await _patiently(pool, vdi, "VDI.data_destroy")
+    await _patiently(pool, vdi, "VDI.data_destroy", check=True)
 
 
-async def _patiently(pool: Pool, vdi: Vdi, method: str) -> None:
+async def _patiently(pool: Pool, vdi: Vdi, method: str, *, check: bool) -> None:
     """Call a method on a disk that may still be in use for a while.
 
     Do not call it while the disk is attached: XAPI would wait 4 s and then refuse.
+
+    Args:
+        check: whether its content and users must be what they were when the caller looked. News
+            of the pool come late, and the turn of the SR may take minutes.
     """
     if _is_attached(pool, vdi):
         if pool.is_stuck(vdi.ref):
@@ -104,6 +114,8 @@ async def _patiently(pool: Pool, vdi: Vdi, method: str) -> None:
         try:
             async with pool.storage_turn(vdi.sr):
                 with suppress(ObjectGone):
+                    if check:
+                        await _check_unused(pool, vdi)
                     await pool.run_task(method, vdi.ref)
         except ObjectBusy:
             if attempt == BUSY_TRIES - 1 or pool.is_stuck(vdi.ref):
@@ -147,6 +159,24 @@ async def unplug_left(pool: Pool, vdi: Vdi) -> bool:
             log.warning("disk.not_detached", pool=pool.name, vdi=vdi.uuid, reason=str(error))
             return False
     return bool(left)
+
+
+async def _check_unused(pool: Pool, vdi: Vdi) -> None:
+    """Check that a disk has the content id that it had, and no other users.
+
+    Raises:
+        ContentChanged: something has written to it, or may be about to.
+    """
+    now = read_record(Vdi, vdi.ref, await pool.call("VDI.get_record", vdi.ref))
+    fresh = [ref for ref in now.vbds if ref not in vdi.vbds]
+    if now.content_id != vdi.content_id or not all(_is_of_dom0(pool, ref) for ref in fresh):
+        raise ContentChanged(pool.name, vdi.uuid)
+
+
+def _is_of_dom0(pool: Pool, vbd: Ref) -> bool:
+    known = pool.cache.table(Vbd).get(vbd)
+    owner = pool.cache.vms.get(known.vm) if known is not None else None
+    return owner is not None and owner.is_control_domain
 
 
 def _is_attached(pool: Pool, vdi: Vdi) -> bool:

@@ -106,7 +106,8 @@ async def destroy_record(pool: Pool, vm: Vm) -> bool:
 
 async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = False) -> bool:
     """Destroy a disk of ours, or log why it stays for the next sweep."""
-    if why := objection(pool.cache.vdis.get(vdi.ref, vdi), even_if_changed=even_if_changed):
+    vdi = pool.cache.vdis.get(vdi.ref, vdi)
+    if why := objection(vdi, even_if_changed=even_if_changed):
         log.warning("disk.kept", pool=pool.name, vdi=vdi.uuid, reason=why)
         return False
     if older := older_metadata(pool.cache, vdi):
@@ -114,7 +115,7 @@ async def try_destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = Fals
         return False
     was_stuck = pool.is_stuck(vdi.ref)
     try:
-        await destroy_disk(pool, vdi)
+        await destroy_disk(pool, vdi, even_if_changed=even_if_changed)
         if vdi.is_bare:  # newer ones wait for it
             await pool.cache.wait_for(lambda: vdi.ref not in pool.cache.vdis, GONE_S)
     except XapiError as error:
@@ -221,7 +222,7 @@ async def _try_destroy_data(pool: Pool, vdi: Vdi) -> str:
     """Destroy the data of a disk, or return why it stays for the next prune."""
     was_stuck = pool.is_stuck(vdi.ref)
     try:
-        await destroy_data(pool, vdi)
+        await destroy_data(pool, pool.cache.vdis.get(vdi.ref, vdi))
     except XapiError as error:
         tell = log.debug if was_stuck else log.warning
         tell("base.data_not_destroyed", pool=pool.name, vdi=vdi.uuid, error=str(error))

@@ -24,7 +24,7 @@ from xorepd.replication.format.marks import (
     Role,
     Use,
 )
-from xorepd.replication.format.ownership import own_mark
+from xorepd.replication.format.ownership import own_mark, used_by_vms
 from xorepd.replication.removal.destroying import destroy_group, try_destroy_disk
 from xorepd.replication.target.commit import protect
 from xorepd.xapi.pool import Pool
@@ -70,9 +70,13 @@ async def drop_images(pair: Pair, side: SourceSide) -> None:
 
     XAPI then takes it off the snapshot's record. The lock of the source VM is held.
     """
+    cache = pair.source.cache
     for group in side.snapshots:
-        if group.image is not None and Use.WANTED not in group.uses.values():
-            await try_destroy_disk(pair.source, group.image)
+        image = group.image
+        if image is None or Use.WANTED in group.uses.values():
+            continue
+        if not used_by_vms(cache, image, but=group.vm.ref):
+            await try_destroy_disk(pair.source, image)
 
 
 async def destroy_memory(pool: Pool, memory: VmSnapshot) -> None:
