@@ -10,6 +10,9 @@ import asyncio
 from collections.abc import Collection
 from typing import Any
 
+import pytest
+
+from tests.faults.killing import DEAD
 from tests.lab import hands
 from tests.lab.test_ownership import doubts
 from tests.lab.world import World, new_run
@@ -207,14 +210,6 @@ async def test_a_staging_disk_that_somebody_attached_is_not_destroyed_with_the_f
         where = (8 * hands.MiB, 4 * hands.MiB)
         await replicated.lab.guest_write("web01", disk, sequential=where, seed=disk)
     held = replicated.lab.faults.add(Fault("import", stall=True, stall_at=hands.MiB))
-
-    def is_without_content_id(xenapi: Any) -> bool:
-        """Tell whether a disk is written to that would count as theirs if the run ended now."""
-        return any(
-            "content_id" not in vdi["other_config"]
-            for vdi in xenapi.VDI.get_all_records().values()
-            if vdi["name_label"].startswith("[Importing]")
-        )
 
     def take(xenapi: Any) -> tuple[str, set[str]]:
         vm = hands.create_vm(xenapi, "curious")
@@ -635,3 +630,63 @@ async def test_a_vm_that_is_being_migrated_is_waited_for(replicated: World) -> N
 
     assert record.outcome is Outcome.DELTA, record.error
     await sound(replicated)
+
+
+@pytest.mark.leaves(*DEAD)
+async def test_a_staging_disk_that_a_person_wrote_to_after_a_daemon_had_died_stays(
+    replicated: World,
+) -> None:
+    """The task of the dead daemon's import is still there, and proves nothing any more."""
+    await replicated.lab.guest_write("web01", 1, sequential=(0, 8 * hands.MiB), seed=1)
+    held = replicated.lab.faults.add(
+        Fault("import", object="[Importing] web01-data", stall=True, stall_at=3 * hands.MiB)
+    )
+    async with replicated.daemon() as context:
+        run = asyncio.get_running_loop().create_task(
+            run_job(replicated.job(), new_run(), context), name="run"
+        )
+        await held.stalled.wait()
+        async with asyncio.timeout(patience()):
+            while await replicated.ask("dr", is_without_content_id):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for where in ("rpc", "export", "import"):
+            replicated.lab.faults.add(Fault(where, times=None, reset=True))
+        run.cancel()
+        held.release()
+        await asyncio.wait({run})
+    replicated.lab.faults.clear()
+    async with asyncio.timeout(patience()):
+        while await replicated.ask("dr", attached_by_dom0):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    def work(xenapi: Any) -> str:
+        [ref] = xenapi.VDI.get_by_name_label("[Importing] web01-data")
+        vm = hands.create_vm(xenapi, "rescue")
+        hands.attach(xenapi, vm, ref, "0")
+        xenapi.VM.start(vm, False, False)
+        xenapi.VM.hard_shutdown(vm)
+        hands.detach(xenapi, vm, "0")
+        return str(xenapi.VDI.get_uuid(ref))
+
+    worked_on = await replicated.ask("dr", work)
+    assert (await next_run(replicated, 2)).outcome is Outcome.DELTA
+
+    assert worked_on in await vdi_uuids(replicated, "dr")
+    assert worked_on in {doubt.uuid for doubt in await doubts(replicated, "dr")}
+    await replicated.ask("dr", hands.destroy_disks([worked_on]))
+    await sound(replicated)
+
+
+def is_without_content_id(xenapi: Any) -> bool:
+    """Tell whether a disk is written to that would count as theirs if the run ended now."""
+    return any(
+        "content_id" not in vdi["other_config"]
+        for vdi in xenapi.VDI.get_all_records().values()
+        if vdi["name_label"].startswith("[Importing]")
+    )
+
+
+def attached_by_dom0(xenapi: Any) -> bool:
+    return any(
+        xenapi.VM.get_is_control_domain(vbd["VM"]) for vbd in xenapi.VBD.get_all_records().values()
+    )

@@ -5,7 +5,7 @@ unless one was set meanwhile. So we set our own during the transfer. Then, howev
 the daemon ends, the disk has the id that its mark names, as long as nothing else has written to it.
 
     PUT ─► 200 ─► attached: id removed ─► we set it ─► … ─► detached: it stays ─► task succeeds
-                  └────── if the daemon dies here, the task is the evidence ──────────┘
+                  └─ if the daemon dies here, the task is the evidence
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import structlog
 from xorepd.errors import ObjectBusy, XapiError, XapiFailure
 from xorepd.ids import Ref, VdiUuid
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import CONTENT_ID, Vbd, Vdi
+from xorepd.xapi.records import CONTENT_ID, KEPT, Vbd, Vdi
+from xorepd.xapi.vms import update_keys
 
 log = structlog.get_logger(__name__)
 
@@ -26,8 +27,8 @@ _ATTACH_S = 900.0
 class ContentKeeper:
     """The content id of one disk during one transfer; `DiskEndpoint.keeping` lets it watch."""
 
-    def __init__(self, pool: Pool, vdi: VdiUuid, content: str) -> None:
-        self._pool, self._uuid, self._content = pool, vdi, content
+    def __init__(self, pool: Pool, vdi: VdiUuid, content: str, task: Ref) -> None:
+        self._pool, self._uuid, self._content, self._task = pool, vdi, content, task
         self.is_settled = False
         """Whether the disk has the id, and keeps it when it is detached."""
 
@@ -39,6 +40,8 @@ class ContentKeeper:
                 if vdi is not None:
                     key = CONTENT_ID, self._content
                     await self._pool.call("VDI.add_to_other_config", vdi.ref, *key)
+                    kept = {KEPT: self._task}
+                    await update_keys(self._pool, "VDI", vdi.ref, "other_config", kept)
                 self.is_settled = True
         except XapiError as error:
             log.debug("content_id.not_set", vdi=self._uuid, reason=str(error))

@@ -116,9 +116,9 @@ class DiskEndpoint:
         await self._pool.discard_request(task_ref)
 
     @asynccontextmanager
-    async def keeping(self, vdi: VdiUuid, content: str) -> AsyncIterator[ContentKeeper]:
+    async def keeping(self, vdi: VdiUuid, content: str, task: Ref) -> AsyncIterator[ContentKeeper]:
         """Keep the content id of a disk until the block ends; `settle` at its good end."""
-        keeper = ContentKeeper(self._pool, vdi, content)
+        keeper = ContentKeeper(self._pool, vdi, content, task)
         async with background((f"content {vdi}", keeper.watch())):
             yield keeper
 

@@ -40,6 +40,10 @@ OWNER_PREFIX = "xorepd:"
 CONTENT_ID = "content_id"
 """Key in `other_config` of disks: see `Vdi.content_id`."""
 
+KEPT = "xorepd:kept"
+"""Key in `other_config` of a disk that a request of ours writes or wrote: the reference of its
+task, since the content id is set again. That task proves nothing about the disk any more."""
+
 _STREAMS = ("xorepd import ", "xorepd export ")
 _IMPORT = "xorepd import "
 """Prefix of the name of a task that writes a disk (`data.http.imports`); the UUID follows."""

@@ -55,7 +55,7 @@ class ScriptedDoor:
         """Disks whose content ids were to be kept, and these."""
 
     @asynccontextmanager
-    async def keeping(self, vdi: VdiUuid, content: str) -> AsyncIterator[Keeper]:
+    async def keeping(self, vdi: VdiUuid, content: str, task: Ref) -> AsyncIterator[Keeper]:
         self.kept.append((vdi, content))
         yield self.keeper
 

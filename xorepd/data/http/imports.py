@@ -119,7 +119,8 @@ async def open_upload(
         headers = {} if length is None else {"Content-Length": str(length)}
         async with AsyncExitStack() as stack:
             if content:
-                keeper = await stack.enter_async_context(endpoint.keeping(vdi, content))
+                keeping = endpoint.keeping(vdi, content, task_ref)
+                keeper = await stack.enter_async_context(keeping)
             answer = respond(endpoint, "PUT", "/import_raw_vdi", asked, what, headers=headers)
             try:
                 response = await stack.enter_async_context(answer)

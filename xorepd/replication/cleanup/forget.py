@@ -38,8 +38,8 @@ from xorepd.replication.format.inventory import (
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
-    CONFIRMED,
     KEY,
+    KEYS_OF_STAGING,
     REPLICA_TAG,
     XO_KEYS_OF_POINTS,
     Mark,
@@ -259,7 +259,7 @@ async def _set_free(f: Forgetting, side: TargetSide, replica: Vm) -> None:
     pool, cache = f.target, f.target.cache
     for _, vdi in side.live:
         if is_live(vdi, f.stream):
-            await _strike(pool, vdi, [CONFIRMED, *_XO_KEYS, KEY])
+            await _strike(pool, vdi, [*KEYS_OF_STAGING, *_XO_KEYS, KEY])
     for vif in cache.present(Vif, replica.vifs):
         await _strike(pool, vif, [VIF_SOURCE, VIF_NETWORK])
     if REPLICA_TAG in replica.tags:

@@ -65,7 +65,7 @@ from xorepd.replication.target.suspended import sweep_memories
 from xorepd.replication.transfer.foreign_base import of_others
 from xorepd.xapi.contents import put_content
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import OWNER_PREFIX, Task, Vdi, parse_time
+from xorepd.xapi.records import KEPT, OWNER_PREFIX, Task, Vdi, parse_time
 from xorepd.xapi.vdis import detached, unplug_left
 from xorepd.xapi.vms import update_keys
 
@@ -221,8 +221,11 @@ async def claim(pool: Pool, mark: Mark, tasks: Iterable[Task]) -> None:
                     await sign_disk(pool, made, mark)
                 else:
                     log.warning("disk.not_recovered", pool=pool.name, vdi=made.uuid)
-        elif not await _reclaim(pool, pool.cache.by_uuid(Vdi, task.wrote or "")):
-            continue  # the next sweep looks again
+        else:
+            wrote = pool.cache.by_uuid(Vdi, task.wrote or "")
+            is_kept = wrote is not None and wrote.other_config.get(KEPT) == task.ref
+            if not is_kept and not await _reclaim(pool, wrote):
+                continue  # the next sweep looks again
         await pool.discard_told(task)
 
 

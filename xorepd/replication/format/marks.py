@@ -43,6 +43,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic_core import from_json, to_json
 
+from xorepd.xapi.records import KEPT
+
 PREFIX = "xorepd:"
 KEY = "xorepd:mark"
 VERSION = 2
@@ -62,6 +64,9 @@ SR, in whatever direction. Retention leaves the restore point alone."""
 CONFIRMED = "xorepd:confirmed"
 """On a staging disk: its UUID, an offset in bytes, and how many runs have continued there.
 The pool has confirmed that everything below it is on the disk."""
+
+KEYS_OF_STAGING = (CONFIRMED, KEPT)
+"""Keys that a disk loses when it is no staging disk any more."""
 
 FOR = "xorepd:for:"
 """On a source snapshot and its disks, with the UUID of a target SR behind it: `Use`."""

@@ -14,7 +14,7 @@ import structlog
 from xorepd.errors import ObjectGone, XapiError
 from xorepd.replication.deciding.data_destroy import is_agreed
 from xorepd.replication.format.inventory import Marked, VmSnapshot
-from xorepd.replication.format.marks import CONFIRMED, FOR, KEY, Mark, Use, decode, uses_of
+from xorepd.replication.format.marks import FOR, KEY, KEYS_OF_STAGING, Mark, Use, decode, uses_of
 from xorepd.replication.format.ownership import objection, own_mark, used_by_vms
 from xorepd.xapi.cache import PoolCache
 from xorepd.xapi.pool import Pool
@@ -92,7 +92,7 @@ async def sign_disk(pool: Pool, vdi: Vdi, mark: Mark) -> None:
     if not vdi.content_id:
         keys |= {CONTENT_ID: content}
     with suppress(ObjectGone):
-        await rewrite_other_config(pool, "VDI", vdi.ref, keys, [CONFIRMED])
+        await rewrite_other_config(pool, "VDI", vdi.ref, keys, KEYS_OF_STAGING)
 
 
 async def destroy_record(pool: Pool, vm: Vm) -> bool:

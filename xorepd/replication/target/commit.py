@@ -36,9 +36,9 @@ from xorepd.replication.format.inventory import (
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
-    CONFIRMED,
     DISPLACED,
     KEY,
+    KEYS_OF_STAGING,
     REPLICA_TAG,
     XO_KEYS_OF_POINTS,
     Commit,
@@ -167,7 +167,7 @@ async def finish_commit(pair: Pair, side: TargetSide, point: VmSnapshot) -> None
         keys = {KEY: mark.on(vdi.uuid, vdi.ref).encode()}
         if not vdi.content_id:
             keys |= {CONTENT_ID: content}
-        await rewrite_other_config(pair.target, "VDI", vdi.ref, keys, [CONFIRMED])
+        await rewrite_other_config(pair.target, "VDI", vdi.ref, keys, KEYS_OF_STAGING)
     inherited = decode(point.vm.other_config)
     assert inherited is not None
     mark = replace(
@@ -360,7 +360,7 @@ async def _release(pair: Pair, replica: Vm, mark: Mark | None) -> None:
     assert mark is not None
     for _, vdi in disks_of(pair.target.cache, replica):
         if is_live(vdi, pair.stream):
-            gone = [*XO_KEYS_OF_POINTS, CONFIRMED]
+            gone = [*XO_KEYS_OF_POINTS, *KEYS_OF_STAGING]
             await rewrite_other_config(pair.target, "VDI", vdi.ref, {}, gone)
     # Xen Orchestra tells a replica by its blocked start and a job id on the live VM.
     kept = {KEY: replace(mark, commit=None).encode(), "xo:backup:job": pair.job_id}

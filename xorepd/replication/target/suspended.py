@@ -17,8 +17,8 @@ from xorepd.replication.format.inventory import SourceSide, TargetSide, VmSnapsh
 from xorepd.replication.format.marks import (
     BLOCK_TEXT,
     BLOCKED_ON_REPLICA,
-    CONFIRMED,
     KEY,
+    KEYS_OF_STAGING,
     REPLICA_TAG,
     Mark,
     Role,
@@ -112,5 +112,5 @@ async def sign_disk(pool: Pool, disk: tuple[Ref, Mark], role: Role) -> None:
     """Write the mark of a disk, or of a memory, on it with a role."""
     ref, mark = disk
     await rewrite_other_config(
-        pool, "VDI", ref, {KEY: replace(mark, role=role).encode()}, [CONFIRMED]
+        pool, "VDI", ref, {KEY: replace(mark, role=role).encode()}, KEYS_OF_STAGING
     )

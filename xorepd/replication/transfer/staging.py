@@ -24,7 +24,7 @@ from xorepd.replication.context.board import DiskProgress
 from xorepd.replication.deciding.modes import Delta, Full, Mode, Resync, reason_of
 from xorepd.replication.deciding.resume import Begun
 from xorepd.replication.format.inventory import Marked, VmSnapshot
-from xorepd.replication.format.marks import CONFIRMED, KEY, Mark, Role, xo_point
+from xorepd.replication.format.marks import KEY, KEYS_OF_STAGING, Mark, Role, xo_point
 from xorepd.replication.format.ownership import was_made_of_changed
 from xorepd.replication.transfer.resume_offset import Confirmations
 from xorepd.tidying import to_the_end
@@ -136,7 +136,7 @@ async def stage(pair: Pair, snapshot: VmSnapshot, plan: PlannedDisk) -> Staged:
         uuid: str = await pair.target.call("VDI.get_uuid", ref)
         mark = blank.on(uuid, ref)
         signed = keys | {KEY: mark.encode(), CONTENT_ID: mark.content}
-        inherited = await rewrite_other_config(pair.target, "VDI", ref, signed, [CONFIRMED])
+        inherited = await rewrite_other_config(pair.target, "VDI", ref, signed, KEYS_OF_STAGING)
     if isinstance(plan.how, Delta) and was_made_of_changed(inherited):
         made_of = pair.target.disk(plan.how.onto)
         what = f"disk {made_of.name_label} of a restore point"
