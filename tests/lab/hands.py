@@ -116,7 +116,7 @@ def destroy_disks(uuids: Iterable[str]) -> Deed:
 
 def create_vm(xenapi: Any, name: str) -> str:
     """Create a halted VM without anything, like web01 in other respects."""
-    like = next(
+    like, *_ = (  # not `next`: a StopIteration in a thread hangs the loop that waits for it
         vm
         for vm in xenapi.VM.get_all_records().values()
         if not vm["is_control_domain"] and not vm["is_default_template"]

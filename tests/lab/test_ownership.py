@@ -421,7 +421,7 @@ async def test_a_disk_that_is_attached_twice_is_refused_by_name(two_pools: World
 
 @pytest.mark.parametrize("deed", ["written", "attached"])
 async def test_disk_that_a_person_took_after_the_last_look_is_not_destroyed(
-    two_pools: World, deed: str
+    replicated: World, deed: str
 ) -> None:
     """News of a pool come late, and the turn of an SR may take minutes."""
 
@@ -437,18 +437,18 @@ async def test_disk_that_a_person_took_after_the_last_look_is_not_destroyed(
     def create(xenapi: Any) -> str:
         return hands.create_disk(xenapi, "dr-storage", "staging")
 
-    ref = Ref(await two_pools.ask("dr", create))
-    async with two_pools.daemon() as context:
+    ref = Ref(await replicated.ask("dr", create))
+    async with replicated.daemon() as context:
         dr = context.pools[PoolName("dr")]
         await dr.refresh()
         disk = dr.cache.vdis[ref]
-        await two_pools.ask("dr", take)
+        await replicated.ask("dr", take)
 
         with pytest.raises(ContentChanged):
             await destroy_disk(dr, disk)
 
-        assert disk.uuid in await two_pools.ask("dr", everything)
+        assert disk.uuid in await replicated.ask("dr", everything)
         await dr.refresh()
         if deed == "written":
             await destroy_disk(dr, dr.cache.vdis[ref])
-            assert disk.uuid not in await two_pools.ask("dr", everything)
+            assert disk.uuid not in await replicated.ask("dr", everything)
