@@ -1,6 +1,6 @@
 """Peak memory and CPU of the daemon while it moves one large disk that is full of data.
 
-    python -m tests.bench.memory [--gib 8]
+    python -m tests.bench.memory [--gib 2]
 
 The lab, the daemon and both disks are on this machine: wall time says little, memory and CPU
 seconds per GiB of the daemon's own process are what is measured.
@@ -22,7 +22,9 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.memory")
-    parser.add_argument("--gib", type=int, default=8, help="how much of the disk is written")
+    parser.add_argument(
+        "--gib", type=int, choices=(1, 2), default=2, help="how much of the disk is written"
+    )
     gib = parser.parse_args().gib
     with Stage() as stage:
         try:

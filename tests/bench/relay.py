@@ -1,6 +1,6 @@
 """What it costs to carry a disk from one pool to another: our CPU and memory beside curl's.
 
-    python -m tests.bench.relay [--gib 8] [--rounds 1]
+    python -m tests.bench.relay [--gib 2] [--rounds 1]
 
 Both pools are a lab in a process of its own; only the process that carries is measured. It reads a
 snapshot that is full of data (as an export or over NBD), hashes it, and writes it in extents. curl
@@ -52,7 +52,9 @@ STALL_S: Final = 300.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.relay")
-    parser.add_argument("--gib", type=int, default=8, help="how much data the disk holds")
+    parser.add_argument(
+        "--gib", type=int, choices=(1, 2), default=2, help="how much data the disk holds"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

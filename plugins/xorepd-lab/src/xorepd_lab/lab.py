@@ -147,10 +147,19 @@ class Lab:
 
         Returns:
             (offset, length) of the random and sequential writes and of the trim.
+
+        Raises:
+            ValueError: the VM does not run, or has no such disk or place that it may write to.
         """
 
         def work(opened: Disk) -> list[tuple[int, int]]:
             touched: list[tuple[int, int]] = []
+            for offset, length in filter(None, (sequential, trim, within)):
+                if offset < 0 or length < 0 or offset + length > opened.virtual_size:
+                    raise ValueError(
+                        f"disk {disk} of {vm} has {opened.virtual_size} bytes, and none at "
+                        f"{offset} + {length}"
+                    )
             if random:
                 touched += guests.write_random(opened, random, seed, within)
             if sequential:
