@@ -69,12 +69,12 @@ async def test_a_guest_writes_to_no_drive_that_it_may_only_read(lab: Lab, api: A
 async def test_a_guest_writes_nowhere_beyond_the_end_of_its_disk(lab: Lab) -> None:
     beyond = (0, 1 << 40)
     for write in (
-        lambda: lab.guest_write("web01", 0, sequential=beyond),
-        lambda: lab.guest_write("web01", 0, trim=beyond),
-        lambda: lab.guest_write("web01", 0, random=1, within=beyond),
+        lab.guest_write("web01", 0, sequential=beyond),
+        lab.guest_write("web01", 0, trim=beyond),
+        lab.guest_write("web01", 0, random=1, within=beyond),
     ):
         with pytest.raises(ValueError, match="disk 0 of web01 has 67108864 bytes, and none at 0"):
-            await write()
+            await write
 
 
 async def test_a_vm_without_drivers_has_no_hotplug(api: Api) -> None:
