@@ -19,7 +19,7 @@ from tests.mischief.plan import End, Kind, Role, Run
 from tests.mischief.scene import Key, Known, Look, Scene, Violation, facts
 from xorepd.config.models import Settings
 from xorepd.daemon.engine import Engine, open_engine
-from xorepd.replication.format.marks import BLOCK_TEXT, DISPLACED
+from xorepd.replication.format.marks import BLOCK_TEXT, DISPLACED, SNAPSHOTTING
 from xorepd.state.records import Outcome, RunRecord
 
 STARTING = {"start", "resume"}
@@ -129,7 +129,8 @@ def judge_theirs(
                 yield Violation("unlisted", f"{known.thing} was taken out, and does not say so")
         for each in (now, was):
             each["other_config"] = {**each["other_config"]}
-            each["other_config"].pop(DISPLACED, None)
+            for key_of_ours in (DISPLACED, SNAPSHOTTING):  # people may have taken the disk out amid
+                each["other_config"].pop(key_of_ours, None)
         was.pop("power_state", None)  # see `judge_powers`
         for name, value in was.items():
             if now[name] != value:
