@@ -7,7 +7,8 @@ any more is gone, and what somebody else made, or uses, is as they left it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -203,6 +204,32 @@ async def vdi_uuids(two_pools: World, pool: str) -> set[str]:
     return {vdi["uuid"] for vdi in found}
 
 
+@asynccontextmanager
+async def held_amid_import(world: World, held: Fault) -> AsyncIterator[asyncio.Task[object]]:
+    """Give a run that a fault holds amid an import, its disks with their content ids again."""
+    async with world.daemon() as context:
+        run = asyncio.get_running_loop().create_task(
+            run_job(world.job(), new_run(), context), name="run"
+        )
+        await held.stalled.wait()
+        await world.ask("dr", hands.wait_for(staging_disks_have_content_ids))
+        yield run
+
+
+def staging_disks_have_content_ids(xenapi: Any) -> bool:
+    """Return whether no disk would count as written to by others if the run ended now."""
+    return all(
+        "content_id" in vdi["other_config"]
+        for vdi in xenapi.VDI.get_all_records().values()
+        if vdi["name_label"].startswith("[Importing]")
+    )
+
+
+def control_domains_have_no_disk(xenapi: Any) -> bool:
+    vbds = xenapi.VBD.get_all_records().values()
+    return not any(xenapi.VM.get_is_control_domain(vbd["VM"]) for vbd in vbds)
+
+
 async def test_a_staging_disk_that_somebody_attached_is_not_destroyed_with_the_failed_run(
     replicated: World,
 ) -> None:
@@ -220,14 +247,7 @@ async def test_a_staging_disk_that_somebody_attached_is_not_destroyed_with_the_f
                 taken.add(vdi["uuid"])
         return vm, taken
 
-    async with replicated.daemon() as context:
-        run = asyncio.get_running_loop().create_task(
-            run_job(replicated.job(), new_run(), context), name="run"
-        )
-        await held.stalled.wait()
-        async with asyncio.timeout(patience()):
-            while await replicated.ask("dr", is_without_content_id):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+    async with held_amid_import(replicated, held) as run:
         vm, taken = await replicated.ask("dr", take)
         run.cancel()
         await asyncio.wait([run])
@@ -641,23 +661,14 @@ async def test_a_staging_disk_that_a_person_wrote_to_after_a_daemon_had_died_sta
     held = replicated.lab.faults.add(
         Fault("import", object="[Importing] web01-data", stall=True, stall_at=3 * hands.MiB)
     )
-    async with replicated.daemon() as context:
-        run = asyncio.get_running_loop().create_task(
-            run_job(replicated.job(), new_run(), context), name="run"
-        )
-        await held.stalled.wait()
-        async with asyncio.timeout(patience()):
-            while await replicated.ask("dr", is_without_content_id):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+    async with held_amid_import(replicated, held) as run:
         for where in ("rpc", "export", "import"):
             replicated.lab.faults.add(Fault(where, times=None, reset=True))
         run.cancel()
         held.release()
         await asyncio.wait({run})
     replicated.lab.faults.clear()
-    async with asyncio.timeout(patience()):
-        while await replicated.ask("dr", attached_by_dom0):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await replicated.ask("dr", hands.wait_for(control_domains_have_no_disk))
 
     def work(xenapi: Any) -> str:
         [ref] = xenapi.VDI.get_by_name_label("[Importing] web01-data")
@@ -675,18 +686,3 @@ async def test_a_staging_disk_that_a_person_wrote_to_after_a_daemon_had_died_sta
     assert worked_on in {doubt.uuid for doubt in await doubts(replicated, "dr")}
     await replicated.ask("dr", hands.destroy_disks([worked_on]))
     await sound(replicated)
-
-
-def is_without_content_id(xenapi: Any) -> bool:
-    """Tell whether a disk is written to that would count as theirs if the run ended now."""
-    return any(
-        "content_id" not in vdi["other_config"]
-        for vdi in xenapi.VDI.get_all_records().values()
-        if vdi["name_label"].startswith("[Importing]")
-    )
-
-
-def attached_by_dom0(xenapi: Any) -> bool:
-    return any(
-        xenapi.VM.get_is_control_domain(vbd["VM"]) for vbd in xenapi.VBD.get_all_records().values()
-    )

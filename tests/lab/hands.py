@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from tests.patience import patience
 
 Deed = Callable[[Any], Any]
 """Done with the SDK, logged in to one pool."""
@@ -112,6 +115,20 @@ def destroy_disks(uuids: Iterable[str]) -> Deed:
             xenapi.VDI.destroy(xenapi.VDI.get_by_uuid(uuid))
 
     return deed
+
+
+def wait_for(holds: Callable[[Any], bool]) -> Deed:
+    """Return a deed that ends when something holds: it asks again whenever a disk changes."""
+
+    def wait(xenapi: Any) -> None:
+        deadline, token = time.monotonic() + patience(), ""
+        while not holds(xenapi):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{holds.__name__} does not come true")
+            batch = getattr(xenapi.event, "from")(["vdi", "vbd"], token, 5.0)
+            token = batch["token"]
+
+    return wait
 
 
 def create_vm(xenapi: Any, name: str) -> str:

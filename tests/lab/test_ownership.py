@@ -452,3 +452,6 @@ async def test_disk_that_a_person_took_after_the_last_look_is_not_destroyed(
         if deed == "written":
             await destroy_disk(dr, dr.cache.vdis[ref])
             assert disk.uuid not in await replicated.ask("dr", everything)
+        else:
+            with pytest.raises(ContentChanged):
+                await destroy_disk(dr, dr.cache.vdis[ref], even_if_changed=True)

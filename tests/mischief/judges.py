@@ -119,7 +119,8 @@ def judge_theirs(
         if scene.role(look, key) is Role.SOURCE:  # a run may note there what it is doing
             for each in (now, was):
                 each["other_config"] = _keys_of_others(each["other_config"])
-        made_room = replaces or amid or key in scene.displaced or _is_spare(scene, known)
+        made_room = replaces or key in scene.displaced or _is_spare(scene, known)
+        made_room |= amid and _stood_in_the_replica(scene, look, was)
         if now.get("users") != was.get("users") and made_room:
             was.pop("users")  # it made room in the replica
             scene.displaced.add(key)
@@ -127,10 +128,10 @@ def judge_theirs(
                 scene.detached.add(key)
             elif not now["users"] and not amid:
                 yield Violation("unlisted", f"{known.thing} was taken out, and does not say so")
-        for each in (now, was):
-            each["other_config"] = {**each["other_config"]}
-            for key_of_ours in (DISPLACED, SNAPSHOTTING):  # people may have taken the disk out amid
-                each["other_config"].pop(key_of_ours, None)
+        if key in scene.displaced:
+            now["other_config"] = _but(DISPLACED, now["other_config"], was["other_config"])
+        # A run takes back what it noted on a disk that people took out of the source VM since.
+        was["other_config"] = _but(SNAPSHOTTING, was["other_config"], now["other_config"])
         was.pop("power_state", None)  # see `judge_powers`
         for name, value in was.items():
             if now[name] != value:
@@ -144,6 +145,19 @@ def _in_points(scene: Scene, look: Look) -> Iterator[str]:
         is_point = scene.role(look, key) is Role.POINT and _is_signed(look, key)
         if is_point and not _is_touched(scene, look, key):
             yield from look.content_of(key).values()
+
+
+def _but(key: str, keys: dict[str, str], others: dict[str, str]) -> dict[str, str]:
+    """Return the keys, without one of ours that the others do not have."""
+    return {name: value for name, value in keys.items() if name != key or name in others}
+
+
+def _stood_in_the_replica(scene: Scene, look: Look, was: dict[str, Any]) -> bool:
+    """Return whether a disk of people's was in the replica alone."""
+    users = was.get("users", ())
+    return bool(users) and all(
+        user in look.vms and scene.role(look, user) is Role.REPLICA for user in users
+    )
 
 
 def _is_spare(scene: Scene, known: Known) -> bool:

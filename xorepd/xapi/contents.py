@@ -5,7 +5,8 @@ unless one was set meanwhile. So we set our own during the transfer. Then, howev
 the daemon ends, the disk has the id that its mark names, as long as nothing else has written to it.
 
     PUT ─► 200 ─► attached: id removed ─► we set it ─► … ─► detached: it stays ─► task succeeds
-                  └─ if the daemon dies here, the task is the evidence
+                  └── if the daemon dies here, ─┘
+                      the task is the evidence
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import structlog
 from xorepd.errors import ContentChanged, ObjectBusy, ObjectGone, XapiError
 from xorepd.ids import Ref
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Vbd, Vdi, read_record
+from xorepd.xapi.records import Vbd, Vdi
 
 log = structlog.get_logger(__name__)
 
@@ -77,10 +77,10 @@ async def destroy_disk(pool: Pool, vdi: Vdi, *, even_if_changed: bool = False) -
         even_if_changed: what was written to it since may be lost.
 
     Raises:
-        ContentChanged: something has written to it since.
+        ContentChanged: something has written to it since, or a VM has it.
         ObjectBusy: the disk stays in use.
     """
-    await _patiently(pool, vdi, "VDI.destroy", check=vdi.has_data and not even_if_changed)
+    await _patiently(pool, vdi, "VDI.destroy", even_if_changed=even_if_changed)
 
 
 async def destroy_data(pool: Pool, vdi: Vdi) -> None:
@@ -89,21 +89,19 @@ async def destroy_data(pool: Pool, vdi: Vdi) -> None:
     It is no error if the data or the disk is already gone. XAPI itself waits 4 s for VBDs to go.
 
     Raises:
-        ContentChanged: something has written to it since the caller looked at it.
+        ContentChanged: something has written to it since the caller looked at it, or a VM has it.
         ObjectBusy: the disk stays in use.
         XapiFailure: the disk is not tracked (`VDI_NO_CBT_METADATA`).
     """
-    await _patiently(pool, vdi, "VDI.data_destroy", check=True)
+    await _patiently(pool, vdi, "VDI.data_destroy")
 
 
-async def _patiently(pool: Pool, vdi: Vdi, method: str, *, check: bool) -> None:
-    """Call a method on a disk that may still be in use for a while.
+async def _patiently(pool: Pool, vdi: Vdi, method: str, *, even_if_changed: bool = False) -> None:
+    """Call a method that destroys a disk, which may still be in use for a while.
 
-    Do not call it while the disk is attached: XAPI would wait 4 s and then refuse.
-
-    Args:
-        check: whether its content and users must be what they were when the caller looked. News
-            of the pool come late, and the turn of the SR may take minutes.
+    Do not call it while the disk is attached: XAPI would wait 4 s and then refuse. The record is
+    read once more right before, because news of a pool come late and the turn of the SR may take
+    minutes. What has no data can neither change nor serve a VM.
     """
     if _is_attached(pool, vdi):
         if pool.is_stuck(vdi.ref):
@@ -114,8 +112,8 @@ async def _patiently(pool: Pool, vdi: Vdi, method: str, *, check: bool) -> None:
         try:
             async with pool.storage_turn(vdi.sr):
                 with suppress(ObjectGone):
-                    if check:
-                        await _check_unused(pool, vdi)
+                    if vdi.has_data:
+                        await _check_unused(pool, vdi, even_if_changed=even_if_changed)
                     await pool.run_task(method, vdi.ref)
         except ObjectBusy:
             if attempt == BUSY_TRIES - 1 or pool.is_stuck(vdi.ref):
@@ -161,21 +159,28 @@ async def unplug_left(pool: Pool, vdi: Vdi) -> bool:
     return bool(left)
 
 
-async def _check_unused(pool: Pool, vdi: Vdi) -> None:
-    """Check that a disk has the content id that it had, and no other users.
+async def _check_unused(pool: Pool, vdi: Vdi, *, even_if_changed: bool) -> None:
+    """Check that a disk has the content id that it had, and that no VM has it.
+
+    XAPI destroys a disk that a VM has and does not use at the moment.
 
     Raises:
         ContentChanged: something has written to it, or may be about to.
     """
-    now = read_record(Vdi, vdi.ref, await pool.call("VDI.get_record", vdi.ref))
-    fresh = [ref for ref in now.vbds if ref not in vdi.vbds]
-    if now.content_id != vdi.content_id or not all(_is_of_dom0(pool, ref) for ref in fresh):
+    now = pool.read(Vdi, vdi.ref, await pool.call("VDI.get_record", vdi.ref))
+    is_changed = now.content_id != vdi.content_id and not even_if_changed
+    if is_changed or not all([await _is_of_dom0(pool, ref) for ref in now.vbds]):
         raise ContentChanged(pool.name, vdi.uuid)
 
 
-def _is_of_dom0(pool: Pool, vbd: Ref) -> bool:
+async def _is_of_dom0(pool: Pool, vbd: Ref) -> bool:
+    """Return whether a drive is one of a control domain, or gone by now."""
     known = pool.cache.table(Vbd).get(vbd)
-    owner = pool.cache.vms.get(known.vm) if known is not None else None
+    try:
+        vm = known.vm if known is not None else Ref(await pool.call("VBD.get_VM", vbd))
+    except ObjectGone:
+        return True
+    owner = pool.cache.vms.get(vm)
     return owner is not None and owner.is_control_domain
 
 

@@ -22,6 +22,7 @@ from xorepd.replication.format.marks import (
     REPLICA_TAG,
     SNAPSHOTTING,
     Role,
+    displaced_text,
 )
 from xorepd.replication.format.ownership import temporary_name
 
@@ -183,7 +184,7 @@ def staging_disk_without_its_mark() -> Made:
 def disk_of_others_taken_out_of_the_replica() -> Made:
     world, _ = replicated()
     disk = world.disk()
-    world.set_key(disk, DISPLACED, "7")
+    world.set_key(disk, DISPLACED, displaced_text(world.uuid(disk), "7"))
     return world, disk
 
 
@@ -470,7 +471,11 @@ async def test_vms_of_others_are_no_doubts_whatever_they_inherited() -> None:
     world.write(world.disks(world.clone(world.replica))[0])
     world.clone(point)
     world.snapshot(world.replica, "by a user")
-    world.attach(world.vm("mine"), world.disk())
+    displaced = world.disk()
+    world.set_key(displaced, DISPLACED, displaced_text(world.uuid(displaced), "7"))
+    world.attach(mine := world.vm("mine"), displaced)
+    world.snapshot(mine, "of a VM with a disk that a run took out of the replica")
+    world.clone_disk(displaced)
     world.disk()
     world.vm("template", is_a_template=True)
     of_xen_orchestra = world.vm("[XO Backup nightly] web01", tags=[REPLICA_TAG])

@@ -13,6 +13,8 @@ it as an object like any other.
     a VM that our restore points are snapshots of    its marks were wiped
     a VM or snapshot like ours, with disks we signed the same, or others were written over them
     a disk in no VM that a run took out of a replica people had put it there
+    all else that bears a name, a key or a block of  people did something to it
+    ours, and that no run settles and no person copied
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from xorepd.replication.format.marks import (
     SNAPSHOTTING,
     TRACKED,
     Role,
+    displaced_from,
     snapshotting_on,
 )
 from xorepd.replication.format.ownership import (
@@ -50,11 +53,8 @@ from xorepd.xapi.tables import Tables
 SETTLED = "none"
 """What an operator writes in place of a mark: an object without any may have lost its own."""
 
-LONGEST_DEVICE = 16
-"""Characters of a device that we show; the key that holds it may say anything."""
-
-_LASTING = {CURRENT, RESTART, TRACKED}
-"""Keys that a source VM and its disks bear, and all that people make of them."""
+_LASTING = {CURRENT, DISPLACED, RESTART, TRACKED}
+"""Keys on source VMs and on disks of others, and so on all that people make of them."""
 
 _KINDS = {Role.POINT: "restore point", Role.SOURCE: "source snapshot"}
 
@@ -137,8 +137,8 @@ def _about_disk(cache: Tables, marks: MarkIndex, vdi: Vdi, named: Mapping[str, s
         return f"was snapshotted while run {run} took a snapshot, which has not got it"
     if vdi.is_a_snapshot and any(key.startswith(PREFIX) for key in vdi.other_config):
         return "is a snapshot with keys of ours, and carries no mark: people changed its keys"
-    if (device := vdi.other_config.get(DISPLACED)) is not None:
-        return f"was disk {device[:LONGEST_DEVICE]} of a replica until a run put another there"
+    if device := displaced_from(vdi.other_config, vdi.uuid):
+        return f"was disk {device} of a replica until a run put another there"
     if any(key.startswith(PREFIX) and key not in _LASTING for key in vdi.other_config):
         return "bears keys of ours, and carries no mark: people changed its keys"
     if vdi.type == "suspend" and vdi.is_a_snapshot:

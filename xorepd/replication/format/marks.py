@@ -78,8 +78,9 @@ REPLICA_TAG = "Continuous Replication"
 """Xen Orchestra's tag of replicas; its smart jobs leave out what carries it."""
 
 DISPLACED = "xorepd:displaced"
-"""On a disk of others that people put into a replica, and a commit took out: the device at which it
-was. `xorepctl orphans` lists the disk while no VM has it."""
+"""On a disk of others that people put into a replica, and a commit took out: its UUID, because
+copies inherit the key, and the device at which it was. `xorepctl orphans` lists the disk while no
+VM has it."""
 
 TRACKED = "xorepd:cbt"
 """On a source disk: xorepd switched changed-block tracking on, for this job."""
@@ -95,6 +96,7 @@ FUTURE = timedelta(minutes=15)
 """How far a moment may lie behind the arrival of its restore point before a clock must be wrong."""
 
 _SECTOR = 512
+_LONGEST_DEVICE = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIER_MEMBERS = {
     *("role", "stream", "run", "self", "job", "snapshot", "disk", "device", "deltas"),
@@ -337,6 +339,17 @@ def confirmed_on(other_config: Mapping[str, str], uuid: str) -> tuple[int, int]:
         return 0, 0
     offset, tries = map(int, numbers)
     return (0, 0) if offset % _SECTOR else (offset, tries)
+
+
+def displaced_text(uuid: str, device: str) -> str:
+    """Return what `DISPLACED` says on a disk of that UUID."""
+    return f"{uuid} {device}"
+
+
+def displaced_from(other_config: Mapping[str, str], uuid: str) -> str:
+    """Return the device from which a commit displaced a disk; empty where none did."""
+    own, _, device = other_config.get(DISPLACED, "").partition(" ")
+    return device[:_LONGEST_DEVICE] if own == uuid else ""
 
 
 def _is_number(text: str) -> bool:

@@ -45,6 +45,7 @@ from xorepd.replication.format.marks import (
     Mark,
     Role,
     decode,
+    displaced_text,
     xo_point,
 )
 from xorepd.replication.format.ownership import Content, content_of, own_mark, temporary_name
@@ -227,6 +228,8 @@ async def undo_commit(pair: Pair, side: TargetSide, pending: Commit) -> None:
             await create_disk_vbd(
                 pair.target, replica.ref, vdi.ref, device, bootable=device == "0", mode="RW"
             )
+        if vdi is not None and DISPLACED in vdi.other_config:
+            await update_keys(pair.target, "VDI", vdi.ref, "other_config", {}, [DISPLACED])
     assert side.mark is not None
     mark = replace(side.mark, disks=pending.old)
     if side.points:
@@ -286,7 +289,7 @@ def _part_drives(
 async def _note_displaced(pair: Pair, vbd: Vbd, vdi: Vdi) -> None:
     """Write on a disk of others that it makes room: soon it may be in no VM."""
     log.warning("disk.displaced", device=vbd.userdevice, vdi=vdi.uuid, name=vdi.name_label)
-    noted = {DISPLACED: vbd.userdevice}
+    noted = {DISPLACED: displaced_text(vdi.uuid, vbd.userdevice)}
     await update_keys(pair.target, "VDI", vdi.ref, "other_config", noted)
 
 

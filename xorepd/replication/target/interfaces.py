@@ -23,7 +23,7 @@ from xorepd.errors import XapiFailure
 from xorepd.ids import Ref
 from xorepd.replication.context.assignment import Pair
 from xorepd.xapi.pool import Pool
-from xorepd.xapi.records import Vif, read_record
+from xorepd.xapi.records import Vif
 from xorepd.xapi.vms import create_vif, destroy_vif, update_keys
 
 log = structlog.get_logger(__name__)
@@ -117,7 +117,7 @@ async def update_interfaces(
     present = {
         vif.device: vif
         for ref in refs
-        for vif in [read_record(Vif, Ref(ref), await pair.target.call("VIF.get_record", ref))]
+        for vif in [pair.target.read(Vif, Ref(ref), await pair.target.call("VIF.get_record", ref))]
     }
     wanted = {interface.device: interface for interface in interfaces}
     networks = {ref: network.uuid for ref, network in pair.target.cache.networks.items()}
