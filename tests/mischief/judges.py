@@ -130,8 +130,10 @@ def judge_theirs(
                 yield Violation("unlisted", f"{known.thing} was taken out, and does not say so")
         if key in scene.displaced:
             now["other_config"] = _but(DISPLACED, now["other_config"], was["other_config"])
-        # A run takes back what it noted on a disk that people took out of the source VM since.
-        was["other_config"] = _but(SNAPSHOTTING, was["other_config"], now["other_config"])
+        # A run takes back what one noted on a disk that people took out of the source VM since, or
+        # on one that it puts back into the replica.
+        for noted in (SNAPSHOTTING, DISPLACED):
+            was["other_config"] = _but(noted, was["other_config"], now["other_config"])
         was.pop("power_state", None)  # see `judge_powers`
         for name, value in was.items():
             if now[name] != value:
